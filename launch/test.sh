@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Run the tests, from a bare clone: makes .venv, installs the test extra, checks style and types, runs pytest.
+#   bash launch/test.sh [pytest arguments]      e.g.  bash launch/test.sh -m slow
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. launch/install.sh
+install "[test]"
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+.venv/bin/mypy
+.venv/bin/python -m pytest "$@"

@@ -1,0 +1,137 @@
+"""Configs and commands: a config name and typed overrides -> a frozen dataclass; and how every command reports its errors.
+
+A config is a module `configs/NAME.py` with one frozen dataclass instance `CONFIG`, whose type belongs to the module that consumes it.
+Overrides and `--help` come from tyro, which reads types and docstrings. `run_command` turns bad input into one line and a non-zero exit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+ROOT = Path(__file__).resolve().parents[1]
+Config = TypeVar("Config")
+
+
+def config_names() -> list[str]:
+    """Return the names of the configs that come with the project."""
+    return sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
+
+
+def load_config(name: str, config_type: type[Config]) -> Config:
+    """Return the `CONFIG` of `configs/NAME.py`, given as a name or as a path to any such file.
+
+    Raises ValueError for an unknown name (listing the known ones), and for a config of another command.
+    """
+    path = Path(name) if name.endswith(".py") else ROOT / "configs" / f"{name}.py"
+    if not path.is_file():
+        raise ValueError(f"no config {name!r}; give a path ending in .py, or one of: {', '.join(config_names())}")
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    spec = importlib.util.spec_from_file_location(f"configs.{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = getattr(module, "CONFIG", None)
+    if not isinstance(config, config_type):
+        raise ValueError(f"{path} has no CONFIG of type {config_type.__name__}; it holds {type(config).__name__}")
+    return config
+
+
+def parse_command(description: str, config_type: type[Config], argv: Sequence[str] | None = None) -> Config:
+    """Parse `CONFIG [--field value ...]`: the named config with typed overrides.
+
+    Prints help and exits for `--help`; raises ValueError for an unknown config or field, listing the valid ones.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    name = argv.pop(0) if argv and not argv[0].startswith("-") else None
+    if name is None:
+        if "--help" in argv or "-h" in argv:
+            print(f"{description}\n\nusage: {Path(sys.argv[0]).name} CONFIG [--field value ...]")
+            print(f"configs: {', '.join(config_names())}\n`CONFIG --help` lists the fields of that config.")
+            sys.exit(0)
+        raise ValueError(f"which config? Give a path ending in .py, or one of: {', '.join(config_names())}")
+    return parse_arguments(description, config_type, argv, default=load_config(name, config_type))
+
+
+def parse_arguments(
+    description: str, config_type: type[Config], argv: Sequence[str] | None = None, default: Config | None = None
+) -> Config:
+    """Parse typed `--field value` arguments into `config_type`, starting from `default` if there is one.
+
+    Raises ValueError for an unknown field, listing the valid ones.
+    """
+    import tyro
+
+    argv = list(sys.argv[1:] if argv is None else argv)
+    valid = sorted(field_flags(config_type))
+    for flag in (arg.split("=")[0] for arg in argv if arg.startswith("--") and len(arg) > 2):
+        if flag.replace("_", "-") not in (*valid, "--help"):
+            raise ValueError(f"unknown field {flag}; the fields are: {' '.join(valid)}")
+    keywords: dict[str, Any] = {} if default is None else {"default": default}
+    return tyro.cli(config_type, args=argv, description=description, **keywords)
+
+
+def field_flags(config_type: Any, prefix: str = "--") -> list[str]:
+    """Return the command-line flags of a config's fields, nested ones joined by a dot."""
+    import typing
+
+    flags = []
+    hints = typing.get_type_hints(config_type)
+    for field in dataclasses.fields(config_type):
+        flag = prefix + field.name.replace("_", "-")
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            flags += field_flags(hint, flag + ".")
+        else:
+            flags.append(flag)
+            if hint is bool:
+                head, _, last = flag.rpartition(".")
+                flags.append(f"{head}.no-{last}" if head else f"--no-{flag[2:]}")
+    return flags
+
+
+def to_json(config: Any) -> str:
+    """Return the resolved config as JSON."""
+    return json.dumps(dataclasses.asdict(config), indent=2)
+
+
+def config_hash(config: Any, exclude: Sequence[str] = ()) -> str:
+    """Return 12 hex digits that identify the resolved config, but for the top-level fields in `exclude`."""
+    fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in exclude}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def commit() -> str:
+    """Return the git commit of this checkout, with a `+` where files differ from it; "unknown" outside a checkout."""
+    git = ["git", "-C", str(ROOT)]
+    result = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
+    if result.returncode:
+        return "unknown"
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True).returncode
+    return result.stdout.strip() + ("+" if changed else "")
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Run a command; bad input (ValueError, OSError) is printed as one message and exits with 1.
+
+    `S1JAX_TRACEBACK=1` in the environment shows where it was raised.
+    """
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        if os.environ.get("S1JAX_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,64 @@
+"""Fixtures shared by all tests: eight fake CPU devices, and the real data and model where they are at hand."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real questions and the real Qwen2.5 tokenizer that lies beside some checkouts."""
+    path = ROOT.parent / "shared"
+    if not (path / "qwen2.5-tokenizer" / "tokenizer.json").exists():
+        pytest.skip(f"no real data at {path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def qwen_tokenizer(shared):
+    """The real Qwen2.5 tokenizer."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(shared / "qwen2.5-tokenizer")
+
+
+@pytest.fixture(scope="session")
+def real_model(shared) -> Path:
+    """A real pretrained 135M chat model as a Qwen2 checkpoint, fetched once per machine."""
+    path = ROOT / ".cache" / "smollm2-135m"
+    if not (path / "config.json").exists():
+        path.parent.mkdir(exist_ok=True)
+        subprocess.run([sys.executable, shared / "tools" / "fetch_real_model.py", path], check=True)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> str:
+    """A Hugging Face checkpoint of a random two-layer model over bytes, with 512 positions."""
+    import jax
+    from test_chat import byte_tokenizer
+
+    from s1jax import checkpoint
+    from s1jax.model import ModelConfig, init_params
+    from s1jax.sharding import MeshConfig, ShardingRules, make_mesh
+
+    config = ModelConfig(
+        vocab_size=264, embed_dim=32, mlp_dim=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, rope_theta=1e4,
+        rms_norm_eps=1e-6, max_position_embeddings=512, tie_word_embeddings=True, dtype="float32",
+    )  # fmt: skip
+    directory = tmp_path_factory.mktemp("tiny_model")
+    byte_tokenizer(eos_token="<|im_end|>", pad_token="<|endoftext|>").save_pretrained(directory / "tokenizer")
+    params = init_params(config, ShardingRules(), "stacked", make_mesh(MeshConfig()), seed=0)
+    # Larger weights than at initialisation, so that logits differ and every id, the ends included, comes up.
+    params = jax.tree.map(lambda x: x * 4 if x.ndim > 1 else x, params)
+    checkpoint.save_hf(directory / "hf", config, params, "float32", directory / "tokenizer")
+    return str(directory / "hf")
