@@ -1,0 +1,435 @@
+"""The Qwen2.5 decoder: token ids, positions and segments -> hidden states, logits and a key/value cache.
+
+`ModelConfig` is read from (and written back to) a Hugging Face `config.json`. The NNX modules hold the parameters under Hugging Face's
+submodule names and define the forward; everything jitted takes the parameters as a plain nested dict (`abstract_params`, `init_params`) and
+merges them with `graphdef(...)`. Two layouts of one block: `stacked` layers ([L, ...] arrays, run by `jax.lax.scan`, for training) and
+per-layer arrays (a Python loop, for decoding, where slicing a stack would copy the weights at every step).
+
+Invariant: softmax, norms, rotary angles and logits are float32 whatever the compute dtype.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from s1jax.attention import attention
+from s1jax.sharding import ShardingRules, constrain, sharding_for
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int
+
+Params = dict[str, Any]
+Layout = Literal["stacked", "per_layer"]
+DType = Literal["bfloat16", "float32"]
+
+
+@dataclass(frozen=True)
+class YarnConfig:
+    """YaRN context extension (arXiv 2309.00071), static as in Hugging Face: it scales short texts too."""
+
+    factor: float
+    original_max_position_embeddings: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a Qwen2.5 model, and the dtype it computes in."""
+
+    vocab_size: int
+    embed_dim: int
+    mlp_dim: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope_theta: float
+    rms_norm_eps: float
+    max_position_embeddings: int
+    tie_word_embeddings: bool
+    yarn: YarnConfig | None = None
+    dtype: str = "bfloat16"
+    """Compute dtype: bfloat16 or float32."""
+
+    @classmethod
+    def from_hf(cls, hf: dict[str, Any], dtype: str = "bfloat16") -> ModelConfig:
+        """Read the dict of a Hugging Face `config.json`. Raises ValueError for what this decoder does not compute."""
+        problems = []
+        if hf.get("model_type") != "qwen2":
+            problems.append(f"model_type is {hf.get('model_type')!r}, not 'qwen2'")
+        if hf.get("hidden_act", "silu") != "silu":
+            problems.append(f"hidden_act is {hf['hidden_act']!r}, not 'silu'")
+        if hf.get("use_sliding_window"):
+            problems.append("use_sliding_window is set")
+        needed = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
+        problems += [f"{name} is missing" for name in needed if name not in hf]
+        # `rope_parameters` is the newer form of `rope_theta` and `rope_scaling`.
+        rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+        rope_type = rope.get("rope_type") or rope.get("type") or "default"
+        if rope_type not in ("default", "yarn"):
+            problems.append(f"rope type is {rope_type!r}, not 'default' or 'yarn'")
+        if rope_type == "yarn" and "factor" not in rope:
+            problems.append("yarn without a factor")
+        if problems:
+            raise ValueError(f"not a Qwen2.5 config: {'; '.join(problems)}")
+        max_position_embeddings = hf.get("max_position_embeddings", 32768)
+        yarn = None
+        if rope_type == "yarn":
+            yarn = YarnConfig(
+                factor=float(rope["factor"]),
+                original_max_position_embeddings=int(
+                    rope.get("original_max_position_embeddings") or max_position_embeddings
+                ),
+                beta_fast=float(rope.get("beta_fast") or 32.0),
+                beta_slow=float(rope.get("beta_slow") or 1.0),
+                attention_factor=rope.get("attention_factor"),
+            )
+        return cls(
+            vocab_size=hf["vocab_size"],
+            embed_dim=hf["hidden_size"],
+            mlp_dim=hf["intermediate_size"],
+            num_layers=hf["num_hidden_layers"],
+            num_heads=hf["num_attention_heads"],
+            num_kv_heads=hf.get("num_key_value_heads") or hf["num_attention_heads"],
+            head_dim=hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"],
+            rope_theta=float(rope.get("rope_theta") or hf.get("rope_theta") or 10000.0),
+            rms_norm_eps=hf.get("rms_norm_eps", 1e-6),
+            max_position_embeddings=max_position_embeddings,
+            tie_word_embeddings=hf.get("tie_word_embeddings", False),
+            yarn=yarn,
+            dtype=dtype,
+        )
+
+    def to_hf(self) -> dict[str, Any]:
+        """Return the dict of a Hugging Face `config.json` that `from_hf` reads back to this config."""
+        hf: dict[str, Any] = dict(
+            architectures=["Qwen2ForCausalLM"],
+            model_type="qwen2",
+            vocab_size=self.vocab_size,
+            hidden_size=self.embed_dim,
+            intermediate_size=self.mlp_dim,
+            num_hidden_layers=self.num_layers,
+            num_attention_heads=self.num_heads,
+            num_key_value_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            hidden_act="silu",
+            rms_norm_eps=self.rms_norm_eps,
+            rope_theta=self.rope_theta,
+            max_position_embeddings=self.max_position_embeddings,
+            tie_word_embeddings=self.tie_word_embeddings,
+            use_sliding_window=False,
+            attention_dropout=0.0,
+        )
+        if self.yarn is not None:
+            yarn = {f.name: getattr(self.yarn, f.name) for f in fields(self.yarn)}
+            hf["rope_scaling"] = {"rope_type": "yarn"} | {k: v for k, v in yarn.items() if v is not None}
+        return hf
+
+
+class KVCache(NamedTuple):
+    """Keys and values of the tokens seen so far; slots from `length` on are free and of segment 0."""
+
+    k: tuple[Float[Array, "B K S H"], ...]
+    v: tuple[Float[Array, "B K S H"], ...]
+    positions: Int[Array, "B S"]
+    segment_ids: Int[Array, "B S"]
+    length: Int[Array, ""]
+
+
+def init_cache(config: ModelConfig, batch_size: int, capacity: int, rules: ShardingRules) -> KVCache:
+    """Return an empty cache for `batch_size` rows of at most `capacity` tokens, in the compute dtype (call it under jit)."""
+    shape = (batch_size, config.num_kv_heads, capacity, config.head_dim)
+
+    def layers() -> tuple[jax.Array, ...]:
+        zeros = jnp.zeros(shape, config.dtype)
+        return tuple(constrain(zeros, rules, "batch", "kv_heads", None, None) for _ in range(config.num_layers))
+
+    ints = jnp.zeros((batch_size, capacity), jnp.int32)
+    return KVCache(layers(), layers(), ints, ints, jnp.zeros((), jnp.int32))
+
+
+def rope_frequencies(config: ModelConfig) -> tuple[Float[Array, " H/2"], float]:
+    """Return the rotary angle per position of each dimension pair, and the factor on cos and sin (1 without YaRN).
+
+    Source: RoFormer (arXiv 2104.09864); YaRN (arXiv 2309.00071) sections 3.2 (by parts) and 3.4 (attention factor).
+    """
+    half = config.head_dim // 2
+    frequencies = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    yarn = config.yarn
+    if yarn is None:
+        return frequencies, 1.0
+
+    def dimension_of(rotations: float) -> float:
+        """Dimension pair that turns this often over the original context."""
+        context = yarn.original_max_position_embeddings
+        return half * math.log(context / (rotations * 2 * math.pi)) / math.log(config.rope_theta)
+
+    low = max(math.floor(dimension_of(yarn.beta_fast)), 0)
+    high = min(math.ceil(dimension_of(yarn.beta_slow)), config.head_dim - 1)
+    # 0: turns often enough to be kept as it is; 1: never completes a turn, so it is interpolated.
+    ramp = jnp.clip((jnp.arange(half, dtype=jnp.float32) - low) / max(high - low, 0.001), 0, 1)
+    frequencies = frequencies * (1 - ramp) + frequencies / yarn.factor * ramp
+    default_factor = 0.1 * math.log(yarn.factor) + 1.0 if yarn.factor > 1 else 1.0
+    return frequencies, yarn.attention_factor or default_factor
+
+
+def apply_rope(x: Float[Array, "B T N H"], angles: Float[Array, "B T H/2"], factor: float) -> Float[Array, "B T N H"]:
+    """Rotate the pairs (x[i], x[i + H/2]) of every head by `angles`, in float32."""
+    cos, sin = jnp.cos(angles)[:, :, None] * factor, jnp.sin(angles)[:, :, None] * factor
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)
+
+
+class ParamFactory:
+    """Creates parameters with named dimensions; with `num_stacked`, one leading dimension for the layers of a stack."""
+
+    def __init__(self, rngs: nnx.Rngs, num_stacked: int | None = None):
+        self.rngs = rngs
+        self.stack = () if num_stacked is None else (num_stacked,)
+
+    def __call__(self, shape: tuple[int, ...], names: tuple[str | None, ...], scale: float | None = 0.02) -> nnx.Param:
+        """Return a float32 parameter: normal with this standard deviation (Qwen2's initializer_range), 0 or, for None, 1."""
+        shape = (*self.stack, *shape)
+        names = (*(None for _ in self.stack), *names)
+        if scale is None:
+            value = jnp.ones(shape)
+        elif scale == 0:
+            value = jnp.zeros(shape)
+        else:
+            value = scale * jax.random.normal(self.rngs.params(), shape)
+        return nnx.Param(value, names=names)
+
+
+class Projection(nnx.Module):
+    """A linear map given by an einsum, with an optional bias on its output dimensions."""
+
+    def __init__(self, param: ParamFactory, equation: str, shape, names, dtype: str, bias_dims: int = 0):
+        self.equation, self.dtype = equation, dtype
+        self.kernel = param(shape, names)
+        self.bias = param(shape[-bias_dims:], names[-bias_dims:], scale=0) if bias_dims else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Apply the map in the compute dtype."""
+        y = jnp.einsum(self.equation, x, self.kernel[...].astype(self.dtype))
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square normalisation over the last dimension (arXiv 1910.07467), in float32."""
+
+    def __init__(self, param: ParamFactory, dim: int, eps: float):
+        self.eps = eps
+        self.weight = param((dim,), (None,), scale=None)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalise; the output has the dtype of `x`."""
+        x32 = x.astype(jnp.float32)
+        x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
+        return (x32 * self.weight[...].astype(jnp.float32)).astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Grouped-query self-attention with biases on q, k and v."""
+
+    def __init__(self, config: ModelConfig, param: ParamFactory):
+        D, N, K, H = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
+        self.q_proj = Projection(param, "BTD,DNH->BTNH", (D, N, H), ("embed", "heads", None), config.dtype, bias_dims=2)
+        self.k_proj = Projection(
+            param, "BTD,DKH->BTKH", (D, K, H), ("embed", "kv_heads", None), config.dtype, bias_dims=2
+        )
+        self.v_proj = Projection(
+            param, "BTD,DKH->BTKH", (D, K, H), ("embed", "kv_heads", None), config.dtype, bias_dims=2
+        )
+        self.o_proj = Projection(param, "BTNH,NHD->BTD", (N, H, D), ("heads", None, "embed"), config.dtype)
+        self.rope_factor = rope_frequencies(config)[1] if config.yarn else 1.0
+
+    def __call__(self, x, angles, positions, segment_ids, cache):
+        """Return the output [B, T, D] and, given this layer's (k, v, full positions, full segments, slot), the new k and v."""
+        q = apply_rope(self.q_proj(x), angles, self.rope_factor)
+        k = apply_rope(self.k_proj(x), angles, self.rope_factor).swapaxes(1, 2)
+        v = self.v_proj(x).swapaxes(1, 2)
+        kv_positions, kv_segment_ids = positions, segment_ids
+        if cache is not None:
+            cached_k, cached_v, kv_positions, kv_segment_ids, slot = cache
+            k = jax.lax.dynamic_update_slice_in_dim(cached_k, k, slot, axis=2)
+            v = jax.lax.dynamic_update_slice_in_dim(cached_v, v, slot, axis=2)
+        output = attention(q, k, v, positions, kv_positions, segment_ids, kv_segment_ids)
+        return self.o_proj(output), (k, v)
+
+
+class MLP(nnx.Module):
+    """SwiGLU feed-forward (arXiv 2002.05202)."""
+
+    def __init__(self, config: ModelConfig, param: ParamFactory):
+        D, F = config.embed_dim, config.mlp_dim
+        self.gate_proj = Projection(param, "BTD,DF->BTF", (D, F), ("embed", "mlp"), config.dtype)
+        self.up_proj = Projection(param, "BTD,DF->BTF", (D, F), ("embed", "mlp"), config.dtype)
+        self.down_proj = Projection(param, "BTF,FD->BTD", (F, D), ("mlp", "embed"), config.dtype)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Return down(silu(gate(x)) * up(x))."""
+        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nnx.Module):
+    """One decoder layer: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: ModelConfig, rules: ShardingRules, param: ParamFactory):
+        self.rules = rules
+        self.input_layernorm = RMSNorm(param, config.embed_dim, config.rms_norm_eps)
+        self.self_attn = Attention(config, param)
+        self.post_attention_layernorm = RMSNorm(param, config.embed_dim, config.rms_norm_eps)
+        self.mlp = MLP(config, param)
+
+    def __call__(self, x, angles, positions, segment_ids, cache=None):
+        """Return the layer's output [B, T, D] and its (k, v); see `Attention` for `cache`."""
+        attended, kv = self.self_attn(self.input_layernorm(x), angles, positions, segment_ids, cache)
+        x = constrain(x + attended, self.rules, "batch", "length", None)
+        x = x + self.mlp(self.post_attention_layernorm(x))
+        return constrain(x, self.rules, "batch", "length", None), kv
+
+
+class Embedding(nnx.Module):
+    """The token table."""
+
+    def __init__(self, config: ModelConfig, param: ParamFactory):
+        self.weight = param((config.vocab_size, config.embed_dim), ("vocab", "embed"))
+
+
+class Qwen2(nnx.Module):
+    """The whole decoder; `layout` says whether its layers are one stack or one module each."""
+
+    def __init__(self, config: ModelConfig, rules: ShardingRules, layout: Layout, rngs: nnx.Rngs):
+        self.config, self.rules, self.layout = config, rules, layout
+        param = ParamFactory(rngs)
+        self.embed_tokens = Embedding(config, param)
+        self.layers: Any
+        if layout == "stacked":
+            self.layers = Block(config, rules, ParamFactory(rngs, config.num_layers))
+        else:
+            self.layers = nnx.List([Block(config, rules, param) for _ in range(config.num_layers)])
+        self.norm = RMSNorm(param, config.embed_dim, config.rms_norm_eps)
+        self.lm_head: Projection | None
+        if config.tie_word_embeddings:
+            self.lm_head = None
+        else:
+            shape, names = (config.embed_dim, config.vocab_size), ("embed", "vocab")
+            self.lm_head = Projection(param, "BTD,DV->BTV", shape, names, config.dtype)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"],
+        cache: KVCache | None = None,
+        remat: bool = False,
+    ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+        """Return the final hidden states and, when a cache is given, the cache with these T tokens appended.
+
+        `remat` recomputes each layer in the backward pass (stacked layout). A cache needs the per-layer layout.
+        """
+        x = self.embed_tokens.weight[...].at[tokens].get(mode="clip").astype(self.config.dtype)
+        x = constrain(x, self.rules, "batch", "length", None)
+        angles = positions[:, :, None].astype(jnp.float32) * rope_frequencies(self.config)[0]
+        if self.layout == "stacked":
+            if cache is not None:
+                raise ValueError("a cache needs the per-layer layout: unstack the parameters first")
+            x = self._scan_layers(x, angles, positions, segment_ids, remat)
+        else:
+            x, cache = self._walk_layers(x, angles, positions, segment_ids, cache)
+        return self.norm(x), cache
+
+    def _scan_layers(self, x, angles, positions, segment_ids, remat):
+        block, stack = nnx.split(self.layers)
+
+        def step(x, layer):
+            return nnx.merge(block, layer)(x, angles, positions, segment_ids)[0], None
+
+        return jax.lax.scan(jax.checkpoint(step) if remat else step, x, stack)[0]
+
+    def _walk_layers(self, x, angles, positions, segment_ids, cache):
+        if cache is None:
+            for layer in self.layers:
+                x, _ = layer(x, angles, positions, segment_ids)
+            return x, None
+        slot = cache.length
+        all_positions = jax.lax.dynamic_update_slice_in_dim(cache.positions, positions, slot, axis=1)
+        all_segment_ids = jax.lax.dynamic_update_slice_in_dim(cache.segment_ids, segment_ids, slot, axis=1)
+        kv = []
+        for layer, k, v in zip(self.layers, cache.k, cache.v, strict=True):
+            x, new = layer(x, angles, positions, segment_ids, (k, v, all_positions, all_segment_ids, slot))
+            kv.append(new)
+        ks, vs = zip(*kv, strict=True)
+        return x, KVCache(ks, vs, all_positions, all_segment_ids, slot + positions.shape[1])
+
+    def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """Return float32 logits of the hidden states."""
+        if self.lm_head is None:
+            equation, weight = "BTD,VD->BTV", self.embed_tokens.weight[...]
+        else:
+            equation, weight = "BTD,DV->BTV", self.lm_head.kernel[...]
+        return jnp.einsum(equation, hidden, weight.astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+
+@functools.lru_cache(maxsize=16)
+def _abstract(config: ModelConfig, rules: ShardingRules, layout: Layout):
+    model = nnx.eval_shape(lambda: Qwen2(config, rules, layout, nnx.Rngs(0)))
+    graph, state = nnx.split(model)
+    shapes = nnx.to_pure_dict(state)
+    names = nnx.to_pure_dict(
+        jax.tree.map(
+            lambda p: p.replace(p.get_metadata()["names"]), state, is_leaf=lambda x: isinstance(x, nnx.Variable)
+        )
+    )
+    return graph, shapes, names
+
+
+def graphdef(config: ModelConfig, rules: ShardingRules, layout: Layout):
+    """Return the static half of the model: `nnx.merge(graphdef(...), params)` is the model inside a jitted function."""
+    return _abstract(config, rules, layout)[0]
+
+
+def abstract_params(
+    config: ModelConfig, rules: ShardingRules, layout: Layout, mesh: jax.sharding.Mesh, dtype: str = "float32"
+) -> Params:
+    """Return the parameter tree as `jax.ShapeDtypeStruct`s with their shardings; nothing is allocated."""
+    _, shapes, names = _abstract(config, rules, layout)
+
+    def leaf(shape, dims):
+        return jax.ShapeDtypeStruct(shape.shape, dtype, sharding=sharding_for(mesh, rules, dims, shape.shape))
+
+    return jax.tree.map(leaf, shapes, names, is_leaf=lambda x: isinstance(x, jax.ShapeDtypeStruct))
+
+
+def init_params(
+    config: ModelConfig,
+    rules: ShardingRules,
+    layout: Layout,
+    mesh: jax.sharding.Mesh,
+    seed: int,
+    dtype: str = "float32",
+) -> Params:
+    """Return random parameters, created in place on the devices that hold them."""
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_params(config, rules, layout, mesh, dtype))
+
+    def create():
+        params = nnx.to_pure_dict(nnx.state(Qwen2(config, rules, layout, nnx.Rngs(seed))))
+        return jax.tree.map(lambda x: x.astype(dtype), params)
+
+    return jax.jit(create, out_shardings=shardings)()
+
+
+def unstack(params: Params, num_layers: int) -> Params:
+    """Return the per-layer form of stacked parameters."""
+    layers = {i: jax.tree.map(lambda x: x[i], params["layers"]) for i in range(num_layers)}  # noqa: B023
+    return params | {"layers": layers}

@@ -1,0 +1,106 @@
+"""Device meshes, and how named dimensions of arrays lie on them.
+
+In: sizes of the mesh axes (`MeshConfig`). Out: a `jax.sharding.Mesh` with the axes `data, fsdp, sequence, tensor`, and shardings for
+arrays whose dimensions are named (`batch`, `embed`, `heads`, ...). Which name goes to which mesh axis is said once, in `ShardingRules`.
+
+Invariant: the mesh is always four-dimensional, so one rule set serves a laptop (1 x 1 x 1 x 1) and a pod; a dimension whose size its mesh
+axes do not divide is replicated instead (`sharding_for`), so that three key/value heads run on eight devices.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+MESH_AXES = ("data", "fsdp", "sequence", "tensor")
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes; at most one may be -1, which takes the devices the others leave."""
+
+    data: int = 1
+    """Replicas of the weights; the batch is split over them."""
+    fsdp: int = -1
+    """Shards of weights and optimizer state; the batch is split over these too."""
+    sequence: int = 1
+    """Shards of the sequence length."""
+    tensor: int = 1
+    """Shards of heads, of the MLP and of the vocabulary."""
+
+
+@dataclass(frozen=True)
+class ShardingRules:
+    """Mesh axes of each named dimension; an empty tuple replicates it."""
+
+    batch: tuple[str, ...] = ("data", "fsdp")
+    length: tuple[str, ...] = ("sequence",)
+    embed: tuple[str, ...] = ("fsdp",)
+    heads: tuple[str, ...] = ("tensor",)
+    kv_heads: tuple[str, ...] = ("tensor",)
+    mlp: tuple[str, ...] = ("tensor",)
+    vocab: tuple[str, ...] = ("tensor",)
+
+    def spec(self, names: Sequence[str | None], shape: Sequence[int], mesh_shape: Mapping[str, int]) -> PartitionSpec:
+        """Return the partition spec of an array whose dimensions have these names (None: replicated)."""
+
+        def axes_of(name: str | None, size: int) -> tuple[str, ...] | None:
+            axes = getattr(self, name) if name else ()
+            return axes if axes and size % math.prod(mesh_shape[axis] for axis in axes) == 0 else None
+
+        return PartitionSpec(*[axes_of(name, size) for name, size in zip(names, shape, strict=True)])
+
+
+def start_processes() -> None:
+    """Join the processes of a multi-host run: under Slurm or MPI, on a TPU pod, or where JAX_COORDINATOR_ADDRESS,
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID are set.
+
+    Alone, this does nothing.
+    """
+    env = os.environ
+    if "JAX_COORDINATOR_ADDRESS" in env:
+        missing = [name for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID") if name not in env]
+        if missing:
+            raise ValueError(f"JAX_COORDINATOR_ADDRESS is set, but not {' and '.join(missing)}: set all three, or none")
+        jax.distributed.initialize(num_processes=int(env["JAX_NUM_PROCESSES"]), process_id=int(env["JAX_PROCESS_ID"]))
+    elif (
+        int(env.get("SLURM_NTASKS", 1)) > 1
+        or int(env.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
+        or "," in env.get("TPU_WORKER_HOSTNAMES", "")
+    ):
+        jax.distributed.initialize()
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Arrange `devices` (default: all of them) as a mesh of the configured sizes.
+
+    Raises ValueError where the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [getattr(config, axis) for axis in MESH_AXES]
+    shown = " x ".join(f"{axis} {size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise ValueError(f"mesh {shown}: every size must be positive, and at most one may be -1")
+    known = math.prod(size for size in sizes if size != -1)
+    sizes = [len(devices) // known if size == -1 else size for size in sizes]
+    if math.prod(sizes) != len(devices):
+        raise ValueError(f"mesh {shown} does not fit {len(devices)} devices: the sizes must multiply to that number")
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 4, devices=devices)
+
+
+def sharding_for(mesh: Mesh, rules: ShardingRules, names: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
+    """Return the sharding of an array of this shape whose dimensions have these names."""
+    return NamedSharding(mesh, rules.spec(names, shape, mesh.shape))
+
+
+def constrain(x: jax.Array, rules: ShardingRules, *names: str | None) -> jax.Array:
+    """Pin the sharding of an intermediate array under the mesh of `jax.set_mesh`; without one, return it as it is."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, rules.spec(names, x.shape, mesh.shape))

@@ -1,0 +1,72 @@
+"""What the tests of the model share: the published configs, and logits of whole sequences."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from s1jax.model import ModelConfig, graphdef
+from s1jax.sharding import MeshConfig, ShardingRules, make_mesh
+
+RULES = ShardingRules()
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+
+# The published config.json of every size of Qwen2.5-Instruct: hidden, mlp, layers, heads, kv heads, tied, vocabulary.
+SIZES = {
+    "0.5B": (896, 4864, 24, 14, 2, True, 151936),
+    "1.5B": (1536, 8960, 28, 12, 2, True, 151936),
+    "3B": (2048, 11008, 36, 16, 2, True, 151936),
+    "7B": (3584, 18944, 28, 28, 4, False, 152064),
+    "14B": (5120, 13824, 48, 40, 8, False, 152064),
+    "32B": (5120, 27648, 64, 40, 8, False, 152064),
+    "72B": (8192, 29568, 80, 64, 8, False, 152064),
+}
+
+
+def published(size: str, **changes) -> dict:
+    hidden, mlp, layers, heads, kv_heads, tied, vocabulary = SIZES[size]
+    return {
+        "architectures": ["Qwen2ForCausalLM"],
+        "attention_dropout": 0.0,
+        "bos_token_id": 151643,
+        "eos_token_id": 151645,
+        "hidden_act": "silu",
+        "hidden_size": hidden,
+        "initializer_range": 0.02,
+        "intermediate_size": mlp,
+        "max_position_embeddings": 32768,
+        "max_window_layers": layers if tied else 70,
+        "model_type": "qwen2",
+        "num_attention_heads": heads,
+        "num_hidden_layers": layers,
+        "num_key_value_heads": kv_heads,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 1000000.0,
+        "sliding_window": 32768 if tied else 131072,
+        "tie_word_embeddings": tied,
+        "torch_dtype": "bfloat16",
+        "use_cache": True,
+        "use_sliding_window": False,
+        "vocab_size": vocabulary,
+    } | changes
+
+
+def full_logits(config: ModelConfig, layout: str, params, tokens, positions=None, segment_ids=None):
+    """Logits [B, T, V] of whole sequences; one segment that starts at 0 unless told otherwise."""
+    tokens = jnp.asarray(tokens)
+    positions = (
+        jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape) if positions is None else jnp.asarray(positions)
+    )
+    segment_ids = jnp.ones_like(tokens) if segment_ids is None else jnp.asarray(segment_ids)
+    model = nnx.merge(graphdef(config, RULES, layout), params)
+    return model.logits(model(tokens, positions, segment_ids)[0])
+
+
+def one_device():
+    return make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+def random_tokens(config: ModelConfig, shape, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, config.vocab_size, shape).astype(np.int32)
