@@ -1,0 +1,53 @@
+"""Convert a checkpoint: Hugging Face -> pre-sharded Orbax, or one of our own (pre-sharded, training run, step) -> Hugging Face.
+
+The direction is read from SRC, a directory or a hub id. DST is made, and must not hold anything yet. Every bit of the weights is kept
+unless --dtype asks for another dtype. Converting first is never needed: every command reads both forms directly.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import tyro
+
+from s1jax import checkpoint
+from s1jax.config import parse_arguments, run_command
+from s1jax.sharding import MeshConfig, ShardingRules, make_mesh
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    """What to convert, and where to."""
+
+    src: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SRC")]
+    """Hugging Face directory or hub id, pre-sharded checkpoint, training run, or one step of a run."""
+    dst: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DST")]
+    """Directory to make."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Dtype of the written weights; by default that of SRC."""
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    """Devices that hold the weights in between."""
+
+
+def main() -> None:
+    """Load SRC as it is, write DST in the other form."""
+    config = parse_arguments(__doc__ or "", ConvertConfig)
+    checkpoint.check_destination(config.dst)
+    source = checkpoint.resolve_model(config.src)
+    kind, _, _ = checkpoint.find_weights(source)
+    mesh = make_mesh(config.mesh)
+    dtype = config.dtype if kind == "hugging_face" else None
+    model_config, params = checkpoint.load_model(source, mesh, ShardingRules(), "stacked", param_dtype=dtype)
+    if kind == "hugging_face":
+        checkpoint.save_params(config.dst, model_config, params, source)
+        form = "pre-sharded Orbax"
+    else:
+        checkpoint.save_hf(config.dst, model_config, params, config.dtype, source)
+        form = "Hugging Face"
+    print(f"wrote {config.dst} ({form})", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    run_command(main)

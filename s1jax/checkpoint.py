@@ -1,0 +1,342 @@
+"""Checkpoints: where a model comes from and goes to, and the train state that a run is resumed from.
+
+A *source* is what `--model` takes, and is told apart by what lies in it:
+
+    Hugging Face     config.json, model.safetensors (or shards with an index), tokenizer files; a directory or a hub id
+    pre-sharded      config.json, params/ (Orbax, stacked layers), tokenizer files: `save_params`, launch/convert.py
+    training run     config.json, checkpoints/STEP/{state,metadata} (Orbax: params, opt_state, step; and JSON), tokenizer files:
+                     the newest finished step, with optimizer state left unread; or name one step's directory itself
+
+config.json is in Hugging Face's form everywhere, and the original's further fields are carried along. Only safetensors and Orbax arrays are
+read: no pickle, no remote code. The translation of weights is in `hf_weights.py` (safetensors) and `orbax_params.py`.
+
+Invariant: a destination appears whole or not at all (`new_directory`), and a half-written step is never taken for a checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+
+from s1jax import hf_weights, orbax_params
+from s1jax.model import Layout, ModelConfig, Params
+from s1jax.orbax_params import finished_steps, is_finished
+from s1jax.sharding import ShardingRules
+
+Kind = Literal["hugging_face", "params", "state"]
+
+CONFIG_NAME = "config.json"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+)
+MAX_SHARD_BYTES = 5_000_000_000
+
+
+def resolve_model(source: str | Path, weights: bool = True) -> Path:
+    """Return the directory of a source: itself, or a snapshot of a hub id (without weights if `weights` is False).
+
+    Raises ValueError where it is neither a directory nor reachable on the hub.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise ValueError(f"{source} is a file; a model is a directory or a hub id")
+    if not str(source).strip() or str(source).startswith((".", "/", "~")) or str(source).count("/") > 1:
+        raise ValueError(f"no directory {source!s} (and it is no hub id, which looks like Qwen/Qwen2.5-0.5B-Instruct)")
+
+    from huggingface_hub import snapshot_download
+
+    patterns = [CONFIG_NAME, *TOKENIZER_FILES, *(["*.safetensors", hf_weights.INDEX_NAME] if weights else [])]
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=patterns, ignore_patterns=["*/*"]))
+    except (
+        Exception
+    ) as error:  # the hub's errors have no common base, and those of its HTTP package vary with its version
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"{source!s} is neither a directory nor reachable on the Hugging Face hub ({type(error).__name__}: {reason})"
+        ) from error
+
+
+def find_weights(directory: Path) -> tuple[Kind, Path, Path]:
+    """Return what a directory holds, where its weights lie, and where its config and tokenizer files lie.
+
+    Raises ValueError for a directory that is no checkpoint, saying what it lacks.
+    """
+    if (directory / hf_weights.FILE_NAME).is_file() or (directory / hf_weights.INDEX_NAME).is_file():
+        return "hugging_face", directory, directory
+    if (directory / "params").is_dir():
+        return "params", directory / "params", directory
+    if (directory / "checkpoints").is_dir():
+        steps = finished_steps(directory / "checkpoints")
+        if not steps:
+            raise ValueError(f"{directory} is a training run without a finished checkpoint")
+        return "state", directory / "checkpoints" / str(steps[-1]) / "state", directory
+    if directory.resolve().parent.name == "checkpoints" and directory.name.isdecimal():
+        if not is_finished(directory):
+            raise ValueError(f"{directory} is not a finished checkpoint")
+        return "state", directory / "state", directory.resolve().parents[1]
+    lacks = f"it holds no {hf_weights.FILE_NAME}, {hf_weights.INDEX_NAME}, params/ or checkpoints/"
+    pickled = next(directory.glob("*.bin"), None)
+    raise ValueError(
+        f"{directory} is no checkpoint: {lacks}"
+        + (f"; {pickled.name} is not read, only safetensors is" if pickled else "")
+    )
+
+
+def read_config(directory: Path, dtype: str = "bfloat16") -> tuple[ModelConfig, dict[str, Any]]:
+    """Return the config of a directory, and the whole dict of its config.json. Raises ValueError naming the file."""
+    path = directory / CONFIG_NAME
+    if not path.is_file():
+        raise ValueError(f"{directory} is no checkpoint: it has no {CONFIG_NAME}")
+    try:
+        hf = json.loads(path.read_text())
+        if not isinstance(hf, dict):
+            raise ValueError("it is no JSON object")
+        return ModelConfig.from_hf(hf, dtype), hf
+    except (ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def load_model(
+    source: str | Path,
+    mesh: jax.sharding.Mesh,
+    rules: ShardingRules,
+    layout: Layout,
+    dtype: str = "bfloat16",
+    param_dtype: str | None = "float32",
+) -> tuple[ModelConfig, Params]:
+    """Load a model onto a mesh: its config, which computes in `dtype`, and its parameters in `param_dtype` (None: as stored).
+
+    `source` is a Hugging Face directory or hub id, a pre-sharded checkpoint, a training run or one step of it. Each process reads what its
+    devices hold. Raises ValueError for a source that is no such thing, or with everything that is wrong with its weights.
+    """
+    kind, weights, files = find_weights(resolve_model(source))
+    config, _ = read_config(files, dtype)
+    if kind == "hugging_face":
+        return config, hf_weights.import_weights(weights, config, mesh, rules, layout, param_dtype)
+    return config, orbax_params.read_params(weights, kind == "state", config, mesh, rules, layout, param_dtype)
+
+
+def load_tokenizer(source: str | Path):
+    """Load the tokenizer of a source, as `load_model` takes it; code that may come with it is not run."""
+    from transformers import AutoTokenizer
+
+    directory = _files_directory(source)
+    if not (directory / CONFIG_NAME).is_file():
+        raise ValueError(f"{directory} is no checkpoint: it has no {CONFIG_NAME}")
+    if not (directory / "tokenizer.json").is_file() and not (directory / "vocab.json").is_file():
+        raise ValueError(f"{directory} has no tokenizer: neither tokenizer.json nor vocab.json is there")
+    try:
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # `tokenizers` raises bare Exceptions
+        raise ValueError(f"cannot load the tokenizer of {directory}: {error}") from error
+
+
+def save_hf(
+    directory: str | Path,
+    config: ModelConfig,
+    params: Params,
+    dtype: str | None,
+    source_of_tokenizer: str | Path | None,
+    overwrite: bool = False,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Export parameters of either layout as a Hugging Face directory: safetensors, config.json and the source's tokenizer files.
+
+    `dtype` None keeps each array's own. Raises ValueError where the directory exists and is not empty; `overwrite` replaces it if it is a
+    checkpoint. Processes call it together; one tensor at a time is gathered.
+    """
+    with new_directory(directory, overwrite) as partial:
+        stored = hf_weights.export_weights(partial, config, params, dtype, max_shard_bytes)
+        write_model_files(partial, config, source_of_tokenizer, stored)
+
+
+def save_params(
+    directory: str | Path, config: ModelConfig, params: Params, source_of_tokenizer: str | Path | None
+) -> None:
+    """Write stacked parameters as a pre-sharded checkpoint. Processes call it together.
+
+    Raises ValueError where the directory exists and is not empty.
+    """
+    with new_directory(directory) as partial:
+        orbax_params.write_params(partial / "params", params)
+        write_model_files(partial, config, source_of_tokenizer, params["norm"]["weight"].dtype.name)
+
+
+def write_model_files(
+    directory: str | Path, config: ModelConfig, tokenizer_source: str | Path | None, stored_dtype: str | None = None
+) -> None:
+    """Write config.json, and copy the tokenizer files of a source, beside weights of `stored_dtype`; a source may be `directory` itself.
+
+    The source's config.json is kept with all its fields if it describes the same model. Process 0 writes.
+    """
+    directory = Path(directory)
+    if jax.process_index() != 0:
+        return
+    hf = config.to_hf()
+    directory.mkdir(parents=True, exist_ok=True)
+    if tokenizer_source is not None:
+        source = _files_directory(tokenizer_source)
+        if (source / CONFIG_NAME).is_file():
+            same, original = read_config(source, config.dtype)
+            hf = original if same == config else hf
+        for name in TOKENIZER_FILES:
+            if (source / name).is_file() and source.resolve() != directory.resolve():
+                shutil.copyfile(source / name, directory / f".{name}.partial")
+                os.replace(directory / f".{name}.partial", directory / name)
+    if stored_dtype is not None:
+        # transformers 5 says `dtype`, older ones and other readers `torch_dtype`.
+        names = [name for name in ("dtype", "torch_dtype") if name in hf] or ["torch_dtype"]
+        hf = hf | {name: stored_dtype for name in names}
+    partial = directory / f".{CONFIG_NAME}.partial"
+    partial.write_text(json.dumps(hf, indent=2) + "\n")
+    os.replace(partial, directory / CONFIG_NAME)
+
+
+def check_destination(directory: str | Path, overwrite: bool = False) -> Path:
+    """Return an absolute path that a new directory may be put at.
+
+    Raises ValueError for a file, and for a directory that is not empty unless `overwrite` is set and it is a checkpoint of some kind.
+    """
+    path = Path(os.path.abspath(Path(directory).expanduser()))
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise ValueError(f"{directory} exists and is no directory")
+    if path.exists() and any(path.iterdir()):
+        if not overwrite:
+            raise ValueError(f"{directory} exists and is not empty; remove it or give another name")
+        if not (path / CONFIG_NAME).is_file():
+            raise ValueError(f"{directory} is no checkpoint, so it is not overwritten; remove it or give another name")
+    return path
+
+
+@contextlib.contextmanager
+def new_directory(directory: str | Path, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary directory beside `directory` that takes its name at the end; after an error nothing is left of it."""
+    destination = check_destination(directory, overwrite)
+    partial = destination.with_name(f".{destination.name}.partial")
+    first = jax.process_index() == 0
+    if first:
+        if partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True)
+    _barrier(f"begin {destination}")
+    try:
+        yield partial
+        _barrier(f"written {destination}")
+    except BaseException:
+        if first:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if first:
+        replaced = destination.with_name(f".{destination.name}.replaced")
+        if destination.exists():
+            destination.rename(replaced)
+        partial.rename(destination)
+        shutil.rmtree(replaced, ignore_errors=True)
+    _barrier(f"renamed {destination}")
+
+
+class StateStore:
+    """The checkpoints of a training run: DIRECTORY/STEP/, the last `keep` of them, each whole or absent.
+
+    Saving copies the state off the devices and writes it while training goes on. All processes call every method.
+    """
+
+    def __init__(self, directory: str | Path, keep: int = 2):
+        """Open or make the directory; damaged steps in it are renamed to STEP.damaged, so that they can be saved again."""
+        import orbax.checkpoint as ocp
+
+        if keep < 1:
+            raise ValueError(f"keep {keep}: at least one checkpoint must be kept")
+        self.directory = Path(os.path.abspath(directory))
+        if jax.process_index() == 0 and self.directory.is_dir():
+            for path in self.directory.iterdir():
+                if path.name.isdecimal() and not is_finished(path):
+                    moved = path.with_name(f"{path.name}.damaged")
+                    if moved.exists():
+                        shutil.rmtree(moved)
+                    path.rename(moved)
+                    print(f"{path} is no finished checkpoint: renamed to {moved.name}", file=sys.stderr)
+        _barrier(f"checked {self.directory}")
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        self.manager = ocp.CheckpointManager(self.directory, options=options)
+        self.unrecorded: int | None = None
+
+    def save(self, step: int, state: Any, metadata: dict[str, Any]) -> None:
+        """Begin to save a pytree of arrays and a JSON object; waits for the save before. Raises ValueError for a step that exists."""
+        import orbax.checkpoint as ocp
+
+        self.wait()
+        if is_finished(self.directory / str(step)):
+            raise ValueError(f"{self.directory} already has step {step}")
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), metadata=ocp.args.JsonSave(metadata))
+        if not self.manager.save(step, args=args, force=True):
+            raise ValueError(f"{self.directory}: step {step} was not saved")
+        self.unrecorded = step
+
+    def latest_step(self) -> int | None:
+        """Return the newest finished step."""
+        steps = finished_steps(self.directory)
+        return steps[-1] if steps else None
+
+    def restore(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
+        """Return the state of a step, with the shapes, dtypes and shardings of `abstract_state`, and its metadata.
+
+        Raises ValueError for a step that is not there, is damaged, or holds another tree.
+        """
+        import orbax.checkpoint as ocp
+
+        steps = finished_steps(self.directory)
+        if step not in steps:
+            raise ValueError(f"{self.directory} has no step {step}; it has {steps or 'none'}")
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), metadata=ocp.args.JsonRestore())
+        with orbax_params.named_errors(
+            self.directory / str(step), f"; its other steps: {[s for s in steps if s != step]}"
+        ):
+            restored = self.manager.restore(step, args=args)
+        return restored["state"], restored["metadata"]
+
+    def wait(self) -> None:
+        """Wait until the last save is on disk; raises what went wrong in it."""
+        self.manager.wait_until_finished()
+        if self.unrecorded is not None and jax.process_index() == 0:
+            orbax_params.record_files(self.directory / str(self.unrecorded))
+        self.unrecorded = None
+
+    def close(self) -> None:
+        """Wait, and release the threads."""
+        self.wait()
+        self.manager.close()
+
+
+def _files_directory(source: str | Path) -> Path:
+    """Return the directory of a source's config and tokenizer files, without its weights."""
+    directory = resolve_model(source, weights=False)
+    if directory.name.isdecimal() and directory.resolve().parent.name == "checkpoints":
+        return directory.resolve().parents[1]
+    return directory
+
+
+def _barrier(name: str) -> None:
+    """Wait for all processes."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)

@@ -1,0 +1,169 @@
+"""The safetensors file format: named, shaped, typed tensors <-> one file; blocks of a tensor are read without the rest of it.
+
+A file is 8 bytes (length of the header), a JSON header (dtype, shape and byte range per tensor) and the tensors' bytes
+(https://github.com/huggingface/safetensors). It is read and written here, not through the `safetensors` package, for two reasons: the
+package's numpy side knows no float8, and it wants all tensors of a file in memory at once to write it.
+
+Invariant: a block of a tensor is read by reading its own bytes only, and writing holds one tensor at a time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+FLOAT_DTYPES: dict[str, np.dtype] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+}
+MAX_HEADER_BYTES = 100_000_000
+METADATA_KEY = "__metadata__"
+
+Block = tuple[tuple[int, int], ...]
+"""Start (inclusive) and stop (exclusive) in every dimension."""
+
+
+class TensorInfo(NamedTuple):
+    """Where a tensor lies: `nbytes` bytes from `offset` of `file`, row-major."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+def read_header(path: Path) -> dict[str, TensorInfo]:
+    """Return the tensors of a file by name. Raises ValueError for a file that is truncated or no safetensors."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or length > MAX_HEADER_BYTES:
+            raise ValueError(f"{path} is no safetensors file: it does not start with the length of a header")
+        if 8 + length > size:
+            raise ValueError(
+                f"{path} is truncated, or no safetensors file: its header alone takes {8 + length} bytes of {size}"
+            )
+        text = file.read(length)
+    try:
+        header = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is no safetensors file: its header is not JSON ({error})") from error
+    if not isinstance(header, dict):
+        raise ValueError(f"{path} is no safetensors file: its header is no JSON object")
+    tensors = {name: _info(path, 8 + length, name, entry) for name, entry in header.items() if name != METADATA_KEY}
+    end = max((info.offset + info.nbytes for info in tensors.values()), default=8 + length)
+    if end > size:
+        raise ValueError(f"{path} is truncated: its header describes {end} bytes, it has {size}")
+    return tensors
+
+
+def _info(path: Path, start: int, name: str, entry: Any) -> TensorInfo:
+    """Return one checked entry of a header."""
+
+    def is_sizes(value: Any) -> bool:
+        return isinstance(value, list) and all(type(x) is int and x >= 0 for x in value)
+
+    entry = entry if isinstance(entry, dict) else {}
+    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    if not (isinstance(dtype, str) and is_sizes(shape) and is_sizes(offsets) and len(offsets) == 2):
+        raise ValueError(f"{path}: the header's entry for {name} is malformed: {entry}")
+    nbytes = offsets[1] - offsets[0]
+    expected = math.prod(shape) * FLOAT_DTYPES[dtype].itemsize if dtype in FLOAT_DTYPES else nbytes
+    if nbytes < 0 or nbytes != expected:
+        raise ValueError(f"{path}: {name} of dtype {dtype} and shape {shape} cannot take {nbytes} bytes")
+    return TensorInfo(path, dtype, tuple(shape), start + offsets[0], nbytes)
+
+
+def read_block(info: TensorInfo, block: Block) -> np.ndarray:
+    """Read a block of a tensor of a dtype in FLOAT_DTYPES. Raises ValueError where the file ends early."""
+    dtype = FLOAT_DTYPES[info.dtype]
+    sizes = tuple(stop - start for start, stop in block)
+    out = np.empty(sizes, dtype)
+    if not out.size:
+        return out
+    strides = [math.prod(info.shape[i + 1 :]) * dtype.itemsize for i in range(len(sizes))]
+    # The dimensions from `run` on are contiguous in the file: all but the first of them are whole.
+    run = len(sizes)
+    while run > 0:
+        run -= 1
+        if sizes[run] != info.shape[run]:
+            break
+    run_bytes = math.prod(sizes[run:]) * dtype.itemsize
+    view = out.reshape(-1).view(np.uint8).data
+    inner = info.offset + (block[run][0] * strides[run] if sizes else 0)
+    outer = [range(start * stride, stop * stride, stride) for (start, stop), stride in zip(block, strides, strict=True)]
+    file = os.open(info.file, os.O_RDONLY)
+    try:
+        for i, offsets in enumerate(itertools.product(*outer[:run])):
+            read_exactly(file, view[i * run_bytes : (i + 1) * run_bytes], inner + sum(offsets))
+    except EOFError as error:
+        raise ValueError(f"{info.file} was truncated while it was read") from error
+    finally:
+        os.close(file)
+    return out
+
+
+def read_exactly(file: int, buffer: memoryview, offset: int) -> None:
+    """Fill `buffer` from `offset` of an open file. Raises EOFError where the file ends before."""
+    done = 0
+    while done < len(buffer):
+        count = os.preadv(file, [buffer[done:]], offset + done)
+        if count == 0:
+            raise EOFError
+        done += count
+
+
+def same_bytes(a: TensorInfo, b: TensorInfo, chunk: int = 1 << 24) -> bool:
+    """Return whether two tensors have the same dtype, shape and bytes; holds two chunks at a time."""
+    if (a.dtype, a.shape, a.nbytes) != (b.dtype, b.shape, b.nbytes):
+        return False
+    with a.file.open("rb") as file_a, b.file.open("rb") as file_b:
+        file_a.seek(a.offset)
+        file_b.seek(b.offset)
+        sizes = [min(chunk, a.nbytes - start) for start in range(0, a.nbytes, chunk)]
+        return all(file_a.read(size) == file_b.read(size) for size in sizes)
+
+
+def dtype_name(dtype: Any) -> str:
+    """Return the safetensors name of a floating dtype. Raises ValueError for one it has no name for."""
+    for name, known in FLOAT_DTYPES.items():
+        if known == np.dtype(dtype):
+            return name
+    raise ValueError(f"safetensors cannot hold dtype {np.dtype(dtype).name}; it can hold {', '.join(FLOAT_DTYPES)}")
+
+
+def write_file(path: Path, specs: Mapping[str, tuple[str, Sequence[int]]], tensors: Iterable[np.ndarray]) -> None:
+    """Write tensors of these (dtype, shape) in this order, taking one from `tensors` at a time, and flush the file to disk.
+
+    Wider dtypes should come first, so that every tensor is aligned to its dtype. Raises ValueError where a tensor is not as described.
+    """
+    header: dict[str, Any] = {METADATA_KEY: {"format": "pt"}}
+    offset = 0
+    for name, (dtype, shape) in specs.items():
+        end = offset + math.prod(shape) * FLOAT_DTYPES[dtype].itemsize
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for (name, (dtype, shape)), tensor in zip(specs.items(), tensors, strict=True):
+            if tensor.dtype != FLOAT_DTYPES[dtype] or tensor.shape != tuple(shape):
+                raise ValueError(f"{name} was to be {dtype} {list(shape)}, but is {tensor.dtype} {list(tensor.shape)}")
+            file.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
+        file.flush()
+        os.fsync(file.fileno())
