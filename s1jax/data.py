@@ -1,0 +1,342 @@
+"""Training rows -> masked batches of one fixed shape (paper section 4.1).
+
+In: rows of question, trace and answer as JSONL, Parquet or a dataset of the Hugging Face hub, in this project's columns
+or in those of the published s1K and s1K-1.1. Out: a Grain dataset whose element `step` is the batch of that step. One
+row of a batch is one example (the paper does not pack).
+
+Invariants:
+- A batch is a pure function of (examples, config, step), the same in every process and after every restart; to resume is
+  to index.
+- Every epoch covers every example once, in a new order; the last batch of an epoch is filled up with empty rows.
+- The loss weights of a (global) batch sum to 1, so the loss is a plain weighted sum.
+- No row is dropped or cut in silence: it is rejected with a reason, counted, or an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
+
+import numpy as np
+
+from s1jax.chat import LossOn, encode_example, find_delimiters
+
+if TYPE_CHECKING:
+    import grain
+    from jaxtyping import Bool, Int
+    from transformers import PreTrainedTokenizerBase
+
+LossAverage = Literal["sequence", "token"]
+TooLong = Literal["error", "truncate"]
+Batch = dict[str, np.ndarray]
+
+
+class TrainingRow(TypedDict):
+    """One question with a reasoning trace and an answer; `reference` is the known solution."""
+
+    id: str
+    question: str
+    thinking: str
+    answer: str
+    reference: str
+    source: str
+    domain: str
+
+
+# (trace, answer) columns, of which a row uses the first pair it has: ours, s1K-1.1's, s1K's, and Gemini's of s1K-1.1.
+_TRACE_COLUMNS = (
+    ("thinking", "answer"),
+    ("deepseek_thinking_trajectory", "deepseek_attempt"),
+    ("thinking_trajectories", "attempt"),
+    ("gemini_thinking_trajectory", "gemini_attempt"),
+)
+_OTHER_COLUMNS: dict[str, tuple[str, ...]] = {
+    "question": ("question",),
+    "id": ("id",),
+    "reference": ("reference", "solution"),
+    "source": ("source", "source_type"),
+    "domain": ("domain", "cot_type"),
+}
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What to train on and how to batch it; the defaults are the paper's, for s1K."""
+
+    source: str
+    """A .jsonl or .parquet file, a directory of them, or the id of a dataset on the Hugging Face hub."""
+    max_length: int = 32768
+    """The most tokens of one example."""
+    too_long: TooLong = "error"
+    """What to do with longer examples: refuse to start, or cut their end off."""
+    loss_on: LossOn = "reasoning_and_answer"
+    """Which part of an example is trained on."""
+    loss_average: LossAverage = "sequence"
+    """What weighs the same within a batch: every example, as in the paper's trainer, or every token."""
+    batch_size: int = 16
+    """Examples in a step, over all processes."""
+    num_epochs: int = 5
+    """Passes over all examples, each in a new order."""
+    seed: int = 42
+    """Decides the order."""
+    pad_multiple: int = 128
+    """The length of a batch is rounded up to a multiple of this (but not past max_length)."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_length", 2), ("batch_size", 1), ("num_epochs", 1), ("pad_multiple", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least {least}")
+        for name, choices in (("too_long", TooLong), ("loss_on", LossOn), ("loss_average", LossAverage)):
+            if getattr(self, name) not in get_args(choices):
+                raise ValueError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(get_args(choices))}")
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Tokenised examples, laid end to end."""
+
+    tokens: Int[np.ndarray, " total"]
+    loss_mask: Bool[np.ndarray, " total"]
+    """Which tokens the loss is taken on, as targets."""
+    offsets: Int[np.ndarray, " n_plus_1"]
+    """Example i is `tokens[offsets[i] : offsets[i + 1]]`."""
+    row_ids: tuple[str, ...]
+    pad: int
+    num_truncated: int
+    """How many examples are cut to max_length."""
+
+    def __len__(self) -> int:
+        return len(self.row_ids)
+
+    def __getitem__(self, index: int) -> tuple[Int[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+        """Return tokens and loss mask of one example."""
+        span = slice(self.offsets[index], self.offsets[index + 1])
+        return self.tokens[span], self.loss_mask[span]
+
+    @property
+    def lengths(self) -> Int[np.ndarray, " n_examples"]:
+        """Number of tokens of each example."""
+        return np.diff(self.offsets)
+
+
+def read_rows(source: str) -> tuple[list[TrainingRow], list[dict[str, Any]]]:
+    """Return the usable rows of `source` in its order, and the others as {file, row, reason, ...its columns}.
+
+    `source` is as in `DataConfig`; `row` counts from 1 within a file (the line of a JSONL). A missing `id` becomes the
+    first 16 hex digits of sha256(question). Raises FileNotFoundError without such a source, ValueError without a usable
+    row in it.
+    """
+    rows: list[TrainingRow] = []
+    rejects: list[dict[str, Any]] = []
+    for file, number, columns in _raw_rows(source):
+        row = _training_row(columns)
+        if isinstance(row, str):
+            original = {"text": columns} if isinstance(columns, str) else columns
+            rejects.append({**original, "file": file, "row": number, "reason": row})
+        else:
+            rows.append(row)
+    if not rows:
+        reasons = Counter(reject["reason"] for reject in rejects).most_common(3)
+        told = "; ".join(f"{reason} ({count} x)" for reason, count in reasons) or "it is empty"
+        raise ValueError(f"{source} holds no usable training row: {told}")
+    return rows, rejects
+
+
+def write_rejects(path: str | Path, rejects: Sequence[dict[str, Any]]) -> None:
+    """Write rejected rows as JSONL, replacing the file at `path` in one step."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text("".join(json.dumps(reject, default=str) + "\n" for reject in rejects), encoding="utf-8")
+    temporary.replace(path)
+
+
+def encode_rows(
+    rows: Sequence[TrainingRow], tokenizer: PreTrainedTokenizerBase, config: DataConfig
+) -> tuple[Examples, list[dict[str, Any]]]:
+    """Tokenise rows; return also those that truncation leaves nothing to train on, as {row, reason, ...its columns}.
+
+    `row` is the index in `rows`. Raises ValueError if an example is longer than `max_length` tokens and `too_long` is
+    "error", and if no example is left.
+    """
+    pad = find_delimiters(tokenizer).pad
+    tokens, masks, row_ids, rejects = [], [], [], []
+    too_long: dict[str, int] = {}
+    for index, row in enumerate(rows):
+        ids, mask = encode_example(tokenizer, row["question"], row["thinking"], row["answer"], config.loss_on)
+        if len(ids) > config.max_length:
+            too_long[f"{row['id']} (row {index})"] = len(ids)
+        if not any(mask[: config.max_length]):
+            reason = f"cut to max_length {config.max_length}, no token to train on is left of {len(ids)}"
+            rejects.append({**row, "row": index, "reason": reason})
+            continue
+        tokens.append(np.array(ids[: config.max_length], np.int32))
+        masks.append(np.array(mask[: config.max_length], bool))
+        row_ids.append(row["id"])
+    if too_long and config.too_long == "error":
+        longest = max(too_long.values())
+        named = ", ".join(list(too_long)[:10]) + (f" and {len(too_long) - 10} more" if len(too_long) > 10 else "")
+        raise ValueError(
+            f"{len(too_long)} of {len(rows)} examples are longer than max_length {config.max_length}, the longest has "
+            f"{longest} tokens: {named}. Raise max_length to {longest}, drop these rows, or set too_long to truncate"
+        )
+    if not tokens:
+        cause = f": {rejects[0]['reason']}; raise max_length" if rejects else ""
+        raise ValueError(f"no example is left of the {len(rows)} rows of {config.source}{cause}")
+    return Examples(
+        tokens=np.concatenate(tokens),
+        loss_mask=np.concatenate(masks),
+        offsets=np.cumsum([0, *map(len, tokens)], dtype=np.int64),
+        row_ids=tuple(row_ids),
+        pad=pad,
+        num_truncated=len(too_long) - len(rejects),
+    ), rejects
+
+
+def num_steps(num_examples: int, config: DataConfig) -> int:
+    """Return the number of batches of the whole run; an epoch's last batch may be part empty."""
+    return math.ceil(num_examples / config.batch_size) * config.num_epochs
+
+
+def make_batches(
+    examples: Examples, config: DataConfig, process_index: int = 0, process_count: int = 1
+) -> grain.MapDataset[Batch]:
+    """Return the batches of the run: `num_steps` of them, indexed by step.
+
+    Arrays [B, T], of one T for all steps and processes: int32 `tokens`, `targets` (the next token), `positions` and
+    `segment_ids` (1, or 0 where there is no example), and float32 `loss_weights` (of predicting `targets`). With more
+    than one process (or group of processes fed alike) each gets its own block of rows of the global batch, in order.
+    Raises ValueError if the rows cannot be shared out evenly.
+    """
+    import grain
+
+    if process_count < 1 or not 0 <= process_index < process_count or config.batch_size % process_count:
+        raise ValueError(
+            f"batch_size {config.batch_size} cannot be shared out evenly to process {process_index} of {process_count}: "
+            "choose a multiple of the number of processes"
+        )
+    longest = int(examples.lengths.max())
+    length = min(math.ceil(longest / config.pad_multiple) * config.pad_multiple, config.max_length)
+    # The first token of an example is nobody's target.
+    num_targets = np.array([examples[i][1][1:].sum() for i in range(len(examples))])
+    num_rows = config.batch_size // process_count
+    own = slice(process_index * num_rows, (process_index + 1) * num_rows)
+
+    def make_batch(indices: Sequence[int]) -> Batch:
+        # Weights come from the global batch, so every process scales its rows alike.
+        if config.loss_average == "sequence":
+            weights = 1 / (len(indices) * num_targets[indices])
+        else:
+            weights = np.full(len(indices), 1 / num_targets[indices].sum())
+        batch = {
+            "tokens": np.full((num_rows, length), examples.pad, np.int32),
+            "targets": np.full((num_rows, length), examples.pad, np.int32),
+            "positions": np.zeros((num_rows, length), np.int32),
+            "segment_ids": np.zeros((num_rows, length), np.int32),
+            "loss_weights": np.zeros((num_rows, length), np.float32),
+        }
+        for b, (index, weight) in enumerate(zip(indices[own], weights[own], strict=True)):
+            tokens, loss_mask = examples[index]
+            n = len(tokens)
+            batch["tokens"][b, :n] = tokens
+            batch["targets"][b, : n - 1] = tokens[1:]
+            batch["positions"][b, :n] = np.arange(n)
+            batch["segment_ids"][b, :n] = 1
+            batch["loss_weights"][b, : n - 1] = weight * loss_mask[1:]
+        return batch
+
+    # Grain shuffles epoch e with seed + e, so seed 42's second epoch would be seed 43's first: spread the seeds out.
+    seed = int(np.random.SeedSequence(config.seed).generate_state(1)[0])
+    order = grain.MapDataset.range(len(examples)).shuffle(seed)
+    # `batch` before `repeat`: no batch spans two epochs, and the epoch still reaches `shuffle`.
+    return order.batch(config.batch_size, batch_fn=make_batch).repeat(config.num_epochs)
+
+
+def _raw_rows(source: str) -> Iterator[tuple[str, int, dict[str, Any] | str]]:
+    """Yield file or hub id, number from 1, and columns of every row; a line that is no JSON object comes as its text."""
+    path = Path(source)
+    if not source:
+        raise ValueError("source is empty: give a .jsonl or .parquet file, a directory of them, or a hub id")
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix in (".jsonl", ".parquet"))
+        if not files:
+            raise FileNotFoundError(f"directory {source} holds no .jsonl or .parquet file")
+    elif path.exists() or path.is_absolute() or path.suffix in (".jsonl", ".parquet"):
+        files = [path]
+    else:
+        yield from _hub_rows(source)
+        return
+    for file in files:
+        if not file.exists():
+            raise FileNotFoundError(f"there is no file {file}")
+        if file.suffix == ".jsonl":
+            yield from _jsonl_rows(file)
+        elif file.suffix == ".parquet":
+            yield from _parquet_rows(file)
+        else:
+            raise ValueError(f"{file} is neither .jsonl nor .parquet: convert it to one of them")
+
+
+def _jsonl_rows(file: Path) -> Iterator[tuple[str, int, dict[str, Any] | str]]:
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                columns = json.loads(line)
+            except (ValueError, RecursionError):
+                columns = None
+            yield str(file), number, columns if isinstance(columns, dict) else line.decode(errors="replace")
+
+
+def _parquet_rows(file: Path) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(file) as parquet:
+            rows = (row for batch in parquet.iter_batches(256) for row in batch.to_pylist())
+            yield from ((str(file), number, row) for number, row in enumerate(rows, 1))
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{file} cannot be read as Parquet: {error}") from error
+
+
+def _hub_rows(name: str) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    from datasets import load_dataset
+
+    try:
+        dataset = load_dataset(name, split="train")
+    except OSError as error:  # among them: no such dataset, no connection
+        raise FileNotFoundError(f"{name} is no file or directory here, nor to be had from the hub: {error}") from error
+    yield from ((name, number, row) for number, row in enumerate(dataset, 1))
+
+
+def _training_row(columns: dict[str, Any] | str) -> TrainingRow | str:
+    """Return the training row that `columns` make, or the reason why they make none."""
+    if isinstance(columns, str):
+        return "not a JSON object"
+    pair = next((pair for pair in _TRACE_COLUMNS if all(name in columns for name in pair)), None)
+    if pair is None:
+        return "no columns thinking and answer, nor those of s1K or s1K-1.1"
+    row: dict[str, str] = {}
+    for field, candidates in {"thinking": pair[:1], "answer": pair[1:], **_OTHER_COLUMNS}.items():
+        name = next((name for name in candidates if name in columns), field)
+        value = columns.get(name)
+        if isinstance(value, list) and all(isinstance(part, str) for part in value):
+            value = "\n".join(value)
+        if value is not None and not isinstance(value, str | int | float):
+            return f"{name} is not text"
+        row[field] = "" if value is None else str(value)
+        if any("\ud800" <= character <= "\udfff" for character in row[field]):
+            return f"{name} is not valid Unicode"
+        if field in ("question", "thinking", "answer") and not row[field].strip():
+            return f"{name} is empty"
+    row["id"] = row["id"] or hashlib.sha256(row["question"].encode()).hexdigest()[:16]
+    return TrainingRow(**row)  # type: ignore[typeddict-item]

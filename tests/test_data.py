@@ -1,0 +1,324 @@
+"""Reading, rejecting, tokenising and batching of training rows."""
+
+import json
+
+import numpy as np
+import pytest
+from test_chat import byte_tokenizer
+
+from s1jax import data
+from s1jax.data import DataConfig, Examples, encode_rows, make_batches, num_steps, read_rows, write_rejects
+
+ROW = {"id": "r", "question": "q", "thinking": "t", "answer": "a", "reference": "4", "source": "s", "domain": "d"}
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def make_examples(lengths, num_prompt: int = 2) -> Examples:
+    """Example i holds tokens 1000 i + 1, 1000 i + 2, ...; the loss is taken on all but the first `num_prompt`."""
+    return Examples(
+        tokens=np.concatenate([1000 * i + 1 + np.arange(n) for i, n in enumerate(lengths)]).astype(np.int32),
+        loss_mask=np.concatenate([np.arange(n) >= num_prompt for n in lengths]),
+        offsets=np.cumsum([0, *lengths]),
+        row_ids=tuple(str(i) for i in range(len(lengths))),
+        pad=7,
+        num_truncated=0,
+    )
+
+
+def order(ds) -> list[list[int]]:
+    """The examples of each batch."""
+    return [[t // 1000 for t, s in zip(b["tokens"][:, 0], b["segment_ids"][:, 0], strict=True) if s] for b in ds]
+
+
+# Reading
+
+
+def test_own_columns_load_as_they_are(tmp_path):
+    assert read_rows(write_jsonl(tmp_path / "rows.jsonl", [ROW])) == ([ROW], [])
+
+
+def test_published_columns_load(tmp_path):
+    common = {"question": "q", "solution": 4, "source_type": "s", "cot_type": "d", "metadata": {"x": 1}}
+    gemini = {"gemini_thinking_trajectory": "wrong", "gemini_attempt": "wrong"}
+    s1k = {**common, "thinking_trajectories": ["t", "u"], "attempt": "a", **gemini}
+    s1k_1_1 = {**common, **gemini, "deepseek_thinking_trajectory": "t\nu", "deepseek_attempt": "a"}
+    rows, rejects = read_rows(write_jsonl(tmp_path / "rows.jsonl", [s1k, s1k_1_1]))
+    question_hash = "8e35c2cd3bf6641b"  # printf q | sha256sum
+    assert rows == [{**ROW, "id": question_hash, "thinking": "t\nu"}] * 2
+    assert not rejects
+
+
+def test_published_rows_with_real_traces_load(shared):
+    rows, rejects = read_rows(str(shared / "data" / "s1k_rows_with_traces.jsonl"))
+    questions = map(json.loads, (shared / "data" / "s1k_questions.jsonl").read_text().splitlines())
+    hashes = {row["question"]: row["question_hash"] for row in questions}
+    listed = [row for row in rows if row["question"] in hashes]
+    assert len(rows) == 5 and not rejects
+    assert len(listed) == 3 and all(row["id"] == hashes[row["question"]] for row in listed)
+    assert all(len(row["thinking"]) > 5000 and row["reference"] and row["domain"] == "math" for row in rows)
+
+
+def test_parquet_directory_and_hub_give_the_same_rows(tmp_path, monkeypatch):
+    import datasets
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [
+        {"question": f"q{i}", "thinking_trajectories": ["t", "u"], "attempt": "a", "solution": None} for i in range(3)
+    ]
+    expected = read_rows(write_jsonl(tmp_path / "1.jsonl", rows))[0]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "2.parquet")
+    (tmp_path / "README.md").write_text("not data")
+    assert read_rows(str(tmp_path / "2.parquet"))[0] == expected
+    assert read_rows(str(tmp_path))[0] == expected * 2
+
+    hub = {("someone/rows", "train"): datasets.Dataset.from_list(rows)}
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: hub[name, split])
+    assert read_rows("someone/rows")[0] == expected
+
+
+def test_files_of_a_directory_are_read_in_the_order_of_their_names(tmp_path):
+    for i in (3, 1, 5, 0, 4, 2):
+        write_jsonl(tmp_path / f"{i}.jsonl", [{**ROW, "id": str(i)}])
+    assert [row["id"] for row in read_rows(str(tmp_path))[0]] == ["0", "1", "2", "3", "4", "5"]
+
+
+def test_bad_rows_are_rejected_with_reason_and_place(tmp_path):
+    bad = [
+        '{"question": "torn',
+        "[1]",
+        "[" * 100_000,
+        b'{"question": "\xff"}',
+        json.dumps({"question": "q", "solution": "4"}),
+        json.dumps({**ROW, "question": " "}),
+        json.dumps({**ROW, "thinking": []}),
+        json.dumps({**ROW, "answer": None}),
+        json.dumps({**ROW, "thinking": ["a", 1]}),
+        json.dumps({**ROW, "question": {"text": "q"}}),
+        json.dumps({**ROW, "answer": "\ud800"}),
+        "\n",
+    ]
+    lines = [json.dumps(ROW), *bad, json.dumps({**ROW, "question": "line\u2028separator"})]
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\n".join(line if isinstance(line, bytes) else line.encode() for line in lines))
+    rows, rejects = read_rows(str(path))
+    assert [row["question"] for row in rows] == ["q", "line\u2028separator"]
+    assert [(reject["row"], reject["reason"]) for reject in rejects] == [
+        (2, "not a JSON object"),
+        (3, "not a JSON object"),
+        (4, "not a JSON object"),
+        (5, "not a JSON object"),
+        (6, "no columns thinking and answer, nor those of s1K or s1K-1.1"),
+        (7, "question is empty"),
+        (8, "thinking is empty"),
+        (9, "answer is empty"),
+        (10, "thinking is not text"),
+        (11, "question is not text"),
+        (12, "answer is not valid Unicode"),
+    ]
+    assert rejects[0]["text"].strip() == bad[0] and rejects[4]["solution"] == "4"
+    assert all(reject["file"] == str(path) for reject in rejects)
+
+    out = tmp_path / "new" / "rejects.jsonl"
+    write_rejects(out, rejects)
+    assert [json.loads(line) for line in out.read_text().splitlines()] == rejects
+    write_rejects(out, [])
+    assert out.read_text() == "" and list(out.parent.iterdir()) == [out]
+
+
+def test_source_without_rows_is_one_error(tmp_path):
+    empty = write_jsonl(tmp_path / "empty.jsonl", [])
+    with pytest.raises(ValueError, match=r"empty\.jsonl holds no usable training row: it is empty"):
+        read_rows(empty)
+    useless = write_jsonl(
+        tmp_path / "useless.jsonl", [{**ROW, "answer": ""}, {**ROW, "answer": ""}, {**ROW, "thinking": ""}]
+    )
+    with pytest.raises(ValueError, match=r"useless\.jsonl .*: answer is empty \(2 x\); thinking is empty \(1 x\)"):
+        read_rows(useless)
+
+
+def test_missing_and_unknown_sources_are_one_error(tmp_path):
+    (tmp_path / "rows.csv").write_text("question\n")
+    (tmp_path / "torn.parquet").write_bytes(b"PAR1")
+    (tmp_path / "none").mkdir()
+    for source, error, told in (
+        (str(tmp_path / "no.jsonl"), FileNotFoundError, r"no file .*no\.jsonl"),
+        ("no.parquet", FileNotFoundError, r"no file no\.parquet"),
+        (str(tmp_path / "no"), FileNotFoundError, "no file"),
+        (str(tmp_path / "none"), FileNotFoundError, "holds no .jsonl or .parquet"),
+        (str(tmp_path / "rows.csv"), ValueError, r"rows\.csv is neither"),
+        (str(tmp_path / "torn.parquet"), ValueError, r"torn\.parquet cannot be read as Parquet"),
+        ("someone/no-such-rows", FileNotFoundError, "someone/no-such-rows is no file or directory here, nor"),
+        ("", ValueError, "source is empty"),
+    ):
+        with pytest.raises(error, match=told):
+            read_rows(source)
+
+
+# Tokenising
+
+
+def test_encoded_rows_are_the_examples_in_order():
+    tokenizer = byte_tokenizer()
+    rows = [{**ROW, "id": str(i), "thinking": "t" * (i + 1)} for i in range(3)]
+    examples, rejects = encode_rows(rows, tokenizer, DataConfig("rows"))
+    assert len(examples) == 3 and not rejects and examples.num_truncated == 0 and examples.row_ids == ("0", "1", "2")
+    for i, row in enumerate(rows):
+        ids, mask = data.encode_example(tokenizer, row["question"], row["thinking"], row["answer"])
+        assert examples[i][0].tolist() == ids and examples[i][1].tolist() == mask
+        assert examples.lengths[i] == len(ids)
+
+
+def test_too_long_examples_are_one_error_that_names_them():
+    rows = [{**ROW, "id": f"row-{i}", "thinking": "t" * (i * 10 + 1)} for i in range(14)]
+    lengths = encode_rows(rows, byte_tokenizer(), DataConfig("rows"))[0].lengths
+    with pytest.raises(ValueError) as error:
+        encode_rows(rows, byte_tokenizer(), DataConfig("rows", max_length=int(lengths[1])))
+    told = str(error.value)
+    assert told.startswith(
+        f"12 of 14 examples are longer than max_length {lengths[1]}, the longest has {lengths[-1]} tokens"
+    )
+    assert "row-2 (row 2), row-3 (row 3)" in told and "row-11 (row 11) and 2 more" in told
+    assert f"Raise max_length to {lengths[-1]}" in told
+
+
+def test_truncation_is_counted_and_leaves_no_example_without_loss():
+    tokenizer = byte_tokenizer()
+    rows = [ROW, {**ROW, "thinking": "t" * 50}, {**ROW, "question": "q" * 200}]
+    length = len(data.encode_example(tokenizer, "q", "t", "a")[0])
+    config = DataConfig("rows", max_length=length, too_long="truncate")
+    examples, rejects = encode_rows(rows, tokenizer, config)
+    assert examples.lengths.tolist() == [length, length] and examples.num_truncated == 1
+    assert [(reject["row"], reject["question"]) for reject in rejects] == [(2, "q" * 200)]
+    assert "no token to train on is left" in rejects[0]["reason"]
+
+    answers = DataConfig("rows", max_length=length, too_long="truncate", loss_on="answer")
+    examples, rejects = encode_rows(rows, tokenizer, answers)
+    assert len(examples) == 1 and examples.num_truncated == 0 and [reject["row"] for reject in rejects] == [1, 2]
+    with pytest.raises(
+        ValueError, match=r"no example is left of the 1 rows of rows: cut to max_length .* raise max_length"
+    ):
+        encode_rows(rows[2:], tokenizer, answers)
+    with pytest.raises(ValueError, match="no example is left of the 0 rows"):
+        encode_rows([], tokenizer, answers)
+
+
+def test_config_refuses_values_it_does_not_know():
+    for change, told in (
+        ({"batch_size": 0}, "batch_size is 0: it must be at least 1"),
+        ({"seed": -1}, "seed is -1: it must be at least 0"),
+        ({"too_long": "cut"}, "too_long is 'cut': choose one of error, truncate"),
+        ({"loss_on": "trace"}, "loss_on is 'trace': choose one of reasoning_and_answer, answer"),
+        ({"loss_average": "mean"}, "loss_average is 'mean': choose one of sequence, token"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            DataConfig("rows", **change)
+
+
+# Order
+
+
+def test_run_of_the_paper_is_315_steps():
+    config = DataConfig("s1K")
+    assert num_steps(1000, config) == 315
+    assert len(make_batches(make_examples([3] * 1000), DataConfig("s1K", pad_multiple=1))) == 315
+
+
+@pytest.mark.parametrize(("num_examples", "batch_size"), [(10, 4), (8, 4), (3, 5), (1, 1)])
+def test_every_epoch_covers_every_example_once_in_a_new_order(num_examples, batch_size):
+    config = DataConfig("rows", batch_size=batch_size, num_epochs=6, pad_multiple=1)
+    ds = make_batches(make_examples([4] * num_examples), config)
+    batches = order(ds)
+    assert len(batches) == len(ds) == num_steps(num_examples, config)
+    per_epoch = len(batches) // 6
+    epochs = [[i for batch in batches[e * per_epoch : (e + 1) * per_epoch] for i in batch] for e in range(6)]
+    assert all(sorted(epoch) == list(range(num_examples)) for epoch in epochs)
+    if num_examples > 5:
+        assert len({tuple(epoch) for epoch in epochs}) == 6
+
+
+def test_neighbouring_seeds_share_no_epoch():
+    examples = make_examples([3] * 20)
+    configs = [DataConfig("rows", batch_size=20, num_epochs=4, seed=seed) for seed in (42, 43, 44)]
+    epochs = [tuple(epoch) for config in configs for epoch in order(make_batches(examples, config))]
+    assert len(set(epochs)) == 12
+
+
+def test_batch_is_a_pure_function_of_seed_and_step():
+    examples = make_examples([3, 9, 5, 7, 6, 4, 8])
+    config = DataConfig("rows", batch_size=3, num_epochs=4)
+    steps = list(make_batches(examples, config))
+    for step in (11, 0, 5, 2):
+        for name, array in make_batches(examples, config)[step].items():
+            np.testing.assert_array_equal(array, steps[step][name])
+    resumed = list(make_batches(examples, config)[5:])
+    assert order(resumed) == order(steps[5:])
+    # Pinned: a run must go on in the same order in another process, on another machine, under another Grain.
+    assert order(steps[:6]) == [[5, 1, 2], [4, 3, 0], [6], [4, 3, 1], [6, 5, 0], [2]]
+
+
+# Batches
+
+
+def test_batch_holds_examples_next_tokens_and_padding():
+    examples = make_examples([3, 5])
+    batch = make_batches(examples, DataConfig("rows", batch_size=4, pad_multiple=8))[0]
+    assert {name: (array.shape, array.dtype.name) for name, array in batch.items()} == {
+        "tokens": ((4, 8), "int32"),
+        "targets": ((4, 8), "int32"),
+        "positions": ((4, 8), "int32"),
+        "segment_ids": ((4, 8), "int32"),
+        "loss_weights": ((4, 8), "float32"),
+    }
+    b = int(np.flatnonzero(batch["tokens"][:, 0] == 1001)[0])
+    assert batch["tokens"][b].tolist() == [1001, 1002, 1003, 1004, 1005, 7, 7, 7]
+    assert batch["targets"][b].tolist() == [1002, 1003, 1004, 1005, 7, 7, 7, 7]
+    assert batch["positions"][b].tolist() == [0, 1, 2, 3, 4, 0, 0, 0]
+    assert batch["segment_ids"][b].tolist() == [1, 1, 1, 1, 1, 0, 0, 0]
+    np.testing.assert_allclose(batch["loss_weights"][b], np.array([0, 1, 1, 1, 0, 0, 0, 0]) / 6, rtol=1e-6)
+    for empty in (2, 3):
+        assert (batch["tokens"][empty] == 7).all() and (batch["targets"][empty] == 7).all()
+        assert not batch["segment_ids"][empty].any() and not batch["loss_weights"][empty].any()
+
+
+@pytest.mark.parametrize("loss_average", ["sequence", "token"])
+def test_loss_weights_of_every_batch_sum_to_one(loss_average):
+    examples = make_examples([3, 9, 50, 7, 30])
+    for batch in make_batches(examples, DataConfig("rows", batch_size=2, num_epochs=2, loss_average=loss_average)):
+        weights = batch["loss_weights"].astype(np.float64)
+        assert weights.sum() == pytest.approx(1, abs=1e-6)
+        present = batch["segment_ids"][:, 0] > 0
+        if loss_average == "sequence":
+            np.testing.assert_allclose(weights.sum(1), present / present.sum(), rtol=1e-6)
+        else:
+            assert len(np.unique(weights[weights > 0])) == 1
+        np.testing.assert_array_equal((weights > 0).sum(1), np.maximum(batch["segment_ids"].sum(1) - 2, 0))
+
+
+@pytest.mark.parametrize(
+    ("pad_multiple", "max_length", "expected"), [(1, 100, 9), (4, 100, 12), (128, 100, 100), (9, 9, 9)]
+)
+def test_length_is_the_longest_rounded_up_within_max_length(pad_multiple, max_length, expected):
+    config = DataConfig("rows", batch_size=1, pad_multiple=pad_multiple, max_length=max_length)
+    batches = make_batches(make_examples([3, 9]), config)
+    assert {batch["tokens"].shape for batch in batches} == {(1, expected)}
+
+
+@pytest.mark.parametrize("loss_average", ["sequence", "token"])
+def test_processes_together_hold_the_global_batch(loss_average):
+    examples = make_examples([3, 9, 5, 7, 6])
+    config = DataConfig("rows", batch_size=4, num_epochs=2, pad_multiple=1, loss_average=loss_average)
+    parts = [make_batches(examples, config, index, 4) for index in range(4)]
+    for step, batch in enumerate(make_batches(examples, config)):
+        for name, array in batch.items():
+            np.testing.assert_array_equal(np.concatenate([part[step][name] for part in parts]), array)
+
+
+@pytest.mark.parametrize(("index", "count"), [(0, 3), (4, 4), (-1, 2), (0, 0)])
+def test_rows_that_cannot_be_shared_out_are_an_error(index, count):
+    with pytest.raises(ValueError, match=f"batch_size 4 cannot be shared out evenly to process {index} of {count}"):
+        make_batches(make_examples([3]), DataConfig("rows", batch_size=4), index, count)
