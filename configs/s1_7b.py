@@ -1,0 +1,10 @@
+"""The recipe of `s1_32b` on Qwen2.5-7B-Instruct. Expected: no published figure. Not yet run.
+
+python launch/train.py s1_7b
+"""
+
+from dataclasses import replace
+
+from configs.s1_32b import CONFIG as S1_32B
+
+CONFIG = replace(S1_32B, model="Qwen/Qwen2.5-7B-Instruct", output="runs/s1_7b")
