@@ -1,0 +1,16 @@
+"""Stream one budget-forced answer to the terminal: thinking, injected text and answer told apart."""
+
+import sys
+
+from s1jax.config import parse_arguments, run_command
+
+
+def main() -> None:
+    """Parse the arguments and stream the answer to standard output."""
+    from s1jax.generate import GenerateConfig, generate
+
+    generate(parse_arguments(__doc__ or "", GenerateConfig), sys.stdout)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,190 @@
+"""Budget forcing (paper section 3): (row settings, row state, sampled token) -> (emitted token, row state), for B rows at once.
+
+A row thinks, is then made to write the answer delimiter, answers, and is done. Two rules steer the thinking: at `max_thinking_tokens` the
+delimiter with "Final Answer:" is forced, and an attempt to end thinking is replaced by an ignore string ("Wait") while ignores are left or
+the minimum is not reached. Everything is integers: no model, cache or tokenizer is known here.
+
+Invariant: `num_thinking` counts every token between the think and the answer delimiter, sampled or injected, so it never passes
+`max_thinking_tokens` and equals it whenever the budget ended the thinking. A swapped-out token does not exist.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax.numpy as jnp
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Int
+
+
+class Phase(IntEnum):
+    """What a row is doing; FORCE is writing the answer delimiter."""
+
+    THINK = 0
+    FORCE = 1
+    ANSWER = 2
+    DONE = 3
+
+
+class Vocabulary(NamedTuple):
+    """The ids that budget forcing must know, under one tokenizer."""
+
+    ends_thinking: Bool[Array, " V"]
+    ends_answer: Bool[Array, " V"]
+    ends_in_newline: Bool[Array, " V"]
+    answer: Int[Array, " A"]
+    """Delimiter after thinking that ended by itself."""
+    newline: Int[Array, " n"]
+    """Written before `final_answer` unless the last token's text ends in a newline."""
+    final_answer: Int[Array, " F"]
+    """Delimiter after thinking that the budget ended."""
+    pad: Int[Array, ""]
+
+
+class RowSettings(NamedTuple):
+    """What is asked of each row; all int32."""
+
+    max_thinking_tokens: Int[Array, " B"]
+    min_thinking_tokens: Int[Array, " B"]
+    num_ignore: Int[Array, " B"]
+    ignore_ids: Int[Array, "B W"]
+    """The ignore string, padded on the right."""
+    ignore_length: Int[Array, " B"]
+    """Its length; 0 draws another token instead."""
+    max_answer_tokens: Int[Array, " B"]
+
+
+class RowState(NamedTuple):
+    """Where each row is."""
+
+    phase: Int[Array, " B"]
+    num_thinking: Int[Array, " B"]
+    num_ignored: Int[Array, " B"]
+    """Attempts to end thinking that were swapped or redrawn."""
+    num_forced: Int[Array, " B"]
+    """Emitted tokens that were not sampled."""
+    num_answer: Int[Array, " B"]
+    """Sampled answer tokens, without the one that ends the answer."""
+    queue: Int[Array, "B Q"]
+    """Tokens to force: the rest of a delimiter or of an ignore string."""
+    queue_length: Int[Array, " B"]
+    queue_index: Int[Array, " B"]
+    ends_in_newline: Bool[Array, " B"]
+    """Whether the text of the last token ends in a newline."""
+    just_injected: Bool[Array, " B"]
+    """Whether the last token ended an ignore string: the next may not end thinking."""
+    stopped: Bool[Array, " B"]
+    """Whether the answer was ended by the model, not by its limit."""
+
+
+def init_state(vocabulary: Vocabulary, settings: RowSettings, last_token: Int[Array, " B"]) -> RowState:
+    """Return the state of rows about to think, whose prompts end in `last_token`."""
+    zeros = jnp.zeros_like(settings.max_thinking_tokens)
+    longest_delimiter = max(
+        vocabulary.answer.shape[0],
+        vocabulary.newline.shape[0] + vocabulary.final_answer.shape[0],
+        settings.ignore_ids.shape[1],
+    )
+    return RowState(
+        phase=zeros + Phase.THINK,
+        num_thinking=zeros,
+        num_ignored=zeros,
+        num_forced=zeros,
+        num_answer=zeros,
+        queue=jnp.zeros((zeros.shape[0], longest_delimiter), jnp.int32),
+        queue_length=zeros,
+        queue_index=zeros,
+        ends_in_newline=vocabulary.ends_in_newline[last_token],
+        just_injected=zeros > 0,
+        stopped=zeros > 0,
+    )
+
+
+def transition(
+    vocabulary: Vocabulary,
+    settings: RowSettings,
+    state: RowState,
+    token: Int[Array, " B"],
+    redraw: Int[Array, " B"],
+) -> tuple[Int[Array, " B"], Bool[Array, " B"], RowState]:
+    """Return the token each row emits, whether it was forced, and the row's next state.
+
+    `token` was sampled from the row's logits, `redraw` from the same logits with the ids that end thinking masked.
+    """
+    queue_width = state.queue.shape[1]
+
+    def as_queue(ids: Int[Array, "... n"]) -> Int[Array, "... Q"]:
+        return jnp.pad(ids, [(0, 0)] * (ids.ndim - 1) + [(0, queue_width - ids.shape[-1])])
+
+    thinking = state.phase == Phase.THINK
+    answering = state.phase == Phase.ANSWER
+    token = jnp.where(thinking & state.just_injected, redraw, token)
+    tries_to_end = vocabulary.ends_thinking[token]
+    may_not_end = (state.num_ignored < settings.num_ignore) | (state.num_thinking < settings.min_thinking_tokens)
+
+    # One step per token: the first case that holds decides.
+    cases = [
+        state.phase == Phase.DONE,  # 1. done: pad
+        state.phase == Phase.FORCE,  # 2. inside the delimiter: its next id
+        thinking & (state.num_thinking == settings.max_thinking_tokens),  # 3. out of budget: begin the forced delimiter
+        thinking & (state.queue_index < state.queue_length),  # 4. inside an ignore string: its next id
+        thinking & tries_to_end & may_not_end & (settings.ignore_length > 0),  # 5a. swap the end for the ignore string
+        thinking & tries_to_end & may_not_end,  # 5b. the ignore string is empty: draw again
+        thinking & tries_to_end,  # 6. ends by itself: begin the natural delimiter
+    ]  # 7. else the sampled token
+    done, in_delimiter, out_of_budget, in_ignore, swap, draw_again, natural_end = (
+        cases[i] & ~jnp.any(jnp.stack([jnp.zeros_like(thinking), *cases[:i]]), axis=0) for i in range(len(cases))
+    )
+
+    # What each case that begins a delimiter or an ignore string puts into the queue.
+    newline_length, final_length = vocabulary.newline.shape[0], vocabulary.final_answer.shape[0]
+    after_newline = as_queue(vocabulary.final_answer)
+    with_newline = as_queue(jnp.concatenate([vocabulary.newline, vocabulary.final_answer]))
+    forced_delimiter = jnp.where(state.ends_in_newline[:, None], after_newline, with_newline)
+    forced_length = jnp.where(state.ends_in_newline, final_length, newline_length + final_length)
+    begins = out_of_budget | swap | natural_end
+    queue = jnp.select(
+        [out_of_budget[:, None], swap[:, None], natural_end[:, None]],
+        [forced_delimiter, as_queue(settings.ignore_ids), as_queue(vocabulary.answer)],
+        state.queue,
+    )
+    queue_length = jnp.select(
+        [out_of_budget, swap, natural_end],
+        [forced_length, settings.ignore_length, vocabulary.answer.shape[0]],
+        state.queue_length,
+    )
+    queue_index = jnp.where(begins, 0, state.queue_index)
+    forced = begins | in_delimiter | in_ignore
+    from_queue = jnp.take_along_axis(queue, jnp.minimum(queue_index, queue_width - 1)[:, None], axis=1)[:, 0]
+    emitted = jnp.select([done, forced, draw_again], [vocabulary.pad, from_queue, redraw], token)
+    queue_index = queue_index + forced
+    queue_ends = forced & (queue_index == queue_length)
+
+    counts_as_thinking = thinking & ~out_of_budget & ~natural_end
+    stops = answering & vocabulary.ends_answer[emitted]
+    num_answer = state.num_answer + (answering & ~stops)
+    reaches_limit = answering & (num_answer == settings.max_answer_tokens)
+    phase = jnp.select(
+        [stops | reaches_limit, (in_delimiter | out_of_budget | natural_end) & queue_ends, out_of_budget | natural_end],
+        [Phase.DONE, Phase.ANSWER, Phase.FORCE],
+        state.phase,
+    )
+    return (
+        emitted,
+        forced,
+        RowState(
+            phase=phase,
+            num_thinking=state.num_thinking + counts_as_thinking,
+            num_ignored=state.num_ignored + (swap | draw_again),
+            num_forced=state.num_forced + forced,
+            num_answer=num_answer,
+            queue=queue,
+            queue_length=queue_length,
+            queue_index=queue_index,
+            ends_in_newline=vocabulary.ends_in_newline[emitted],
+            just_injected=(swap | in_ignore) & queue_ends,
+            stopped=state.stopped | stops,
+        ),
+    )

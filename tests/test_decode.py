@@ -1,0 +1,184 @@
+"""`decode.py` on a tiny random model: against one full forward per token, and against itself under other batches."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from s1jax import decode
+from s1jax.chat import Delimiters
+from s1jax.decode import Decoder, Request
+from s1jax.model import ModelConfig, graphdef, init_params, unstack
+from s1jax.sharding import MeshConfig, ShardingRules, make_mesh
+
+START, END, EOT, THINK, ANSWER, NEWLINE, FINAL, COLON, WAIT, COMMA = 40, 41, 42, 1, 2, 3, 4, 5, 6, 7
+NUM_TOKENS = 43
+DELIMITERS = Delimiters(
+    think=(START, THINK),
+    answer=(START, ANSWER),
+    final_answer=(START, ANSWER, NEWLINE, FINAL, COLON),
+    newline=(NEWLINE,),
+    end_thinking=(START, END, EOT),
+    end_answer=(END, EOT),
+    pad=EOT,
+)
+CONFIG = ModelConfig(
+    vocab_size=48, embed_dim=32, mlp_dim=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, rope_theta=1e4,
+    rms_norm_eps=1e-6, max_position_embeddings=256, tie_word_embeddings=True, dtype="float32",
+)  # fmt: skip
+RULES = ShardingRules()
+
+
+def make_decoder(mesh_config=None):
+    mesh = make_mesh(mesh_config or MeshConfig(fsdp=1), jax.devices()[: 8 if mesh_config else 1])
+    params = init_params(CONFIG, RULES, "stacked", mesh, seed=0)
+    # Larger weights than at initialisation, so that logits differ and every id, the ends included, comes up.
+    params = jax.tree.map(lambda x: x * 4 if x.ndim > 1 else x, params)
+    newline = np.arange(NUM_TOKENS) == NEWLINE
+    return Decoder(CONFIG, unstack(params, CONFIG.num_layers), RULES, mesh, DELIMITERS, newline)
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    return make_decoder()
+
+
+def requests(n=8, **changes):
+    rng = np.random.default_rng(0)
+    fields = [
+        dict(
+            prompt=(*rng.integers(8, 40, size=3 + 5 * (i % 4)).tolist(), START, THINK),
+            max_thinking_tokens=[0, 5, 17, 40][i % 4],
+            min_thinking_tokens=[0, 0, 10][i % 3] if i % 4 > 1 else 0,
+            num_ignore=i % 3,
+            ignore_ids=[(), (WAIT,), (WAIT, COMMA)][i % 3],
+            max_answer_tokens=12,
+            temperature=[1.0, 0.0, 0.7][i % 3],
+            problem=i,
+            seed=3,
+        )
+        for i in range(n)
+    ]
+    return [Request(**{**f, **changes}) for f in fields]
+
+
+def test_greedy_decode_without_ignores_equals_one_full_forward_per_token(decoder):
+    prompt = (9, 21, 33, START, THINK)
+    (completion,) = decoder.decode([Request(prompt=prompt, max_thinking_tokens=20, max_answer_tokens=10)])
+    model_of = graphdef(CONFIG, RULES, "per_layer")
+
+    @jax.jit
+    def last_logits(params, tokens, length):
+        model = nnx.merge(model_of, params)
+        positions = jnp.arange(tokens.shape[0])[None]
+        hidden, _ = model(tokens[None], positions, jnp.ones_like(positions))
+        return model.logits(hidden)[0, length - 1]
+
+    ids = list(prompt)
+    for token, forced in zip(completion.tokens, completion.forced, strict=True):
+        logits = last_logits(decoder.params, jnp.zeros(64, jnp.int32).at[: len(ids)].set(jnp.array(ids)), len(ids))
+        greedy = int(jnp.argmax(logits[:NUM_TOKENS]))
+        if not forced:
+            assert token == greedy
+        ids.append(token)
+    assert not all(completion.forced) and any(completion.forced)
+
+
+def test_batch_mates_and_padding_change_no_token(decoder):
+    together = decoder.decode(requests())
+    alone = [decoder.decode([request])[0] for request in requests()]
+    padded = decoder.decode(requests(), batch_size=11)
+    shuffled = decoder.decode(requests()[::-1])[::-1]
+    assert together == alone == padded == shuffled
+    assert len({completion.tokens for completion in together}) == len(together)
+
+
+def test_returning_to_the_host_between_steps_changes_no_token_and_shows_growing_prefixes(decoder):
+    whole = decoder.decode(requests())
+    seen = []
+    assert decoder.decode(requests(), steps_per_call=7, on_progress=seen.append) == whole
+    assert len(seen) > 3
+    for earlier, later in itertools.pairwise(seen):
+        for a, b in zip(earlier, later, strict=True):
+            assert b.tokens[: len(a.tokens)] == a.tokens
+
+
+def test_thinking_never_passes_the_budget_and_meets_it_where_the_budget_ended_it(decoder):
+    for request, completion in zip(requests(16), decoder.decode(requests(16)), strict=True):
+        after = completion.tokens[completion.num_thinking :]
+        out_of_budget = DELIMITERS.final_answer in (after[:5], after[1:6])
+        assert completion.num_thinking <= request.max_thinking_tokens
+        assert out_of_budget == (completion.num_thinking == request.max_thinking_tokens)
+        assert completion.num_forced == sum(completion.forced)
+        assert completion.num_answer <= request.max_answer_tokens
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_trace_of_a_smaller_budget_is_a_prefix_of_the_larger_ones(decoder, temperature):
+    base = Request(
+        prompt=(9, 21, START, THINK), num_ignore=9, ignore_ids=(WAIT,), temperature=temperature, max_answer_tokens=4
+    )
+    budgets = (0, 1, 4, 9, 30, 60)
+    completions = decoder.decode([dataclasses.replace(base, max_thinking_tokens=b) for b in budgets])
+    traces = [c.tokens[: c.num_thinking] for c in completions]
+    for small, large in itertools.pairwise(traces):
+        assert large[: len(small)] == small
+    assert len(traces[-1]) > 9
+
+
+def test_ids_without_text_are_never_drawn(decoder):
+    completions = decoder.decode(requests(16, temperature=30.0))
+    assert max(max(c.tokens) for c in completions) < NUM_TOKENS
+
+
+def test_budgets_counts_strings_and_sampling_recompile_nothing(decoder):
+    decoder.decode(requests(8))
+    before = (decode.prefill._cache_size(), decode.advance._cache_size())
+    decoder.decode(requests(8, max_thinking_tokens=33, min_thinking_tokens=2, num_ignore=5, temperature=0.3, top_p=0.5))
+    decoder.decode(requests(8, max_thinking_tokens=7, min_thinking_tokens=0, ignore_ids=(8, 9, 10), top_k=3, seed=8))
+    assert (decode.prefill._cache_size(), decode.advance._cache_size()) == before
+
+
+def test_the_loop_ends_when_every_row_is_done(decoder, monkeypatch):
+    steps = []
+    advance = decode.advance
+    monkeypatch.setattr(decode, "advance", lambda *a, **k: steps.append(advance(*a, **k)) or steps[-1])
+    completions = decoder.decode(requests(4, max_thinking_tokens=6, min_thinking_tokens=0))
+    assert int(steps[-1].num_steps) == max(len(c.tokens) for c in completions) < steps[-1].tokens.shape[1]
+
+
+def test_rows_that_do_not_think_answer_at_once(decoder):
+    (completion,) = decoder.decode([Request(prompt=(9, 21, 33), thinks=False, max_answer_tokens=6)])
+    assert completion.num_thinking == completion.num_forced == 0
+    assert completion.num_answer + completion.stopped == len(completion.tokens)
+
+
+def test_eight_devices_emit_what_one_does(decoder):
+    sharded = make_decoder(MeshConfig(data=2, fsdp=2, tensor=2))
+    assert sharded.decode(requests(8)) == decoder.decode(requests(8))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(max_thinking_tokens=-1), "max_thinking_tokens is -1"),
+        (dict(num_ignore=-2), "num_ignore is -2"),
+        (dict(max_thinking_tokens=3, min_thinking_tokens=4), "min_thinking_tokens 4 is above"),
+        (dict(max_answer_tokens=0), "max_answer_tokens is 0"),
+        (dict(top_p=0.0), "top_p is 0.0"),
+        (dict(temperature=float("nan")), "temperature is nan"),
+        (dict(prompt=()), "prompt is empty"),
+    ],
+)
+def test_a_bad_request_is_refused_by_name(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Request(**{"prompt": (1,), **changes})
+
+
+def test_a_request_longer_than_the_context_is_refused(decoder):
+    with pytest.raises(ValueError, match="the model has 256"):
+        decoder.decode([Request(prompt=(1,) * 200, max_thinking_tokens=60)])
