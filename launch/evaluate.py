@@ -1,0 +1,20 @@
+"""Decode and grade one point on one benchmark: CONFIG -> sample rows (JSONL)."""
+
+from s1jax.config import parse_command, run_command
+
+
+def main() -> None:
+    """Parse the config and evaluate."""
+    from s1jax.evaluate import EvaluateConfig, evaluate
+    from s1jax.metrics import read_samples
+    from s1jax.plot import format_thinking_table
+    from s1jax.sharding import start_processes
+
+    config = parse_command(__doc__, EvaluateConfig)
+    start_processes()
+    rows = evaluate(config)
+    print(format_thinking_table(read_samples(rows)))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,50 @@
+"""Draw the scaling curves of a file of sample rows.
+
+Writes thinking.png (accuracy against thinking tokens) and, where each problem has several samples, voting.png (majority
+voting), each with its points as JSON beside it. Standard output: a JSON line per figure. Standard error: the same as tables.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from s1jax.config import parse_arguments, run_command
+from s1jax.metrics import read_samples
+from s1jax.plot import format_thinking_table, format_voting_table, plot_thinking, plot_voting
+
+
+@dataclass(frozen=True)
+class PlotConfig:
+    """What to draw, and where to."""
+
+    rows: tyro.conf.Positional[Path]
+    """Sample rows (JSONL), as evaluate.py and sweep.py write them."""
+    out: Path | None = None
+    """Directory for the figures; by default the one that holds the rows."""
+
+
+def main() -> None:
+    """Read the rows, write the figures, print the tables."""
+    config = parse_arguments(__doc__ or "", PlotConfig)
+    rows = read_samples(config.rows)
+    out = config.out or config.rows.parent
+    figures = [out / "thinking.png"]
+    plot_thinking(rows, figures[0])
+    print(format_thinking_table(rows), file=sys.stderr)
+    if voting := format_voting_table(rows):
+        figures.append(out / "voting.png")
+        plot_voting(rows, figures[1])
+        print("\n" + voting, file=sys.stderr)
+    else:
+        print("\nno voting figure: no setting has two samples of each of its problems", file=sys.stderr)
+    for figure in figures:
+        print(json.dumps({"figure": str(figure), "points": str(figure.with_suffix(".json"))}))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,129 @@
+"""Benchmarks: questions with gold answers.
+
+In: the name of a public benchmark, or any JSONL file with a question and an answer a line. Out: `Problem` rows in file order.
+
+The idea (paper, section 4.1): the prompt is the bare question, so a problem is only (id, question, answer), and where it came
+from is a column. The invariant: every problem of one list has an id of its own, since samples and votes are joined by it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One question with its gold answer."""
+
+    problem_id: str
+    benchmark: str
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class _HubBenchmark:
+    path: str
+    split: str
+    config: str | None = None
+    size: int = 0
+
+
+_HUB = {
+    "aime24": _HubBenchmark("HuggingFaceH4/aime_2024", "train", size=30),
+    "aime25": _HubBenchmark("math-ai/aime25", "test", size=30),
+    "math500": _HubBenchmark("HuggingFaceH4/MATH-500", "test", size=500),
+    "gsm8k": _HubBenchmark("openai/gsm8k", "test", config="main", size=1319),
+}
+
+# What public files call these columns, most telling first.
+_ID_COLUMNS = ("id", "problem_id", "unique_id", "ID")
+_QUESTION_COLUMNS = ("question", "problem", "Problem", "Question")
+_ANSWER_COLUMNS = ("answer", "Answer", "gold")
+_ERRORS_SHOWN = 5
+
+
+def read_problems(source: str, limit: int | None = None) -> list[Problem]:
+    """Read the problems of a JSONL file or a named benchmark, at most `limit` of them from the start.
+
+    A line needs a question and an answer (text or a number); without an id it gets "<benchmark>/<line number>". The
+    benchmark is the file's stem, or the name. Raises FileNotFoundError for a missing file, ValueError for an unknown name,
+    an empty file, a limit below 1, or bad lines (all of them counted, the first few shown).
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is {limit}: ask for at least 1 problem, or leave it out for all")
+    if source in _HUB:
+        return _to_problems(enumerate(_read_hub(source), start=1), source, f"benchmark {source}", "row", limit)
+    path = Path(source)
+    if not path.is_file():
+        if path.suffix or len(path.parts) > 1:
+            raise FileNotFoundError(f"no problem file at {source}")
+        raise ValueError(f"unknown benchmark {source!r}: give a .jsonl path, or one of {', '.join(_HUB)}")
+    with path.open(encoding="utf-8-sig", errors="strict") as file:
+        lines = ((number, line) for number, line in enumerate(file, start=1) if line.strip())
+        return _to_problems(lines, path.stem, source, "line", limit)
+
+
+def _read_hub(name: str) -> Iterable[dict[str, Any]]:
+    import datasets
+
+    benchmark = _HUB[name]
+    rows = datasets.load_dataset(benchmark.path, benchmark.config, split=benchmark.split)
+    if len(rows) != benchmark.size:
+        raise ValueError(f"{benchmark.path} holds {len(rows)} rows where {name} has {benchmark.size} problems")
+    return rows
+
+
+def _to_problems(
+    rows: Iterable[tuple[int, str | dict[str, Any]]], benchmark: str, source: str, unit: str, limit: int | None
+) -> list[Problem]:
+    problems: list[Problem] = []
+    errors: list[str] = []
+    seen: dict[str, int] = {}
+    for number, row in rows:
+        if limit is not None and len(problems) == limit:
+            break
+        try:
+            problem = _to_problem(json.loads(row) if isinstance(row, str) else row, benchmark, number)
+            if problem.problem_id in seen:
+                raise ValueError(f"id {problem.problem_id!r} was already used on {unit} {seen[problem.problem_id]}")
+        except (ValueError, RecursionError) as error:
+            errors.append(f"{unit} {number}: {error}")
+            continue
+        seen[problem.problem_id] = number
+        problems.append(problem)
+    if errors:
+        shown = "; ".join(errors[:_ERRORS_SHOWN]) + ("; ..." if len(errors) > _ERRORS_SHOWN else "")
+        raise ValueError(f"{source}: {len(errors)} bad {unit}{'s' if len(errors) > 1 else ''}: {shown}")
+    if not problems:
+        raise ValueError(f"{source} holds no problems")
+    return problems
+
+
+def _to_problem(row: Any, benchmark: str, number: int) -> Problem:
+    if not isinstance(row, dict):
+        raise ValueError(f"expected a JSON object with a question and an answer, found {type(row).__name__}")
+    question = _column(row, _QUESTION_COLUMNS)
+    # GSM8K gives its worked solution with the answer behind four hashes.
+    answer = _column(row, _ANSWER_COLUMNS).rpartition("####")[2].strip()
+    columns = ((_QUESTION_COLUMNS, question.strip()), (_ANSWER_COLUMNS, answer))
+    missing = [f"no {names[0]} (a column {', '.join(names)})" for names, value in columns if not value]
+    if missing:
+        raise ValueError(" and ".join(missing))
+    problem_id = _column(row, _ID_COLUMNS).strip() or f"{benchmark}/{number}"
+    return Problem(problem_id, benchmark, question, answer)
+
+
+def _column(row: dict[str, Any], names: tuple[str, ...]) -> str:
+    """Return the first of these columns that holds text or a number, as text; "" where none does."""
+    for name in names:
+        value = row.get(name)
+        if isinstance(value, str) and value.strip():
+            return value
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return str(value)
+    return ""

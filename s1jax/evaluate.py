@@ -1,0 +1,220 @@
+"""Evaluation: (model, problems, points) -> sample rows in a JSONL file, resumable.
+
+A point is one decoding condition; each point x problem x sample is one row, and the whole condition is in the row's columns
+(`metrics.SampleRow`). Rows are appended batch by batch, so a killed run goes on where it stopped.
+
+Invariant: a row's randomness is its own (seed, problem, sample), so neither the batch it was decoded in nor the other points change it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from s1jax.benchmarks import Problem, read_problems
+from s1jax.chat import encode_prompt, encode_text, split_completion
+from s1jax.config import commit, config_hash
+from s1jax.decode import Completion, Request, load_decoder
+from s1jax.grading import grade
+from s1jax.metrics import SampleRow, read_samples
+from s1jax.model import DType
+from s1jax.sharding import MeshConfig, ShardingRules
+
+
+@dataclass(frozen=True)
+class Point:
+    """One decoding condition. Counts are in tokens."""
+
+    max_thinking_tokens: int
+    min_thinking_tokens: int = 0
+    num_ignore: int = 0
+    ignore_text: str = "Wait"
+    temperature: float = 0.0
+    num_samples: int = 1
+
+
+@dataclass(frozen=True)
+class DecodingConfig:
+    """What all points of a run share: the model, the problems and how they are decoded."""
+
+    model: str
+    """Hugging Face directory or hub id, or one of our own checkpoints."""
+    benchmark: str
+    """aime24, aime25, math500, gsm8k, or a JSONL file with a question and an answer a line."""
+    output: str
+    """JSONL file of sample rows; rows that are there already are not decoded again."""
+    limit: int | None = None
+    """Number of problems, from the first; default: all."""
+    max_answer_tokens: int = 512
+    top_k: int = 0
+    """Keep the k likeliest tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the likeliest tokens until their probability reaches p."""
+    min_p: float = 0.0
+    """Drop tokens less likely than p times the likeliest."""
+    seed: int = 0
+    batch_size: int = 64
+    """Rows decoded together."""
+    dtype: DType = "bfloat16"
+    """Dtype of weights, cache and compute."""
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    rules: ShardingRules = field(default_factory=ShardingRules)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """One point on one benchmark."""
+
+    decoding: DecodingConfig
+    point: Point
+
+
+def evaluate(config: EvaluateConfig) -> Path:
+    """Decode and grade one point; return the file of sample rows."""
+    return write_samples(config.decoding, [config.point])
+
+
+def write_samples(config: DecodingConfig, points: Sequence[Point]) -> Path:
+    """Decode every point x problem x sample that `config.output` lacks, grade it and append its row; return the file.
+
+    Raises ValueError where the file holds rows of another run, or a request does not fit the model.
+    """
+    from tqdm import tqdm
+
+    problems = read_problems(config.benchmark, config.limit)
+    identity = config_hash(config, exclude=("output", "limit", "batch_size", "mesh", "rules"))
+    output = Path(config.output)
+    done = _rows_done(output, identity)
+    jobs = [
+        (problem, point, sample)
+        for point in points
+        for problem in problems
+        for sample in range(point.num_samples)
+        if (problem.problem_id, *_setting(point), sample) not in done
+    ]
+    if not jobs:
+        print(f"{output} has all {len(done)} rows already", file=sys.stderr)
+        return output
+    decoder, tokenizer = load_decoder(config.model, config.dtype, config.mesh, config.rules)
+    # Rows of similar length decode together, so that few wait for the longest.
+    jobs.sort(key=lambda job: job[1].max_thinking_tokens)
+    requests = [_request(tokenizer, *job, config) for job in jobs]
+    for request in requests:
+        decoder.check(request)
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    columns = dict(model=config.model, seed=config.seed, config_hash=identity, commit=commit())
+    on_terminal = sys.stderr.isatty()
+    bar = tqdm(total=len(done) + len(jobs), initial=len(done), desc="decode", unit="row", file=sys.stderr,
+               mininterval=0.2 if on_terminal else 10)  # fmt: skip
+    with output.open("a", encoding="utf-8") as file, bar:
+        for start in range(0, len(jobs), config.batch_size):
+            batch = slice(start, start + config.batch_size)
+            completions = decoder.decode(requests[batch], batch_size=config.batch_size)
+            for job, completion in zip(jobs[batch], completions, strict=True):
+                row = _sample_row(tokenizer, *job, completion, columns)
+                if jax.process_index() == 0:
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+            bar.update(len(completions))
+    return output
+
+
+def _setting(point: Point) -> tuple[Any, ...]:
+    return (
+        point.max_thinking_tokens,
+        point.min_thinking_tokens,
+        point.num_ignore,
+        point.ignore_text,
+        point.temperature,
+    )
+
+
+def _rows_done(output: Path, identity: str) -> set[tuple[Any, ...]]:
+    """Return the keys of the rows in the file, after cutting off a last line torn by a kill."""
+    if not output.exists() or not output.stat().st_size:
+        return set()
+    text = output.read_bytes()
+    whole = text[: text.rfind(b"\n") + 1]
+    if whole != text:
+        with output.open("r+b") as file:
+            file.truncate(len(whole))
+    if not whole:
+        return set()
+    rows = read_samples(output)
+    others = {row["config_hash"] for row in rows} - {identity}
+    if others:
+        raise ValueError(
+            f"{output} holds rows of another config ({', '.join(sorted(others))}); give another --output, or remove it"
+        )
+    return {
+        (
+            row["problem_id"],
+            row["max_thinking_tokens"],
+            row["min_thinking_tokens"],
+            row["num_ignore"],
+            row["ignore_text"],
+            row["temperature"],
+            row["sample_index"],
+        )
+        for row in rows
+    }
+
+
+def _request(tokenizer: Any, problem: Problem, point: Point, sample: int, config: DecodingConfig) -> Request:
+    return Request(
+        prompt=tuple(encode_prompt(tokenizer, problem.question)),
+        max_thinking_tokens=point.max_thinking_tokens,
+        min_thinking_tokens=point.min_thinking_tokens,
+        num_ignore=point.num_ignore,
+        ignore_ids=tuple(encode_text(tokenizer, point.ignore_text)),
+        max_answer_tokens=config.max_answer_tokens,
+        temperature=point.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        min_p=config.min_p,
+        seed=config.seed,
+        # A number of the problem itself, not of its place in the list.
+        problem=zlib.crc32(problem.problem_id.encode()) & 0x7FFFFFFF,
+        sample=sample,
+    )
+
+
+def _sample_row(
+    tokenizer: Any, problem: Problem, point: Point, sample: int, completion: Completion, columns: dict[str, Any]
+) -> SampleRow:
+    thinking, answer_text = split_completion(tokenizer, completion.tokens, completion.num_thinking)
+    extracted, correct = grade(answer_text, problem.answer)
+    return SampleRow(
+        problem_id=problem.problem_id,
+        benchmark=problem.benchmark,
+        model=columns["model"],
+        method="budget_forcing",
+        max_thinking_tokens=point.max_thinking_tokens,
+        min_thinking_tokens=point.min_thinking_tokens,
+        num_ignore=point.num_ignore,
+        ignore_text=point.ignore_text,
+        temperature=point.temperature,
+        sample_index=sample,
+        seed=columns["seed"],
+        num_thinking_tokens=completion.num_thinking,
+        num_forced_tokens=completion.num_forced,
+        num_ignored=completion.num_ignored,
+        num_answer_tokens=completion.num_answer,
+        finish_reason="stop" if completion.stopped else "length",
+        thinking=thinking,
+        answer_text=answer_text,
+        extracted=extracted,
+        correct=correct,
+        config_hash=columns["config_hash"],
+        commit=columns["commit"],
+    )

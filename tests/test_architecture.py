@@ -1,0 +1,109 @@
+"""DESIGN's layering, read from the imports of the sources: a module of the package may import only modules in rows above its own."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+# The rows of DESIGN's table; `generate` (one question to one model) is this project's addition.
+TABLE = """
+config sharding chat grading attention model checkpoint data train
+sampling budget decode generate benchmarks metrics evaluate sweep plot preflight
+"""
+ROWS = TABLE.split()
+# data_tools may use these; the script that makes a base model uses the second set too.
+DATA_TOOLS_MAY_IMPORT = {"chat", "grading", "decode", "benchmarks"}
+BASE_MODEL_MAY_IMPORT = DATA_TOOLS_MAY_IMPORT | {"config", "model", "sharding", "checkpoint", "train", "evaluate"}
+MAX_LINES = 440  # "about 400"
+
+PACKAGE = sorted(path for path in (ROOT / "s1jax").glob("*.py") if path.stem != "__init__")
+SOURCES = sorted(
+    path for folder in ("s1jax", "data_tools", "launch", "configs") for path in (ROOT / folder).rglob("*.py")
+)
+
+
+def imports(tree: ast.Module) -> set[str]:
+    """Dotted names imported anywhere in a tree: `from a import b` gives both `a` and `a.b`."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import"
+            names |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def in_package(names: set[str]) -> set[str]:
+    """Modules of the package among dotted names."""
+    return {name.split(".")[1] for name in names if name.startswith("s1jax.")}
+
+
+def imports_of(path: Path) -> set[str]:
+    return imports(ast.parse(path.read_text()))
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def test_sources_are_found():
+    assert {"model.py", "budget.py"} <= {path.name for path in PACKAGE}
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=name_of)
+def test_a_module_imports_only_modules_above_it(path):
+    assert path.stem in ROWS, f"{path.name} is not in DESIGN's table"
+    used, may = in_package(imports_of(path)), set(ROWS[: ROWS.index(path.stem)])
+    if path.stem == "decode":
+        may -= {"train"}  # siblings
+    assert used <= may, f"{path.stem} may not import {sorted(used - may)}"
+    outside = {name.split(".")[0] for name in imports_of(path)} & {"data_tools", "launch", "configs", "tests"}
+    assert not outside, f"the package never imports {outside}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "data_tools").rglob("*.py")), ids=name_of)
+def test_data_tools_import_only_what_they_may(path):
+    used = in_package(imports_of(path))
+    may = BASE_MODEL_MAY_IMPORT if "base" in path.stem else DATA_TOOLS_MAY_IMPORT
+    assert used <= may, f"{path.stem} may not import {sorted(used - may)}"
+
+
+def top_level(path: Path) -> ast.Module:
+    """The statements that run when a file is imported: not those under TYPE_CHECKING or inside functions."""
+    statements = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    return ast.Module(statements, [])
+
+
+def reached_from(module: str) -> tuple[set[str], set[str]]:
+    """Modules of the package that importing this one imports, and first words of everything else they import."""
+    reached: set[str] = set()
+    outside: set[str] = set()
+    left = {module}
+    while left:
+        reached |= left
+        names = {name for stem in left for name in imports(top_level(ROOT / "s1jax" / f"{stem}.py"))}
+        outside |= {name.split(".")[0] for name in names} - {"s1jax"}
+        left = in_package(names) - reached
+    return reached, outside
+
+
+def test_plots_know_no_model():
+    assert not reached_from("plot")[0] & {"attention", "model", "checkpoint", "train", "decode", "evaluate", "sweep"}
+
+
+@pytest.mark.parametrize("module", ["attention", "model", "sharding", "sampling", "budget", "decode"])
+def test_what_runs_on_bare_machines_needs_only_jax_flax_optax_and_numpy(module):
+    assert reached_from(module)[1] - set(sys.stdlib_module_names) <= {"jax", "flax", "optax", "numpy"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_a_source_file_is_short_and_no_grab_bag(path):
+    limit = 100 if path.parent.name == "launch" else MAX_LINES
+    lines = path.read_text().count("\n")
+    assert lines <= limit, f"{path.name} has {lines} lines: split it by idea"
+    assert path.stem not in ("utils", "util", "helpers", "common", "misc")

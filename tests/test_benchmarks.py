@@ -1,0 +1,95 @@
+import json
+
+import pytest
+
+from s1jax.benchmarks import Problem, read_problems
+
+
+def write(path, *lines):
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines), "utf-8")
+    return str(path)
+
+
+def test_a_jsonl_file_gives_problems_in_order_with_ids_from_lines(tmp_path):
+    source = write(
+        tmp_path / "mine.jsonl",
+        {"id": "a", "question": " 1+1?\n", "answer": " 2 "},
+        "",
+        {"problem": "half?", "answer": 0.5, "unique_id": "test/x.json"},
+        {"question": "2+1?", "answer": 3},
+    )
+    assert read_problems(source) == [
+        Problem("a", "mine", " 1+1?\n", "2"),
+        Problem("test/x.json", "mine", "half?", "0.5"),
+        Problem("mine/4", "mine", "2+1?", "3"),
+    ]
+    assert [p.problem_id for p in read_problems(source, limit=2)] == ["a", "test/x.json"]
+
+
+def test_all_bad_lines_are_counted_and_named(tmp_path):
+    good = {"id": "a", "question": "q", "answer": "1"}
+    bad = [{"question": "q"}, {"answer": "1", "question": " "}, "[1]", "{", good, {"question": "q", "answer": "####"}]
+    with pytest.raises(ValueError) as error:
+        read_problems(write(tmp_path / "bad.jsonl", good, *bad))
+    message = str(error.value)
+    assert "6 bad lines: line 2: no answer" in message
+    assert "line 3: no question" in message
+    assert "line 4: expected a JSON object" in message
+    assert "line 6: id 'a' was already used on line 1" in message
+    assert message.endswith("; ...")
+
+
+@pytest.mark.parametrize(
+    ("source", "limit", "error", "words"),
+    [
+        ("amie24", None, ValueError, "unknown benchmark 'amie24'.*aime24, aime25, math500, gsm8k"),
+        ("missing.jsonl", None, FileNotFoundError, "no problem file at missing.jsonl"),
+        ("gsm8k", 0, ValueError, "limit is 0"),
+    ],
+)
+def test_a_bad_source_or_limit_is_named(source, limit, error, words):
+    with pytest.raises(error, match=words):
+        read_problems(source, limit)
+
+
+def test_an_empty_file_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="holds no problems"):
+        read_problems(write(tmp_path / "empty.jsonl", ""))
+
+
+HUB_ROWS = {
+    "aime24": ({"id": 60, "problem": "Q", "solution": "...", "answer": "204"}, 30, "204"),
+    "aime25": ({"problem": "Q", "answer": "70", "id": "0"}, 30, "70"),
+    "math500": ({"problem": "Q", "solution": "", "answer": "\\pi", "unique_id": "test/a/1.json"}, 500, "\\pi"),
+    "gsm8k": ({"question": "Q", "answer": "9 * 2 = <<9*2=18>>18.\n#### 18"}, 1319, "18"),
+}
+
+
+@pytest.mark.parametrize("name", HUB_ROWS)
+def test_named_benchmarks_come_from_the_hub_with_its_column_names(name, monkeypatch):
+    import datasets
+
+    row, size, answer = HUB_ROWS[name]
+    ids = [key for key in ("id", "unique_id") if key in row]
+    rows = [row | {key: f"{row[key]}-{i}" for key in ids} for i in range(size)]
+    calls = []
+
+    def load_dataset(path, config=None, *, split):
+        calls.append((path, split))
+        return datasets.Dataset.from_list(rows)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    problems = read_problems(name)
+    assert len(problems) == size and len(calls) == 1 and "/" in calls[0][0]
+    assert {(p.benchmark, p.question, p.answer) for p in problems} == {(name, "Q", answer)}
+    assert problems[0].problem_id == (rows[0][ids[0]] if ids else "gsm8k/1")
+    rows.pop()
+    with pytest.raises(ValueError, match=f"{size - 1} rows where {name} has {size}"):
+        read_problems(name)
+
+
+@pytest.mark.parametrize(("name", "size"), [("aime24", 30), ("aime25", 30), ("math500", 500), ("gsm8k_test", 1319)])
+def test_real_problem_files_load_whole(shared, name, size):
+    problems = read_problems(str(shared / "data" / f"{name}.jsonl"))
+    assert len(problems) == len({p.problem_id for p in problems}) == size
+    assert all(p.benchmark == name and p.question and p.answer for p in problems)

@@ -1,0 +1,180 @@
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+from test_metrics import sample
+
+from s1jax.metrics import thinking_curve, voting_curve
+from s1jax.plot import _COLORS, _MARKERS, format_thinking_table, format_voting_table, plot_thinking, plot_voting
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def rows(benchmarks=("toy",), samples=1, budgets=(0, 16, 32, 64), waits=(1, 2), models=("m",), natural=50):
+    return [
+        sample(
+            benchmark=benchmark,
+            model=model,
+            problem_id=f"p{i}",
+            sample_index=s,
+            max_thinking_tokens=budget,
+            num_ignore=ignore,
+            ignore_text="Wait" if ignore else "",
+            num_thinking_tokens=min(budget, natural + 6 * ignore + i),
+            correct=(i + s) % 5 < (budget > 16) + (budget > 32) + ignore,
+            extracted=str((i + s) % 5),
+        )
+        for benchmark in benchmarks
+        for model in models
+        for i in range(5)
+        for s in range(samples)
+        for budget, ignore in [*((b, 0) for b in budgets), *((budgets[-1], w) for w in waits)]
+    ]
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that get saved."""
+    figures = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k))[1])
+    return figures
+
+
+def texts_within(figure):
+    """Check that no text of a figure is cut off, and that no two tick labels of an axis touch."""
+    figure.canvas.draw()
+    page = figure.bbox
+    legend = figure.legends[0].get_window_extent()
+    assert legend.x0 >= 0 and legend.x1 <= page.x1
+    for text in figure.findobj(
+        lambda artist: hasattr(artist, "get_text") and artist.get_text() and artist.get_visible()
+    ):
+        box = text.get_window_extent()
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= page.x1 and box.y1 <= page.y1, text.get_text()
+    for ax in figure.axes:
+        assert ax.get_window_extent().y1 < legend.y0
+        for labels, edge in ((ax.get_xticklabels(), ("x0", "x1")), (ax.get_yticklabels(), ("y0", "y1"))):
+            boxes = sorted((label.get_window_extent() for label in labels), key=lambda b: getattr(b, edge[0]))
+            assert 2 <= len(boxes) <= 9
+            assert all(getattr(a, edge[1]) < getattr(b, edge[0]) for a, b in itertools.pairwise(boxes))
+
+
+def test_figures_show_exactly_the_points_of_their_json(tmp_path, drawn):
+    data = rows(samples=4)
+    points = plot_thinking(data, tmp_path / "new" / "a.png")
+    assert points == thinking_curve(data) == json.loads((tmp_path / "new" / "a.json").read_text())
+    votes = plot_voting(data, tmp_path / "b.png")
+    assert votes == voting_curve(data) == json.loads((tmp_path / "b.json").read_text())
+    assert sorted(p.name for p in tmp_path.rglob("*.*")) == ["a.json", "a.png", "b.json", "b.png"]
+    shown = {
+        (round(x, 6), round(y, 6))
+        for line in drawn[0].axes[0].lines
+        if line.get_marker() not in ("None", None, "")
+        for x, y in zip(*line.get_data(), strict=True)
+    }
+    assert shown == {
+        (round(p["mean_thinking_tokens"], 6), round(p["accuracy"], 6)) for p in points if p["mean_thinking_tokens"]
+    }
+    image = imread(tmp_path / "new" / "a.png")
+    assert image.shape[1] > 1200 and image[..., :3].std() > 0.05
+
+
+def test_no_point_without_thinking_is_lost(tmp_path, drawn):
+    plot_thinking(rows(), tmp_path / "a.png")
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == [
+        "thinking budget",
+        "no thinking",
+        'stopping replaced by "Wait"',
+    ]
+    assert any(line.get_linestyle() == ":" for line in drawn[0].axes[0].lines)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        rows(),
+        rows(budgets=(512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072, 262144), waits=(), natural=10**6),
+        rows(budgets=(64,), waits=()),
+        rows(budgets=(0,), waits=()),
+        rows(benchmarks=("aime24", "gpqa_diamond", "math500", "gsm8k"), waits=(1, 2, 3, 4, 5, 6)),
+        rows(models=("/a/very/long/path" * 9 + r"/model_$\frac{$_of_odd_name", "other", "third")),
+    ],
+    ids=["usual", "ten budgets", "one point", "no thinking at all", "four benchmarks", "three models"],
+)
+def test_no_text_is_cut_off_and_no_ticks_touch(tmp_path, drawn, data):
+    plot_thinking(data, tmp_path / "a.png")
+    plot_voting(data + [row | {"sample_index": 1} for row in data], tmp_path / "b.png")
+    for figure in drawn:
+        texts_within(figure)
+
+
+def test_series_differ_in_luminance_or_blue_yellow_as_well_as_in_marker():
+    assert len(set(_MARKERS)) == len(_COLORS) == len(set(_COLORS))
+    # Two colours are told apart without red-green vision where what is left differs: luminance, or blue against the rest.
+    left = [(0.2126 * r + 0.7152 * g + 0.0722 * b, b - (r + g) / 2) for r, g, b in map(to_rgb, _COLORS)]
+    apart = [np.hypot(*np.subtract(a, b)) for i, a in enumerate(left) for b in left[:i]]
+    assert min(apart) > 0.08
+
+
+def test_voting_needs_two_samples(tmp_path):
+    with pytest.raises(ValueError, match="at least two samples"):
+        plot_voting(rows(), tmp_path / "b.png")
+    assert format_voting_table(rows()) == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_table_is_aligned_and_counts_what_the_budget_ended():
+    data = rows()
+    lines = format_thinking_table(data).splitlines()
+    assert lines[0] == "toy, m, budget_forcing, temperature 0"
+    assert len({len(line) for line in lines[1:-1]}) == 1
+    cells = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines[3:-1]]
+    assert cells[1] == ["budget 16", "5", "16.0", "5 of 5, all at 16", "0.0", "0.0 to 43.4"]
+    assert cells[3][:4] == ["budget 64", "5", "52.0", "0 of 5"]
+    assert cells[5][:4] == ['budget 64, "Wait" x2', "5", "63.4", "3 of 5, all at 64"]
+    assert lines[-1].startswith("Control 100% (100% of samples)   Scaling +")
+    data[1]["num_thinking_tokens"] = 17
+    assert "5 of 5, 1 OVER IT" in format_thinking_table(data)
+
+
+def test_the_voting_table_has_a_block_per_setting():
+    table = format_voting_table(rows(samples=4, budgets=(64,)))
+    assert table.count("maj@k %") == 3 and 'temperature 0, budget 64, "Wait" x2' in table
+    block = table.split("\n\n")[0].splitlines()
+    assert [line.split()[0] for line in block[3:]] == ["1", "2", "4"]
+    assert len({len(line) for line in block[1:]}) == 1
+
+
+def run(*arguments):
+    command = [sys.executable, "launch/plot.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT), "HOME": "/"})
+
+
+def test_the_command_writes_figures_beside_the_rows_and_names_them(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows(samples=2)))
+    result = run(path)
+    assert result.returncode == 0, result.stderr
+    figures = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [Path(f["figure"]).name for f in figures] == ["thinking.png", "voting.png"]
+    assert all(Path(f[key]).is_file() and Path(f[key]).parent == tmp_path for f in figures for key in f)
+    assert "Performance" in result.stderr and "maj@k" in result.stderr
+
+
+def test_the_command_explains_bad_rows_in_one_line(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("{}\n")
+    result = run(path, "--out", tmp_path / "out")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert (
+        result.stderr.startswith("error: ") and "line 1: no column" in result.stderr and result.stderr.count("\n") == 1
+    )
+    assert not (tmp_path / "out").exists()
