@@ -11,7 +11,6 @@ Invariant: softmax, norms, rotary angles and logits are float32 whatever the com
 from __future__ import annotations
 
 import functools
-import math
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -20,6 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from s1jax.attention import attention
+from s1jax.rope import YarnConfig, apply_rope, rope_attention_factor, rope_frequencies
 from s1jax.sharding import ShardingRules, constrain, sharding_for
 
 if TYPE_CHECKING:
@@ -28,17 +28,6 @@ if TYPE_CHECKING:
 Params = dict[str, Any]
 Layout = Literal["stacked", "per_layer"]
 DType = Literal["bfloat16", "float32"]
-
-
-@dataclass(frozen=True)
-class YarnConfig:
-    """YaRN context extension (arXiv 2309.00071), static as in Hugging Face: it scales short texts too."""
-
-    factor: float
-    original_max_position_embeddings: int
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    attention_factor: float | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +68,15 @@ class ModelConfig:
             problems.append(f"rope type is {rope_type!r}, not 'default' or 'yarn'")
         if rope_type == "yarn" and "factor" not in rope:
             problems.append("yarn without a factor")
+        if rope.get("mscale") or rope.get("mscale_all_dim"):
+            problems.append("yarn with mscale or mscale_all_dim")
+        if rope.get("truncate") is False:
+            problems.append("yarn with truncate false")
+        if (rope.get("partial_rotary_factor") or hf.get("partial_rotary_factor") or 1) != 1:
+            problems.append("partial_rotary_factor is not 1")
+        num_heads, num_kv_heads = hf.get("num_attention_heads"), hf.get("num_key_value_heads")
+        if num_heads and num_kv_heads and num_heads % num_kv_heads:
+            problems.append(f"num_key_value_heads {num_kv_heads} does not divide num_attention_heads {num_heads}")
         if problems:
             raise ValueError(f"not a Qwen2.5 config: {'; '.join(problems)}")
         max_position_embeddings = hf.get("max_position_embeddings", 32768)
@@ -157,39 +155,6 @@ def init_cache(config: ModelConfig, batch_size: int, capacity: int, rules: Shard
     return KVCache(layers(), layers(), ints, ints, jnp.zeros((), jnp.int32))
 
 
-def rope_frequencies(config: ModelConfig) -> tuple[Float[Array, " H/2"], float]:
-    """Return the rotary angle per position of each dimension pair, and the factor on cos and sin (1 without YaRN).
-
-    Source: RoFormer (arXiv 2104.09864); YaRN (arXiv 2309.00071) sections 3.2 (by parts) and 3.4 (attention factor).
-    """
-    half = config.head_dim // 2
-    frequencies = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    yarn = config.yarn
-    if yarn is None:
-        return frequencies, 1.0
-
-    def dimension_of(rotations: float) -> float:
-        """Dimension pair that turns this often over the original context."""
-        context = yarn.original_max_position_embeddings
-        return half * math.log(context / (rotations * 2 * math.pi)) / math.log(config.rope_theta)
-
-    low = max(math.floor(dimension_of(yarn.beta_fast)), 0)
-    high = min(math.ceil(dimension_of(yarn.beta_slow)), config.head_dim - 1)
-    # 0: turns often enough to be kept as it is; 1: never completes a turn, so it is interpolated.
-    ramp = jnp.clip((jnp.arange(half, dtype=jnp.float32) - low) / max(high - low, 0.001), 0, 1)
-    frequencies = frequencies * (1 - ramp) + frequencies / yarn.factor * ramp
-    default_factor = 0.1 * math.log(yarn.factor) + 1.0 if yarn.factor > 1 else 1.0
-    return frequencies, yarn.attention_factor or default_factor
-
-
-def apply_rope(x: Float[Array, "B T N H"], angles: Float[Array, "B T H/2"], factor: float) -> Float[Array, "B T N H"]:
-    """Rotate the pairs (x[i], x[i + H/2]) of every head by `angles`, in float32."""
-    cos, sin = jnp.cos(angles)[:, :, None] * factor, jnp.sin(angles)[:, :, None] * factor
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return rotated.astype(x.dtype)
-
-
 class ParamFactory:
     """Creates parameters with named dimensions; with `num_stacked`, one leading dimension for the layers of a stack."""
 
@@ -251,7 +216,7 @@ class Attention(nnx.Module):
             param, "BTD,DKH->BTKH", (D, K, H), ("embed", "kv_heads", None), config.dtype, bias_dims=2
         )
         self.o_proj = Projection(param, "BTNH,NHD->BTD", (N, H, D), ("heads", None, "embed"), config.dtype)
-        self.rope_factor = rope_frequencies(config)[1] if config.yarn else 1.0
+        self.rope_factor = rope_attention_factor(config.yarn)
 
     def __call__(self, x, angles, positions, segment_ids, cache):
         """Return the output [B, T, D] and, given this layer's (k, v, full positions, full segments, slot), the new k and v."""
@@ -340,7 +305,9 @@ class Qwen2(nnx.Module):
         """
         x = self.embed_tokens.weight[...].at[tokens].get(mode="clip").astype(self.config.dtype)
         x = constrain(x, self.rules, "batch", "length", None)
-        angles = positions[:, :, None].astype(jnp.float32) * rope_frequencies(self.config)[0]
+        angles = positions[:, :, None].astype(jnp.float32) * rope_frequencies(
+            self.config.head_dim, self.config.rope_theta, self.config.yarn
+        )
         if self.layout == "stacked":
             if cache is not None:
                 raise ValueError("a cache needs the per-layer layout: unstack the parameters first")

@@ -296,11 +296,9 @@ class _Log:
     def __init__(self, path: Path, first_step: int, num_steps: int):
         from tqdm import tqdm
 
-        kept = (
-            [line for line in path.read_text().splitlines() if json.loads(line)["step"] < first_step]
-            if first_step
-            else []
-        )
+        # A line torn by a kill is of a step after the checkpoint.
+        whole = path.read_text().split("\n")[:-1] if first_step and path.exists() else []
+        kept = [line for line in whole if json.loads(line)["step"] < first_step]
         self.writes = jax.process_index() == 0
         if self.writes:
             path.write_text("".join(line + "\n" for line in kept))

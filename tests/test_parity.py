@@ -15,7 +15,8 @@ from flax import nnx
 from model_cases import RULES, YARN, full_logits, one_device, published, random_tokens
 
 from s1jax.checkpoint import load_model
-from s1jax.model import ModelConfig, apply_rope, graphdef, init_cache, rope_frequencies, unstack
+from s1jax.model import ModelConfig, graphdef, init_cache, unstack
+from s1jax.rope import apply_rope, rope_attention_factor, rope_frequencies
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -116,7 +117,9 @@ def test_every_submodule_equals_hugging_faces(name, pair_of):
     x = np.random.default_rng(1).standard_normal((B, T, config.embed_dim)).astype(np.float32)
     positions = np.tile(np.arange(T, dtype=np.int32), (B, 1))
     segment_ids, tx = np.ones_like(positions), torch.from_numpy(x)
-    angles = positions[:, :, None].astype(np.float32) * rope_frequencies(config)[0]
+    angles = positions[:, :, None].astype(np.float32) * rope_frequencies(
+        config.head_dim, config.rope_theta, config.yarn
+    )
     rotary = hf.rotary_emb(tx, torch.from_numpy(positions).long())
     mask = torch.full((T, T), -torch.inf).triu(1)[None, None]
     attended = hf_layer.self_attn(tx, position_embeddings=rotary, attention_mask=mask)[0]
@@ -160,7 +163,8 @@ def test_rotary_embeddings_equal_hugging_faces(size, scaling):
         transformers.Qwen2Config.from_dict(hf_config)
     )
     config = ModelConfig.from_hf(hf_config)
-    frequencies, attention_factor = rope_frequencies(config)
+    frequencies = rope_frequencies(config.head_dim, config.rope_theta, config.yarn)
+    attention_factor = rope_attention_factor(config.yarn)
     np.testing.assert_allclose(frequencies, rotary.inv_freq.numpy(), rtol=3e-7)
     assert attention_factor == pytest.approx(rotary.attention_scaling, rel=1e-12)
     # Far out, a float32 angle is only as good as its rounding: 32767 radians are exact to 2e-3.
@@ -215,8 +219,8 @@ def real_tokenizer(real_model):
 
 @pytest.fixture(scope="session")
 def real_batch(real, real_tokenizer, shared):
-    """Real questions with their solutions, [4, 160] ids and mask, and Hugging Face's float32 logits of the real tokens."""
-    rows = [row[:160] for row in real_texts(shared, real_tokenizer, with_answers=True, count=4)]
+    """Real questions with their solutions, [8, 160] ids and mask, and Hugging Face's float32 logits of the real tokens."""
+    rows = [row[:160] for row in real_texts(shared, real_tokenizer, with_answers=True)]
     ids, mask = padded(rows, length=160)
     with torch.no_grad():
         logits = real.hf(torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)).logits[

@@ -1,0 +1,22 @@
+"""Fine-tuning of the quickstart's tiny base model on traces that check themselves: the recipe of `s1_32b`, scaled down to a laptop.
+
+Not yet run.
+
+    python launch/train.py quickstart --data.source out/data/train.jsonl --output out/model
+"""
+
+from s1jax.data import DataConfig
+from s1jax.sharding import MeshConfig
+from s1jax.train import OptimizerConfig, TrainConfig
+
+CONFIG = TrainConfig(
+    model="data_tools/tiny_base",
+    output="out/model",
+    data=DataConfig(source="out/data/train.jsonl", max_length=1024, batch_size=8, num_epochs=2, pad_multiple=32),
+    optimizer=OptimizerConfig(learning_rate=2e-3),
+    mesh=MeshConfig(data=-1, fsdp=1),
+    dtype="float32",
+    export_dtype="float32",
+    remat=False,
+    save_every=100,
+)

@@ -1,0 +1,21 @@
+"""The quickstart's sequential scaling curve: growing thinking budgets on held-out problems, as the paper's figure 1.
+
+python launch/sweep.py quickstart_budgets --decoding.model out/model/hf
+"""
+
+from s1jax.evaluate import DecodingConfig
+from s1jax.sharding import MeshConfig
+from s1jax.sweep import SweepConfig
+
+CONFIG = SweepConfig(
+    decoding=DecodingConfig(
+        model="out/model/hf",
+        benchmark="out/data/heldout.jsonl",
+        output="out/rows.jsonl",
+        max_answer_tokens=8,
+        batch_size=128,
+        dtype="float32",
+        mesh=MeshConfig(data=-1, fsdp=1),
+    ),
+    max_thinking_tokens=(8, 16, 32, 64, 96, 128, 192),
+)

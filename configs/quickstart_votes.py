@@ -1,0 +1,16 @@
+"""The quickstart's majority votes: 64 samples of each of 24 held-out problems at temperature 1, as the paper's figure 4 right.
+
+python launch/sweep.py quickstart_votes --decoding.model out/model/hf
+"""
+
+from dataclasses import replace
+
+from configs.quickstart_budgets import CONFIG as BUDGETS
+
+CONFIG = replace(
+    BUDGETS,
+    decoding=replace(BUDGETS.decoding, limit=24, batch_size=256),
+    max_thinking_tokens=(192,),
+    temperature=1.0,
+    num_samples=64,
+)

@@ -1,0 +1,10 @@
+"""The quickstart's extrapolation: attempts to stop thinking are replaced by "Wait" up to 4 times, as the paper's figure 4 left.
+
+python launch/sweep.py quickstart_waits --decoding.model out/model/hf
+"""
+
+from dataclasses import replace
+
+from configs.quickstart_budgets import CONFIG as BUDGETS
+
+CONFIG = replace(BUDGETS, max_thinking_tokens=(192,), num_ignore=(1, 2, 4))

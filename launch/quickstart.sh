@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# The whole s1 story offline on a laptop's CPU, from a bare clone: curate -> fine-tune -> scaling curves.
+#   bash launch/quickstart.sh [OUT]     OUT: folder for rows, tables and plots (default: out)
+# Steps that are done are not repeated; remove OUT to begin anew.
+set -euo pipefail
+case ${1:-out} in
+-h | --help)
+    sed -n '2,4s/^# \?//p' "$0"
+    exit 0
+    ;;
+-* | "")
+    echo "error: OUT is a folder, not '$1'; usage: bash launch/quickstart.sh [OUT]" >&2
+    exit 2
+    ;;
+/*) out=${1:-} ;;
+*) out=$PWD/${1:-out} ;;
+esac
+cd "$(dirname "$0")/.."
+. launch/install.sh
+install ""
+mkdir -p "$out"
+export JAX_PLATFORMS=cpu
+# One virtual device per core (a power of two, at most 8): the mesh shares the work out over them.
+cores=$(getconf _NPROCESSORS_ONLN) devices=1
+while [ $((devices * 2)) -le "$cores" ] && [ $devices -lt 8 ]; do devices=$((devices * 2)); done
+export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=$devices"
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/compiled}
+started=$SECONDS
+
+# run RESULT TITLE COMMAND...: run a step unless its result is there already.
+run() {
+    local result=$1 title=$2 begun=$SECONDS
+    shift 2
+    if [ -e "$result" ]; then
+        printf '== %s: done already\n' "$title" >&2
+        return
+    fi
+    printf '\n== %s\n' "$title" >&2
+    if ! .venv/bin/python "$@"; then
+        printf '\nerror: this step failed: python %s\nThe message above says why. Run this script again to go on from here, or remove %s to begin anew.\n' "$*" "$out" >&2
+        exit 1
+    fi
+    printf '   %d s\n' $((SECONDS - begun)) >&2
+}
+
+base=data_tools/tiny_base
+run "$out/data/heldout.jsonl" "1/6 making a pool of word problems, good and bad, and problems to test on" \
+    -m data_tools.arithmetic "$out/data"
+run "$out/data/train.jsonl" "2/6 choosing the training set: quality, difficulty, diversity" \
+    -m data_tools.curate --pool "$out/data/pool.jsonl" --heldout "$out/data/heldout.jsonl" --model $base --output "$out/data/train.jsonl"
+run "$out/model/hf/config.json" "3/6 fine-tuning the tiny base model on reasoning traces" \
+    launch/train.py quickstart --data.source "$out/data/train.jsonl" --output "$out/model"
+on_heldout=(--decoding.model "$out/model/hf" --decoding.benchmark "$out/data/heldout.jsonl" --decoding.output "$out/rows.jsonl")
+sweep() {
+    run "$out/.$1" "$2" launch/sweep.py "$1" "${on_heldout[@]}"
+    touch "$out/.$1"
+}
+sweep quickstart_budgets "4/6 sequential scaling: the held-out problems under growing thinking budgets"
+sweep quickstart_waits "5/6 and with attempts to stop thinking replaced by \"Wait\""
+sweep quickstart_votes "6/6 parallel scaling: majority votes of up to 64 samples"
+printf '\n== drawing\n\n' >&2
+.venv/bin/python launch/plot.py "$out/rows.jsonl" --out "$out" >/dev/null
+
+printf '\nDone in %d s. In %s:\n' $((SECONDS - started)) "$out" >&2
+cat >&2 <<END
+  thinking.png, thinking.json   accuracy against thinking tokens
+  voting.png, voting.json       accuracy against number of samples
+  rows.jsonl                    every answer: the trace, its token counts and its grade
+  data/                         the pool, the chosen training set, the rejected rows with reasons, the held-out problems
+  model/                        the fine-tuned model: model/hf is a Hugging Face checkpoint, to be asked with
+    .venv/bin/python launch/generate.py --model $out/model/hf --prompt "A bus has 20 passengers. Stop A: 5 get on. How many are there after stop A?" --num-ignore 1
+END

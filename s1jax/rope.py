@@ -1,0 +1,61 @@
+"""Rotary position embedding: positions -> angles -> rotated queries and keys, with YaRN's extension to longer contexts.
+
+Sources: RoFormer (arXiv 2104.09864); YaRN (arXiv 2309.00071), static as in Hugging Face: where it is configured it scales short texts too.
+Invariant: angles and rotation are float32 whatever the compute dtype.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import jax.numpy as jnp
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+
+@dataclass(frozen=True)
+class YarnConfig:
+    """How YaRN stretches the context: Hugging Face's `rope_scaling` of type yarn."""
+
+    factor: float
+    original_max_position_embeddings: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+
+
+def rope_frequencies(head_dim: int, rope_theta: float, yarn: YarnConfig | None) -> Float[Array, " H/2"]:
+    """Return the angle per position of each dimension pair (YaRN: section 3.2, "by parts")."""
+    half = head_dim // 2
+    frequencies = rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    if yarn is None:
+        return frequencies
+
+    def dimension_of(rotations: float) -> float:
+        """Dimension pair that turns this often over the original context."""
+        context = yarn.original_max_position_embeddings
+        return half * math.log(context / (rotations * 2 * math.pi)) / math.log(rope_theta)
+
+    low = max(math.floor(dimension_of(yarn.beta_fast)), 0)
+    high = min(math.ceil(dimension_of(yarn.beta_slow)), head_dim - 1)
+    # 0: turns often enough to be kept as it is; 1: never completes a turn, so it is interpolated.
+    ramp = jnp.clip((jnp.arange(half, dtype=jnp.float32) - low) / max(high - low, 0.001), 0, 1)
+    return frequencies * (1 - ramp) + frequencies / yarn.factor * ramp
+
+
+def rope_attention_factor(yarn: YarnConfig | None) -> float:
+    """Return the factor on cos and sin, 1 without YaRN (section 3.4)."""
+    if yarn is None:
+        return 1.0
+    return yarn.attention_factor or (0.1 * math.log(yarn.factor) + 1.0 if yarn.factor > 1 else 1.0)
+
+
+def apply_rope(x: Float[Array, "B T N H"], angles: Float[Array, "B T H/2"], factor: float) -> Float[Array, "B T N H"]:
+    """Rotate the pairs (x[i], x[i + H/2]) of every head by `angles`, in float32."""
+    cos, sin = jnp.cos(angles)[:, :, None] * factor, jnp.sin(angles)[:, :, None] * factor
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)
