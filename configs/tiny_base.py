@@ -1,8 +1,9 @@
 """The base model of `launch/quickstart.sh`, made from nothing but its seed.
 
-Run on two CPU cores: 799 s, loss 0.208 over the last 50 of 1,700 steps; 875,000 parameters, 3.5 MB. On fresh texts, under
-teacher forcing, it looks up noted steps and does sums without an error and carries a result to the next step in 0.993 of cases; without thinking it
-solves 3 of 48 one-step problems. These weights came from this code run through a wrapper that also took snapshots; the command was not rerun since.
+Run on two CPU cores: 799 s, loss 0.208 over the last 50 of 1,700 steps; 875,000 parameters, 3.5 MB.
+On fresh texts, under teacher forcing, it looks up noted steps and does sums without an error, and carries a result to the
+next step in 0.993 of cases; without thinking it solves 3 of 48 one-step problems. These weights came from this code run
+through a wrapper that also took snapshots; the command itself was not rerun since.
 
     python -m data_tools.tiny_base tiny_base
 """
