@@ -10,6 +10,8 @@ Invariant: `num_thinking` counts every token between the think and the answer de
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -79,22 +81,63 @@ class RowState(NamedTuple):
     """Whether the answer was ended by the model, not by its limit."""
 
 
-def init_state(vocabulary: Vocabulary, settings: RowSettings, last_token: Int[Array, " B"]) -> RowState:
-    """Return the state of rows about to think, whose prompts end in `last_token`."""
+class Limits(NamedTuple):
+    """What ends a thinking trace. Counts are in tokens."""
+
+    max_thinking_tokens: int
+    min_thinking_tokens: int = 0
+    num_ignore: int = 0
+
+
+class End(NamedTuple):
+    """Where and how a thinking trace ends."""
+
+    num_thinking: int
+    num_ignored: int
+    is_natural: bool
+    """Whether the model ended it; False: the budget did."""
+
+
+def find_end(limits: Limits, attempts: Sequence[int]) -> End:
+    """Return where a trace ends under `limits`, given how many tokens stood before each attempt to end it, ascending.
+
+    The trace may have been decoded under other limits, none of them lower: up to this end it is the same trace, since a budget only cuts
+    it, and each ignored attempt goes on alike. So one trace serves every lower limit.
+    """
+    for num_ignored, position in enumerate(attempts):
+        if position >= limits.max_thinking_tokens:
+            return End(limits.max_thinking_tokens, num_ignored, False)
+        if num_ignored >= limits.num_ignore and position >= limits.min_thinking_tokens:
+            return End(position, num_ignored, True)
+    return End(limits.max_thinking_tokens, len(attempts), False)
+
+
+def init_state(
+    vocabulary: Vocabulary,
+    settings: RowSettings,
+    last_token: Int[Array, " B"],
+    phase: Int[Array, " B"] | int = Phase.THINK,
+    num_thinking: Int[Array, " B"] | int = 0,
+) -> RowState:
+    """Return the state of rows that begin in `phase` after `num_thinking` tokens of thinking, the last token being `last_token`.
+
+    FORCE begins the delimiter of thinking that ended by itself; THINK at the budget will force the other one.
+    """
     zeros = jnp.zeros_like(settings.max_thinking_tokens)
-    longest_delimiter = max(
+    is_natural_end = zeros + phase == Phase.FORCE
+    longest_queue = max(
         vocabulary.answer.shape[0],
         vocabulary.newline.shape[0] + vocabulary.final_answer.shape[0],
         settings.ignore_ids.shape[1],
     )
     return RowState(
-        phase=zeros + Phase.THINK,
-        num_thinking=zeros,
+        phase=zeros + phase,
+        num_thinking=zeros + num_thinking,
         num_ignored=zeros,
         num_forced=zeros,
         num_answer=zeros,
-        queue=jnp.zeros((zeros.shape[0], longest_delimiter), jnp.int32),
-        queue_length=zeros,
+        queue=jnp.where(is_natural_end[:, None], _as_queue(vocabulary.answer, longest_queue), 0),
+        queue_length=jnp.where(is_natural_end, vocabulary.answer.shape[0], 0),
         queue_index=zeros,
         ends_in_newline=vocabulary.ends_in_newline[last_token],
         just_injected=zeros > 0,
@@ -114,10 +157,7 @@ def transition(
     `token` was sampled from the row's logits, `redraw` from the same logits with the ids that end thinking masked.
     """
     queue_width = state.queue.shape[1]
-
-    def as_queue(ids: Int[Array, "... n"]) -> Int[Array, "... Q"]:
-        return jnp.pad(ids, [(0, 0)] * (ids.ndim - 1) + [(0, queue_width - ids.shape[-1])])
-
+    as_queue = functools.partial(_as_queue, width=queue_width)
     thinking = state.phase == Phase.THINK
     answering = state.phase == Phase.ANSWER
     token = jnp.where(thinking & state.just_injected, redraw, token)
@@ -188,3 +228,7 @@ def transition(
             stopped=state.stopped | stops,
         ),
     )
+
+
+def _as_queue(ids: Int[Array, "... n"], width: int) -> Int[Array, "... Q"]:
+    return jnp.pad(ids, [(0, 0)] * (ids.ndim - 1) + [(0, width - ids.shape[-1])])

@@ -1,18 +1,18 @@
-"""Budget-forced decoding: requests -> completions, by one prefill and one compiled `lax.while_loop`.
+"""Budget-forced decoding on the device: `prefill` of prompts, then `advance`, one compiled `lax.while_loop` over rows of any settings.
 
 Every step of the loop turns the last hidden states into logits, draws a token per row (`sampling.py`), asks `budget.transition` which token
-to emit, and runs the model on it. Budgets, ignore strings and sampling settings are [B] arrays of the carry, so none of them recompiles
-anything, and nothing goes to the host per token. Shapes are bucketed (`PROMPT_BUCKET`, `NEW_TOKENS_BUCKET`) to bound the compilations.
+to emit, and runs the model on it. Budgets, ignore strings and sampling settings are [B] arrays, so none of them recompiles anything, and
+nothing goes to the host per token. A row's own tokens lie in its slots of the cache; what came before them (the prompt, and for a forked
+answer the trace) is read in place from caches it shares with its neighbours. `scheduler.py` decides which request sits in which row.
 
-Invariant: a row's tokens depend on its own prompt, settings and (seed, problem, sample) only, never on its batch-mates.
+Invariant: a row's tokens depend on its own prompt, settings and (seed, problem, sample) only, never on its batch-mates or its slot.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,73 +21,51 @@ from flax import nnx
 
 from s1jax import budget, sampling
 from s1jax.budget import Phase, RowSettings, RowState, Vocabulary
-from s1jax.chat import Delimiters, find_delimiters, newline_ids
-from s1jax.model import KVCache, ModelConfig, Params, graphdef, init_cache
+from s1jax.cache import KVCache
+from s1jax.chat import Delimiters
+from s1jax.model import ModelConfig, Params, graphdef, init_cache
 from s1jax.sampling import SamplingSettings
-from s1jax.sharding import MeshConfig, ShardingRules, make_mesh
+from s1jax.sharding import ShardingRules, constrain
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float, Int, Key
+    from jaxtyping import Array, Bool, Float, Int
 
-PROMPT_BUCKET = 64
-NEW_TOKENS_BUCKET = 128
-IGNORE_BUCKET = 8
-
-
-@dataclass(frozen=True)
-class Request:
-    """One row to decode. Counts are in tokens."""
-
-    prompt: tuple[int, ...]
-    """Ids up to and including the think delimiter (or, with `thinks` False, the chat prompt)."""
-    max_thinking_tokens: int = 0
-    min_thinking_tokens: int = 0
-    num_ignore: int = 0
-    """How often an attempt to end thinking is replaced by `ignore_ids`."""
-    ignore_ids: tuple[int, ...] = ()
-    """The ignore string; when empty, another token is drawn instead."""
-    max_answer_tokens: int = 512
-    thinks: bool = True
-    """Whether the row thinks first; False answers at once, without an answer delimiter."""
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    seed: int = 0
-    problem: int = 0
-    sample: int = 0
-    """With `seed` and `problem`, what the row's randomness is drawn from."""
-
-    def __post_init__(self):
-        for name in ("max_thinking_tokens", "min_thinking_tokens", "num_ignore", "top_k", "temperature", "min_p"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
-        if self.min_thinking_tokens > self.max_thinking_tokens:
-            raise ValueError(
-                f"min_thinking_tokens {self.min_thinking_tokens} is above max_thinking_tokens {self.max_thinking_tokens}"
-            )
-        if self.max_answer_tokens < 1:
-            raise ValueError(f"max_answer_tokens is {self.max_answer_tokens}; it must be at least 1")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
-        if not self.prompt:
-            raise ValueError("the prompt is empty")
+# Columns of `Emitted`: the most steps of one call.
+MOST_STEPS = 256
 
 
-@dataclass(frozen=True)
-class Completion:
-    """What a row emitted."""
+class Prompts(NamedTuple):
+    """Prefilled prompts, P of them, each for B / P consecutive rows."""
 
-    tokens: tuple[int, ...]
-    """Thinking, answer delimiter and answer, with the id that ended it."""
-    forced: tuple[bool, ...]
-    """Which of them were not sampled."""
-    num_thinking: int
-    num_ignored: int
-    num_forced: int
-    num_answer: int
-    stopped: bool
-    """Whether the model ended the answer; False: `max_answer_tokens` did."""
+    cache: KVCache
+    hidden: Float[Array, "P D"]
+    """Final hidden state of each prompt's last token."""
+    last_token: Int[Array, " P"]
+    length: Int[Array, " P"]
+
+
+class Rows(NamedTuple):
+    """What each row is to do; all but `seeds` may differ at every call."""
+
+    settings: RowSettings
+    sampling: SamplingSettings
+    seeds: Int[Array, "B 3"]
+    """Seed, problem and sample: what the randomness of a row is drawn from."""
+    prefix_end: Int[Array, " B"]
+    """Of what came before, the row sees what lies before this position."""
+
+
+class Emitted(NamedTuple):
+    """What a call emitted: column i is its step i. A row's tokens are the columns up to where it was done."""
+
+    tokens: Int[Array, "B C"]
+    forced: Bool[Array, "B C"]
+    ignored: Bool[Array, "B C"]
+    """Whether the step ignored an attempt to end thinking."""
+    logprobs: Float[Array, "B C"]
+    """Of the emitted tokens, 0 where forced; zeros unless asked for, as `end_logprobs`."""
+    end_logprobs: Float[Array, "B C"]
+    """Of all ids that end thinking together."""
 
 
 class DecodeState(NamedTuple):
@@ -96,21 +74,14 @@ class DecodeState(NamedTuple):
     cache: KVCache
     hidden: Float[Array, "B D"]
     """Final hidden state of each row's last token."""
-    next_position: Int[Array, " B"]
+    position: Int[Array, " B"]
+    """Where each row's next token goes."""
+    num_emitted: Int[Array, " B"]
+    """Tokens since the prompt: what the draw of the next one is folded with."""
     row: RowState
-    tokens: Int[Array, "B C"]
-    forced: Bool[Array, "B C"]
     num_steps: Int[Array, ""]
-
-
-class RowInputs(NamedTuple):
-    """What stays the same during a decode."""
-
-    settings: RowSettings
-    sampling: SamplingSettings
-    keys: Key[Array, " B"]
-    allowed: Bool[Array, " V"]
-    vocabulary: Vocabulary
+    """Steps of this call."""
+    emitted: Emitted
 
 
 def make_vocabulary(
@@ -139,220 +110,184 @@ def make_vocabulary(
     return vocabulary, jnp.arange(vocab_size) < num_tokens
 
 
-@functools.partial(jax.jit, static_argnames=("config", "rules", "num_new_tokens"))
+@functools.partial(jax.jit, static_argnames=("config", "rules", "num_prompts", "capacity"))
+def empty_prompts(*, config: ModelConfig, rules: ShardingRules, num_prompts: int, capacity: int) -> Prompts:
+    """Return room for prompts of at most `capacity` tokens."""
+    zeros = jnp.zeros(num_prompts, jnp.int32)
+    hidden = jnp.zeros((num_prompts, config.embed_dim), config.dtype)
+    return Prompts(init_cache(config, num_prompts, capacity, rules), hidden, zeros, zeros)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "rules"), donate_argnames="prompts")
 def prefill(
     params: Params,
-    inputs: RowInputs,
-    prompts: Int[Array, "B T"],
-    lengths: Int[Array, " B"],
-    phase: Int[Array, " B"],
+    prompts: Prompts,
+    tokens: Int[Array, "P T"],
+    lengths: Int[Array, " P"],
     *,
     config: ModelConfig,
     rules: ShardingRules,
-    num_new_tokens: int,
-) -> DecodeState:
-    """Run the model on right-padded prompts; return the carry of rows that start in `phase` and may emit `num_new_tokens` tokens."""
-    B, T = prompts.shape
+) -> Prompts:
+    """Run the model on the next T tokens of right-padded prompts of these lengths; `prompts` holds what came before, and is donated."""
+    P, T = tokens.shape
     model = nnx.merge(graphdef(config, rules, "per_layer"), params)
-    positions = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, T))
-    segment_ids = (positions < lengths[:, None]).astype(jnp.int32)
-    hidden, cache = model(prompts, positions, segment_ids, init_cache(config, B, T + num_new_tokens, rules))
-    last = (lengths - 1)[:, None]
-    row = budget.init_state(inputs.vocabulary, inputs.settings, jnp.take_along_axis(prompts, last, axis=1)[:, 0])
-    return DecodeState(
+    begin = prompts.cache.num_written
+    positions = jnp.broadcast_to(begin + jnp.arange(T, dtype=jnp.int32), (P, T))
+    hidden, cache = model(tokens, positions, (positions < lengths[:, None]).astype(jnp.int32), prompts.cache)
+    last = (lengths - 1 - begin)[:, None].clip(0, T - 1)
+    is_here = (lengths > begin) & (lengths <= begin + T)
+    return Prompts(
         cache=cache,
-        hidden=jnp.take_along_axis(hidden, last[:, :, None], axis=1)[:, 0],
-        next_position=lengths,
-        row=row._replace(phase=phase),
-        tokens=jnp.zeros((B, num_new_tokens), jnp.int32),
-        forced=jnp.zeros((B, num_new_tokens), bool),
-        num_steps=jnp.zeros((), jnp.int32),
+        hidden=jnp.where(
+            is_here[:, None], jnp.take_along_axis(hidden, last[:, :, None], axis=1)[:, 0], prompts.hidden
+        ),
+        last_token=jnp.where(is_here, jnp.take_along_axis(tokens, last, axis=1)[:, 0], prompts.last_token),
+        length=lengths,
     )
 
 
-@functools.partial(jax.jit, static_argnames=("config", "rules"), donate_argnames="state")
-def advance(
-    params: Params,
-    inputs: RowInputs,
-    state: DecodeState,
-    until: Int[Array, ""],
+@functools.partial(jax.jit, donate_argnames="prompts")
+def put_prompts(prompts: Prompts, new: Prompts, places: Int[Array, " M"]) -> Prompts:
+    """Put prompts into these places; one whose place is past the end is left out. `prompts` is donated."""
+
+    def put(held: jax.Array, added: jax.Array) -> jax.Array:
+        return held.at[places].set(added, mode="drop") if held.ndim else held
+
+    return jax.tree.map(put, prompts, new)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "rules", "num_rows", "capacity", "ignore_width"))
+def empty_state(
+    vocabulary: Vocabulary,
     *,
     config: ModelConfig,
     rules: ShardingRules,
+    num_rows: int,
+    capacity: int,
+    ignore_width: int,
 ) -> DecodeState:
-    """Decode until every row is done or `until` steps have been made in all; the state is donated."""
+    """Return a state whose rows are all done, with room for `capacity` tokens a row and ignore strings of `ignore_width`."""
+    B = num_rows
+    ints = jnp.zeros(B, jnp.int32)
+    settings = RowSettings(ints, ints, ints, jnp.zeros((B, ignore_width), jnp.int32), ints, ints)
+    row = budget.init_state(vocabulary, settings, ints, ints + Phase.DONE, ints)
+    return DecodeState(
+        cache=init_cache(config, B, capacity, rules),
+        hidden=constrain(jnp.zeros((B, config.embed_dim), config.dtype), rules, "batch", None),
+        position=ints,
+        num_emitted=ints,
+        row=row,
+        num_steps=jnp.zeros((), jnp.int32),
+        emitted=_nothing_emitted(B),
+    )
+
+
+def _nothing_emitted(num_rows: int) -> Emitted:
+    ints, floats = (jnp.zeros((num_rows, MOST_STEPS), dtype) for dtype in (jnp.int32, jnp.float32))
+    return Emitted(ints, ints > 0, ints > 0, floats, floats)
+
+
+@functools.partial(jax.jit, donate_argnames="state")
+def start_rows(
+    vocabulary: Vocabulary,
+    rows: Rows,
+    prompts: Prompts,
+    state: DecodeState,
+    starts: Bool[Array, " B"],
+    phase: Int[Array, " B"],
+    num_thinking: Int[Array, " B"],
+    last_token: Int[Array, " B"],
+) -> DecodeState:
+    """Let the rows that `starts` names begin anew in `phase` after `num_thinking` tokens, the others go on. `state` is donated.
+
+    A row at 0 tokens begins after its prompt. A later one is a fork, whose first tokens are forced: it needs no hidden state, but the
+    `last_token` of its trace.
+    """
+    per_prompt = starts.shape[0] // prompts.length.shape[0]
+    length, prompt_token, hidden = (
+        jnp.repeat(x, per_prompt, axis=0) for x in (prompts.length, prompts.last_token, prompts.hidden)
+    )
+    last_token = jnp.where(num_thinking > 0, last_token, prompt_token)
+    new = budget.init_state(vocabulary, rows.settings, last_token, phase, num_thinking)
+
+    def pick(new: jax.Array, old: jax.Array) -> jax.Array:
+        return jnp.where(starts.reshape(-1, *[1] * (old.ndim - 1)), new, old)
+
+    return state._replace(
+        cache=state.cache._replace(segment_ids=pick(0, state.cache.segment_ids)),
+        hidden=pick(hidden, state.hidden),
+        position=pick(length + num_thinking, state.position),
+        num_emitted=pick(num_thinking, state.num_emitted),
+        row=jax.tree.map(pick, new, state.row),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("config", "rules", "scores"), donate_argnames="state")
+def advance(
+    params: Params,
+    vocabulary: Vocabulary,
+    allowed: Bool[Array, " V"],
+    rows: Rows,
+    prefixes: tuple[KVCache, ...],
+    state: DecodeState,
+    most_steps: Int[Array, ""],
+    most_done: Int[Array, ""],
+    *,
+    config: ModelConfig,
+    rules: ShardingRules,
+    scores: bool = False,
+) -> DecodeState:
+    """Decode until every row is done, `most_steps` steps are made or `most_done` rows are done; the state is donated.
+
+    `prefixes` are what came before the rows' own tokens (`attention.Prefix`). With `scores` the log-probabilities are kept too.
+    """
     model = nnx.merge(graphdef(config, rules, "per_layer"), params)
-    vocabulary = inputs.vocabulary
+    row_keys = sampling.row_keys(*rows.seeds.T)
 
     def unfinished(state: DecodeState) -> jax.Array:
-        return jnp.any(state.row.phase != Phase.DONE) & (state.num_steps < until)
+        num_done = jnp.sum(state.row.phase == Phase.DONE)
+        return (num_done < rows.seeds.shape[0]) & (num_done < most_done) & (state.num_steps < most_steps)
 
     def step(state: DecodeState) -> DecodeState:
         logits = model.logits(state.hidden[:, None])[:, 0]
-        keys = jax.vmap(jax.random.fold_in, (0, None))(inputs.keys, state.num_steps)
-        token = sampling.draw(logits, inputs.allowed[None], keys, inputs.sampling)
+        keys = jax.vmap(jax.random.fold_in)(row_keys, state.num_emitted)
+        token = sampling.draw(logits, allowed[None], keys, rows.sampling)
         ends = vocabulary.ends_thinking[token] & (state.row.phase == Phase.THINK)
         redraw = jax.lax.cond(
             jnp.any(ends),
-            lambda: sampling.draw(logits, (inputs.allowed & ~vocabulary.ends_thinking)[None], keys, inputs.sampling),
+            lambda: sampling.draw(logits, (allowed & ~vocabulary.ends_thinking)[None], keys, rows.sampling),
             lambda: token,
         )
-        emitted, forced, row = budget.transition(
-            vocabulary, inputs.settings, state.row, token, jnp.where(ends, redraw, token)
+        token, forced, row = budget.transition(
+            vocabulary, rows.settings, state.row, token, jnp.where(ends, redraw, token)
         )
         live = (state.row.phase != Phase.DONE).astype(jnp.int32)
-        hidden, cache = model(emitted[:, None], state.next_position[:, None], live[:, None], state.cache)
+        told = [token, forced, row.num_ignored > state.row.num_ignored]
+        if scores:
+            of_token, of_end = _log_probabilities(logits, allowed, vocabulary.ends_thinking, token)
+            told += [jnp.where(forced, 0, of_token), of_end]
+        written = [
+            jax.lax.dynamic_update_slice_in_dim(held, new[:, None], state.num_steps, axis=1)
+            for held, new in zip(state.emitted, told, strict=False)
+        ]
+        hidden, cache = model(
+            token[:, None], state.position[:, None], live[:, None], state.cache, prefixes, rows.prefix_end
+        )
         return DecodeState(
             cache=cache,
             hidden=hidden[:, 0],
-            next_position=state.next_position + live,
+            position=state.position + live,
+            num_emitted=state.num_emitted + live,
             row=row,
-            tokens=jax.lax.dynamic_update_slice_in_dim(state.tokens, emitted[:, None], state.num_steps, axis=1),
-            forced=jax.lax.dynamic_update_slice_in_dim(state.forced, forced[:, None], state.num_steps, axis=1),
             num_steps=state.num_steps + 1,
+            emitted=Emitted(*written, *state.emitted[len(written) :]),
         )
 
-    return jax.lax.while_loop(unfinished, step, state)
+    return jax.lax.while_loop(unfinished, step, state._replace(num_steps=jnp.zeros((), jnp.int32)))
 
 
-class Decoder:
-    """A model ready to decode requests; parameters in the per-layer layout. It runs on `mesh`."""
-
-    def __init__(
-        self,
-        config: ModelConfig,
-        params: Params,
-        rules: ShardingRules,
-        mesh: jax.sharding.Mesh,
-        delimiters: Delimiters,
-        ends_in_newline: Bool[np.ndarray, " num_tokens"],
-    ):
-        self.config, self.params, self.rules, self.mesh = config, params, rules, mesh
-        self.vocabulary, self.allowed = make_vocabulary(delimiters, ends_in_newline, config.vocab_size)
-        self.longest_delimiter = len(delimiters.newline) + max(len(delimiters.final_answer), len(delimiters.answer))
-
-    def check(self, request: Request) -> None:
-        """Raise ValueError unless the request's prompt and limits fit the model's context."""
-        total = len(request.prompt) + self.num_new_tokens(request)
-        if total > self.config.max_position_embeddings:
-            raise ValueError(
-                f"a prompt of {len(request.prompt)} tokens, {request.max_thinking_tokens} of thinking and "
-                f"{request.max_answer_tokens} of answer need {total} positions; the model has "
-                f"{self.config.max_position_embeddings}: shorten the prompt or lower the limits"
-            )
-
-    def num_new_tokens(self, request: Request) -> int:
-        """Return the most tokens this request can emit."""
-        return request.max_thinking_tokens + self.longest_delimiter + request.max_answer_tokens + 1
-
-    def decode(
-        self,
-        requests: Sequence[Request],
-        batch_size: int | None = None,
-        steps_per_call: int | None = None,
-        on_progress: Callable[[list[Completion]], None] | None = None,
-    ) -> list[Completion]:
-        """Decode the requests as one batch and return their completions in order.
-
-        The batch is padded to `batch_size` rows, so that batches of different size share a compilation. With `steps_per_call` the loop
-        returns to the host every so many steps and `on_progress` is given the completions so far.
-        """
-        if not requests:
-            return []
-        for request in requests:
-            self.check(request)
-        with jax.set_mesh(self.mesh):
-            inputs, state = self._start(requests, max(batch_size or 0, len(requests)))
-            limit = state.tokens.shape[1]
-            for until in range(0, limit, steps_per_call or limit):
-                stop = jnp.array(min(until + (steps_per_call or limit), limit), jnp.int32)
-                state = advance(self.params, inputs, state, stop, config=self.config, rules=self.rules)
-                if on_progress is not None:
-                    on_progress(_completions(state, requests))
-                if bool(jnp.all(state.row.phase == Phase.DONE)):
-                    break
-        return _completions(state, requests)
-
-    def _start(self, requests: Sequence[Request], batch_size: int) -> tuple[RowInputs, DecodeState]:
-        """Prefill the requests; rows past the last request are done from the start."""
-        B = batch_size
-        rows = [*requests, *[requests[-1]] * (B - len(requests))]
-        T = _round_up(max(len(row.prompt) for row in rows), PROMPT_BUCKET)
-        C = _round_up(max(self.num_new_tokens(row) for row in rows), NEW_TOKENS_BUCKET)
-        W = _round_up(max(1, *(len(row.ignore_ids) for row in rows)), IGNORE_BUCKET)
-
-        def ints(name: str) -> jax.Array:
-            return jnp.array([getattr(row, name) for row in rows], jnp.int32)
-
-        def floats(name: str) -> jax.Array:
-            return jnp.array([getattr(row, name) for row in rows], jnp.float32)
-
-        prompts, ignore_ids = np.zeros((B, T), np.int32), np.zeros((B, W), np.int32)
-        for i, row in enumerate(rows):
-            prompts[i, : len(row.prompt)] = row.prompt
-            ignore_ids[i, : len(row.ignore_ids)] = row.ignore_ids
-        lengths = jnp.array([len(row.prompt) for row in rows], jnp.int32)
-        settings = RowSettings(
-            max_thinking_tokens=ints("max_thinking_tokens"),
-            min_thinking_tokens=ints("min_thinking_tokens"),
-            num_ignore=ints("num_ignore"),
-            ignore_ids=jnp.array(ignore_ids),
-            ignore_length=jnp.array([len(row.ignore_ids) for row in rows], jnp.int32),
-            max_answer_tokens=ints("max_answer_tokens"),
-        )
-        inputs = RowInputs(
-            settings=settings,
-            sampling=SamplingSettings(floats("temperature"), ints("top_k"), floats("top_p"), floats("min_p")),
-            keys=sampling.row_keys(ints("seed"), ints("problem"), ints("sample")),
-            allowed=self.allowed,
-            vocabulary=self.vocabulary,
-        )
-        thinks = np.array([row.thinks for row in rows])
-        is_request = np.arange(B) < len(requests)
-        phase = np.where(is_request, np.where(thinks, Phase.THINK, Phase.ANSWER), Phase.DONE).astype(np.int32)
-        state = prefill(
-            self.params, inputs, prompts, lengths, phase, config=self.config, rules=self.rules, num_new_tokens=C
-        )
-        return inputs, state
-
-
-def load_decoder(
-    model: str, dtype: str = "bfloat16", mesh: MeshConfig | None = None, rules: ShardingRules | None = None
-) -> tuple[Decoder, Any]:
-    """Return a model (Hugging Face directory or hub id, or our own checkpoint) ready to decode on its mesh, and its tokenizer.
-
-    Raises ValueError for a tokenizer that lacks the delimiters, or that does not belong to the model.
-    """
-    # Here, so that decoding itself needs no more than jax, flax and numpy.
-    from s1jax.checkpoint import load_model, load_tokenizer
-
-    rules = rules or ShardingRules()
-    tokenizer = load_tokenizer(model)
-    delimiters = find_delimiters(tokenizer)
-    device_mesh = make_mesh(mesh or MeshConfig())
-    config, params = load_model(model, device_mesh, rules, "per_layer", dtype=dtype, param_dtype=dtype)
-    return Decoder(config, params, rules, device_mesh, delimiters, newline_ids(tokenizer)), tokenizer
-
-
-def _round_up(n: int, multiple: int) -> int:
-    return -(-n // multiple) * multiple
-
-
-def _completions(state: DecodeState, requests: Sequence[Request]) -> list[Completion]:
-    """Bring the emitted tokens to the host."""
-    tokens, forced, next_position, row = jax.device_get((state.tokens, state.forced, state.next_position, state.row))
-    completions = []
-    for i, request in enumerate(requests):
-        count = int(next_position[i]) - len(request.prompt)
-        completions.append(
-            Completion(
-                tokens=tuple(tokens[i, :count].tolist()),
-                forced=tuple(forced[i, :count].tolist()),
-                num_thinking=int(row.num_thinking[i]),
-                num_ignored=int(row.num_ignored[i]),
-                num_forced=int(row.num_forced[i]),
-                num_answer=int(row.num_answer[i]),
-                stopped=bool(row.stopped[i]),
-            )
-        )
-    return completions
+def _log_probabilities(logits, allowed, ends_thinking, token) -> tuple[jax.Array, jax.Array]:
+    """Return the log-probabilities [B] of the tokens, and of all ids that end thinking together."""
+    logprobs = jax.nn.log_softmax(jnp.where(allowed, logits, sampling.NEVER), axis=-1)
+    of_token = jnp.take_along_axis(logprobs, token[:, None], axis=1)[:, 0]
+    return of_token, jax.nn.logsumexp(jnp.where(ends_thinking, logprobs, sampling.NEVER), axis=-1)

@@ -1,9 +1,10 @@
 """Evaluation: (model, problems, points) -> sample rows in a JSONL file, resumable.
 
 A point is one decoding condition; each point x problem x sample is one row, and the whole condition is in the row's columns
-(`metrics.SampleRow`). Rows are appended batch by batch, so a killed run goes on where it stopped.
+(`metrics.SampleRow`). Points that differ only in what ends the thinking are answers forked from one trace (`Trace`). Rows are appended
+as they are finished, so a killed run goes on where it stopped.
 
-Invariant: a row's randomness is its own (seed, problem, sample), so neither the batch it was decoded in nor the other points change it.
+Invariant: a row's randomness is its own (seed, problem, sample), so neither what it was decoded beside nor the other points change it.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from typing import Any
 import jax
 
 from s1jax.benchmarks import Problem, read_problems
+from s1jax.budget import Limits
 from s1jax.chat import encode_prompt, encode_text, split_completion
 from s1jax.config import commit, config_hash
-from s1jax.decode import Completion, Request, load_decoder
 from s1jax.grading import grade
 from s1jax.metrics import SampleRow, read_samples
 from s1jax.model import DType
+from s1jax.request import Completion, Request
+from s1jax.scheduler import load_decoder
 from s1jax.sharding import MeshConfig, ShardingRules
 
 
@@ -39,6 +42,11 @@ class Point:
     ignore_text: str = "Wait"
     temperature: float = 0.0
     num_samples: int = 1
+
+    @property
+    def limits(self) -> Limits:
+        """What ends the thinking."""
+        return Limits(self.max_thinking_tokens, self.min_thinking_tokens, self.num_ignore)
 
 
 @dataclass(frozen=True)
@@ -61,8 +69,8 @@ class DecodingConfig:
     min_p: float = 0.0
     """Drop tokens less likely than p times the likeliest."""
     seed: int = 0
-    batch_size: int = 64
-    """Rows decoded together."""
+    num_rows: int = 64
+    """Rows decoded together; a finished one is refilled."""
     dtype: DType = "bfloat16"
     """Dtype of weights, cache and compute."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -77,12 +85,24 @@ class EvaluateConfig:
     point: Point
 
 
+@dataclass(frozen=True)
+class Trace:
+    """Points whose answers are decoded from one thinking trace: they differ only in `Limits`."""
+
+    points: tuple[Point, ...]
+
+    @property
+    def limits(self) -> Limits:
+        """The lowest limits that are above those of every point."""
+        return Limits(*(max(values) for values in zip(*(point.limits for point in self.points), strict=True)))
+
+
 def evaluate(config: EvaluateConfig) -> Path:
     """Decode and grade one point; return the file of sample rows."""
-    return write_samples(config.decoding, [config.point])
+    return write_samples(config.decoding, [Trace((config.point,))])
 
 
-def write_samples(config: DecodingConfig, points: Sequence[Point]) -> Path:
+def write_samples(config: DecodingConfig, traces: Sequence[Trace]) -> Path:
     """Decode every point x problem x sample that `config.output` lacks, grade it and append its row; return the file.
 
     Raises ValueError where the file holds rows of another run, or a request does not fit the model.
@@ -90,22 +110,26 @@ def write_samples(config: DecodingConfig, points: Sequence[Point]) -> Path:
     from tqdm import tqdm
 
     problems = read_problems(config.benchmark, config.limit)
-    identity = config_hash(config, exclude=("output", "limit", "batch_size", "mesh", "rules"))
+    identity = config_hash(config, exclude=("output", "limit", "num_rows", "mesh", "rules"))
     output = Path(config.output)
     done = _rows_done(output, identity)
-    jobs = [
-        (problem, point, sample)
-        for point in points
-        for problem in problems
-        for sample in range(point.num_samples)
-        if (problem.problem_id, *_setting(point), sample) not in done
-    ]
+    jobs = []
+    for trace in traces:
+        for problem in problems:
+            for sample in range(max(point.num_samples for point in trace.points)):
+                missing = tuple(
+                    point
+                    for point in trace.points
+                    if sample < point.num_samples and (problem.problem_id, *_setting(point), sample) not in done
+                )
+                if missing:
+                    jobs.append((problem, Trace(missing), sample))
     if not jobs:
         print(f"{output} has all {len(done)} rows already", file=sys.stderr)
         return output
     decoder, tokenizer = load_decoder(config.model, config.dtype, config.mesh, config.rules)
-    # Rows of similar length decode together, so that few wait for the longest.
-    jobs.sort(key=lambda job: job[1].max_thinking_tokens)
+    # The longest traces begin first, so that none is left alone at the end.
+    jobs.sort(key=lambda job: -job[1].limits.max_thinking_tokens)
     requests = [_request(tokenizer, *job, config) for job in jobs]
     for request in requests:
         decoder.check(request)
@@ -113,30 +137,23 @@ def write_samples(config: DecodingConfig, points: Sequence[Point]) -> Path:
     output.parent.mkdir(parents=True, exist_ok=True)
     columns = dict(model=config.model, seed=config.seed, config_hash=identity, commit=commit())
     on_terminal = sys.stderr.isatty()
-    bar = tqdm(total=len(done) + len(jobs), initial=len(done), desc="decode", unit="row", file=sys.stderr,
-               mininterval=0.2 if on_terminal else 10)  # fmt: skip
+    bar = tqdm(total=len(done) + sum(len(job[1].points) for job in jobs), initial=len(done), desc="decode", unit="row",
+               file=sys.stderr, mininterval=0.2 if on_terminal else 10)  # fmt: skip
     with output.open("a", encoding="utf-8") as file, bar:
-        for start in range(0, len(jobs), config.batch_size):
-            batch = slice(start, start + config.batch_size)
-            completions = decoder.decode(requests[batch], batch_size=config.batch_size)
-            for job, completion in zip(jobs[batch], completions, strict=True):
-                row = _sample_row(tokenizer, *job, completion, columns)
+        for index, completions in decoder.stream(requests, num_rows=config.num_rows):
+            problem, trace, sample = jobs[index]
+            for point, completion in zip(trace.points, completions, strict=True):
+                row = _sample_row(tokenizer, problem, point, sample, completion, columns)
                 if jax.process_index() == 0:
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()
-            os.fsync(file.fileno())
             bar.update(len(completions))
+        os.fsync(file.fileno())
     return output
 
 
 def _setting(point: Point) -> tuple[Any, ...]:
-    return (
-        point.max_thinking_tokens,
-        point.min_thinking_tokens,
-        point.num_ignore,
-        point.ignore_text,
-        point.temperature,
-    )
+    return (*point.limits, point.ignore_text, point.temperature)
 
 
 def _rows_done(output: Path, identity: str) -> set[tuple[Any, ...]]:
@@ -170,15 +187,15 @@ def _rows_done(output: Path, identity: str) -> set[tuple[Any, ...]]:
     }
 
 
-def _request(tokenizer: Any, problem: Problem, point: Point, sample: int, config: DecodingConfig) -> Request:
+def _request(tokenizer: Any, problem: Problem, trace: Trace, sample: int, config: DecodingConfig) -> Request:
+    (ignore_text,), (temperature,) = ({getattr(p, name) for p in trace.points} for name in ("ignore_text", "temperature"))
     return Request(
         prompt=tuple(encode_prompt(tokenizer, problem.question)),
-        max_thinking_tokens=point.max_thinking_tokens,
-        min_thinking_tokens=point.min_thinking_tokens,
-        num_ignore=point.num_ignore,
-        ignore_ids=tuple(encode_text(tokenizer, point.ignore_text)),
+        **trace.limits._asdict(),
+        points=tuple(point.limits for point in trace.points),
+        ignore_ids=tuple(encode_text(tokenizer, ignore_text)),
         max_answer_tokens=config.max_answer_tokens,
-        temperature=point.temperature,
+        temperature=temperature,
         top_k=config.top_k,
         top_p=config.top_p,
         min_p=config.min_p,

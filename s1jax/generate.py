@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TextIO
 
 from s1jax.chat import encode_prompt, encode_text
-from s1jax.decode import Completion, Request, load_decoder
 from s1jax.model import DType
+from s1jax.request import Completion, Request
+from s1jax.scheduler import load_decoder
 
 STEPS_PER_UPDATE = 8
 RESET, DIM, BOLD, YELLOW, GREEN = "\x1b[0m", "\x1b[2m", "\x1b[1m", "\x1b[1;33m", "\x1b[1;32m"
@@ -64,12 +65,14 @@ def generate(config: GenerateConfig, out: TextIO) -> Completion:
     )
     stream = TranscriptStream(tokenizer, out)
 
-    def show(completions: Sequence[Completion]) -> None:
-        stream.show(completions[0])
+    def show(completions: Mapping[int, Completion]) -> None:
+        if completions:
+            stream.show(completions[0])
 
     started = time.monotonic()
     (completion,) = decoder.decode([request], steps_per_call=STEPS_PER_UPDATE, on_progress=show)
     seconds = time.monotonic() - started
+    stream.show(completion)
     stream.close()
     ended = "the budget" if completion.num_thinking == config.max_thinking_tokens else "the model"
     print(

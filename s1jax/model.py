@@ -11,6 +11,7 @@ Invariant: softmax, norms, rotary angles and logits are float32 whatever the com
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -18,7 +19,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from s1jax.attention import attention
+from s1jax.attention import Prefix, attention
+from s1jax.cache import KVCache, empty_cache, write
 from s1jax.rope import YarnConfig, apply_rope, rope_attention_factor, rope_frequencies
 from s1jax.sharding import ShardingRules, constrain, sharding_for
 
@@ -133,26 +135,10 @@ class ModelConfig:
         return hf
 
 
-class KVCache(NamedTuple):
-    """Keys and values of the tokens seen so far; slots from `length` on are free and of segment 0."""
-
-    k: tuple[Float[Array, "B K S H"], ...]
-    v: tuple[Float[Array, "B K S H"], ...]
-    positions: Int[Array, "B S"]
-    segment_ids: Int[Array, "B S"]
-    length: Int[Array, ""]
-
-
 def init_cache(config: ModelConfig, batch_size: int, capacity: int, rules: ShardingRules) -> KVCache:
     """Return an empty cache for `batch_size` rows of at most `capacity` tokens, in the compute dtype (call it under jit)."""
     shape = (batch_size, config.num_kv_heads, capacity, config.head_dim)
-
-    def layers() -> tuple[jax.Array, ...]:
-        zeros = jnp.zeros(shape, config.dtype)
-        return tuple(constrain(zeros, rules, "batch", "kv_heads", None, None) for _ in range(config.num_layers))
-
-    ints = jnp.zeros((batch_size, capacity), jnp.int32)
-    return KVCache(layers(), layers(), ints, ints, jnp.zeros((), jnp.int32))
+    return empty_cache(config.num_layers, shape, config.dtype, rules)
 
 
 class ParamFactory:
@@ -203,6 +189,19 @@ class RMSNorm(nnx.Module):
         return (x32 * self.weight[...].astype(jnp.float32)).astype(x.dtype)
 
 
+class Past(NamedTuple):
+    """What one layer's new tokens are appended to, and what lies before it."""
+
+    k: Float[Array, "B K S H"]
+    v: Float[Array, "B K S H"]
+    positions: Int[Array, "B S"]
+    """With the new tokens, as `segment_ids`."""
+    segment_ids: Int[Array, "B S"]
+    slot: Int[Array, ""]
+    prefixes: tuple[Prefix, ...]
+    prefix_end: Int[Array, " B"] | None
+
+
 class Attention(nnx.Module):
     """Grouped-query self-attention with biases on q, k and v."""
 
@@ -218,18 +217,16 @@ class Attention(nnx.Module):
         self.o_proj = Projection(param, "BTNH,NHD->BTD", (N, H, D), ("heads", None, "embed"), config.dtype)
         self.rope_factor = rope_attention_factor(config.yarn)
 
-    def __call__(self, x, angles, positions, segment_ids, cache):
-        """Return the output [B, T, D] and, given this layer's (k, v, full positions, full segments, slot), the new k and v."""
+    def __call__(self, x, angles, positions, segment_ids, past=None):
+        """Return the output [B, T, D] and, given this layer's `past`, its cache's new k and v."""
         q = apply_rope(self.q_proj(x), angles, self.rope_factor)
         k = apply_rope(self.k_proj(x), angles, self.rope_factor).swapaxes(1, 2)
         v = self.v_proj(x).swapaxes(1, 2)
-        kv_positions, kv_segment_ids = positions, segment_ids
-        if cache is not None:
-            cached_k, cached_v, kv_positions, kv_segment_ids, slot = cache
-            k = jax.lax.dynamic_update_slice_in_dim(cached_k, k, slot, axis=2)
-            v = jax.lax.dynamic_update_slice_in_dim(cached_v, v, slot, axis=2)
-        output = attention(q, k, v, positions, kv_positions, segment_ids, kv_segment_ids)
-        return self.o_proj(output), (k, v)
+        if past is None:
+            return self.o_proj(attention(q, k, v, positions, positions, segment_ids, segment_ids)), None
+        k, v = (write(held, new, past.slot, segment_ids > 0, axis=2) for held, new in ((past.k, k), (past.v, v)))
+        masks = (positions, past.positions, segment_ids, past.segment_ids)
+        return self.o_proj(attention(q, k, v, *masks, past.prefixes, past.prefix_end)), (k, v)
 
 
 class MLP(nnx.Module):
@@ -256,9 +253,9 @@ class Block(nnx.Module):
         self.post_attention_layernorm = RMSNorm(param, config.embed_dim, config.rms_norm_eps)
         self.mlp = MLP(config, param)
 
-    def __call__(self, x, angles, positions, segment_ids, cache=None):
-        """Return the layer's output [B, T, D] and its (k, v); see `Attention` for `cache`."""
-        attended, kv = self.self_attn(self.input_layernorm(x), angles, positions, segment_ids, cache)
+    def __call__(self, x, angles, positions, segment_ids, past=None):
+        """Return the layer's output [B, T, D] and its cache's new (k, v); see `Attention`."""
+        attended, kv = self.self_attn(self.input_layernorm(x), angles, positions, segment_ids, past)
         x = constrain(x + attended, self.rules, "batch", "length", None)
         x = x + self.mlp(self.post_attention_layernorm(x))
         return constrain(x, self.rules, "batch", "length", None), kv
@@ -297,11 +294,15 @@ class Qwen2(nnx.Module):
         positions: Int[Array, "B T"],
         segment_ids: Int[Array, "B T"],
         cache: KVCache | None = None,
+        prefixes: Sequence[KVCache] = (),
+        prefix_end: Int[Array, " B"] | None = None,
         remat: bool = False,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
         """Return the final hidden states and, when a cache is given, the cache with these T tokens appended.
 
-        `remat` recomputes each layer in the backward pass (stacked layout). A cache needs the per-layer layout.
+        `prefixes` are caches of what came before, read in place and shared by consecutive rows; of them a row sees what lies before its
+        `prefix_end` (`attention.py`). `remat` recomputes each layer in the backward pass (stacked layout). A cache needs the
+        per-layer layout.
         """
         x = self.embed_tokens.weight[...].at[tokens].get(mode="clip").astype(self.config.dtype)
         x = constrain(x, self.rules, "batch", "length", None)
@@ -313,7 +314,7 @@ class Qwen2(nnx.Module):
                 raise ValueError("a cache needs the per-layer layout: unstack the parameters first")
             x = self._scan_layers(x, angles, positions, segment_ids, remat)
         else:
-            x, cache = self._walk_layers(x, angles, positions, segment_ids, cache)
+            x, cache = self._walk_layers(x, angles, positions, segment_ids, cache, prefixes, prefix_end)
         return self.norm(x), cache
 
     def _scan_layers(self, x, angles, positions, segment_ids, remat):
@@ -324,20 +325,22 @@ class Qwen2(nnx.Module):
 
         return jax.lax.scan(jax.checkpoint(step) if remat else step, x, stack)[0]
 
-    def _walk_layers(self, x, angles, positions, segment_ids, cache):
+    def _walk_layers(self, x, angles, positions, segment_ids, cache, prefixes, prefix_end):
         if cache is None:
             for layer in self.layers:
                 x, _ = layer(x, angles, positions, segment_ids)
             return x, None
-        slot = cache.length
-        all_positions = jax.lax.dynamic_update_slice_in_dim(cache.positions, positions, slot, axis=1)
-        all_segment_ids = jax.lax.dynamic_update_slice_in_dim(cache.segment_ids, segment_ids, slot, axis=1)
+        slot, live = cache.num_written % cache.capacity, segment_ids > 0
+        all_positions = write(cache.positions, positions, slot, live, axis=1)
+        all_segment_ids = write(cache.segment_ids, segment_ids, slot, live, axis=1)
         kv = []
-        for layer, k, v in zip(self.layers, cache.k, cache.v, strict=True):
-            x, new = layer(x, angles, positions, segment_ids, (k, v, all_positions, all_segment_ids, slot))
+        for i, layer in enumerate(self.layers):
+            before = tuple(Prefix(p.k[i], p.v[i], p.positions, p.segment_ids) for p in prefixes)
+            past = Past(cache.k[i], cache.v[i], all_positions, all_segment_ids, slot, before, prefix_end)
+            x, new = layer(x, angles, positions, segment_ids, past)
             kv.append(new)
         ks, vs = zip(*kv, strict=True)
-        return x, KVCache(ks, vs, all_positions, all_segment_ids, slot + positions.shape[1])
+        return x, KVCache(ks, vs, all_positions, all_segment_ids, cache.num_written + positions.shape[1])
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Return float32 logits of the hidden states."""

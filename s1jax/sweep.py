@@ -1,16 +1,19 @@
 """Sweeps: a grid of settings -> sample rows of every point.
 
 The sequential axis is the product of thinking budgets, minimums and numbers of ignored stops; the parallel axis is the number of samples.
-All points go through the same compiled decode loop, since budgets, minimums and ignores are arrays in its carry.
+A budget only cuts a trace, and up to an attempt to stop all numbers of ignores think alike; so one trace, thought under the largest
+of all limits, serves the whole grid, and only the answers are decoded per point, as forks of it: a curve costs little more than its
+largest point, and equals its points decoded one at a time, token for token.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from s1jax.evaluate import DecodingConfig, Point, write_samples
+from s1jax.evaluate import DecodingConfig, Point, Trace, write_samples
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,14 @@ def grid(config: SweepConfig) -> list[Point]:
     return points
 
 
+def plan(points: Sequence[Point]) -> list[Trace]:
+    """Return the fewest traces that serve all points: one for each ignore string and temperature."""
+    traces: dict[tuple[str, float], list[Point]] = {}
+    for point in points:
+        traces.setdefault((point.ignore_text, point.temperature), []).append(point)
+    return [Trace(tuple(points)) for points in traces.values()]
+
+
 def sweep(config: SweepConfig) -> Path:
     """Decode and grade the whole grid; return the file of sample rows."""
-    return write_samples(config.decoding, grid(config))
+    return write_samples(config.decoding, plan(grid(config)))

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # The rows of DESIGN's table. This project's additions: the three parts of `checkpoint`, and `generate` (one question to one model).
 TABLE = """
-config sharding chat grading attention rope model safetensors_io hf_weights orbax_params checkpoint data train
+config sharding chat grading attention cache rope model safetensors_io hf_weights orbax_params checkpoint data train
 sampling budget decode generate benchmarks metrics evaluate sweep plot preflight
 """
 ROWS = TABLE.split()

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from s1jax.attention import attention
+from s1jax.attention import Prefix, attention
 
 B, T, S, N, K, H = 2, 7, 9, 6, 2, 8
 
@@ -109,3 +109,25 @@ def test_bfloat16_inputs_have_float32_scores_and_a_bfloat16_output():
     assert output.dtype == jnp.bfloat16
     error = np.abs(np.asarray(output, np.float64) - reference(*inputs)).max()
     assert error < 0.1  # bfloat16 resolves 0.06 at the values' largest (16)
+
+
+@pytest.mark.parametrize("shared", [1, 2, 4])
+def test_what_rows_share_in_place_counts_like_a_copy_of_their_own(shared):
+    rows, before = 4, 5
+    q, k, v = random_qkv(1, sizes=(rows, T, S, N, K, H))
+    _, k_before, v_before = random_qkv(2, sizes=(rows // shared, T, before, N, K, H))
+    rng = np.random.default_rng(0)
+    segment_ids = rng.integers(0, 2, (rows // shared, before)).astype(np.int32)
+    positions = np.tile(np.arange(before, dtype=np.int32), (rows // shared, 1))
+    prefix_end = np.array([0, 2, 4, 5], np.int32)
+    q_positions, kv_positions = (np.tile(np.arange(before, before + n, dtype=np.int32), (rows, 1)) for n in (T, S))
+    ones = np.ones((rows, T), np.int32), np.ones((rows, S), np.int32)
+    prefix = Prefix(k_before, v_before, positions, segment_ids)
+    together = attention(q, k, v, q_positions, kv_positions, *ones, [prefix], prefix_end)
+    seen = np.repeat(segment_ids, shared, axis=0) * (np.arange(before) < prefix_end[:, None])
+    copies = [np.concatenate([np.repeat(x, shared, axis=0), y], axis=2) for x, y in ((k_before, k), (v_before, v))]
+    wanted = attention(
+        q, *copies, q_positions, np.concatenate([np.repeat(positions, shared, axis=0), kv_positions], axis=1),
+        ones[0], np.concatenate([seen, ones[1]], axis=1),
+    )  # fmt: skip
+    np.testing.assert_allclose(together, wanted, atol=2e-6)

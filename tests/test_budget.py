@@ -443,3 +443,29 @@ def test_other_settings_compile_nothing_anew():
     for seed in range(3):
         advance(row_settings(random_settings(4, seed)), state, np.zeros(4, np.int32), np.zeros(4, np.int32))
     assert advance._cache_size() == 1
+
+
+# -- one trace for many limits
+
+
+def test_every_limit_ends_a_larger_trace_where_it_ends_its_own():
+    scripts = random_scripts(12)
+    checked = 0
+    for ignore in ((WAIT_1,), (WAIT_1, WAIT_2), ()):
+        largest = [Settings(12, 6, 3, ignore, 2, PLAIN) for _ in scripts]
+        emitted, _, states = run(LONG, largest, scripts)
+        thinking = np.concatenate([np.zeros_like(states.num_thinking[:1]), states.num_thinking[:-1]])
+        ignored = np.diff(states.num_ignored, axis=0, prepend=0) > 0
+        for maximum, minimum, num_ignore in itertools.product((0, 1, 3, 7, 12), (0, 2, 6), range(4)):
+            if minimum > maximum:
+                continue
+            _, _, own = run(LONG, [Settings(maximum, minimum, num_ignore, ignore, 2, PLAIN)] * len(scripts), scripts)
+            for row in range(len(scripts)):
+                attempts = thinking[ignored[:, row], row].tolist()
+                if states.num_thinking[-1, row] < 12:
+                    attempts.append(int(states.num_thinking[-1, row]))
+                end = budget.find_end(budget.Limits(maximum, minimum, num_ignore), attempts)
+                num_thinking = own.num_thinking[-1, row]
+                assert end == (num_thinking, own.num_ignored[-1, row], num_thinking < maximum)
+                checked += end.is_natural
+    assert checked > 50

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from s1jax import decode
+from s1jax import decode, scheduler
+from s1jax.budget import Limits
 from s1jax.chat import Delimiters
-from s1jax.decode import Decoder, Request
 from s1jax.model import ModelConfig, graphdef, init_params, unstack
+from s1jax.request import Request
+from s1jax.scheduler import Decoder
 from s1jax.sharding import MeshConfig, ShardingRules, make_mesh
 
 START, END, EOT, THINK, ANSWER, NEWLINE, FINAL, COLON, WAIT, COMMA = 40, 41, 42, 1, 2, 3, 4, 5, 6, 7
@@ -31,6 +33,7 @@ CONFIG = ModelConfig(
     rms_norm_eps=1e-6, max_position_embeddings=256, tie_word_embeddings=True, dtype="float32",
 )  # fmt: skip
 RULES = ShardingRules()
+COMPILED = (decode.prefill, decode.put_prompts, decode.start_rows, decode.advance)
 
 
 def make_decoder(mesh_config=None):
@@ -91,7 +94,7 @@ def test_greedy_decode_without_ignores_equals_one_full_forward_per_token(decoder
 def test_batch_mates_and_padding_change_no_token(decoder):
     together = decoder.decode(requests())
     alone = [decoder.decode([request])[0] for request in requests()]
-    padded = decoder.decode(requests(), batch_size=11)
+    padded = decoder.decode(requests(), num_rows=11)
     shuffled = decoder.decode(requests()[::-1])[::-1]
     assert together == alone == padded == shuffled
     assert len({completion.tokens for completion in together}) == len(together)
@@ -103,8 +106,8 @@ def test_returning_to_the_host_between_steps_changes_no_token_and_shows_growing_
     assert decoder.decode(requests(), steps_per_call=7, on_progress=seen.append) == whole
     assert len(seen) > 3
     for earlier, later in itertools.pairwise(seen):
-        for a, b in zip(earlier, later, strict=True):
-            assert b.tokens[: len(a.tokens)] == a.tokens
+        for index in earlier.keys() & later.keys():
+            assert later[index].tokens[: len(earlier[index].tokens)] == earlier[index].tokens
 
 
 def test_thinking_never_passes_the_budget_and_meets_it_where_the_budget_ended_it(decoder):
@@ -137,18 +140,18 @@ def test_ids_without_text_are_never_drawn(decoder):
 
 def test_budgets_counts_strings_and_sampling_recompile_nothing(decoder):
     decoder.decode(requests(8))
-    before = (decode.prefill._cache_size(), decode.advance._cache_size())
+    before = [f._cache_size() for f in COMPILED]
     decoder.decode(requests(8, max_thinking_tokens=33, min_thinking_tokens=2, num_ignore=5, temperature=0.3, top_p=0.5))
     decoder.decode(requests(8, max_thinking_tokens=7, min_thinking_tokens=0, ignore_ids=(8, 9, 10), top_k=3, seed=8))
-    assert (decode.prefill._cache_size(), decode.advance._cache_size()) == before
+    assert [f._cache_size() for f in COMPILED] == before
 
 
 def test_the_loop_ends_when_every_row_is_done(decoder, monkeypatch):
     steps = []
-    advance = decode.advance
-    monkeypatch.setattr(decode, "advance", lambda *a, **k: steps.append(advance(*a, **k)) or steps[-1])
+    advance = scheduler.advance
+    monkeypatch.setattr(scheduler, "advance", lambda *a, **k: steps.append(advance(*a, **k)) or steps[-1])
     completions = decoder.decode(requests(4, max_thinking_tokens=6, min_thinking_tokens=0))
-    assert int(steps[-1].num_steps) == max(len(c.tokens) for c in completions) < steps[-1].tokens.shape[1]
+    assert int(steps[-1].num_steps) == max(len(c.tokens) for c in completions) < steps[-1].emitted.tokens.shape[1]
 
 
 def test_rows_that_do_not_think_answer_at_once(decoder):
@@ -182,3 +185,81 @@ def test_a_bad_request_is_refused_by_name(changes, message):
 def test_a_request_longer_than_the_context_is_refused(decoder):
     with pytest.raises(ValueError, match="the model has 256"):
         decoder.decode([Request(prompt=(1,) * 200, max_thinking_tokens=60)])
+
+
+# -- slots
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 8])
+def test_the_number_of_rows_and_the_order_of_requests_change_no_token(decoder, num_rows):
+    wanted = decoder.decode(requests(16))
+    assert decoder.decode(requests(16), num_rows=num_rows) == wanted
+    assert decoder.decode(requests(16)[::-1], num_rows=num_rows)[::-1] == wanted
+
+
+def test_a_finished_row_is_refilled_while_the_others_go_on(decoder):
+    long = Request(prompt=(9, 21, START, THINK), max_thinking_tokens=150, min_thinking_tokens=150, max_answer_tokens=1)
+    short = [dataclasses.replace(request, max_answer_tokens=4) for request in requests(9, max_thinking_tokens=8, min_thinking_tokens=0)]
+    order = [index for index, _ in decoder.stream([long, *short], num_rows=2)]
+    assert order[-1] == 0 and sorted(order) == list(range(10))
+
+
+def test_samples_of_one_prompt_are_prefilled_once(decoder, monkeypatch):
+    prefilled = []
+    prefill = scheduler.prefill
+    monkeypatch.setattr(scheduler, "prefill", lambda *a, **k: prefilled.append(a[2].shape) or prefill(*a, **k))
+    samples = [
+        Request(prompt=(9, 21, START, THINK), max_thinking_tokens=9, max_answer_tokens=9, temperature=1.0, sample=i)
+        for i in range(12)
+    ]
+    completions = decoder.decode(samples, num_rows=4)
+    assert len(prefilled) == 1 and len(set(completions)) > 6
+    monkeypatch.undo()
+    assert completions == [decoder.decode([sample])[0] for sample in samples]
+
+
+def test_a_cache_that_grows_and_a_ring_that_wraps_change_no_token(decoder):
+    rows = requests(12, max_thinking_tokens=150, num_ignore=40, min_thinking_tokens=100)
+    assert [decoder.decode([row])[0] for row in rows] == decoder.decode(rows, num_rows=3)
+
+
+# -- points
+
+
+def at_point(request, point):
+    maximum, minimum, ignore = point
+    return dataclasses.replace(
+        request, max_thinking_tokens=maximum, min_thinking_tokens=minimum, num_ignore=ignore, points=()
+    )
+
+
+@pytest.mark.parametrize("num_rows", [2, 6])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_forked_answers_equal_single_runs_token_for_token(decoder, temperature, num_rows):
+    grid = [Limits(*point) for point in itertools.product((0, 1, 7, 30, 60), (0, 5, 20), (0, 1, 3)) if point[1] <= point[0]]
+    rng = np.random.default_rng(1)
+    shapes = [((), 0), ((WAIT,), 1), ((WAIT, COMMA, WAIT), 2)]
+    sweeps = [
+        Request(
+            prompt=(*rng.integers(8, 40, size=4).tolist(), START, THINK), max_thinking_tokens=60, min_thinking_tokens=20,
+            num_ignore=3, ignore_ids=ignore, max_answer_tokens=7, points=tuple(grid), temperature=temperature, problem=i,
+        )
+        for ignore, i in shapes * 2
+    ]  # fmt: skip
+    forked = dict(decoder.stream(sweeps, num_rows=num_rows))
+    for i, request in enumerate(sweeps):
+        single = decoder.decode([at_point(request, point) for point in grid])
+        assert list(forked[i]) == single
+
+
+def test_log_probabilities_are_the_models_whoever_decoded_the_token(decoder):
+    request = Request(
+        prompt=(9, 21, START, THINK), max_thinking_tokens=40, num_ignore=2, ignore_ids=(WAIT,), max_answer_tokens=6,
+        points=(Limits(40, 0, 2), Limits(9), Limits(40)), temperature=1.0,
+    )  # fmt: skip
+    ((_, forked),) = decoder.stream([request], scores=True)
+    for completion, point in zip(forked, request.points, strict=True):
+        (single,) = decoder.decode([at_point(request, point)], scores=True)
+        np.testing.assert_allclose(completion.logprobs, single.logprobs, atol=1e-5)
+        np.testing.assert_allclose(completion.end_logprobs, single.end_logprobs, atol=1e-5)
+        assert all((p == 0) == f for p, f in zip(single.logprobs, single.forced, strict=True))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from test_chat import byte_tokenizer
 
-from s1jax import checkpoint, decode, generate
+from s1jax import checkpoint, generate, scheduler
 from s1jax.evaluate import DecodingConfig, EvaluateConfig, evaluate
 from s1jax.metrics import SampleRow, read_samples, thinking_curve
 from s1jax.model import init_params
@@ -23,7 +23,7 @@ def config(tiny_model, tmp_path):
     return SweepConfig(
         decoding=DecodingConfig(
             model=tiny_model, benchmark=str(tmp_path / "sums.jsonl"), output=str(tmp_path / "rows.jsonl"),
-            max_answer_tokens=8, batch_size=8, dtype="float32",
+            max_answer_tokens=8, num_rows=8, dtype="float32",
         ),
         max_thinking_tokens=(0, 5, 20),
         num_ignore=(0, 2),
@@ -42,14 +42,14 @@ def test_a_sweep_is_one_row_per_point_problem_and_sample_with_the_contracts_colu
     assert all(point["num_over_budget"] == 0 for point in thinking_curve(rows))
 
 
-def test_points_and_batch_size_change_no_row(config, tmp_path):
+def test_points_and_number_of_rows_change_no_row(config, tmp_path):
     def comparable(path):
         return sorted(json.dumps({k: v for k, v in r.items() if k != "config_hash"}) for r in read_samples(path))
 
     together = comparable(sweep(config))
     apart = []
     for i, point in enumerate(grid(config)):
-        decoding = replace(config.decoding, output=str(tmp_path / f"point{i}.jsonl"), batch_size=2)
+        decoding = replace(config.decoding, output=str(tmp_path / f"point{i}.jsonl"), num_rows=2)
         apart += comparable(evaluate(EvaluateConfig(decoding, point)))
     assert together == sorted(apart)
 
@@ -59,11 +59,11 @@ def test_a_killed_run_goes_on_where_it_stopped(config, monkeypatch):
     torn = "".join(whole[:8]) + whole[8][:40]
     Path(config.decoding.output).write_text(torn)
     decoded = []
-    check = decode.Decoder.check
-    monkeypatch.setattr(decode.Decoder, "check", lambda self, request: decoded.append(request) or check(self, request))
+    check = scheduler.Decoder.check
+    monkeypatch.setattr(scheduler.Decoder, "check", lambda self, request: decoded.append(request) or check(self, request))
     sweep(config)
     assert sorted(Path(config.decoding.output).read_text().splitlines(keepends=True)) == sorted(whole)
-    assert len(set(decoded)) == len(whole) - 8
+    assert sum(len(request.points) for request in decoded) == len(whole) - 8
 
 
 def test_rows_of_another_config_are_not_added_to(config):

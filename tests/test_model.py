@@ -146,7 +146,7 @@ def test_cached_decode_equals_the_full_forward(chunks):
             tiny_params("per_layer"), cache, *(x[:, begin:end] for x in (tokens, positions, segment_ids))
         )
         logits.append(part)
-    assert int(cache.length) == T
+    assert int(cache.num_written) == T
     logits = np.concatenate(logits, axis=1)
     for row in range(B):
         real = segment_ids[row] > 0

@@ -1,0 +1,63 @@
+"""Measure this machine: JSON lines of figures for decode and sweep, on random weights of a Qwen2.5 size or on a model.
+
+python launch/benchmark.py decode --size 0.5B --batch 1 8 32
+python launch/benchmark.py sweep --model DIR --dtype float32
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where nothing is installed but jax, flax, optax and numpy
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["decode", "sweep"])
+    parser.add_argument("--model", help="Hugging Face directory or hub id, or one of our own checkpoints")
+    parser.add_argument("--size", default="0.5B", help="without --model: random weights of this Qwen2.5 size")
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32], help="decode: rows decoded together")
+    parser.add_argument("--tokens", type=int, default=128, help="decode: thinking tokens of each row")
+    parser.add_argument("--prompt", type=int, default=64, help="tokens of each prompt")
+    parser.add_argument("--problems", type=int, default=4, help="sweep: problems decoded together")
+    parser.add_argument("--budgets", type=int, nargs="+", default=[64, 128, 256, 512, 768, 1024, 1024])
+    parser.add_argument("--waits", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="sweep: ignores at the largest budget")
+    parser.add_argument("--answer", type=int, default=32, help="sweep: answer tokens of each point")
+    parser.add_argument("--tensor", type=int, default=1, help="devices that each layer is split over")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run one measurement."""
+    args = parse()
+    from s1jax import measure
+    from s1jax.budget import Limits
+    from s1jax.sharding import MeshConfig
+
+    mesh = MeshConfig(data=-1, fsdp=1, tensor=args.tensor)
+    if args.model:
+        from s1jax.scheduler import load_decoder
+
+        decoder, _ = load_decoder(args.model, args.dtype, mesh)
+    else:
+        from s1jax.sizes import qwen2_5
+
+        decoder = measure.random_decoder(qwen2_5(args.size, args.dtype), mesh)
+    if args.what == "decode":
+        figures = measure.decode_figures(decoder, args.batch, args.tokens, args.prompt)
+    else:
+        points = [Limits(budget) for budget in args.budgets] + [
+            Limits(max(args.budgets), num_ignore=ignores) for ignores in args.waits
+        ]
+        figures = iter([measure.sweep_figures(decoder, list(dict.fromkeys(points)), args.problems, args.answer, args.prompt)])
+    for line in figures:
+        print(json.dumps({"benchmark": args.what, "model": args.model or args.size} | line), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""The key/value cache: tokens seen so far, as one ring of slots per row.
+
+All rows write the same slot at the same step, `num_written % S`, so that appending is one in-place update of a slice on every backend,
+whatever the rows' lengths. Which token a slot holds is said by `positions` and `segment_ids`, as everywhere (`attention.py`); a free slot is
+of segment 0. A row that is not decoding writes nothing, so what it holds stays as it is while the others go on.
+
+Invariant: a row that is decoding has written one slot at every step since it began, so its tokens stay whole while it has at most S of them.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from s1jax.sharding import ShardingRules, constrain
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Int
+
+
+class KVCache(NamedTuple):
+    """Keys and values of all layers, with what their slots hold."""
+
+    k: tuple[Float[Array, "B K S H"], ...]
+    v: tuple[Float[Array, "B K S H"], ...]
+    positions: Int[Array, "B S"]
+    segment_ids: Int[Array, "B S"]
+    num_written: Int[Array, ""]
+    """How many slots were written in all; the next is this number modulo S."""
+
+    @property
+    def capacity(self) -> int:
+        """S, the number of slots of a row."""
+        return self.positions.shape[1]
+
+
+def empty_cache(num_layers: int, shape: tuple[int, int, int, int], dtype: str, rules: ShardingRules) -> KVCache:
+    """Return an empty cache of `shape` [B, K, S, H] per layer (call it under jit)."""
+    B, _, S, _ = shape
+
+    def layers() -> tuple[jax.Array, ...]:
+        zeros = jnp.zeros(shape, dtype)
+        return tuple(constrain(zeros, rules, "batch", "kv_heads", None, None) for _ in range(num_layers))
+
+    ints = jnp.zeros((B, S), jnp.int32)
+    return KVCache(layers(), layers(), ints, ints, jnp.zeros((), jnp.int32))
+
+
+def write(held: jax.Array, new: jax.Array, slot: Int[Array, ""], live: Bool[Array, "B T"], axis: int) -> jax.Array:
+    """Return `held` with the slots from `slot` on, along `axis`, replaced by `new` where `live`; they may not pass the end."""
+    mask = live.reshape(live.shape[0], *(live.shape[1] if i == axis else 1 for i in range(1, new.ndim)))
+    old = jax.lax.dynamic_slice_in_dim(held, slot, new.shape[axis], axis)
+    return jax.lax.dynamic_update_slice_in_dim(held, jnp.where(mask, new, old), slot, axis)
+
+
+def grow(cache: KVCache, capacity: int) -> KVCache:
+    """Return the cache with `capacity` slots a row; layer by layer, so that no second cache is held. The old one is consumed."""
+    turn = int(cache.num_written) % cache.capacity
+    k, v = list(cache.k), list(cache.v)
+    for layers in (k, v):
+        for i in range(len(layers)):
+            layers[i] = _grow(layers[i], turn, capacity=capacity, axis=2)
+    positions, segment_ids = (_grow(x, turn, capacity=capacity, axis=1) for x in (cache.positions, cache.segment_ids))
+    return KVCache(tuple(k), tuple(v), positions, segment_ids, jnp.array(cache.capacity, jnp.int32))
+
+
+@functools.partial(jax.jit, static_argnames=("capacity", "axis"))
+def _grow(x: jax.Array, turn: Int[Array, ""], *, capacity: int, axis: int) -> jax.Array:
+    """Turn the ring so that its oldest slot is the first, and add free slots at the end."""
+    added = [(0, capacity - x.shape[axis] if i == axis else 0) for i in range(x.ndim)]
+    return jnp.pad(jnp.roll(x, -turn, axis), added)

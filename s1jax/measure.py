@@ -1,0 +1,155 @@
+"""Measurements: a decoder and a workload -> figures, which `launch/benchmark.py` prints.
+
+Speeds are of whole calls, prefill included, after every compilation. What a step must read is counted: each weight once, and the rows'
+caches as far as they are allocated. `bandwidth_fraction` holds it against what a plain sum reads on this machine in the same run.
+
+Nothing here needs more than jax, flax and numpy.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from s1jax.budget import Limits
+from s1jax.chat import Delimiters
+from s1jax.model import ModelConfig, init_params, unstack
+from s1jax.request import Completion, Request
+from s1jax.scheduler import Decoder
+from s1jax.sharding import MeshConfig, ShardingRules, make_mesh
+
+Figures = dict[str, Any]
+
+
+def random_decoder(config: ModelConfig, mesh: MeshConfig) -> Decoder:
+    """Return a decoder with random weights in the config's dtype and made-up delimiters."""
+    rules, devices = ShardingRules(), make_mesh(mesh)
+    with jax.set_mesh(devices):
+        params = init_params(config, rules, "per_layer", devices, seed=0, dtype=config.dtype)
+    delimiters = Delimiters(
+        think=(1, 2), answer=(1, 3), final_answer=(1, 3, 4, 5), newline=(4,), end_thinking=(1, 6), end_answer=(6,), pad=6
+    )
+    return Decoder(config, params, rules, devices, delimiters, np.arange(config.vocab_size) == 4)
+
+
+def decode_figures(
+    decoder: Decoder, batch_sizes: Sequence[int], num_tokens: int, prompt_tokens: int
+) -> Iterator[Figures]:
+    """Yield the speed of decoding `num_tokens` of thinking for each batch size, and of its steps alone.
+
+    The time of a step is the difference between the whole and its first half.
+    """
+    for batch in batch_sizes:
+        whole = [_request(decoder, i, prompt_tokens, num_tokens) for i in range(batch)]
+        half = [_request(decoder, i, prompt_tokens, num_tokens // 2) for i in range(batch)]
+        first, _ = _seconds(lambda: decoder.decode(whole))  # noqa: B023
+        decoder.decode(half)
+        half_s, _ = _seconds(lambda: decoder.decode(half))  # noqa: B023
+        whole_s, completions = _seconds(lambda: decoder.decode(whole))  # noqa: B023
+        step_s = (whole_s - half_s) / (num_tokens - num_tokens // 2)
+        bandwidth = read_bandwidth()
+        num_bytes = step_bytes(decoder, batch, prompt_tokens + num_tokens)
+        yield dict(
+            batch=batch,
+            dtype=decoder.config.dtype,
+            tokens_per_s=round(sum(len(c.tokens) for c in completions) / whole_s, 1),
+            step_ms=round(1e3 * step_s, 3),
+            gb_per_step=round(num_bytes / 1e9, 3),
+            bandwidth_gb_per_s=round(bandwidth / 1e9, 1),
+            bandwidth_fraction=round(num_bytes / step_s / bandwidth, 3),
+            compile_s=round(first - whole_s, 1),
+        )
+
+
+def sweep_figures(
+    decoder: Decoder, points: Sequence[Limits], num_problems: int, answer_tokens: int, prompt_tokens: int
+) -> Figures:
+    """Return what a curve costs in one pass, what its largest point costs, and what its points cost one at a time; and whether they agree."""
+    largest = Limits(*(max(values) for values in zip(*points, strict=True)))
+    requests = [
+        dataclasses.replace(
+            _request(decoder, i, prompt_tokens, 0),
+            **largest._asdict(), ignore_ids=(7,), max_answer_tokens=answer_tokens,
+        )
+        for i in range(num_problems)
+    ]  # fmt: skip
+
+    def curve() -> list[tuple[Completion, ...]]:
+        forked = [dataclasses.replace(request, points=tuple(points)) for request in requests]
+        return [completions for _, completions in sorted(decoder.stream(forked))]
+
+    def one_at_a_time() -> list[tuple[Completion, ...]]:
+        singles = [
+            decoder.decode([dataclasses.replace(request, **point._asdict()) for request in requests])
+            for point in points
+        ]
+        return list(zip(*singles, strict=True))
+
+    for warm_up in (curve, one_at_a_time):
+        warm_up()
+    largest_s, _ = _seconds(lambda: decoder.decode(requests))
+    curve_s, forked = _seconds(curve)
+    one_at_a_time_s, single = _seconds(one_at_a_time)
+    return dict(
+        points=len(points),
+        problems=num_problems,
+        dtype=decoder.config.dtype,
+        curve_s=round(curve_s, 2),
+        largest_point_s=round(largest_s, 2),
+        one_at_a_time_s=round(one_at_a_time_s, 2),
+        curve_over_largest=round(curve_s / largest_s, 3),
+        one_at_a_time_over_curve=round(one_at_a_time_s / curve_s, 2),
+        identical=forked == single,
+    )
+
+
+def step_bytes(decoder: Decoder, batch: int, num_tokens: int) -> int:
+    """Return how many bytes a decode step reads at least: every weight and the rows' tokens in the cache."""
+    config = decoder.config
+    weights = dict(decoder.params)
+    if not config.tie_word_embeddings:
+        weights.pop("embed_tokens")  # of which only the rows of the batch are read
+    per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * jnp.dtype(config.dtype).itemsize
+    return sum(x.nbytes for x in jax.tree.leaves(weights)) + batch * num_tokens * per_token
+
+
+def read_bandwidth(num_bytes: int = 2**30) -> float:
+    """Return the bytes per second that all devices of this process read in a plain sum, the best of five."""
+    if jax.default_backend() == "cpu":
+        # One thread per core, each over its own part: what the cores can read together.
+        parts = np.array_split(np.ones(num_bytes // 4, np.float32), os.cpu_count() or 1)
+        with concurrent.futures.ThreadPoolExecutor(len(parts)) as pool:
+            return num_bytes / min(_seconds(lambda: list(pool.map(np.sum, parts)))[0] for _ in range(5))
+    arrays = [jax.device_put(jnp.ones(num_bytes // 4, jnp.float32), device) for device in jax.local_devices()]
+    total = jax.jit(jnp.sum)
+    jax.block_until_ready([total(array) for array in arrays])
+    best = min(_seconds(lambda: jax.block_until_ready([total(array) for array in arrays]))[0] for _ in range(5))
+    return num_bytes * len(arrays) / best
+
+
+def _request(decoder: Decoder, problem: int, prompt_tokens: int, num_tokens: int) -> Request:
+    """Return a request for exactly `num_tokens` of thinking on a prompt of its own."""
+    rng = np.random.default_rng(problem)
+    prompt = rng.integers(8, min(decoder.config.vocab_size, 10_000), prompt_tokens).tolist()
+    return Request(
+        prompt=tuple(prompt),
+        max_thinking_tokens=num_tokens,
+        min_thinking_tokens=num_tokens,
+        max_answer_tokens=1,
+        problem=problem,
+    )
+
+
+def _seconds(call: Callable[[], Any]) -> tuple[float, Any]:
+    """Return how long a call took, and its result."""
+    started = time.perf_counter()
+    result = call()
+    return time.perf_counter() - started, result

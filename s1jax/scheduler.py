@@ -1,0 +1,412 @@
+"""Which request sits in which row: requests -> completions, as they finish.
+
+A fixed number of rows decode together. A finished row takes the next request, so no row waits for the longest; samples of one prompt sit
+side by side and share one prefill and one cache of it. When traces are done whose requests ask for answers at other points, those
+answers are decoded together as forks, which read their trace's cache in place.
+
+Compilations are few: lengths are rounded up to powers of two (prompts, and the rows' own caches, which grow as needed), forks per trace
+too, and prompts are prefilled 1, 8 or 64 at a time. Nothing else about a request compiles anything.
+
+Invariant: neither the number of rows nor the order of the requests changes a token.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from s1jax.budget import End, Limits, Phase, RowSettings, find_end
+from s1jax.cache import KVCache, grow
+from s1jax.chat import Delimiters, find_delimiters, newline_ids
+from s1jax.decode import (
+    MOST_STEPS,
+    Prompts,
+    Rows,
+    advance,
+    empty_prompts,
+    empty_state,
+    make_vocabulary,
+    prefill,
+    put_prompts,
+    start_rows,
+)
+from s1jax.model import ModelConfig, Params
+from s1jax.request import Completion, Request
+from s1jax.sampling import SamplingSettings
+from s1jax.sharding import MeshConfig, ShardingRules, make_mesh
+
+PREFILL_TOKENS = 512  # of each prompt at a time
+PREFILL_SIZES = (64, 8, 1)
+SMALLEST_CAPACITY = 64
+Results = tuple[int, tuple[Completion, ...]]
+
+
+class Decoder:
+    """A model ready to decode requests; parameters in the per-layer layout. It runs on `mesh`."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        params: Params,
+        rules: ShardingRules,
+        mesh: jax.sharding.Mesh,
+        delimiters: Delimiters,
+        ends_in_newline: np.ndarray,
+    ):
+        self.config, self.params, self.rules, self.mesh = config, params, rules, mesh
+        self.vocabulary, self.allowed = make_vocabulary(delimiters, ends_in_newline, config.vocab_size)
+        self.longest_delimiter = len(delimiters.newline) + max(len(delimiters.final_answer), len(delimiters.answer))
+
+    def check(self, request: Request) -> None:
+        """Raise ValueError unless the request's prompt and limits fit the model's context."""
+        total = len(request.prompt) + self.num_new_tokens(request)
+        if total > self.config.max_position_embeddings:
+            raise ValueError(
+                f"a prompt of {len(request.prompt)} tokens, {request.max_thinking_tokens} of thinking and "
+                f"{request.max_answer_tokens} of answer need {total} positions; the model has "
+                f"{self.config.max_position_embeddings}: shorten the prompt or lower the limits"
+            )
+
+    def num_new_tokens(self, request: Request) -> int:
+        """Return the most tokens this request can emit."""
+        return request.max_thinking_tokens + self.longest_delimiter + request.max_answer_tokens + 1
+
+    def stream(
+        self,
+        requests: Sequence[Request],
+        num_rows: int | None = None,
+        scores: bool = False,
+        steps_per_call: int = MOST_STEPS,
+        on_progress: Callable[[dict[int, Completion]], None] | None = None,
+    ) -> Iterator[Results]:
+        """Decode the requests and yield the index and the completions of each as it finishes.
+
+        There is one completion for each of a request's points, or one of its whole trace where it has none. `num_rows` (default: one for
+        each request) decode together. With `scores` completions hold log-probabilities. `on_progress` is given what the traces at work
+        have emitted so far, by index, every `steps_per_call` steps. Raises ValueError for a request that does not fit the model.
+        """
+        for request in requests:
+            self.check(request)
+        if requests:
+            run = _Run(self, requests, num_rows or len(requests), scores)
+            while run.unfinished:
+                # The mesh is not left set while the caller works.
+                with jax.set_mesh(self.mesh):
+                    results = run.round(min(steps_per_call, MOST_STEPS))
+                if on_progress is not None:
+                    on_progress(run.progress())
+                yield from results
+
+    def decode(self, requests: Sequence[Request], **options: Any) -> list[Completion]:
+        """Decode requests without points; return their completions in order. The options are those of `stream`."""
+        completions = dict(self.stream(requests, **options))
+        return [completions[i][0] for i in range(len(requests))]
+
+
+@dataclass
+class _Log:
+    """What a row has emitted since the prompt."""
+
+    index: int
+    """Of its request."""
+    tokens: list[int] = field(default_factory=list)
+    forced: list[bool] = field(default_factory=list)
+    attempts: list[int] = field(default_factory=list)
+    """Thinking tokens before each ignored attempt to end thinking."""
+    logprobs: list[float] = field(default_factory=list)
+    end_logprobs: list[float] = field(default_factory=list)
+    num_own: int = 0
+    """Tokens emitted by this row itself: in a fork, those after the trace."""
+    num_thinking: int = 0
+    num_ignored: int = 0
+    num_answer: int = 0
+    stopped: bool = False
+    phase: Phase = Phase.THINK
+
+    def fork(self, end: End) -> _Log:
+        """Return the log of a fork that takes over the tokens before `end`."""
+        n = end.num_thinking
+        return _Log(
+            self.index, self.tokens[:n], self.forced[:n], [], self.logprobs[:n], self.end_logprobs[:n],
+            num_thinking=n, num_ignored=end.num_ignored,
+        )  # fmt: skip
+
+    def completion(self) -> Completion:
+        """Return the log as a completion."""
+        return Completion(
+            tuple(self.tokens), tuple(self.forced), self.num_thinking, self.num_ignored, self.num_answer, self.stopped,
+            tuple(self.logprobs), tuple(self.end_logprobs),
+        )  # fmt: skip
+
+
+class _Rows:
+    """Rows that decode together, with what the host knows of each."""
+
+    def __init__(self, decoder: Decoder, num_rows: int, most_tokens: int, ignore_width: int, scores: bool):
+        self.decoder, self.scores = decoder, scores
+        self.logs: list[_Log | None] = [None] * num_rows
+        self.largest_capacity = _round_up(most_tokens)
+        self.static = dict(config=decoder.config, rules=decoder.rules)
+        self.state = empty_state(
+            decoder.vocabulary,
+            **self.static,
+            num_rows=num_rows,
+            capacity=min(self.largest_capacity, 2 * SMALLEST_CAPACITY),
+            ignore_width=ignore_width,
+        )
+
+        def ints(*shape: int) -> np.ndarray:
+            return np.zeros((num_rows, *shape), np.int32)
+
+        def floats(value: float) -> np.ndarray:
+            return np.full(num_rows, value, np.float32)
+
+        self.rows = Rows(
+            settings=RowSettings(ints(), ints(), ints(), ints(ignore_width), ints(), ints()),
+            sampling=SamplingSettings(temperature=floats(0), top_k=ints(), top_p=floats(1), min_p=floats(0)),
+            seeds=ints(3),
+            prefix_end=ints(),
+        )
+        self.starts, self.phase = np.zeros(num_rows, bool), ints()
+        self.num_thinking, self.last_token = ints(), ints()
+
+    @property
+    def live(self) -> list[int]:
+        """Rows that are decoding."""
+        return [row for row, log in enumerate(self.logs) if log is not None and log.phase != Phase.DONE]
+
+    def start(self, row: int, request: Request, log: _Log, limits: Limits, phase: Phase) -> None:
+        """Put a request into a row, to begin after what `log` holds."""
+        self.logs[row] = log
+        settings, sampling, count = self.rows.settings, self.rows.sampling, len(log.tokens)
+        (settings.max_thinking_tokens[row], settings.min_thinking_tokens[row], settings.num_ignore[row]) = limits
+        settings.ignore_ids[row, : len(request.ignore_ids)] = request.ignore_ids
+        settings.ignore_length[row] = len(request.ignore_ids)
+        settings.max_answer_tokens[row] = request.max_answer_tokens
+        for name, array in sampling._asdict().items():
+            array[row] = getattr(request, name)
+        self.rows.seeds[row] = request.seed, request.problem, request.sample
+        self.rows.prefix_end[row] = len(request.prompt) + count
+        self.starts[row], self.phase[row], self.num_thinking[row] = True, phase, count
+        self.last_token[row] = log.tokens[-1] if log.tokens else 0
+        log.phase = phase
+
+    def run(self, prompts: Prompts, prefixes: tuple[KVCache, ...], most_steps: int, most_new_done: int) -> None:
+        """Let the rows decode for some steps, or until so many of them are done, and read what they emitted."""
+        decoder, live = self.decoder, self.live
+        if self.starts.any():
+            self.state = start_rows(
+                decoder.vocabulary, self.rows, prompts, self.state,
+                self.starts, self.phase, self.num_thinking, self.last_token,
+            )  # fmt: skip
+            # Not in place: the device may still read the old one.
+            self.starts = np.zeros_like(self.starts)
+        longest = max(self.logs[row].num_own for row in live)  # type: ignore[union-attr]
+        if longest >= self.state.cache.capacity:
+            self.state = self.state._replace(cache=grow(self.state.cache, _round_up(longest + 1)))
+        state = self.state = advance(
+            decoder.params, decoder.vocabulary, decoder.allowed, self.rows, prefixes, self.state,
+            np.int32(min(most_steps, self.state.cache.capacity - longest)),
+            np.int32(len(self.logs) - len(live) + most_new_done),
+            **self.static, scores=self.scores,
+        )  # fmt: skip
+        emitted, row, num_emitted = _fetch((state.emitted, state.row, state.num_emitted), decoder.mesh)
+        for i in live:
+            log = self.logs[i]
+            assert log is not None
+            begin, new = len(log.tokens), slice(0, int(num_emitted[i]) - len(log.tokens))
+            log.tokens += emitted.tokens[i, new].tolist()
+            log.forced += emitted.forced[i, new].tolist()
+            log.attempts += (begin + np.flatnonzero(emitted.ignored[i, new])).tolist()
+            if self.scores:
+                log.logprobs += emitted.logprobs[i, new].tolist()
+                log.end_logprobs += emitted.end_logprobs[i, new].tolist()
+            log.num_own += new.stop
+            log.num_thinking, log.num_answer = int(row.num_thinking[i]), int(row.num_answer[i])
+            log.num_ignored += int(emitted.ignored[i, new].sum())
+            log.stopped, log.phase = bool(row.stopped[i]), Phase(int(row.phase[i]))
+
+
+class _Run:
+    """One call of `Decoder.stream`."""
+
+    def __init__(self, decoder: Decoder, requests: Sequence[Request], num_rows: int, scores: bool):
+        self.decoder, self.requests, self.scores = decoder, requests, scores
+        self.waiting: dict[tuple[int, ...], deque[int]] = {}
+        for i, request in enumerate(requests):
+            self.waiting.setdefault(request.prompt, deque()).append(i)
+        self.next_prompts = deque(self.waiting)
+        most_samples = max(len(indices) for indices in self.waiting.values())
+        # Rows side by side for one prompt: as many as keep all rows busy, and no more than it has samples.
+        self.per_prompt = min(_power_of_two(min(most_samples, -(-num_rows // len(self.waiting)))), num_rows)
+        num_prompts = max(1, num_rows // self.per_prompt)
+        self.groups: list[tuple[int, ...] | None] = [None] * num_prompts
+        self.ignore_width = _round_up(max(1, *(len(request.ignore_ids) for request in requests)), 8)
+        most_tokens = max(decoder.num_new_tokens(request) for request in requests)
+        self.traces = _Rows(decoder, num_prompts * self.per_prompt, most_tokens, self.ignore_width, scores)
+        self.prompt_capacity = _round_up(max(len(prompt) for prompt in self.waiting))
+        self.static = dict(config=decoder.config, rules=decoder.rules)
+        self.prompts = empty_prompts(**self.static, num_prompts=num_prompts, capacity=self.prompt_capacity)
+        self.unfinished = len(requests)
+
+    def round(self, most_steps: int) -> list[Results]:
+        """Fill idle rows, decode for some steps and return what is finished."""
+        self._fill_groups()
+        self._fill_rows()
+        traces, is_more = self.traces, any(self.waiting.values())
+        if traces.live:
+            # With more requests to come, an eighth of the rows may idle before they are refilled.
+            enough = max(1, len(traces.logs) // 8) if is_more else len(traces.logs)
+            traces.run(self.prompts, (self.prompts.cache,), most_steps, enough)
+        results, forking = [], {}
+        for row, log in enumerate(traces.logs):
+            if log is None or log.phase != Phase.DONE:
+                continue
+            ends = self._ends(log)
+            if set(ends) == {self._own_end(log)}:
+                results.append((log.index, (log.completion(),) * len(ends)))
+                traces.logs[row] = None
+            else:
+                forking[row] = ends
+        # Forks are cheaper together: wait for the other traces, unless other requests wait for their rows.
+        if forking and (not traces.live or (is_more and len(forking) >= max(1, len(traces.logs) // 4))):
+            results += self._fork(forking)
+        self.unfinished -= len(results)
+        return results
+
+    def progress(self) -> dict[int, Completion]:
+        """Return what the traces at work have emitted so far, by the index of their request."""
+        return {log.index: log.completion() for log in self.traces.logs if log is not None}
+
+    def _fill_groups(self) -> None:
+        """Give groups of rows whose prompt has no request left the next prompts, and prefill those."""
+        new = {}
+        for place in range(len(self.groups)):
+            rows = self.traces.logs[place * self.per_prompt : (place + 1) * self.per_prompt]
+            prompt = self.groups[place]
+            if self.next_prompts and not any(rows) and not (prompt and self.waiting[prompt]):
+                self.groups[place] = new[place] = self.next_prompts.popleft()
+        places = list(new)
+        while places:
+            size = next(size for size in PREFILL_SIZES if len(places) > size // 2)
+            now, places = places[:size], places[size:]
+            self._prefill([new[place] for place in now], now, size)
+
+    def _prefill(self, prompts: list[tuple[int, ...]], places: list[int], size: int) -> None:
+        tokens, lengths = np.zeros((size, self.prompt_capacity), np.int32), np.ones(size, np.int32)
+        for i, prompt in enumerate(prompts):
+            tokens[i, : len(prompt)], lengths[i] = prompt, len(prompt)
+        new = empty_prompts(**self.static, num_prompts=size, capacity=self.prompt_capacity)
+        for begin in range(0, _round_up(int(lengths.max())), PREFILL_TOKENS):
+            chunk = tokens[:, begin : begin + PREFILL_TOKENS]
+            new = prefill(self.decoder.params, new, chunk, lengths, **self.static)
+        nowhere = [len(self.groups)] * (size - len(places))
+        self.prompts = put_prompts(self.prompts, new, np.array(places + nowhere, np.int32))
+
+    def _fill_rows(self) -> None:
+        """Give idle rows the next requests of their prompts."""
+        for row, log in enumerate(self.traces.logs):
+            prompt = self.groups[row // self.per_prompt]
+            if log is None and prompt and self.waiting[prompt]:
+                index = self.waiting[prompt].popleft()
+                request = self.requests[index]
+                phase = Phase.THINK if request.thinks else Phase.ANSWER
+                self.traces.start(row, request, _Log(index), request.limits, phase)
+
+    def _own_end(self, log: _Log) -> End:
+        limits = self.requests[log.index].limits
+        return End(log.num_thinking, log.num_ignored, log.num_thinking < limits.max_thinking_tokens)
+
+    def _ends(self, log: _Log) -> list[End]:
+        """Return where the request's points end the finished trace."""
+        own = self._own_end(log)
+        attempts = [*log.attempts, *([own.num_thinking] if own.is_natural else [])]
+        return [find_end(point, attempts) for point in self.requests[log.index].points] or [own]
+
+    def _fork(self, forking: dict[int, list[End]]) -> list[Results]:
+        """Decode the answers of finished traces, by row, at the ends their points ask for; free the rows."""
+        traces, rows = self.traces, list(forking)
+        prompts, trace_cache = self.prompts, traces.state.cache
+        if 2 * len(rows) <= len(traces.logs):
+            # Few of the rows: put them together, so that the others' are not computed.
+            rows += [rows[-1]] * (_power_of_two(len(rows)) - len(rows))
+            of_rows = np.array(rows, np.int32)
+            prompts, trace_cache = _take(prompts, of_rows // self.per_prompt), _take(trace_cache, of_rows)
+        else:
+            rows = list(range(len(traces.logs)))
+        new_ends = {row: sorted(set(ends) - {self._own_end(traces.logs[row])}) for row, ends in forking.items()}
+        per_trace = _power_of_two(max(len(ends) for ends in new_ends.values()))
+        most_tokens = max(request.max_answer_tokens for request in self.requests) + self.decoder.longest_delimiter + 1
+        forks = _Rows(self.decoder, len(rows) * per_trace, most_tokens, self.ignore_width, self.scores)
+        place_of = {row: place for place, row in reversed(list(enumerate(rows)))}
+        for row, ends in new_ends.items():
+            trace = traces.logs[row]
+            assert trace is not None
+            for i, end in enumerate(ends):
+                phase = Phase.FORCE if end.is_natural else Phase.THINK
+                limits = Limits(max_thinking_tokens=end.num_thinking)
+                request = self.requests[trace.index]
+                forks.start(place_of[row] * per_trace + i, request, trace.fork(end), limits, phase)
+        while forks.live:
+            forks.run(prompts, (prompts.cache, trace_cache), MOST_STEPS, len(forks.logs))
+        results = []
+        for row, ends in forking.items():
+            trace = traces.logs[row]
+            first = place_of[row] * per_trace
+            done = {self._own_end(trace): trace}
+            for i, end in enumerate(new_ends[row]):
+                log = done[end] = forks.logs[first + i]
+                # A fork begins without the hidden state that this one is computed from.
+                log.end_logprobs[end.num_thinking : end.num_thinking + 1] = trace.end_logprobs[
+                    end.num_thinking : end.num_thinking + 1
+                ]
+            results.append((trace.index, tuple(done[end].completion() for end in ends)))
+            traces.logs[row] = None
+        return results
+
+
+def load_decoder(
+    model: str, dtype: str = "bfloat16", mesh: MeshConfig | None = None, rules: ShardingRules | None = None
+) -> tuple[Decoder, Any]:
+    """Return a model (Hugging Face directory or hub id, or our own checkpoint) ready to decode on its mesh, and its tokenizer.
+
+    Raises ValueError for a tokenizer that lacks the delimiters, or that does not belong to the model.
+    """
+    # Here, so that decoding itself needs no more than jax, flax and numpy.
+    from s1jax.checkpoint import load_model, load_tokenizer
+
+    rules = rules or ShardingRules()
+    tokenizer = load_tokenizer(model)
+    delimiters = find_delimiters(tokenizer)
+    device_mesh = make_mesh(mesh or MeshConfig())
+    config, params = load_model(model, device_mesh, rules, "per_layer", dtype=dtype, param_dtype=dtype)
+    return Decoder(config, params, rules, device_mesh, delimiters, newline_ids(tokenizer)), tokenizer
+
+
+def _fetch(tree: Any, mesh: jax.sharding.Mesh) -> Any:
+    """Bring arrays to the host, to every one of several."""
+    if jax.process_count() > 1:
+        everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        tree = jax.jit(lambda x: x, out_shardings=everywhere)(tree)
+    return jax.device_get(tree)
+
+
+@jax.jit
+def _take(tree: Any, rows: jax.Array) -> Any:
+    """Return these rows of all arrays that have rows."""
+    return jax.tree.map(lambda x: jnp.take(x, rows, axis=0) if x.ndim else x, tree)
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << (n - 1).bit_length()
+
+
+def _round_up(n: int, smallest: int = SMALLEST_CAPACITY) -> int:
+    """Return the power of two times `smallest` at or above `n`."""
+    return smallest * _power_of_two(-(-n // smallest))
