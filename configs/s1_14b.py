@@ -1,6 +1,8 @@
-"""The recipe of `s1_32b` on Qwen2.5-14B-Instruct. Expected: no published figure. Not yet run.
+"""The recipe of `s1_32b` (paper section 4.1, appendix D) on Qwen2.5-14B-Instruct.
 
-python launch/train.py s1_14b
+Expected: no published figure. Hardware and hours: not yet run.
+
+    python launch/train.py s1_14b
 """
 
 from dataclasses import replace

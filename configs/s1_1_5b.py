@@ -1,6 +1,8 @@
-"""The recipe of `s1_32b` on Qwen2.5-1.5B-Instruct. Expected: no published figure. Not yet run.
+"""The recipe of `s1_32b` (paper section 4.1, appendix D) on Qwen2.5-1.5B-Instruct.
 
-python launch/train.py s1_1_5b
+Expected: no published figure. Hardware and hours: not yet run.
+
+    python launch/train.py s1_1_5b
 """
 
 from dataclasses import replace

@@ -1,7 +1,7 @@
 """Choose a small training set from a pool, by the stages of s1K (arXiv 2501.19393, section 2) in thin form.
 
-In: training rows of any quality, the held-out problems, a base model. Out: `--num` training rows; a rejects file with the stage
-and the reason of every row that was turned away; counts per stage on standard error. The stages:
+In: training rows of any quality, the held-out problems, a base model. Out: `--num` training rows; a rejects file of all other
+rows, with the stage and the reason that turned each away; counts per stage on standard error. The stages:
 
 1. validity: question, trace and answer are there.
 2. copies: the same question only once.
@@ -13,7 +13,8 @@ and the reason of every row that was turned away; counts per stage on standard e
 5. difficulty: what the base model answers rightly without thinking teaches nothing.
 6. diversity: draw a domain uniformly, then a question of it with weight 2^-rank, longest trace first, without replacement.
 
-Invariant: the selection is a function of the set of rows and the seed, not of the order of the pool.
+Invariants: the selection is a function of the set of rows and the seed, not of the order of the pool; every row of the pool is in
+one of the two files.
 """
 
 from __future__ import annotations
@@ -105,7 +106,8 @@ def curate(config: CurateConfig) -> list[tuple[str, int]]:
     drop("difficulty", lambda row: "the base answers it rightly without thinking" if row["id"] in easy else None)
     lengths = {row["id"]: len(encode_text(tokenizer, row["thinking"])) for row in rows}
     chosen = draw_diverse(rows, lengths, config.num, config.seed)
-    _report(counts, "diversity", chosen, Counter({"not drawn": len(rows) - len(chosen)}))
+    drawn = {id(row) for row in chosen}
+    drop("diversity", lambda row: None if id(row) in drawn else "not drawn")
 
     write_rejects(config.rejects or config.output.with_suffix(".rejects.jsonl"), rejects)
     write_jsonl(config.output, [dict(row) for row in chosen])

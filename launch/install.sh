@@ -1,14 +1,19 @@
 # Sourced by quickstart.sh and test.sh: makes .venv in the project's root, with the extras given ("" or "[test]"), once per change of its requirements.
 install() {
-    local extras=$1 python=${PYTHON:-python3} stamp
+    local extras=$1 python=python3 version stamp clear=
+    if [ -x .venv/bin/python ]; then python=.venv/bin/python; fi
+    python=${PYTHON:-$python}
     if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
         echo "error: s1jax needs Python 3.11 or newer; found: $("$python" --version 2>&1). Set PYTHON to one, as in: PYTHON=python3.12 bash $0" >&2
         return 1
     fi
-    stamp=".venv/installed${extras}-$(cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)"
+    version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+    stamp=".venv/installed${extras}-$version-$(cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)"
     if [ ! -e "$stamp" ]; then
-        echo "== installing into .venv (once)" >&2
-        if ! { "$python" -m venv .venv && .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".$extras"; }; then
+        # Of the packages of two versions of Python in one environment, each sees only its own.
+        if [ -d .venv/lib ] && [ ! -d ".venv/lib/python$version" ]; then clear=--clear; fi
+        echo "== installing into .venv (once)${clear:+, made anew for Python $version}" >&2
+        if ! { "$python" -m venv $clear .venv && .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".$extras"; }; then
             echo "error: the installation failed, see above. Check the network and the disk, then run this again; it goes on where it stopped" >&2
             return 1
         fi

@@ -3,7 +3,7 @@
 #   bash launch/quickstart.sh [OUT]     OUT: folder for rows, tables and plots (default: out)
 # Steps that are done are not repeated; remove OUT to begin anew.
 set -euo pipefail
-case ${1:-out} in
+case ${1-out} in
 -h | --help)
     sed -n '2,4s/^# \?//p' "$0"
     exit 0
@@ -12,8 +12,8 @@ case ${1:-out} in
     echo "error: OUT is a folder, not '$1'; usage: bash launch/quickstart.sh [OUT]" >&2
     exit 2
     ;;
-/*) out=${1:-} ;;
-*) out=$PWD/${1:-out} ;;
+/*) out=$1 ;;
+*) out=$PWD/${1-out} ;;
 esac
 cd "$(dirname "$0")/.."
 . launch/install.sh

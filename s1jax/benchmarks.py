@@ -3,12 +3,14 @@
 In: the name of a public benchmark, or any JSONL file with a question and an answer a line. Out: `Problem` rows in file order.
 
 The idea (paper, section 4.1): the prompt is the bare question, so a problem is only (id, question, answer), and where it came
-from is a column. The invariant: every problem of one list has an id of its own, since samples and votes are joined by it.
+from is a column; a multiple-choice question has its choices below it, and its answer is a letter. The invariant: every problem
+of one list has an id of its own, since samples and votes are joined by it.
 """
 
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,13 +39,16 @@ _HUB = {
     "aime24": _HubBenchmark("HuggingFaceH4/aime_2024", "train", size=30),
     "aime25": _HubBenchmark("math-ai/aime25", "test", size=30),
     "math500": _HubBenchmark("HuggingFaceH4/MATH-500", "test", size=500),
+    "gpqa_diamond": _HubBenchmark("Idavidrein/gpqa", "train", config="gpqa_diamond", size=198),
     "gsm8k": _HubBenchmark("openai/gsm8k", "test", config="main", size=1319),
 }
 
 # What public files call these columns, most telling first.
-_ID_COLUMNS = ("id", "problem_id", "unique_id", "ID")
+_ID_COLUMNS = ("id", "problem_id", "unique_id", "ID", "Record ID")
 _QUESTION_COLUMNS = ("question", "problem", "Problem", "Question")
 _ANSWER_COLUMNS = ("answer", "Answer", "gold")
+# GPQA's, the right one first.
+_CHOICE_COLUMNS = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
 _ERRORS_SHOWN = 5
 
 
@@ -51,8 +56,10 @@ def read_problems(source: str, limit: int | None = None) -> list[Problem]:
     """Read the problems of a JSONL file or a named benchmark, at most `limit` of them from the start.
 
     A line needs a question and an answer (text or a number); without an id it gets "<benchmark>/<line number>". The
-    benchmark is the file's stem, or the name. Raises FileNotFoundError for a missing file, ValueError for an unknown name,
-    an empty file, a limit below 1, or bad lines (all of them counted, the first few shown).
+    benchmark is the file's stem, or the name. A row with GPQA's columns of one right and three wrong answers becomes a
+    question with the choices A) to D). Raises FileNotFoundError for a missing file and for a benchmark that the hub does
+    not give, ValueError for an unknown name, an empty file, a limit below 1, or bad lines (all of them counted, the first
+    few shown).
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}: ask for at least 1 problem, or leave it out for all")
@@ -72,7 +79,12 @@ def _read_hub(name: str) -> Iterable[dict[str, Any]]:
     import datasets
 
     benchmark = _HUB[name]
-    rows = datasets.load_dataset(benchmark.path, benchmark.config, split=benchmark.split)
+    try:
+        rows = datasets.load_dataset(benchmark.path, benchmark.config, split=benchmark.split)
+    except OSError as error:  # among them: no such dataset, no access to it, no connection
+        raise FileNotFoundError(
+            f"benchmark {name} ({benchmark.path}) is not to be had from the hub: {error}. Or give its problems as a .jsonl file"
+        ) from error
     if len(rows) != benchmark.size:
         raise ValueError(f"{benchmark.path} holds {len(rows)} rows where {name} has {benchmark.size} problems")
     return rows
@@ -107,6 +119,8 @@ def _to_problems(
 def _to_problem(row: Any, benchmark: str, number: int) -> Problem:
     if not isinstance(row, dict):
         raise ValueError(f"expected a JSON object with a question and an answer, found {type(row).__name__}")
+    if all(name in row for name in _CHOICE_COLUMNS):
+        row = _with_choices(row)
     question = _column(row, _QUESTION_COLUMNS)
     # GSM8K gives its worked solution with the answer behind four hashes.
     answer = _column(row, _ANSWER_COLUMNS).rpartition("####")[2].strip()
@@ -116,6 +130,20 @@ def _to_problem(row: Any, benchmark: str, number: int) -> Problem:
         raise ValueError(" and ".join(missing))
     problem_id = _column(row, _ID_COLUMNS).strip() or f"{benchmark}/{number}"
     return Problem(problem_id, benchmark, question, answer)
+
+
+def _with_choices(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a multiple-choice row with its choices below the question, in an order of its own, and a letter as the answer."""
+    question = _column(row, _QUESTION_COLUMNS).strip()
+    choices = [_column(row, (name,)).strip() for name in _CHOICE_COLUMNS]
+    if not question or not all(choices):
+        empty = [name for name, choice in zip(_CHOICE_COLUMNS, choices, strict=True) if not choice]
+        raise ValueError(f"no {', '.join(empty or _QUESTION_COLUMNS[:1])}")
+    # Seeded by the problem itself: its letters depend neither on the other rows nor on the machine.
+    rng = random.Random(f"choices of {question}")
+    order = sorted(range(len(choices)), key=lambda _: rng.random())
+    listed = "\n".join(f"{letter}) {choices[i]}" for letter, i in zip("ABCD", order, strict=True))
+    return row | {"question": f"{question}\n\n{listed}", "answer": "ABCD"[order.index(0)]}
 
 
 def _column(row: dict[str, Any], names: tuple[str, ...]) -> str:

@@ -16,6 +16,7 @@ Invariant: a destination appears whole or not at all (`new_directory`), and a ha
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -27,6 +28,7 @@ from typing import Any, Literal
 import jax
 
 from s1jax import hf_weights, orbax_params
+from s1jax.config import write_file
 from s1jax.model import Layout, ModelConfig, Params
 from s1jax.orbax_params import finished_steps, is_finished
 from s1jax.sharding import ShardingRules
@@ -88,10 +90,10 @@ def find_weights(directory: Path) -> tuple[Kind, Path, Path]:
         if not steps:
             raise ValueError(f"{directory} is a training run without a finished checkpoint")
         return "state", directory / "checkpoints" / str(steps[-1]) / "state", directory
-    if directory.resolve().parent.name == "checkpoints" and directory.name.isdecimal():
+    if run := _run_of(directory):
         if not is_finished(directory):
             raise ValueError(f"{directory} is not a finished checkpoint")
-        return "state", directory / "state", directory.resolve().parents[1]
+        return "state", directory / "state", run
     lacks = f"it holds no {hf_weights.FILE_NAME}, {hf_weights.INDEX_NAME}, params/ or checkpoints/"
     pickled = next(directory.glob("*.bin"), None)
     raise ValueError(
@@ -100,8 +102,23 @@ def find_weights(directory: Path) -> tuple[Kind, Path, Path]:
     )
 
 
-def read_config(directory: Path, dtype: str = "bfloat16") -> tuple[ModelConfig, dict[str, Any]]:
-    """Return the config of a directory, and the whole dict of its config.json. Raises ValueError naming the file."""
+def fingerprint(source: str | Path) -> str:
+    """Return what tells a source's weights from others without reading them.
+
+    For a hub id it is the commit; for a directory a hash of its config.json and of the names and sizes of its weight files.
+    """
+    directory = resolve_model(source, weights=False)
+    if not Path(source).expanduser().is_dir():
+        return directory.name
+    kind, weights, files = find_weights(directory)
+    paths = weights.glob("*.safetensors" if kind == "hugging_face" else "**/*")
+    sizes = sorted((path.relative_to(weights).as_posix(), path.stat().st_size) for path in paths if path.is_file())
+    return hashlib.sha256((files / CONFIG_NAME).read_bytes() + json.dumps(sizes).encode()).hexdigest()[:12]
+
+
+def read_config(source: str | Path, dtype: str = "bfloat16") -> tuple[ModelConfig, dict[str, Any]]:
+    """Return the config of a source, without its weights, and the whole dict of its config.json. Raises ValueError naming the file."""
+    directory = _files_directory(source)
     path = directory / CONFIG_NAME
     if not path.is_file():
         raise ValueError(f"{directory} is no checkpoint: it has no {CONFIG_NAME}")
@@ -112,6 +129,14 @@ def read_config(directory: Path, dtype: str = "bfloat16") -> tuple[ModelConfig, 
         return ModelConfig.from_hf(hf, dtype), hf
     except (ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def stored_dtype(directory: Path) -> str | None:
+    """Return the dtype that a Hugging Face directory says its weights have; None where there is no such directory."""
+    if not (directory / CONFIG_NAME).is_file():
+        return None
+    hf = read_config(directory)[1]
+    return hf.get("dtype", hf.get("torch_dtype"))
 
 
 def load_model(
@@ -205,9 +230,7 @@ def write_model_files(
         # transformers 5 says `dtype`, older ones and other readers `torch_dtype`.
         names = [name for name in ("dtype", "torch_dtype") if name in hf] or ["torch_dtype"]
         hf = hf | {name: stored_dtype for name in names}
-    partial = directory / f".{CONFIG_NAME}.partial"
-    partial.write_text(json.dumps(hf, indent=2) + "\n")
-    os.replace(partial, directory / CONFIG_NAME)
+    write_file(directory / CONFIG_NAME, json.dumps(hf, indent=2) + "\n")
 
 
 def check_destination(directory: str | Path, overwrite: bool = False) -> Path:
@@ -228,10 +251,25 @@ def check_destination(directory: str | Path, overwrite: bool = False) -> Path:
 
 @contextlib.contextmanager
 def new_directory(directory: str | Path, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a temporary directory beside `directory` that takes its name at the end; after an error nothing is left of it."""
-    destination = check_destination(directory, overwrite)
-    partial = destination.with_name(f".{destination.name}.partial")
+    """Yield a temporary directory beside `directory` that takes its name at the end; after an error nothing is left of it.
+
+    After a crash the directory is the old one, or the new one, or is put back by the next call.
+    """
+    destination = Path(os.path.abspath(Path(directory).expanduser()))
+    partial, replaced = (destination.with_name(f".{destination.name}.{state}") for state in ("partial", "replaced"))
     first = jax.process_index() == 0
+
+    def settle() -> None:
+        """End a replacement that was broken off: the new directory stays if it is there, else the old one comes back."""
+        if destination.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+        elif replaced.exists():
+            replaced.rename(destination)
+
+    if first:
+        settle()
+    _barrier(f"settled {destination}")
+    check_destination(directory, overwrite)
     if first:
         if partial.exists():
             shutil.rmtree(partial)
@@ -240,16 +278,17 @@ def new_directory(directory: str | Path, overwrite: bool = False) -> Iterator[Pa
     try:
         yield partial
         _barrier(f"written {destination}")
+        if first:
+            if destination.exists():
+                destination.rename(replaced)
+            partial.rename(destination)
     except BaseException:
         if first:
             shutil.rmtree(partial, ignore_errors=True)
         raise
-    if first:
-        replaced = destination.with_name(f".{destination.name}.replaced")
-        if destination.exists():
-            destination.rename(replaced)
-        partial.rename(destination)
-        shutil.rmtree(replaced, ignore_errors=True)
+    finally:
+        if first:
+            settle()
     _barrier(f"renamed {destination}")
 
 
@@ -296,8 +335,8 @@ class StateStore:
         steps = finished_steps(self.directory)
         return steps[-1] if steps else None
 
-    def restore(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
-        """Return the state of a step, with the shapes, dtypes and shardings of `abstract_state`, and its metadata.
+    def restore(self, step: int, abstract_state: Any) -> Any:
+        """Return the state of a step, with the shapes, dtypes and shardings of `abstract_state`.
 
         Raises ValueError for a step that is not there, is damaged, or holds another tree.
         """
@@ -306,12 +345,11 @@ class StateStore:
         steps = finished_steps(self.directory)
         if step not in steps:
             raise ValueError(f"{self.directory} has no step {step}; it has {steps or 'none'}")
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), metadata=ocp.args.JsonRestore())
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
         with orbax_params.named_errors(
             self.directory / str(step), f"; its other steps: {[s for s in steps if s != step]}"
         ):
-            restored = self.manager.restore(step, args=args)
-        return restored["state"], restored["metadata"]
+            return self.manager.restore(step, args=args)["state"]
 
     def wait(self) -> None:
         """Wait until the last save is on disk; raises what went wrong in it."""
@@ -329,9 +367,13 @@ class StateStore:
 def _files_directory(source: str | Path) -> Path:
     """Return the directory of a source's config and tokenizer files, without its weights."""
     directory = resolve_model(source, weights=False)
-    if directory.name.isdecimal() and directory.resolve().parent.name == "checkpoints":
-        return directory.resolve().parents[1]
-    return directory
+    return _run_of(directory) or directory
+
+
+def _run_of(directory: Path) -> Path | None:
+    """Return the training run that a directory is a step's directory of, None if it is none."""
+    step = directory.resolve()
+    return step.parents[1] if directory.name.isdecimal() and step.parent.name == "checkpoints" else None
 
 
 def _barrier(name: str) -> None:

@@ -13,6 +13,8 @@ import json
 import os
 import subprocess
 import sys
+import traceback
+import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -81,14 +83,16 @@ def parse_arguments(
 
 
 def field_flags(config_type: Any, prefix: str = "--") -> list[str]:
-    """Return the command-line flags of a config's fields, nested ones joined by a dot."""
-    import typing
+    """Return the command-line flags of a config's fields, nested ones joined by a dot; positional arguments have none."""
+    import tyro
 
     flags = []
-    hints = typing.get_type_hints(config_type)
+    hints = typing.get_type_hints(config_type, include_extras=True)
     for field in dataclasses.fields(config_type):
         flag = prefix + field.name.replace("_", "-")
         hint = hints[field.name]
+        if tyro.conf.Positional in getattr(hint, "__metadata__", ()):
+            continue
         if dataclasses.is_dataclass(hint):
             flags += field_flags(hint, flag + ".")
         else:
@@ -110,6 +114,15 @@ def config_hash(config: Any, exclude: Sequence[str] = ()) -> str:
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def write_file(path: str | Path, text: str) -> None:
+    """Write a text file whole or not at all, over the one that may be there; its directory is made where there is none."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
 def commit() -> str:
     """Return the git commit of this checkout, with a `+` where files differ from it; "unknown" outside a checkout."""
     git = ["git", "-C", str(ROOT)]
@@ -123,15 +136,25 @@ def commit() -> str:
 def run_command(main: Callable[[], None]) -> None:
     """Run a command; bad input (ValueError, OSError) is printed as one message and exits with 1.
 
-    `S1JAX_TRACEBACK=1` in the environment shows where it was raised.
+    `S1JAX_TRACEBACK=1` in the environment shows where it was raised; the message says so where a ValueError is not ours, and
+    so may not name the cause.
     """
     try:
         main()
     except (ValueError, OSError) as error:
         if os.environ.get("S1JAX_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        foreign = isinstance(error, ValueError) and not _raised_here(error)
+        hint = " (S1JAX_TRACEBACK=1 shows where this was raised)" if foreign else ""
+        print(f"error: {error}{hint}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Return whether this project's own code raised an error, rather than a library."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    path = Path(frame.f_code.co_filename)
+    return path.is_relative_to(ROOT) and "site-packages" not in path.parts

@@ -1,14 +1,14 @@
 """Training rows -> masked batches of one fixed shape (paper section 4.1).
 
 In: rows of question, trace and answer as JSONL, Parquet or a dataset of the Hugging Face hub, in this project's columns
-or in those of the published s1K and s1K-1.1. Out: a Grain dataset whose element `step` is the batch of that step. One
-row of a batch is one example (the paper does not pack).
+or in those of the published s1K and s1K-1.1. Out: a Grain dataset whose element `step` is the global batch of that step,
+which every process makes whole: ids are small. One row of a batch is one example (the paper does not pack).
 
 Invariants:
 - A batch is a pure function of (examples, config, step), the same in every process and after every restart; to resume is
   to index.
 - Every epoch covers every example once, in a new order; the last batch of an epoch is filled up with empty rows.
-- The loss weights of a (global) batch sum to 1, so the loss is a plain weighted sum.
+- The loss weights of a batch sum to 1, so the loss is a plain weighted sum.
 - No row is dropped or cut in silence: it is rejected with a reason, counted, or an error.
 """
 
@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,11 +26,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 import numpy as np
 
 from s1jax.chat import LossOn, encode_example, find_delimiters
+from s1jax.config import write_file
 
 if TYPE_CHECKING:
     import grain
     from jaxtyping import Bool, Int
     from transformers import PreTrainedTokenizerBase
+
+    from s1jax.model import ModelConfig
 
 LossAverage = Literal["sequence", "token"]
 TooLong = Literal["error", "truncate"]
@@ -81,7 +83,7 @@ class DataConfig:
     loss_average: LossAverage = "sequence"
     """What weighs the same within a batch: every example, as in the paper's trainer, or every token."""
     batch_size: int = 16
-    """Examples in a step, over all processes."""
+    """Examples in a step, over the whole mesh."""
     num_epochs: int = 5
     """Passes over all examples, each in a new order."""
     seed: int = 42
@@ -125,6 +127,27 @@ class Examples:
         """Number of tokens of each example."""
         return np.diff(self.offsets)
 
+    @property
+    def fingerprint(self) -> str:
+        """12 hex digits that identify what is trained on: ids, masks and their order."""
+        arrays = (self.tokens, self.loss_mask, self.offsets, np.array(self.pad))
+        return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()[:12]
+
+    def check_fit(self, model: ModelConfig) -> None:
+        """Raise ValueError for a token id that a model has no embedding of, and for an example longer than its context."""
+        longest, largest = int(self.lengths.argmax()), max(int(self.tokens.max()), self.pad)
+        if largest >= model.vocab_size:
+            raise ValueError(
+                f"the tokenizer gives token id {largest}, but the model's vocab_size is {model.vocab_size}: "
+                "use the tokenizer that belongs to the model"
+            )
+        if self.lengths[longest] > model.context_length:
+            raise ValueError(
+                f"example {self.row_ids[longest]} has {self.lengths[longest]} tokens, but the model's context is "
+                f"{model.context_length}: drop longer rows, or set max_length to {model.context_length} and too_long to "
+                "truncate"
+            )
+
 
 def read_rows(source: str) -> tuple[list[TrainingRow], list[dict[str, Any]]]:
     """Return the usable rows of `source` in its order, and the others as {file, row, reason, ...its columns}.
@@ -151,11 +174,7 @@ def read_rows(source: str) -> tuple[list[TrainingRow], list[dict[str, Any]]]:
 
 def write_rejects(path: str | Path, rejects: Sequence[dict[str, Any]]) -> None:
     """Write rejected rows as JSONL, replacing the file at `path` in one step."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text("".join(json.dumps(reject, default=str) + "\n" for reject in rejects), encoding="utf-8")
-    temporary.replace(path)
+    write_file(path, "".join(json.dumps(reject, default=str) + "\n" for reject in rejects))
 
 
 def encode_rows(
@@ -205,44 +224,33 @@ def num_steps(num_examples: int, config: DataConfig) -> int:
     return math.ceil(num_examples / config.batch_size) * config.num_epochs
 
 
-def make_batches(
-    examples: Examples, config: DataConfig, process_index: int = 0, process_count: int = 1
-) -> grain.MapDataset[Batch]:
+def make_batches(examples: Examples, config: DataConfig) -> grain.MapDataset[Batch]:
     """Return the batches of the run: `num_steps` of them, indexed by step.
 
-    Arrays [B, T], of one T for all steps and processes: int32 `tokens`, `targets` (the next token), `positions` and
-    `segment_ids` (1, or 0 where there is no example), and float32 `loss_weights` (of predicting `targets`). With more
-    than one process (or group of processes fed alike) each gets its own block of rows of the global batch, in order.
-    Raises ValueError if the rows cannot be shared out evenly.
+    Arrays [B, T], of one T for all steps: int32 `tokens`, `targets` (the next token), `positions` and `segment_ids` (1,
+    or 0 where there is no example), and float32 `loss_weights` (of predicting `targets`).
     """
     import grain
 
-    if process_count < 1 or not 0 <= process_index < process_count or config.batch_size % process_count:
-        raise ValueError(
-            f"batch_size {config.batch_size} cannot be shared out evenly to process {process_index} of {process_count}: "
-            "choose a multiple of the number of processes"
-        )
     longest = int(examples.lengths.max())
     length = min(math.ceil(longest / config.pad_multiple) * config.pad_multiple, config.max_length)
     # The first token of an example is nobody's target.
     num_targets = np.array([examples[i][1][1:].sum() for i in range(len(examples))])
-    num_rows = config.batch_size // process_count
-    own = slice(process_index * num_rows, (process_index + 1) * num_rows)
+    shape = (config.batch_size, length)
 
     def make_batch(indices: Sequence[int]) -> Batch:
-        # Weights come from the global batch, so every process scales its rows alike.
         if config.loss_average == "sequence":
             weights = 1 / (len(indices) * num_targets[indices])
         else:
             weights = np.full(len(indices), 1 / num_targets[indices].sum())
         batch = {
-            "tokens": np.full((num_rows, length), examples.pad, np.int32),
-            "targets": np.full((num_rows, length), examples.pad, np.int32),
-            "positions": np.zeros((num_rows, length), np.int32),
-            "segment_ids": np.zeros((num_rows, length), np.int32),
-            "loss_weights": np.zeros((num_rows, length), np.float32),
+            "tokens": np.full(shape, examples.pad, np.int32),
+            "targets": np.full(shape, examples.pad, np.int32),
+            "positions": np.zeros(shape, np.int32),
+            "segment_ids": np.zeros(shape, np.int32),
+            "loss_weights": np.zeros(shape, np.float32),
         }
-        for b, (index, weight) in enumerate(zip(indices[own], weights[own], strict=True)):
+        for b, (index, weight) in enumerate(zip(indices, weights, strict=True)):
             tokens, loss_mask = examples[index]
             n = len(tokens)
             batch["tokens"][b, :n] = tokens

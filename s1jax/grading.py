@@ -6,7 +6,8 @@ The idea (paper, section 4.1; the order in which the released code looks): only 
 counts; there the last `\boxed{...}` is the answer, else the line that follows the last `Answer:`. Two answers are equal
 when their normalised LaTeX is, when both are numbers of exactly equal value (integers, decimals, fractions, mixed
 numbers), or when both are tuples, lists, sets or matrices whose entries are. Units, `$`, `%` and degree signs are
-dropped: 50% equals 50, not 0.5.
+dropped: 50% equals 50, not 0.5. Where the gold answer is a choice's letter, its text may follow the letter ("C) 5 m"), but
+not replace it.
 
 The invariants: no text is ever executed, extraction takes time linear in the text and comparison works on bounded
 strings only, so no text can hang or crash a grader; and nothing equals a missing or an empty answer.
@@ -55,6 +56,8 @@ def is_equivalent(extracted: str | None, gold: str) -> bool:
     if max(len(extracted), len(gold)) > _MAX_LENGTH:
         return extracted.strip() == gold.strip()
     ours, theirs = _normalise(extracted), _normalise(gold)
+    if _LETTER.fullmatch(theirs) and (letter := _chosen_letter(extracted)):
+        return letter == theirs
     # "x = 5" answers "what is x" as well as "5" does; where both sides name a variable, the names must agree.
     if _has_left_side(ours) != _has_left_side(theirs):
         ours, theirs = _LEFT_SIDE.sub("", ours), _LEFT_SIDE.sub("", theirs)
@@ -106,6 +109,11 @@ _RELATIONS = re.compile(r"\\(le|ge|ne)q?(?![A-Za-z])")
 _MIXED_NUMBER = re.compile(r"([+-]?[0-9]+) +([0-9]+) */ *([0-9]+)")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z'-]+(?: +[A-Za-z'-]+)*")
 _CHOICE = re.compile(r"\(([A-Za-z])\)")
+_LETTER = re.compile("[A-Z]")
+_CHOICE_WITH_TEXT = re.compile(
+    r"[*\s]*(?:(?:[Oo]ption|[Cc]hoice)\s+)?\(?([A-Z])(?:\)|[.:](?=[\s*])|\.?$)(.*)", re.DOTALL
+)
+_OTHER_CHOICE = re.compile(r"(?:^|[\s,;])\(?[A-Z]\)")
 _LEFT_SIDE = re.compile(r"^[A-Za-z](?:=|\\in(?![A-Za-z]))")
 _UNIT_WORD = re.compile(
     r"(?<=[0-9} .])\s*(?:(?:square|cubic|sq\.?|cu\.?)\s+)?"
@@ -137,6 +145,12 @@ def _normalise(answer: str) -> str:
     text = _ONE_IN_BRACES.sub(r"\1\2", _RELATIONS.sub(r"\\\1", text))
     text = re.sub(r"\s+", "", text)
     return _CHOICE.sub(r"\1", text) if _CHOICE.fullmatch(text) else text
+
+
+def _chosen_letter(answer: str) -> str | None:
+    """Return the letter that an answer such as "C) 5 m" or "Option C" begins with, None if there is none or it names two."""
+    match = _CHOICE_WITH_TEXT.match(_TEXT_COMMAND.sub(r"\1", answer))
+    return match[1] if match and not _OTHER_CHOICE.search(match[2]) else None
 
 
 def _braced(group: str) -> str:

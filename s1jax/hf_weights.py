@@ -6,7 +6,7 @@ as a global array in Hugging Face's own layout, each process reading the blocks 
 of a stack are written into the stack in place. Export does the same backwards.
 
 Invariant: a process reads no byte that its devices do not hold, and has at most one tensor in host memory beyond its devices' shards.
-Without a change of dtype every bit survives, so values are moved as integers: a CPU would quiet the NaNs of bfloat16.
+Without a change of dtype every bit survives (`bits.py`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from s1jax import safetensors_io
+from s1jax.bits import as_bits
+from s1jax.config import write_file
 from s1jax.model import Layout, ModelConfig, Params, abstract_params
 from s1jax.safetensors_io import FLOAT_DTYPES, Block, TensorInfo, read_block
 from s1jax.sharding import ShardingRules
@@ -32,7 +34,6 @@ from s1jax.sharding import ShardingRules
 INDEX_NAME = "model.safetensors.index.json"
 FILE_NAME = "model.safetensors"
 MAX_PROBLEMS_SHOWN = 50
-UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
 class Weight(NamedTuple):
@@ -139,11 +140,6 @@ def _to_ours(x: jax.Array, weight: Weight, shape: tuple[int, ...]) -> jax.Array:
 def _to_hf(x: jax.Array, weight: Weight) -> jax.Array:
     order = [i for group in weight.groups() for i in group]
     return x.transpose(order).reshape(hf_shape(weight, x.shape))
-
-
-def as_bits(x: jax.Array) -> jax.Array:
-    """Return the same bits as unsigned integers."""
-    return jax.lax.bitcast_convert_type(x, UNSIGNED[x.dtype.itemsize])
 
 
 @functools.lru_cache(maxsize=256)
@@ -361,14 +357,14 @@ def export_weights(
                     bar.update(sizes[slot.hf_name])
 
             if jax.process_index() == 0:
-                safetensors_io.write_file(directory / file, {s.hf_name: specs[s.hf_name] for s in shard}, gathered())
+                safetensors_io.write_tensors(directory / file, {s.hf_name: specs[s.hf_name] for s in shard}, gathered())
             else:
                 for _ in gathered():
                     pass
     if jax.process_index() == 0 and len(shards) > 1:
         weight_map = {slot.hf_name: file for file, shard in zip(files, shards, strict=True) for slot in shard}
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
-        (directory / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
+        write_file(directory / INDEX_NAME, json.dumps(index, indent=2) + "\n")
     dtypes = {dtype for dtype, _ in specs.values()}
     totals = {dtype: sum(sizes[name] for name in specs if specs[name][0] == dtype) for dtype in dtypes}
     return FLOAT_DTYPES[max(totals, key=lambda dtype: totals[dtype])].name

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from s1jax.attention import Prefix, attention
+from s1jax.bits import take_layer
 from s1jax.cache import KVCache, empty_cache, write
 from s1jax.rope import YarnConfig, apply_rope, rope_attention_factor, rope_frequencies
 from s1jax.sharding import ShardingRules, constrain, sharding_for
@@ -50,6 +51,12 @@ class ModelConfig:
     yarn: YarnConfig | None = None
     dtype: str = "bfloat16"
     """Compute dtype: bfloat16 or float32."""
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens the model is made for, with YaRN's stretch."""
+        stretched = self.yarn.factor * self.yarn.original_max_position_embeddings if self.yarn else 0
+        return max(self.max_position_embeddings, round(stretched))
 
     @classmethod
     def from_hf(cls, hf: dict[str, Any], dtype: str = "bfloat16") -> ModelConfig:
@@ -399,7 +406,15 @@ def init_params(
     return jax.jit(create, out_shardings=shardings)()
 
 
-def unstack(params: Params, num_layers: int) -> Params:
-    """Return the per-layer form of stacked parameters."""
-    layers = {i: jax.tree.map(lambda x: x[i], params["layers"]) for i in range(num_layers)}  # noqa: B023
-    return params | {"layers": layers}
+def unstack(params: Params, num_layers: int, target: Params | None = None, donate: bool = False) -> Params:
+    """Return the per-layer form of stacked parameters, on the shardings of an abstract `target`; `donate` frees stack by stack."""
+    stacks, tree = jax.tree.flatten(params["layers"])
+    shardings = [x.sharding for x in jax.tree.leaves(target["layers"][0])] if target else [None] * len(stacks)
+    layers: list[list[jax.Array]] = [[] for _ in range(num_layers)]
+    for stack, sharding in zip(stacks, shardings, strict=True):
+        for i, leaves in enumerate(layers):
+            leaves.append(take_layer(stack, i, sharding))
+        if donate:
+            jax.block_until_ready(layers)
+            stack.delete()
+    return params | {"layers": {i: jax.tree.unflatten(tree, leaves) for i, leaves in enumerate(layers)}}

@@ -8,17 +8,15 @@ Invariant: names and shapes are compared with the model's before anything is rea
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from s1jax.hf_weights import as_bits, get_leaf, set_leaf
-from s1jax.model import Layout, ModelConfig, Params, abstract_params
+from s1jax.config import write_file
+from s1jax.model import Layout, ModelConfig, Params, abstract_params, unstack
 from s1jax.sharding import ShardingRules
 
 CHUNK_BYTES = 64 * 2**20
@@ -29,9 +27,7 @@ def record_files(directory: Path) -> None:
     """Write the sizes of all files below a directory into it, once they are final. Process 0 calls it."""
     files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != FILES_NAME)
     sizes = {path.relative_to(directory).as_posix(): path.stat().st_size for path in files}
-    partial = directory / f".{FILES_NAME}.partial"
-    partial.write_text(json.dumps(sizes, indent=0))
-    os.replace(partial, directory / FILES_NAME)
+    write_file(directory / FILES_NAME, json.dumps(sizes, indent=0))
 
 
 def find_damage(directory: Path) -> str | None:
@@ -50,7 +46,7 @@ def is_finished(step_directory: Path) -> bool:
     """Return whether a step's directory is one that Orbax committed, with its parts there and whole."""
     try:
         committed = json.loads((step_directory / "_CHECKPOINT_METADATA").read_text())["commit_timestamp_nsecs"]
-        json.loads((step_directory / "metadata" / "metadata").read_text())
+        read_metadata(step_directory)
         json.loads((step_directory / "state" / "_METADATA").read_text())
         return bool(committed) and find_damage(step_directory) is None
     except (OSError, ValueError, KeyError, TypeError):
@@ -63,6 +59,11 @@ def finished_steps(directory: Path) -> list[int]:
         return []
     names = [path.name for path in directory.iterdir() if path.name.isdecimal()]
     return sorted(int(name) for name in names if name == str(int(name)) and is_finished(directory / name))
+
+
+def read_metadata(step_directory: Path) -> dict[str, Any]:
+    """Return the JSON object that was saved with a step."""
+    return json.loads((step_directory / "metadata" / "metadata").read_text())
 
 
 def write_params(directory: Path, params: Params) -> None:
@@ -103,7 +104,9 @@ def read_params(
     with named_errors(directory), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         restored = checkpointer.restore(directory, args=args)
     params = restored["params"] if is_train_state else restored
-    return params if layout == "stacked" else _unstack(params, config, mesh, rules)
+    if layout == "stacked":
+        return params
+    return unstack(params, config.num_layers, abstract_params(config, rules, "per_layer", mesh), donate=True)
 
 
 def _target(
@@ -115,49 +118,30 @@ def _target(
     param_dtype: str | None,
 ) -> Params:
     """Return the tree to restore, after comparing the stored one with the model's."""
-    wanted = _by_path(abstract_params(config, rules, "stacked", mesh))
-    found = _by_path(stored)
-    problems = [f"{'.'.join(path)} is missing" for path in wanted if path not in found]
-    problems += [f"{'.'.join(map(str, path))} is unexpected" for path in found if path not in wanted]
-    item: Params = {}
-    for path, leaf in wanted.items():
-        if path not in found:
-            continue
-        if tuple(found[path].shape) != leaf.shape:
-            name, shape = ".".join(path), list(found[path].shape)
-            problems.append(f"{name} has shape {shape}, the config asks for {list(leaf.shape)}")
-        dtype = param_dtype or found[path].dtype
-        set_leaf(item, path, jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding))
+    target = abstract_params(config, rules, "stacked", mesh)
+    wanted, found = _by_name(target), _by_name(stored)
+    problems = [f"{name} is missing" for name in wanted if name not in found]
+    problems += [f"{name} is unexpected" for name in found if name not in wanted]
+    problems += [
+        f"{name} has shape {list(found[name].shape)}, the config asks for {list(leaf.shape)}"
+        for name, leaf in wanted.items()
+        if name in found and tuple(found[name].shape) != leaf.shape
+    ]
     if problems:
         raise ValueError(f"cannot load {directory}: {len(problems)} problem(s)\n  " + "\n  ".join(problems))
-    return item
+
+    def with_dtype(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, param_dtype or found[_name(path)].dtype, sharding=leaf.sharding)
+
+    return jax.tree_util.tree_map_with_path(with_dtype, target)
 
 
-def _by_path(tree: Params) -> dict[tuple[Any, ...], Any]:
-    return {tuple(key.key for key in keys): leaf for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+def _by_name(tree: Params) -> dict[str, Any]:
+    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def _unstack(params: Params, config: ModelConfig, mesh: jax.sharding.Mesh, rules: ShardingRules) -> Params:
-    """Turn stacked parameters into per-layer ones, one stack at a time, each freed once its layers exist."""
-    target = abstract_params(config, rules, "per_layer", mesh)
-    stacks = list(_by_path(params.pop("layers")).items())
-    while stacks:
-        path, stack = stacks.pop()
-        layers = []
-        for layer in range(config.num_layers):
-            layers.append(_layer_taker(get_leaf(target, ("layers", layer, *path)).sharding)(stack, layer))
-            set_leaf(params, ("layers", layer, *path), layers[-1])
-        jax.block_until_ready(layers)
-    return params
-
-
-@functools.lru_cache(maxsize=64)
-def _layer_taker(sharding: Any):
-    def take(stack: jax.Array, layer: jax.Array) -> jax.Array:
-        bits = jax.lax.dynamic_index_in_dim(as_bits(stack), layer, 0, keepdims=False)
-        return jax.lax.bitcast_convert_type(bits, stack.dtype)
-
-    return jax.jit(take, out_shardings=sharding)
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 @contextlib.contextmanager

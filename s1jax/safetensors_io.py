@@ -146,7 +146,7 @@ def dtype_name(dtype: Any) -> str:
     raise ValueError(f"safetensors cannot hold dtype {np.dtype(dtype).name}; it can hold {', '.join(FLOAT_DTYPES)}")
 
 
-def write_file(path: Path, specs: Mapping[str, tuple[str, Sequence[int]]], tensors: Iterable[np.ndarray]) -> None:
+def write_tensors(path: Path, specs: Mapping[str, tuple[str, Sequence[int]]], tensors: Iterable[np.ndarray]) -> None:
     """Write tensors of these (dtype, shape) in this order, taking one from `tensors` at a time, and flush the file to disk.
 
     Wider dtypes should come first, so that every tensor is aligned to its dtype. Raises ValueError where a tensor is not as described.

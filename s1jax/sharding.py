@@ -57,7 +57,7 @@ class ShardingRules:
 
 
 def start_processes() -> None:
-    """Join the processes of a multi-host run: under Slurm or MPI, on a TPU pod, or where JAX_COORDINATOR_ADDRESS,
+    """Join the processes of a multi-host training run: under Slurm or MPI, on a TPU pod, or where JAX_COORDINATOR_ADDRESS,
     JAX_NUM_PROCESSES and JAX_PROCESS_ID are set.
 
     Alone, this does nothing.

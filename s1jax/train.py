@@ -14,9 +14,10 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ import optax
 from flax import nnx
 
 from s1jax import data
+from s1jax.config import write_file
 from s1jax.data import DataConfig
 from s1jax.model import DType, ModelConfig, Params, Qwen2, abstract_params, graphdef
 from s1jax.sharding import MeshConfig, ShardingRules, make_mesh, sharding_for
@@ -32,7 +34,12 @@ from s1jax.sharding import MeshConfig, ShardingRules, make_mesh, sharding_for
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
 
-Batch = Mapping[str, jax.Array]
+DeviceBatch = Mapping[str, jax.Array]
+
+# Fields that change no result but for rounding (or, as `data.source`, are told by what was read): a run may go on with others.
+NEUTRAL_FIELDS = {
+    "output", "data.source", "mesh", "rules", "micro_batch_size", "loss_chunk", "remat", "export_dtype", "save_every", "keep",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,19 @@ class OptimizerConfig:
     """Not applied to biases and norm weights, as in the Hugging Face trainer."""
     clip_norm: float = 1.0
     """Largest global gradient norm."""
+
+    def __post_init__(self) -> None:
+        for name, is_good, told in (
+            ("learning_rate", self.learning_rate > 0, "positive"),
+            ("warmup_fraction", 0 <= self.warmup_fraction < 1, "at least 0 and below 1"),
+            ("beta1", 0 <= self.beta1 < 1, "at least 0 and below 1"),
+            ("beta2", 0 <= self.beta2 < 1, "at least 0 and below 1"),
+            ("epsilon", self.epsilon > 0, "positive"),
+            ("weight_decay", self.weight_decay >= 0, "at least 0"),
+            ("clip_norm", self.clip_norm > 0, "positive"),
+        ):
+            if not is_good:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be {told}")
 
 
 @dataclass(frozen=True)
@@ -80,6 +100,24 @@ class TrainConfig:
     """Steps between checkpoints; the last step is always saved."""
     keep: int = 1
     """Number of checkpoints kept."""
+
+    def __post_init__(self) -> None:
+        for name in ("micro_batch_size", "loss_chunk", "save_every", "keep"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}: it must be at least 1")
+        for name in ("dtype", "param_dtype", "export_dtype"):
+            if getattr(self, name) not in get_args(DType):
+                raise ValueError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(get_args(DType))}")
+        if self.data.batch_size % self.rows_per_pass:
+            raise ValueError(
+                f"micro_batch_size {self.micro_batch_size} does not divide the batch size {self.data.batch_size}"
+            )
+
+    @property
+    def rows_per_pass(self) -> int:
+        """Rows of a forward pass: `micro_batch_size`, or the whole batch."""
+        return self.micro_batch_size or self.data.batch_size
 
 
 class TrainState(NamedTuple):
@@ -152,31 +190,31 @@ def make_train_step(
     num_micro_batches: int = 1,
     loss_chunk: int = 1024,
     remat: bool = True,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+) -> Callable[[TrainState, DeviceBatch], tuple[TrainState, dict[str, jax.Array]]]:
     """Return the jitted step (state, batch) -> (state, metrics); the state is donated.
 
     Call it under `jax.set_mesh`. Metrics: `loss` and `grad_norm` (before clipping), float32 scalars.
     """
     graph = graphdef(config, rules, "stacked")
 
-    def loss_fn(params: Params, batch: Batch) -> jax.Array:
+    def loss_fn(params: Params, batch: DeviceBatch) -> jax.Array:
         model = nnx.merge(graph, params)
         hidden, _ = model(batch["tokens"], batch["positions"], batch["segment_ids"], remat=remat)
         return weighted_cross_entropy(model, hidden, batch["targets"], batch["loss_weights"], loss_chunk)
 
-    def loss_and_grads(params: Params, batch: Batch) -> tuple[jax.Array, Params]:
+    def loss_and_grads(params: Params, batch: DeviceBatch) -> tuple[jax.Array, Params]:
         if num_micro_batches == 1:
             return jax.value_and_grad(loss_fn)(params, batch)
         # Row i of every micro-batch comes from the same device's share, so splitting moves nothing between devices.
         micro = {k: jnp.moveaxis(x.reshape(-1, num_micro_batches, *x.shape[1:]), 1, 0) for k, x in batch.items()}
 
-        def accumulate(total: Any, part: Batch) -> tuple[Any, None]:
+        def accumulate(total: Any, part: DeviceBatch) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_fn)(params, part)), None
 
         zeros = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))
         return jax.lax.scan(accumulate, zeros, micro)[0]
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    def step(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, dict[str, jax.Array]]:
         loss, grads = loss_and_grads(state.params, batch)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -211,81 +249,110 @@ def init_state(optimizer: optax.GradientTransformation, params: Params, mesh: ja
     return TrainState(params, opt_state, jax.device_put(jnp.zeros((), jnp.int32), shardings.step))
 
 
-def to_device(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh, rules: ShardingRules) -> dict[str, jax.Array]:
-    """Return the global batch, given this process's rows of it."""
+def to_device(batch: data.Batch, mesh: jax.sharding.Mesh, rules: ShardingRules) -> dict[str, jax.Array]:
+    """Return the batch on the mesh. Every process has all of it, and puts on each of its devices what that one holds."""
 
     def place(x: np.ndarray) -> jax.Array:
-        shape = (x.shape[0] * jax.process_count(), *x.shape[1:])
-        return jax.make_array_from_process_local_data(sharding_for(mesh, rules, ("batch", "length"), shape), x, shape)
+        sharding = sharding_for(mesh, rules, ("batch", "length"), x.shape)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
     return {name: place(x) for name, x in batch.items()}
+
+
+def check_mesh(config: TrainConfig, mesh: jax.sharding.Mesh) -> None:
+    """Raise ValueError where the rows of a forward pass cannot be shared out evenly: each device would compute all of them."""
+    shards = {axis: mesh.shape[axis] for axis in config.rules.batch}
+    num_shards = math.prod(shards.values())
+    if config.rows_per_pass % num_shards:
+        name = "micro_batch_size" if config.micro_batch_size else "batch_size"
+        shown = " x ".join(f"{axis} {size}" for axis, size in shards.items())
+        raise ValueError(
+            f"{name} {config.rows_per_pass} is no multiple of {num_shards}, the shards of a batch on this mesh ({shown}): "
+            f"choose a multiple of {num_shards}, or give more of the devices to the mesh's tensor or sequence"
+        )
+
+
+def identity_of(config: TrainConfig, examples: data.Examples, weights: str) -> dict[str, Any]:
+    """Return what a run must have in common with the one that it resumes; `weights` is the fingerprint of the source model."""
+    fields: dict[str, Any] = {}
+    for name, value in asdict(config).items():
+        fields |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
+    fields = {name: value for name, value in fields.items() if not {name, name.split(".")[0]} & NEUTRAL_FIELDS}
+    return fields | {"training examples": examples.fingerprint, "weights": weights}
 
 
 def train(config: TrainConfig) -> Path:
     """Run (or resume) the fine-tuning that `config` describes; return the directory of the Hugging Face export.
 
-    A run directory that holds a checkpoint of the same config is resumed from it; of another config, ValueError.
+    A run directory that holds a checkpoint is resumed from it, and a finished one is done already. Raises ValueError where its
+    config (but for `NEUTRAL_FIELDS`), examples or source weights were others, and where examples, model and mesh do not fit.
     """
     # Here, so that a training step itself needs no more than jax, flax, optax and numpy.
-    from s1jax import checkpoint
+    from s1jax import checkpoint, orbax_params
 
     output = Path(config.output)
-    tokenizer = checkpoint.load_tokenizer(config.model)
-    rows, rejects = data.read_rows(config.data.source)
-    examples, more_rejects = data.encode_rows(rows, tokenizer, config.data)
-    rejects = rejects + more_rejects
-    batches = data.make_batches(examples, config.data, jax.process_index(), jax.process_count())
-    num_steps = data.num_steps(len(examples), config.data)
-    micro_batch_size = config.micro_batch_size or config.data.batch_size
-    if config.data.batch_size % micro_batch_size:
-        raise ValueError(f"micro_batch_size {micro_batch_size} does not divide the batch size {config.data.batch_size}")
-
     mesh = make_mesh(config.mesh)
-    optimizer = make_optimizer(config.optimizer, num_steps)
-    schedule = learning_rate(config.optimizer, num_steps)
-    model_config, params = checkpoint.load_model(
-        config.model, mesh, config.rules, "stacked", dtype=config.dtype, param_dtype=config.param_dtype
-    )
-    num_micro_batches = config.data.batch_size // micro_batch_size
-    step_fn = make_train_step(model_config, config.rules, optimizer, num_micro_batches, config.loss_chunk, config.remat)
+    check_mesh(config, mesh)
+    model_config, _ = checkpoint.read_config(config.model, config.dtype)
+    rows, rejects = data.read_rows(config.data.source)
+    examples, more_rejects = data.encode_rows(rows, checkpoint.load_tokenizer(config.model), config.data)
+    rejects = rejects + more_rejects
+    examples.check_fit(model_config)
+    num_steps = data.num_steps(len(examples), config.data)
 
-    identity = {k: v for k, v in asdict(config).items() if k not in ("mesh", "rules", "output", "save_every", "keep")}
-    store = checkpoint.StateStore(output / "checkpoints", keep=config.keep)
-    first_step = store.latest_step() or 0
+    identity = identity_of(config, examples, checkpoint.fingerprint(config.model))
+    first_step = max(checkpoint.finished_steps(output / "checkpoints"), default=0)
     if first_step:
-        abstract = abstract_state(
-            optimizer, abstract_params(model_config, config.rules, "stacked", mesh, config.param_dtype), mesh
-        )
-        del params
-        state, metadata = store.restore(first_step, abstract)
-        if metadata["config"] != json.loads(json.dumps(identity)):
-            raise ValueError(f"{output} holds a run of another config; give another --output, or remove it")
+        before = orbax_params.read_metadata(output / "checkpoints" / str(first_step)).get("identity", {})
+        changed = [
+            f"{name} {before.get(name)}, not {value}" for name, value in identity.items() if before.get(name) != value
+        ]
+        if changed:
+            raise ValueError(
+                f"{output} holds a run of another config: {'; '.join(changed)}. Give another --output, or remove it"
+            )
+    if first_step == num_steps and checkpoint.stored_dtype(output / "hf") == config.export_dtype:
+        _say(f"{output} is finished: nothing to do")
+        return output / "hf"
+
+    _say(
+        f"{len(examples)} examples, {examples.num_truncated} of them cut to max_length {config.data.max_length}, "
+        f"{len(rejects)} rejected; {num_steps} steps of {config.data.batch_size}"
+    )
+    optimizer = make_optimizer(config.optimizer, num_steps)
+    if first_step:
         _say(f"resuming {output} after step {first_step} of {num_steps}")
+        store = checkpoint.StateStore(output / "checkpoints", keep=config.keep)
+        target = abstract_params(model_config, config.rules, "stacked", mesh, config.param_dtype)
+        state = store.restore(first_step, abstract_state(optimizer, target, mesh))
     else:
+        _, params = checkpoint.load_model(
+            config.model, mesh, config.rules, "stacked", dtype=config.dtype, param_dtype=config.param_dtype
+        )
+        store = checkpoint.StateStore(output / "checkpoints", keep=config.keep)
         state = init_state(optimizer, params, mesh)
         del params
     checkpoint.write_model_files(output, model_config, config.model)
-    data.write_rejects(output / "rejects.jsonl", rejects)
-    _say(f"{len(examples)} examples, {len(rejects)} rejected; {num_steps} steps of {config.data.batch_size}")
+    if jax.process_index() == 0:
+        data.write_rejects(output / "rejects.jsonl", rejects)
 
-    log = _Log(output / "metrics.jsonl", first_step, num_steps)
-    with jax.set_mesh(mesh), log:
+    num_micro_batches = config.data.batch_size // config.rows_per_pass
+    step_fn = make_train_step(model_config, config.rules, optimizer, num_micro_batches, config.loss_chunk, config.remat)
+    schedule = learning_rate(config.optimizer, num_steps)
+    batches = data.make_batches(examples, config.data)
+    with jax.set_mesh(mesh), closing(store), _Log(output / "metrics.jsonl", first_step, num_steps) as log:
         pending = None
         for step in range(first_step, num_steps):
             batch = batches[step]
-            num_tokens = int(np.count_nonzero(batch["segment_ids"])) * jax.process_count()
             state, metrics = step_fn(state, to_device(batch, mesh, config.rules))
             # The metrics of the step before are read while the device runs this one.
             if pending is not None:
                 log.write(*pending)
-            pending = (step, metrics, float(schedule(step)), num_tokens)
-            last = step + 1 == num_steps
-            if last or (step + 1) % config.save_every == 0:
+            pending = (step, metrics, float(schedule(step)), int(np.count_nonzero(batch["segment_ids"])))
+            if step + 1 == num_steps or (step + 1) % config.save_every == 0:
                 log.write(*pending)
                 pending = None
-                store.save(step + 1, state, {"config": identity})
-    store.wait()
-    store.close()
+                store.save(step + 1, state, {"identity": identity})
     checkpoint.save_hf(output / "hf", model_config, state.params, config.export_dtype, config.model, overwrite=True)
     return output / "hf"
 
@@ -301,7 +368,7 @@ class _Log:
         kept = [line for line in whole if json.loads(line)["step"] < first_step]
         self.writes = jax.process_index() == 0
         if self.writes:
-            path.write_text("".join(line + "\n" for line in kept))
+            write_file(path, "".join(line + "\n" for line in kept))
             self.file = path.open("a")
         on_terminal = sys.stderr.isatty()
         self.bar = tqdm(
@@ -324,14 +391,14 @@ class _Log:
         if self.writes:
             self.file.close()
 
-    def write(self, step: int, metrics: dict[str, jax.Array], rate: float, num_tokens: int) -> None:
-        """Wait for the metrics of a step and write them."""
+    def write(self, step: int, metrics: dict[str, jax.Array], learning_rate: float, num_tokens: int) -> None:
+        """Wait for the metrics of a step and write them; `num_tokens` counts the whole batch's."""
         loss, grad_norm = float(metrics["loss"]), float(metrics["grad_norm"])
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise ValueError(f"step {step}: loss {loss}, gradient norm {grad_norm}; stopped before it could be saved")
         self.num_tokens += num_tokens
         tokens_per_s = self.num_tokens / (time.monotonic() - self.started)
-        row = dict(step=step, loss=loss, grad_norm=grad_norm, learning_rate=rate, tokens=num_tokens)
+        row = dict(step=step, loss=loss, grad_norm=grad_norm, learning_rate=learning_rate, tokens=num_tokens)
         if self.writes:
             self.file.write(json.dumps(row) + "\n")
             self.file.flush()

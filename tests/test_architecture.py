@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import ast
+import re
+import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-# The rows of DESIGN's table. This project's additions: the three parts of `checkpoint`, and `generate` (one question to one model).
+# The rows of DESIGN's table. This project's additions: `bits`, `cache` and `rope` (parts of `model`), `sizes`, the three parts of
+# `checkpoint`, `request` and `scheduler` (parts of `decode`), `generate` (one question to one model) and `measure`.
 TABLE = """
-config sharding chat grading attention cache rope model safetensors_io hf_weights orbax_params checkpoint data train
-sampling budget decode generate benchmarks metrics evaluate sweep plot preflight
+bits config sharding chat grading attention cache rope model sizes safetensors_io hf_weights orbax_params checkpoint
+data train
+sampling budget decode request scheduler generate benchmarks metrics evaluate sweep measure plot preflight
 """
 ROWS = TABLE.split()
 # `config` for the command line and `data` for the format of training rows, besides DESIGN's four.
 DATA_TOOLS_MAY_IMPORT = {"chat", "grading", "decode", "benchmarks", "config", "data"}
 # The script that makes a base model trains one.
-BASE_MODEL_MAY_IMPORT = DATA_TOOLS_MAY_IMPORT | {"model", "sharding", "checkpoint", "train", "evaluate"}
-MAX_LINES = 420  # "about 400"
+BASE_MODEL_MAY_IMPORT = DATA_TOOLS_MAY_IMPORT | {"model", "sharding", "checkpoint", "train"}
+MAX_LINES, MAX_LINES_OF_A_COMMAND = 420, 80  # "about 400"; "under ~80"
+NEEDED_ON_BARE_MACHINES = {"jax", "flax", "optax", "numpy"}
+BARE_MODULES = ["attention", "rope", "model", "sharding", "train", "sampling", "budget", "decode"]
 
 PACKAGE = sorted(path for path in (ROOT / "s1jax").glob("*.py") if path.stem != "__init__")
 SOURCES = sorted(
@@ -97,14 +104,27 @@ def test_plots_know_no_model():
     assert not reached_from("plot")[0] & {"attention", "model", "checkpoint", "train", "decode", "evaluate", "sweep"}
 
 
-@pytest.mark.parametrize("module", ["attention", "model", "sharding", "sampling", "budget", "decode"])
-def test_what_runs_on_bare_machines_needs_only_jax_flax_optax_and_numpy(module):
-    assert reached_from(module)[1] - set(sys.stdlib_module_names) <= {"jax", "flax", "optax", "numpy"}
+@pytest.mark.parametrize("module", BARE_MODULES)
+def test_what_runs_on_bare_machines_names_only_jax_flax_optax_and_numpy(module):
+    assert reached_from(module)[1] - set(sys.stdlib_module_names) <= NEEDED_ON_BARE_MACHINES
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_what_runs_on_bare_machines_can_be_imported_where_nothing_else_is_installed():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = project["dependencies"] + project["optional-dependencies"]["test"]
+    names = {re.split(r"[^\w-]", requirement)[0].replace("-", "_") for requirement in declared}
+    assert {"transformers", "grain", "jaxtyping", "tyro"} <= names
+    # Flax brings Orbax along, and JAX ml_dtypes.
+    missing = names - NEEDED_ON_BARE_MACHINES - {"orbax_checkpoint", "ml_dtypes"}
+    code = f"import sys; sys.modules.update(dict.fromkeys({sorted(missing)})); "
+    code += "; ".join(f"import s1jax.{module}" for module in BARE_MODULES)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *sorted((ROOT / "launch").glob("*.sh"))], ids=name_of)
 def test_a_source_file_is_short_and_no_grab_bag(path):
-    limit = 100 if path.parent.name == "launch" else MAX_LINES
+    limit = MAX_LINES_OF_A_COMMAND if path.parent.name == "launch" else MAX_LINES
     lines = path.read_text().count("\n")
     assert lines <= limit, f"{path.name} has {lines} lines: split it by idea"
     assert path.stem not in ("utils", "util", "helpers", "common", "misc")

@@ -1,4 +1,5 @@
 import json
+from collections import Counter
 
 import pytest
 
@@ -42,7 +43,7 @@ def test_all_bad_lines_are_counted_and_named(tmp_path):
 @pytest.mark.parametrize(
     ("source", "limit", "error", "words"),
     [
-        ("amie24", None, ValueError, "unknown benchmark 'amie24'.*aime24, aime25, math500, gsm8k"),
+        ("amie24", None, ValueError, "unknown benchmark 'amie24'.*aime24, aime25, math500, gpqa_diamond, gsm8k"),
         ("missing.jsonl", None, FileNotFoundError, "no problem file at missing.jsonl"),
         ("gsm8k", 0, ValueError, "limit is 0"),
     ],
@@ -86,6 +87,57 @@ def test_named_benchmarks_come_from_the_hub_with_its_column_names(name, monkeypa
     rows.pop()
     with pytest.raises(ValueError, match=f"{size - 1} rows where {name} has {size}"):
         read_problems(name)
+
+
+def gpqa_row(i):
+    wrong = {f"Incorrect Answer {n}": f"wrong {n}\n" for n in (1, 2, 3)}
+    return {"Record ID": f"rec{i}", "Question": f" Which is right ({i})?\n", "Correct Answer": " right ", **wrong}
+
+
+def test_gpqa_has_its_choices_below_the_question_and_a_letter_as_its_answer(monkeypatch):
+    import datasets
+
+    rows = [gpqa_row(i) for i in range(198)]
+    calls = []
+
+    def load_dataset(path, config, *, split):
+        calls.append((path, config, split))
+        return datasets.Dataset.from_list(rows)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    problems = read_problems("gpqa_diamond")
+    assert calls == [("Idavidrein/gpqa", "gpqa_diamond", "train")]
+    assert [p.problem_id for p in problems] == [f"rec{i}" for i in range(198)]
+    for i, problem in enumerate(problems):
+        question, empty, *choices = problem.question.split("\n")
+        assert (question, empty) == (f"Which is right ({i})?", "")
+        assert [choice[:3] for choice in choices] == ["A) ", "B) ", "C) ", "D) "]
+        assert sorted(choice[3:] for choice in choices) == ["right", "wrong 1", "wrong 2", "wrong 3"]
+        assert f"{problem.answer}) right" in choices
+    assert min(Counter(p.answer for p in problems).values()) > 198 / 8
+
+
+def test_the_letters_of_a_choice_are_its_own_whatever_comes_before_it(tmp_path):
+    alone = read_problems(write(tmp_path / "alone.jsonl", gpqa_row(7)))
+    among = read_problems(write(tmp_path / "among.jsonl", gpqa_row(3), gpqa_row(7), gpqa_row(9)))
+    assert alone[0].question == among[1].question
+    assert [p.answer for p in among] == ["B", "A", "B"]  # as they were when this was written: rows on disk rely on it
+
+
+def test_a_choice_that_is_empty_is_a_bad_line(tmp_path):
+    with pytest.raises(ValueError, match="line 1: no Incorrect Answer 2"):
+        read_problems(write(tmp_path / "bad.jsonl", gpqa_row(1) | {"Incorrect Answer 2": " "}))
+
+
+def test_a_benchmark_that_the_hub_does_not_give_is_one_message_with_a_way_out(monkeypatch):
+    import datasets
+
+    def load_dataset(*arguments, **keywords):
+        raise ConnectionError("no route to the hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(FileNotFoundError, match=r"gpqa_diamond \(Idavidrein/gpqa\).*no route to the hub.*\.jsonl"):
+        read_problems("gpqa_diamond")
 
 
 @pytest.mark.parametrize(("name", "size"), [("aime24", 30), ("aime25", 30), ("math500", 500), ("gsm8k_test", 1319)])

@@ -18,7 +18,7 @@ import pytest
 from safetensors import deserialize
 from safetensors.numpy import save_file
 
-from s1jax import checkpoint, hf_weights, safetensors_io
+from s1jax import checkpoint, hf_weights, orbax_params, safetensors_io
 from s1jax.model import abstract_params
 from s1jax.sharding import MeshConfig, ShardingRules, make_mesh
 
@@ -527,6 +527,64 @@ def test_an_export_that_fails_midway_leaves_the_old_one_in_place(tmp_path, monke
         checkpoint.save_hf(tmp_path / "precious", config, params, None, source, overwrite=True)
 
 
+def write_new(path, text, overwrite=True):
+    with checkpoint.new_directory(path, overwrite) as partial:
+        (partial / "config.json").write_text(text)
+
+
+@pytest.mark.parametrize("crashed_after_renames", [1, 2])
+def test_a_replacement_that_crashed_is_settled_by_the_next_one(tmp_path, crashed_after_renames):
+    out, partial, replaced = (tmp_path / name for name in ("out", ".out.partial", ".out.replaced"))
+
+    def crash():
+        for path, text in ((replaced, "old"), (partial if crashed_after_renames == 1 else out, "new")):
+            path.mkdir()
+            (path / "config.json").write_text(text)
+
+    crash()
+    with pytest.raises(ValueError, match="not empty"):
+        write_new(out, "newer", overwrite=False)
+    assert (out / "config.json").read_text() == ("old" if crashed_after_renames == 1 else "new")
+    shutil.rmtree(out)
+    shutil.rmtree(partial, ignore_errors=True)
+    crash()
+    write_new(out, "newer")
+    assert (out / "config.json").read_text() == "newer"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("failing_rename", [1, 2])
+def test_a_replacement_that_fails_leaves_the_old_directory(tmp_path, monkeypatch, failing_rename):
+    write_new(tmp_path / "out", "old")
+    rename, calls = Path.rename, []
+
+    def fail_once(path, target):
+        calls.append(path)
+        if len(calls) == failing_rename:
+            raise OSError("stale file handle")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail_once)
+    with pytest.raises(OSError, match="stale file handle"):
+        write_new(tmp_path / "out", "new")
+    assert (tmp_path / "out" / "config.json").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_fingerprint_of_a_source_changes_with_its_config_and_its_weight_files(tmp_path):
+    source = write_checkpoint(tmp_path / "in", tiny_tensors())
+    assert checkpoint.fingerprint(source) == checkpoint.fingerprint(shutil.copytree(source, tmp_path / "copy"))
+    found = {checkpoint.fingerprint(source)}
+    for name, change in (("theta", dict(rope_theta=5.0)), ("dtype", {})):
+        tensors = tiny_tensors(dtype="BF16" if name == "dtype" else "F32")
+        found.add(checkpoint.fingerprint(write_checkpoint(tmp_path / name, tensors, **change)))
+    checkpoint.save_params(tmp_path / "orbax", *load(source), source)
+    found.add(checkpoint.fingerprint(tmp_path / "orbax"))
+    next((tmp_path / "orbax" / "params").rglob("d/*")).write_bytes(b"")
+    found.add(checkpoint.fingerprint(tmp_path / "orbax"))
+    assert len(found) == 5
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_transformers_loads_the_export_and_computes_the_same_logits(tmp_path, tied):
     import torch
@@ -630,9 +688,9 @@ def test_a_state_is_restored_bit_for_bit_on_another_mesh(tmp_path):
     store.close()
     _, elsewhere = make_state(mesh_of(2, 1, 2), seed=1)
     store = checkpoint.StateStore(tmp_path / "checkpoints")
-    restored, metadata = store.restore(store.latest_step(), abstract_of(elsewhere))
+    restored = store.restore(store.latest_step(), abstract_of(elsewhere))
     store.close()
-    assert metadata == {"config": {"seed": 1}}
+    assert orbax_params.read_metadata(tmp_path / "checkpoints" / "3") == {"config": {"seed": 1}}
     assert_same(restored, state)
     assert isinstance(restored, State)
     for leaf, wanted in zip(jax.tree.leaves(restored), jax.tree.leaves(elsewhere), strict=True):
@@ -664,7 +722,7 @@ def test_a_state_that_is_donated_while_it_is_saved_is_saved_as_it_was(tmp_path):
         x = increment(x)
     jax.block_until_ready(x)
     store.wait()
-    restored, _ = store.restore(1, abstract_of({"x": x}))
+    restored = store.restore(1, abstract_of({"x": x}))
     store.close()
     np.testing.assert_array_equal(np.asarray(restored["x"]), expected)
 

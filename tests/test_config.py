@@ -1,22 +1,59 @@
 """`config.py`: configs by name, overrides by field, and one message for every mistake."""
 
+import ast
 import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
 
 import pytest
+import tyro
 
 from s1jax import config
 from s1jax.evaluate import EvaluateConfig
 from s1jax.sweep import SweepConfig
 from s1jax.train import TrainConfig
 
+COMMANDS = {"train": TrainConfig, "sweep": SweepConfig, "evaluate": EvaluateConfig}
+S1_CONFIGS = [name for name in config.config_names() if name.startswith("s1_")]
+
+
+def record(name):
+    """The docstring of a config's module."""
+    return ast.get_docstring(ast.parse((config.ROOT / "configs" / f"{name}.py").read_text()))
+
 
 @pytest.mark.parametrize("name", config.config_names())
-def test_every_config_says_what_it_reproduces_and_how_to_run_it(name):
-    module = config.ROOT / "configs" / f"{name}.py"
-    text = module.read_text()
-    loaded = config.load_config(name, object)
-    assert name in text.split('"""')[1], "the docstring gives the command"
-    assert isinstance(json.loads(config.to_json(loaded)), dict)
+def test_every_config_gives_the_command_that_runs_it(name):
+    assert isinstance(json.loads(config.to_json(config.load_config(name, object))), dict)
+    (line,) = [line for line in record(name).splitlines() if line.strip().startswith("python ")]
+    _, script, *argv = line.split()
+    if script == "-m":
+        assert argv[-1] == name
+        return
+    assert (config.ROOT / script).is_file()
+    assert argv[0] == name
+    config.parse_command("", COMMANDS[Path(script).stem], argv)
+
+
+@pytest.mark.parametrize("name", S1_CONFIGS)
+def test_every_config_of_the_paper_is_a_full_record(name):
+    text = " ".join(record(name).split())
+    assert re.search(r"\(paper,? (section|figure|table) \d", text.partition("Expected")[0]), "what it reproduces"
+    expected = re.search(r"Expected( \(the paper's.*?\))?: (.*?)Hardware and hours: (.*)", text)
+    assert expected, "Expected: ..., then Hardware and hours: ..."
+    number, hardware = expected[2], expected[3]
+    assert "no published figure" in number or (re.search(r"\d\d\.\d", number) and "paper" in expected[0])
+    assert "not yet run" in hardware or "Run on" in hardware
+
+
+def test_the_curves_of_the_paper_are_one_axis_each():
+    budgets = config.load_config("s1_32b_aime24_budgets", SweepConfig)
+    waits = config.load_config("s1_32b_aime24_waits", SweepConfig)
+    assert budgets.num_ignore == (0,) and waits.num_ignore == tuple(range(9))
+    assert len(waits.max_thinking_tokens) == 1
+    assert budgets.decoding == waits.decoding, "one file of rows, from which both curves are drawn"
 
 
 def test_overrides_reach_nested_fields():
@@ -41,12 +78,25 @@ def test_a_config_may_be_a_file_anywhere(tmp_path):
         (["nonesuch"], "no config 'nonesuch'.*s1_32b"),
         ([], "which config.*s1_32b"),
         (["s1_32b", "--learning-rate", "1"], r"unknown field --learning-rate.*--optimizer.learning-rate"),
-        (["s1_32b_aime24"], "no CONFIG of type TrainConfig; it holds SweepConfig"),
+        (["s1_32b_aime24_waits"], "no CONFIG of type TrainConfig; it holds SweepConfig"),
     ],
 )
 def test_a_mistake_is_one_error_that_lists_what_is_valid(argv, message):
     with pytest.raises(ValueError, match=message):
         config.parse_command("", TrainConfig, argv)
+
+
+def test_a_positional_argument_is_not_listed_as_a_flag():
+    @dataclass(frozen=True)
+    class Arguments:
+        source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
+        rows: tyro.conf.Positional[Path]
+        quick: bool = False
+
+    assert config.field_flags(Arguments) == ["--quick", "--no-quick"]
+    with pytest.raises(ValueError, match=r"unknown field --source; the fields are: --no-quick --quick$"):
+        config.parse_arguments("", Arguments, ["a", "b", "--source", "c"])
+    assert config.parse_arguments("", Arguments, ["a", "b", "--quick"]) == Arguments("a", Path("b"), True)
 
 
 def test_a_value_of_the_wrong_type_exits_without_a_traceback(capsys):
@@ -58,7 +108,7 @@ def test_a_value_of_the_wrong_type_exits_without_a_traceback(capsys):
 
 @pytest.mark.parametrize("config_type", [TrainConfig, SweepConfig, EvaluateConfig])
 def test_help_explains_every_field(config_type, capsys):
-    name = {TrainConfig: "s1_32b", SweepConfig: "s1_32b_aime24", EvaluateConfig: "s1_32b_math500"}[config_type]
+    name = {TrainConfig: "s1_32b", SweepConfig: "s1_32b_aime24_waits", EvaluateConfig: "s1_32b_math500"}[config_type]
     with pytest.raises(SystemExit) as exit_info:
         config.parse_command("what it does", config_type, [name, "--help"])
     assert exit_info.value.code == 0
@@ -82,3 +132,16 @@ def test_bad_input_is_one_line_and_a_nonzero_exit(capsys):
         config.run_command(main)
     assert exit_info.value.code == 1
     assert capsys.readouterr().err == "error: the shop is closed: come tomorrow\n"
+
+
+def test_an_error_that_is_not_ours_says_how_to_see_where_it_came_from(capsys, monkeypatch):
+    def main():
+        json.loads("{")
+
+    with pytest.raises(SystemExit):
+        config.run_command(main)
+    error = capsys.readouterr().err
+    assert error.endswith("(S1JAX_TRACEBACK=1 shows where this was raised)\n") and error.count("\n") == 1
+    monkeypatch.setenv("S1JAX_TRACEBACK", "1")
+    with pytest.raises(json.JSONDecodeError):
+        config.run_command(main)

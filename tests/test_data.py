@@ -1,6 +1,7 @@
 """Reading, rejecting, tokenising and batching of training rows."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from test_chat import byte_tokenizer
 
 from s1jax import data
 from s1jax.data import DataConfig, Examples, encode_rows, make_batches, num_steps, read_rows, write_rejects
+from s1jax.model import ModelConfig
 
 ROW = {"id": "r", "question": "q", "thinking": "t", "answer": "a", "reference": "4", "source": "s", "domain": "d"}
 
@@ -308,17 +310,32 @@ def test_length_is_the_longest_rounded_up_within_max_length(pad_multiple, max_le
     assert {batch["tokens"].shape for batch in batches} == {(1, expected)}
 
 
-@pytest.mark.parametrize("loss_average", ["sequence", "token"])
-def test_processes_together_hold_the_global_batch(loss_average):
-    examples = make_examples([3, 9, 5, 7, 6])
-    config = DataConfig("rows", batch_size=4, num_epochs=2, pad_multiple=1, loss_average=loss_average)
-    parts = [make_batches(examples, config, index, 4) for index in range(4)]
-    for step, batch in enumerate(make_batches(examples, config)):
-        for name, array in batch.items():
-            np.testing.assert_array_equal(np.concatenate([part[step][name] for part in parts]), array)
+# Fit
 
 
-@pytest.mark.parametrize(("index", "count"), [(0, 3), (4, 4), (-1, 2), (0, 0)])
-def test_rows_that_cannot_be_shared_out_are_an_error(index, count):
-    with pytest.raises(ValueError, match=f"batch_size 4 cannot be shared out evenly to process {index} of {count}"):
-        make_batches(make_examples([3]), DataConfig("rows", batch_size=4), index, count)
+def test_examples_a_model_cannot_take_are_refused():
+    examples = make_examples([3, 9, 5])
+
+    def model(**changes):
+        return ModelConfig.from_hf(
+            dict(model_type="qwen2", vocab_size=2006, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+                 num_attention_heads=1, max_position_embeddings=9) | changes
+        )  # fmt: skip
+
+    examples.check_fit(model())
+    with pytest.raises(ValueError, match="gives token id 2005, but the model's vocab_size is 2005"):
+        examples.check_fit(model(vocab_size=2005))
+    with pytest.raises(ValueError, match=r"example 1 has 9 tokens, but the model's context is 8: .* max_length to 8"):
+        examples.check_fit(model(max_position_embeddings=8))
+    yarn = {"rope_type": "yarn", "factor": 2.25, "original_max_position_embeddings": 4}
+    assert model(max_position_embeddings=8, rope_scaling=yarn).context_length == 9
+    examples.check_fit(model(max_position_embeddings=8, rope_scaling=yarn))
+
+
+@pytest.mark.parametrize("changed", ["tokens", "loss_mask", "offsets", "pad"])
+def test_the_fingerprint_of_examples_changes_with_all_that_is_trained_on(changed):
+    examples = make_examples([3, 5])
+    assert examples.fingerprint == make_examples([3, 5]).fingerprint
+    value = np.copy(getattr(examples, changed))
+    value.flat[1 if value.ndim else 0] ^= True
+    assert replace(examples, **{changed: value}).fingerprint != examples.fingerprint

@@ -323,7 +323,13 @@ def test_curating_turns_every_bad_row_away_and_writes_the_same_rows_again(tmp_pa
     chosen = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
     assert not {row["question"] for row in chosen} & {problem["question"] for problem in problems}
     rejects = [json.loads(line) for line in (tmp_path / "train.rejects.jsonl").read_text().splitlines()]
-    assert len(rejects) == 400 - counts["difficulty"] and all(reject["reason"] for reject in rejects)
+    assert Counter(reject["stage"] for reject in rejects) == {
+        b: counts[a] - counts[b] for a, b in itertools.pairwise(stages)
+    }
+    assert all(reject["reason"] for reject in rejects)
+    # Every row of the pool is in one of the two files, those that were merely not drawn included.
+    not_drawn = {reject["id"] for reject in rejects if reject["reason"] == "not drawn"}
+    assert len(not_drawn) == counts["difficulty"] - 60 and not not_drawn & {row["id"] for row in chosen}
     again = replace(config, output=tmp_path / "again.jsonl")
     curate.curate(again)
     assert (tmp_path / "again.jsonl").read_text() == (tmp_path / "train.jsonl").read_text()

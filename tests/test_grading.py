@@ -95,6 +95,33 @@ def test_different_answers_are_unequal_both_ways(a, b):
     assert a is None or not is_equivalent(b, a)
 
 
+@pytest.mark.parametrize(
+    ("text", "correct"),
+    [
+        ("Answer: C", True),
+        (r"\boxed{(C)}", True),
+        (r"\boxed{\text{C) } 10^{-4} eV}", True),
+        ("Final Answer: C) 10^-4 eV", True),
+        ("Final Answer: **C.** 10^-4 eV", True),
+        ("Final Answer: **C. 10^-4 eV**", True),
+        ("Answer: The correct answer is (C) both of them", True),
+        ("Answer: Option C.", True),
+        ("Answer: C: the Diels-Alder product", True),
+        ("Answer: B) Compound C", False),
+        ("Answer: C) or D)", False),
+        ("Answer: c", False),
+        ("Answer: 10^-4 eV", False),
+        ("Answer: Cold", False),
+        ("Answer: CC(=O)O", False),
+        ("Answer: C.5", False),
+        ("I cannot tell.", False),
+        ("Answer:", False),
+    ],
+)
+def test_a_choice_is_right_only_by_its_own_letter_which_its_text_may_follow(text, correct):
+    assert grade(text, "C")[1] is correct
+
+
 HOSTILE = [
     "9^{9^{9^9}}",
     "1e999999999",
@@ -120,6 +147,7 @@ def test_hostile_answers_are_compared_at_once():
     for answer in HOSTILE:
         assert not is_equivalent(answer, "5") and not is_equivalent("5", answer)
         assert is_equivalent(answer, answer)
+        assert not is_equivalent("C)" + answer[:990], "D") and not is_equivalent(answer, "C")
     assert time.perf_counter() - start < 2
 
 

@@ -1,13 +1,23 @@
 """The commands as they are run: help, and one clear message with a non-zero exit for bad input, leaving nothing half-written."""
 
+import ast
+import dataclasses
+import inspect
+import itertools
 import json
+import os
+import re
 import runpy
 import shutil
 import subprocess
 import sys
+import textwrap
+import typing
 from pathlib import Path
 
 import pytest
+
+from s1jax.config import config_names, field_flags
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = sorted(path.stem for path in (ROOT / "launch").glob("*.py"))
@@ -15,13 +25,13 @@ COMMANDS = sorted(path.stem for path in (ROOT / "launch").glob("*.py"))
 
 @pytest.fixture
 def run(monkeypatch, capfd):
-    """Run a launch script in this process; return its exit status and standard error."""
+    """Run a command of `launch` (or of another folder) in this process; return its exit status, standard error and output."""
 
-    def run(script, *arguments):
+    def run(script, *arguments, folder="launch"):
         monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, arguments)])
         code = 0
         try:
-            runpy.run_path(str(ROOT / "launch" / f"{script}.py"), run_name="__main__")
+            runpy.run_path(str(ROOT / folder / f"{script}.py"), run_name="__main__")
         except SystemExit as exit_info:
             code = exit_info.code or 0
         captured = capfd.readouterr()
@@ -35,6 +45,8 @@ def inputs(tmp_path, tiny_model):
     """Bad inputs by name."""
     good = dict(id="1", question="1 + 1?", thinking="one and one", answer="2", reference="2", source="t", domain="d")
     (tmp_path / "good.jsonl").write_text(json.dumps(good) + "\n")
+    fine = good | {"question": "3 + 4?", "thinking": "3 + 4 = 7", "answer": "7", "reference": "7"}
+    (tmp_path / "fine.jsonl").write_text(json.dumps(fine) + "\n")
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "no_trace.jsonl").write_text(json.dumps(good | {"thinking": " "}) + "\n")
     (tmp_path / "no_question.jsonl").write_text(json.dumps({k: v for k, v in good.items() if k != "question"}) + "\n")
@@ -59,6 +71,8 @@ GENERATE = ["--prompt", "1 + 1?", "--max-thinking-tokens", "8", "--max-answer-to
 TRAIN = ["quickstart", "--output", "{tmp}/run", "--model", "{model}", "--data.source", "{tmp}/good.jsonl"]
 SWEEP = ["quickstart_budgets", "--decoding.model", "{model}", "--decoding.benchmark", "{tmp}/good.jsonl"]
 SWEEP += ["--decoding.output", "{tmp}/run/rows.jsonl"]
+CURATE = ["--pool", "{tmp}/fine.jsonl", "--heldout", "{tmp}/good.jsonl", "--model", "{model}"]
+CURATE += ["--output", "{tmp}/run/train.jsonl"]
 
 
 @pytest.mark.parametrize(
@@ -94,13 +108,28 @@ SWEEP += ["--decoding.output", "{tmp}/run/rows.jsonl"]
         ("plot", ["{tmp}/no_json.jsonl", "--out", "{tmp}/run"], "no_json.jsonl"),
         ("convert", ["{tmp}/corrupt", "{tmp}/run"], "model.safetensors"),
         ("convert", ["{tmp}/directory", "{tmp}/run"], "is no checkpoint"),
+        ("convert", ["{tmp}/directory", "{tmp}/run", "--nonesuch", "1"], "the fields are: --dtype --mesh.data"),
+        ("data_tools/arithmetic", [], "out"),
+        ("data_tools/arithmetic", ["{tmp}/run", "--num", "0"], "--num 0"),
+        ("data_tools/arithmetic", ["{tmp}/run", "--num-heldout", "-1"], "--num-heldout -1"),
+        ("data_tools/arithmetic", ["{tmp}/run", "--num", "many"], "many"),
+        ("data_tools/arithmetic", ["{tmp}/good.jsonl"], "good.jsonl"),
+        ("data_tools/curate", CURATE[:-2], "--output"),
+        ("data_tools/curate", [*CURATE, "--pool", "{tmp}/nonesuch.jsonl"], "nonesuch.jsonl"),
+        ("data_tools/curate", [*CURATE, "--pool", "{tmp}/no_json.jsonl"], "no_json.jsonl"),
+        ("data_tools/curate", [*CURATE, "--heldout", "{tmp}/nonesuch.jsonl"], "nonesuch.jsonl"),
+        ("data_tools/curate", [*CURATE, "--model", "{tmp}/nonesuch"], "nonesuch"),
+        ("data_tools/curate", [*CURATE, "--num", "2"], "only 1 rows are left to draw 2 from"),
+        ("data_tools/curate", [*CURATE, "--num", "0"], "--num 0"),
     ],
 )
 def test_bad_input_is_one_message_and_a_nonzero_exit_and_leaves_nothing(
     script, arguments, message, run, inputs, tiny_model
 ):
     before = sorted(inputs.rglob("*"))
-    code, error, _ = run(script, *[argument.format(tmp=inputs, model=tiny_model) for argument in arguments])
+    folder, _, script = script.rpartition("/")
+    arguments = [argument.format(tmp=inputs, model=tiny_model) for argument in arguments]
+    code, error, _ = run(script, *arguments, folder=folder or "launch")
     assert code not in (0, None)
     # One message: a line of ours, or the box in which tyro says which value it cannot read.
     (start,) = [line for line in error.splitlines() if line.startswith(("error: ", "\u256d"))]
@@ -109,10 +138,53 @@ def test_bad_input_is_one_message_and_a_nonzero_exit_and_leaves_nothing(
     assert sorted(inputs.rglob("*")) == before
 
 
+def field_texts(config_type):
+    """Docstrings of the fields of a config class, those of nested ones included."""
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(config_type))).body
+    for field, text in itertools.pairwise(definition.body):
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+            yield inspect.cleandoc(text.value.value)
+    for field in dataclasses.fields(config_type):
+        hint = typing.get_type_hints(config_type)[field.name]
+        if dataclasses.is_dataclass(hint):
+            yield from field_texts(hint)
+
+
+def only_words(text):
+    """The text without spaces, line breaks and the frame that tyro draws around it."""
+    return re.sub(r"[\W_]+", "", text)
+
+
 @pytest.mark.parametrize("script", COMMANDS)
-def test_help_explains_the_command(script, run):
+def test_help_explains_the_command_and_every_field(script, run, monkeypatch):
+    from launch import convert, plot
+    from s1jax.evaluate import EvaluateConfig
+    from s1jax.generate import GenerateConfig
+    from s1jax.sweep import SweepConfig
+    from s1jax.train import TrainConfig
+
+    monkeypatch.setenv("COLUMNS", "100")
+    types = dict(
+        convert=(convert.ConvertConfig, None),
+        evaluate=(EvaluateConfig, "s1_32b_math500"),
+        generate=(GenerateConfig, None),
+        plot=(plot.PlotConfig, None),
+        sweep=(SweepConfig, "quickstart_budgets"),
+        train=(TrainConfig, "quickstart"),
+    )
+    config_type, name = types[script]
+    description = ast.get_docstring(ast.parse((ROOT / "launch" / f"{script}.py").read_text()))
     code, _, out = run(script, "--help")
-    assert code == 0 and len(out) > 200
+    assert code == 0 and only_words(description) in only_words(out)
+    if name:
+        assert all(name in out for name in config_names()), "help without a config lists all of them"
+        code, _, out = run(script, name, "--help")
+        assert code == 0
+    assert set(field_flags(config_type)) <= set(re.findall(r"--[a-z][a-z0-9.-]*", out))
+    texts = list(field_texts(config_type))
+    assert len(texts) > (1 if script == "plot" else 2)
+    for text in texts:
+        assert only_words(text) in only_words(out), text
 
 
 def test_a_command_runs_as_a_process_of_its_own(tiny_model):
@@ -123,3 +195,70 @@ def test_a_command_runs_as_a_process_of_its_own(tiny_model):
     failed = subprocess.run([*command, "--num-ignore", "-3"], capture_output=True, text=True, cwd="/")
     assert failed.returncode == 1 and failed.stdout == ""
     assert failed.stderr.startswith("error: num_ignore is -3") and failed.stderr.count("\n") == 1
+
+
+# What makes each step of the quickstart small; a step that is not here runs as it stands.
+SMALLER = {
+    "-m data_tools.arithmetic": "--num 120 --num-heldout 8",
+    "-m data_tools.curate": "--num 16 --batch-size 64",
+    "launch/train.py quickstart": "--data.num-epochs 1",
+    "launch/sweep.py quickstart_budgets": "--max-thinking-tokens 8 16 --decoding.batch-size 16",
+    "launch/sweep.py quickstart_waits": "--max-thinking-tokens 16 --num-ignore 1 --decoding.batch-size 16",
+    "launch/sweep.py quickstart_votes": "--max-thinking-tokens 16 --num-samples 2 --decoding.limit 4 --decoding.batch-size 16",
+}
+
+
+@pytest.fixture
+def quickstart(tmp_path):
+    """The project with quickstart.sh as it stands, but a python that adds SMALLER's arguments; returns a function that runs it."""
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / "launch").mkdir()
+    for path in [ROOT / "s1jax", ROOT / "data_tools", ROOT / "configs", *(ROOT / "launch").glob("*.py")]:
+        (tmp_path / path.relative_to(ROOT)).symlink_to(path)
+    shutil.copy(ROOT / "launch" / "quickstart.sh", tmp_path / "launch")
+    (tmp_path / "launch" / "install.sh").write_text("install() { :; }\n")
+    cases = "".join(f'"{start} "*) set -- "$@" {more} ;;\n' for start, more in SMALLER.items())
+    one_device = 'export XLA_FLAGS="$XLA_FLAGS --xla_force_host_platform_device_count=1"'
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.write_text(
+        f'#!/usr/bin/env bash\necho "ran: $*"\ncase "$* " in\n{cases}esac\n{one_device}\nexec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+
+    # Most of the time goes into compiling what then runs for a moment: keep it for the next test run.
+    env = os.environ | {
+        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "compiled"),
+    }
+
+    def run(*arguments):
+        command = ["bash", tmp_path / "launch" / "quickstart.sh", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
+
+    return run
+
+
+def test_the_quickstart_runs_from_the_pool_to_the_figures(quickstart, tmp_path):
+    out = tmp_path / "out"
+    done = quickstart()
+    assert done.returncode == 0, done.stderr
+    ran = [line.removeprefix("ran: ") + " " for line in done.stdout.splitlines() if line.startswith("ran: ")]
+    assert all(any(command.startswith(f"{start} ") for command in ran) for start in SMALLER), "SMALLER names every step"
+    for name in re.findall(r"^  (\S+?),? (?:(\S+) )? {2,}", done.stderr, re.MULTILINE):
+        assert all((out / part).exists() for part in name if part), name
+    rejects = (out / "data" / "train.rejects.jsonl").read_text().splitlines()
+    chosen = (out / "data" / "train.jsonl").read_text().splitlines()
+    assert len(chosen) == 16 and len(chosen) + len(rejects) == 120
+    rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
+    assert len(rows) == 8 * 2 + 8 + 4 * 2
+    assert {row["num_ignore"] for row in rows} == {0, 1}
+    assert "maj@k" in done.stderr and "Done in" in done.stderr
+
+
+def test_the_quickstart_refuses_what_is_no_folder_and_explains_itself(quickstart, tmp_path):
+    for argument in ("", "--nonesuch"):
+        refused = quickstart(argument)
+        assert refused.returncode == 2 and f"not '{argument}'" in refused.stderr
+    explained = quickstart("--help")
+    assert explained.returncode == 0 and "OUT: folder" in explained.stdout
+    assert not (tmp_path / "out").exists()
