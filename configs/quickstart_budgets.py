@@ -13,7 +13,7 @@ CONFIG = SweepConfig(
         benchmark="out/data/heldout.jsonl",
         output="out/rows.jsonl",
         max_answer_tokens=8,
-        batch_size=128,
+        num_rows=128,
         dtype="float32",
         mesh=MeshConfig(data=-1, fsdp=1),
     ),

@@ -9,7 +9,7 @@ from configs.quickstart_budgets import CONFIG as BUDGETS
 
 CONFIG = replace(
     BUDGETS,
-    decoding=replace(BUDGETS.decoding, limit=24, batch_size=256),
+    decoding=replace(BUDGETS.decoding, limit=24, num_rows=256),
     max_thinking_tokens=(192,),
     temperature=1.0,
     num_samples=64,

@@ -39,7 +39,7 @@ from s1jax.grading import extract_answer, grade
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from s1jax.decode import Decoder
+    from s1jax.scheduler import Decoder
 
 Row = TrainingRow
 Reason = str | None
@@ -65,8 +65,8 @@ class CurateConfig:
     """Decides the draw of the diversity stage."""
     max_answer_tokens: int = 12
     """How long the base model's direct answers may be."""
-    batch_size: int = 256
-    """Rows decoded together."""
+    num_rows: int = 256
+    """Rows decoded together; a finished one is refilled."""
     rejects: Path | None = None
     """JSONL file for the rows turned away; default: beside the output, as NAME.rejects.jsonl."""
 
@@ -75,7 +75,7 @@ def curate(config: CurateConfig) -> list[tuple[str, int]]:
     """Run all stages and write the chosen rows; return how many rows were left after each stage."""
     if config.num < 1 or config.ngram < 1:
         raise ValueError(f"--num {config.num} and --ngram {config.ngram} must be positive")
-    from s1jax.decode import load_decoder
+    from s1jax.scheduler import load_decoder
 
     questions = [problem.question for problem in read_problems(config.heldout)]
     rows, rejects = read_rows(config.pool)
@@ -101,7 +101,7 @@ def curate(config: CurateConfig) -> list[tuple[str, int]]:
     drop("decontaminated", Decontaminator(questions, config.ngram).reason)
     drop("quality", quality_reason)
     decoder, tokenizer = load_decoder(config.model, dtype="float32")
-    solved = solved_by(decoder, tokenizer, rows, config.max_answer_tokens, config.batch_size)
+    solved = solved_by(decoder, tokenizer, rows, config.max_answer_tokens, config.num_rows)
     easy = {row["id"] for row, is_solved in zip(rows, solved, strict=True) if is_solved}
     drop("difficulty", lambda row: "the base answers it rightly without thinking" if row["id"] in easy else None)
     lengths = {row["id"]: len(encode_text(tokenizer, row["thinking"])) for row in rows}
@@ -197,27 +197,22 @@ def solved_by(
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Row],
     max_answer_tokens: int,
-    batch_size: int,
+    num_rows: int,
 ) -> list[bool]:
     """Return which questions the model answers rightly at once, greedily and without thinking."""
-    from tqdm import tqdm
+    from s1jax.progress import progress
+    from s1jax.request import Request
 
-    from s1jax.decode import Request
-
-    prompts = [tuple(encode_chat(tokenizer, row["question"])) for row in rows]
-    # Questions of like length decode together, so that little is padded.
-    order = sorted(range(len(rows)), key=lambda i: len(prompts[i]))
+    requests = [
+        Request(tuple(encode_chat(tokenizer, row["question"])), max_answer_tokens=max_answer_tokens, thinks=False)
+        for row in rows
+    ]
     solved = [False] * len(rows)
-    on_terminal = sys.stderr.isatty()
-    bar = tqdm(total=len(rows), desc="difficulty", unit="row", file=sys.stderr, mininterval=0.2 if on_terminal else 10)
-    with bar:
-        for start in range(0, len(order), batch_size):
-            indices = order[start : start + batch_size]
-            requests = [Request(prompts[i], max_answer_tokens=max_answer_tokens, thinks=False) for i in indices]
-            for i, completion in zip(indices, decoder.decode(requests, batch_size=batch_size), strict=True):
-                text = tokenizer.decode(list(completion.tokens))
-                solved[i] = grade(_with_label(str(text)), rows[i]["reference"])[1]
-            bar.update(len(indices))
+    with progress(len(rows), "difficulty", "row") as bar:
+        for i, (completion,) in decoder.stream(requests, num_rows=num_rows):
+            text = tokenizer.decode(list(completion.tokens))
+            solved[i] = grade(_with_label(str(text)), rows[i]["reference"])[1]
+            bar.update()
     return solved
 
 

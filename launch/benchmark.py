@@ -11,7 +11,9 @@ import json
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where nothing is installed but jax, flax, optax and numpy
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[1])
+)  # where nothing is installed but jax, flax, optax and numpy
 
 
 def parse() -> argparse.Namespace:
@@ -26,7 +28,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--prompt", type=int, default=64, help="tokens of each prompt")
     parser.add_argument("--problems", type=int, default=4, help="sweep: problems decoded together")
     parser.add_argument("--budgets", type=int, nargs="+", default=[64, 128, 256, 512, 768, 1024, 1024])
-    parser.add_argument("--waits", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="sweep: ignores at the largest budget")
+    parser.add_argument(
+        "--waits", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="sweep: ignores at the largest budget"
+    )
     parser.add_argument("--answer", type=int, default=32, help="sweep: answer tokens of each point")
     parser.add_argument("--tensor", type=int, default=1, help="devices that each layer is split over")
     return parser.parse_args()
@@ -54,7 +58,9 @@ def main() -> None:
         points = [Limits(budget) for budget in args.budgets] + [
             Limits(max(args.budgets), num_ignore=ignores) for ignores in args.waits
         ]
-        figures = iter([measure.sweep_figures(decoder, list(dict.fromkeys(points)), args.problems, args.answer, args.prompt)])
+        figures = iter(
+            [measure.sweep_figures(decoder, list(dict.fromkeys(points)), args.problems, args.answer, args.prompt)]
+        )
     for line in figures:
         print(json.dumps({"benchmark": args.what, "model": args.model or args.size} | line), flush=True)
 

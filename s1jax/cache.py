@@ -1,10 +1,10 @@
 """The key/value cache: tokens seen so far, as one ring of slots per row.
 
-All rows write the same slot at the same step, `num_written % S`, so that appending is one in-place update of a slice on every backend,
-whatever the rows' lengths. Which token a slot holds is said by `positions` and `segment_ids`, as everywhere (`attention.py`); a free slot is
-of segment 0. A row that is not decoding writes nothing, so what it holds stays as it is while the others go on.
+All rows write the same slot at the same step, `num_written % S`, so that appending is one in-place update of a slice on every
+backend, whatever the rows' lengths. Which token a slot holds is said by `positions` and `segment_ids`, as everywhere (`attention.py`);
+a free slot is of segment 0. A row that is not decoding writes nothing, so what it holds stays while the others go on.
 
-Invariant: a row that is decoding has written one slot at every step since it began, so its tokens stay whole while it has at most S of them.
+Invariant: a row that decodes writes one slot at every step since it began, so its tokens stay whole while they are at most S.
 """
 
 from __future__ import annotations

@@ -108,9 +108,9 @@ def to_json(config: Any) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2)
 
 
-def config_hash(config: Any, exclude: Sequence[str] = ()) -> str:
-    """Return 12 hex digits that identify the resolved config, but for the top-level fields in `exclude`."""
-    fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in exclude}
+def config_hash(config: Any, exclude: Sequence[str] = (), **also: str) -> str:
+    """Return 12 hex digits that identify the resolved config, but for the top-level fields in `exclude`, and what is named besides."""
+    fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in exclude} | also
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
 

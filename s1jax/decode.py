@@ -138,9 +138,7 @@ def prefill(
     is_here = (lengths > begin) & (lengths <= begin + T)
     return Prompts(
         cache=cache,
-        hidden=jnp.where(
-            is_here[:, None], jnp.take_along_axis(hidden, last[:, :, None], axis=1)[:, 0], prompts.hidden
-        ),
+        hidden=jnp.where(is_here[:, None], jnp.take_along_axis(hidden, last[:, :, None], axis=1)[:, 0], prompts.hidden),
         last_token=jnp.where(is_here, jnp.take_along_axis(tokens, last, axis=1)[:, 0], prompts.last_token),
         length=lengths,
     )

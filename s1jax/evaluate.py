@@ -27,6 +27,7 @@ from s1jax.config import commit, config_hash
 from s1jax.grading import grade
 from s1jax.metrics import SampleRow, read_samples
 from s1jax.model import DType
+from s1jax.progress import progress
 from s1jax.request import Completion, Request
 from s1jax.scheduler import load_decoder
 from s1jax.sharding import MeshConfig, ShardingRules
@@ -56,7 +57,7 @@ class DecodingConfig:
     model: str
     """Hugging Face directory or hub id, or one of our own checkpoints."""
     benchmark: str
-    """aime24, aime25, math500, gsm8k, or a JSONL file with a question and an answer a line."""
+    """aime24, aime25, math500, gpqa_diamond, gsm8k, or a JSONL file with a question and an answer a line."""
     output: str
     """JSONL file of sample rows; rows that are there already are not decoded again."""
     limit: int | None = None
@@ -73,7 +74,8 @@ class DecodingConfig:
     """Rows decoded together; a finished one is refilled."""
     dtype: DType = "bfloat16"
     """Dtype of weights, cache and compute."""
-    mesh: MeshConfig = field(default_factory=MeshConfig)
+    mesh: MeshConfig = field(default_factory=lambda: MeshConfig(fsdp=1, tensor=-1))
+    """Splitting weights over `fsdp` would gather them at every step."""
     rules: ShardingRules = field(default_factory=ShardingRules)
 
 
@@ -107,10 +109,12 @@ def write_samples(config: DecodingConfig, traces: Sequence[Trace]) -> Path:
 
     Raises ValueError where the file holds rows of another run, or a request does not fit the model.
     """
-    from tqdm import tqdm
+    # Here, so that reading rows needs no checkpoint formats.
+    from s1jax.checkpoint import fingerprint
 
     problems = read_problems(config.benchmark, config.limit)
-    identity = config_hash(config, exclude=("output", "limit", "num_rows", "mesh", "rules"))
+    neutral = ("output", "limit", "num_rows", "mesh", "rules")
+    identity = config_hash(config, exclude=neutral, weights=fingerprint(config.model))
     output = Path(config.output)
     done = _rows_done(output, identity)
     jobs = []
@@ -130,15 +134,15 @@ def write_samples(config: DecodingConfig, traces: Sequence[Trace]) -> Path:
     decoder, tokenizer = load_decoder(config.model, config.dtype, config.mesh, config.rules)
     # The longest traces begin first, so that none is left alone at the end.
     jobs.sort(key=lambda job: -job[1].limits.max_thinking_tokens)
-    requests = [_request(tokenizer, *job, config) for job in jobs]
+    prompts = {problem.problem_id: tuple(encode_prompt(tokenizer, problem.question)) for problem in problems}
+    requests = [_request(tokenizer, prompts[job[0].problem_id], *job, config) for job in jobs]
     for request in requests:
         decoder.check(request)
 
     output.parent.mkdir(parents=True, exist_ok=True)
     columns = dict(model=config.model, seed=config.seed, config_hash=identity, commit=commit())
-    on_terminal = sys.stderr.isatty()
-    bar = tqdm(total=len(done) + sum(len(job[1].points) for job in jobs), initial=len(done), desc="decode", unit="row",
-               file=sys.stderr, mininterval=0.2 if on_terminal else 10)  # fmt: skip
+    total = len(done) + sum(len(trace.points) for _, trace, _ in jobs)
+    bar = progress(total, "decode", "row", initial=len(done), hidden=jax.process_index() != 0)
     with output.open("a", encoding="utf-8") as file, bar:
         for index, completions in decoder.stream(requests, num_rows=config.num_rows):
             problem, trace, sample = jobs[index]
@@ -187,10 +191,14 @@ def _rows_done(output: Path, identity: str) -> set[tuple[Any, ...]]:
     }
 
 
-def _request(tokenizer: Any, problem: Problem, trace: Trace, sample: int, config: DecodingConfig) -> Request:
-    (ignore_text,), (temperature,) = ({getattr(p, name) for p in trace.points} for name in ("ignore_text", "temperature"))
+def _request(
+    tokenizer: Any, prompt: tuple[int, ...], problem: Problem, trace: Trace, sample: int, config: DecodingConfig
+) -> Request:
+    (ignore_text,), (temperature,) = (
+        {getattr(p, name) for p in trace.points} for name in ("ignore_text", "temperature")
+    )
     return Request(
-        prompt=tuple(encode_prompt(tokenizer, problem.question)),
+        prompt=prompt,
         **trace.limits._asdict(),
         points=tuple(point.limits for point in trace.points),
         ignore_ids=tuple(encode_text(tokenizer, ignore_text)),

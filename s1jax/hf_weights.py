@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +27,7 @@ from s1jax import safetensors_io
 from s1jax.bits import as_bits
 from s1jax.config import write_file
 from s1jax.model import Layout, ModelConfig, Params, abstract_params
+from s1jax.progress import progress
 from s1jax.safetensors_io import FLOAT_DTYPES, Block, TensorInfo, read_block
 from s1jax.sharding import ShardingRules
 
@@ -303,7 +303,7 @@ def import_weights(
     tensors = check_tensors(directory, config, stacked_target, param_dtype)
     target = stacked_target if layout == "stacked" else abstract_params(config, rules, layout, mesh)
     params: Params = {}
-    with progress(sum(info.nbytes for info in tensors.values()), "load") as bar:
+    with _bar(sum(info.nbytes for info in tensors.values()), "load") as bar:
         for slot in slots(config, layout):
             info, leaf = tensors[slot.hf_name], get_leaf(target, slot.path)
             stacked = slot.layer is not None
@@ -346,7 +346,7 @@ def export_weights(
     files = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
     if len(shards) == 1:
         files = [FILE_NAME]
-    with progress(sum(sizes.values()), "save") as bar:
+    with _bar(sum(sizes.values()), "save") as bar:
         for file, shard in zip(files, shards, strict=True):
             # The sort is stable; wider dtypes first keeps every tensor aligned.
             shard.sort(key=lambda slot: -FLOAT_DTYPES[specs[slot.hf_name][0]].itemsize)
@@ -384,12 +384,6 @@ def _gather(slot: Slot, leaf: jax.Array, dtype: np.dtype) -> np.ndarray:
     return bits.view(dtype)
 
 
-def progress(num_bytes: int, description: str):
-    """Return a bar over bytes, shown once the work takes seconds; on other than a terminal, a line now and then."""
-    from tqdm import tqdm
-
-    interval = 0.2 if sys.stderr.isatty() else 10
-    hidden = jax.process_index() != 0
-    return tqdm(
-        total=num_bytes, desc=description, unit="B", unit_scale=True, delay=3, mininterval=interval, disable=hidden
-    )
+def _bar(num_bytes: int, description: str):
+    """Return a bar over bytes, shown once the work takes seconds."""
+    return progress(num_bytes, description, "B", hidden=jax.process_index() != 0, unit_scale=True, delay=3)

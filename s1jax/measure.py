@@ -21,7 +21,7 @@ import numpy as np
 
 from s1jax.budget import Limits
 from s1jax.chat import Delimiters
-from s1jax.model import ModelConfig, init_params, unstack
+from s1jax.model import ModelConfig, init_params
 from s1jax.request import Completion, Request
 from s1jax.scheduler import Decoder
 from s1jax.sharding import MeshConfig, ShardingRules, make_mesh
@@ -35,7 +35,13 @@ def random_decoder(config: ModelConfig, mesh: MeshConfig) -> Decoder:
     with jax.set_mesh(devices):
         params = init_params(config, rules, "per_layer", devices, seed=0, dtype=config.dtype)
     delimiters = Delimiters(
-        think=(1, 2), answer=(1, 3), final_answer=(1, 3, 4, 5), newline=(4,), end_thinking=(1, 6), end_answer=(6,), pad=6
+        think=(1, 2),
+        answer=(1, 3),
+        final_answer=(1, 3, 4, 5),
+        newline=(4,),
+        end_thinking=(1, 6),
+        end_answer=(6,),
+        pad=6,
     )
     return Decoder(config, params, rules, devices, delimiters, np.arange(config.vocab_size) == 4)
 
@@ -72,7 +78,7 @@ def decode_figures(
 def sweep_figures(
     decoder: Decoder, points: Sequence[Limits], num_problems: int, answer_tokens: int, prompt_tokens: int
 ) -> Figures:
-    """Return what a curve costs in one pass, what its largest point costs, and what its points cost one at a time; and whether they agree."""
+    """Return what a curve costs in one pass, what its largest point does, and its points one at a time; and whether they agree."""
     largest = Limits(*(max(values) for values in zip(*points, strict=True)))
     requests = [
         dataclasses.replace(

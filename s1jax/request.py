@@ -88,5 +88,3 @@ class Completion:
     def num_forced(self) -> int:
         """How many tokens were not sampled."""
         return sum(self.forced)
-
-

@@ -384,7 +384,7 @@ def load_decoder(
     rules = rules or ShardingRules()
     tokenizer = load_tokenizer(model)
     delimiters = find_delimiters(tokenizer)
-    device_mesh = make_mesh(mesh or MeshConfig())
+    device_mesh = make_mesh(mesh or MeshConfig(fsdp=1, tensor=-1))
     config, params = load_model(model, device_mesh, rules, "per_layer", dtype=dtype, param_dtype=dtype)
     return Decoder(config, params, rules, device_mesh, delimiters, newline_ids(tokenizer)), tokenizer
 

@@ -29,6 +29,7 @@ from s1jax import data
 from s1jax.config import write_file
 from s1jax.data import DataConfig
 from s1jax.model import DType, ModelConfig, Params, Qwen2, abstract_params, graphdef
+from s1jax.progress import progress
 from s1jax.sharding import MeshConfig, ShardingRules, make_mesh, sharding_for
 
 if TYPE_CHECKING:
@@ -358,11 +359,9 @@ def train(config: TrainConfig) -> Path:
 
 
 class _Log:
-    """Writes a JSON line per step, and a progress bar on a terminal; stops the run at a loss that is not finite."""
+    """Writes a JSON line per step, and shows the progress; stops the run at a loss that is not finite."""
 
     def __init__(self, path: Path, first_step: int, num_steps: int):
-        from tqdm import tqdm
-
         # A line torn by a kill is of a step after the checkpoint.
         whole = path.read_text().split("\n")[:-1] if first_step and path.exists() else []
         kept = [line for line in whole if json.loads(line)["step"] < first_step]
@@ -370,16 +369,7 @@ class _Log:
         if self.writes:
             write_file(path, "".join(line + "\n" for line in kept))
             self.file = path.open("a")
-        on_terminal = sys.stderr.isatty()
-        self.bar = tqdm(
-            total=num_steps,
-            initial=first_step,
-            desc="train",
-            unit="step",
-            file=sys.stderr,
-            mininterval=0.2 if on_terminal else 10,
-            disable=not self.writes,
-        )
+        self.bar = progress(num_steps, "train", "step", initial=first_step, hidden=not self.writes)
         self.started = time.monotonic()
         self.num_tokens = 0
 

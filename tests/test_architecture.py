@@ -12,21 +12,33 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-# The rows of DESIGN's table. This project's additions: `bits`, `cache` and `rope` (parts of `model`), `sizes`, the three parts of
-# `checkpoint`, `request` and `scheduler` (parts of `decode`), `generate` (one question to one model) and `measure`.
+# The rows of DESIGN's table. This project's additions: `progress`; `bits`, `cache`, `rope` and `sizes` (parts of `model`); the three
+# parts of `checkpoint`; `request` and `scheduler` (parts of `decode`); `generate` (one question to one model); `measure`.
 TABLE = """
-bits config sharding chat grading attention cache rope model sizes safetensors_io hf_weights orbax_params checkpoint
+bits progress config sharding chat grading attention cache rope model sizes safetensors_io hf_weights orbax_params checkpoint
 data train
 sampling budget decode request scheduler generate benchmarks metrics evaluate sweep measure plot preflight
 """
 ROWS = TABLE.split()
-# `config` for the command line and `data` for the format of training rows, besides DESIGN's four.
-DATA_TOOLS_MAY_IMPORT = {"chat", "grading", "decode", "benchmarks", "config", "data"}
+# DESIGN's four, of which `decode` is used through `request` and `scheduler`; `config` and `progress` for the command line, and `data`
+# for the format of training rows.
+DATA_TOOLS_MAY_IMPORT = {"chat", "grading", "request", "scheduler", "benchmarks", "config", "data", "progress"}
 # The script that makes a base model trains one.
 BASE_MODEL_MAY_IMPORT = DATA_TOOLS_MAY_IMPORT | {"model", "sharding", "checkpoint", "train"}
 MAX_LINES, MAX_LINES_OF_A_COMMAND = 420, 80  # "about 400"; "under ~80"
 NEEDED_ON_BARE_MACHINES = {"jax", "flax", "optax", "numpy"}
-BARE_MODULES = ["attention", "rope", "model", "sharding", "train", "sampling", "budget", "decode"]
+BARE_MODULES = [
+    "attention",
+    "rope",
+    "model",
+    "sharding",
+    "train",
+    "sampling",
+    "budget",
+    "decode",
+    "scheduler",
+    "measure",
+]
 
 PACKAGE = sorted(path for path in (ROOT / "s1jax").glob("*.py") if path.stem != "__init__")
 SOURCES = sorted(
@@ -67,7 +79,7 @@ def test_sources_are_found():
 def test_a_module_imports_only_modules_above_it(path):
     assert path.stem in ROWS, f"{path.name} is not in DESIGN's table"
     used, may = in_package(imports_of(path)), set(ROWS[: ROWS.index(path.stem)])
-    if path.stem == "decode":
+    if path.stem in ("decode", "scheduler"):
         may -= {"train"}  # siblings
     assert used <= may, f"{path.stem} may not import {sorted(used - may)}"
     outside = {name.split(".")[0] for name in imports_of(path)} & {"data_tools", "launch", "configs", "tests"}

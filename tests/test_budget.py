@@ -453,7 +453,7 @@ def test_every_limit_ends_a_larger_trace_where_it_ends_its_own():
     checked = 0
     for ignore in ((WAIT_1,), (WAIT_1, WAIT_2), ()):
         largest = [Settings(12, 6, 3, ignore, 2, PLAIN) for _ in scripts]
-        emitted, _, states = run(LONG, largest, scripts)
+        _, _, states = run(LONG, largest, scripts)
         thinking = np.concatenate([np.zeros_like(states.num_thinking[:1]), states.num_thinking[:-1]])
         ignored = np.diff(states.num_ignored, axis=0, prepend=0) > 0
         for maximum, minimum, num_ignore in itertools.product((0, 1, 3, 7, 12), (0, 2, 6), range(4)):

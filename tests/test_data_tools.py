@@ -256,7 +256,7 @@ def test_pretraining_texts_state_only_right_sums_unless_they_say_so():
 
 @pytest.fixture(scope="module")
 def base():
-    from s1jax.decode import load_decoder
+    from s1jax.scheduler import load_decoder
 
     return load_decoder(str(BASE), dtype="float32")
 
@@ -274,7 +274,7 @@ def test_transformers_computes_the_committed_base_the_same(base):
     from transformers import AutoModelForCausalLM
 
     from s1jax.chat import encode_chat
-    from s1jax.decode import Request
+    from s1jax.request import Request
 
     decoder, tokenizer = base
     prompt = encode_chat(tokenizer, make_heldout(1, 0)[0].question)
@@ -297,10 +297,10 @@ def test_the_base_tokenizer_has_short_delimiters_single_digits_and_room_in_the_v
 def test_what_the_difficulty_stage_drops_is_what_the_base_answers_rightly(base):
     decoder, tokenizer = base
     rows = rows_of(96, seed=11, num_steps=1)
-    solved = curate.solved_by(decoder, tokenizer, rows, max_answer_tokens=8, batch_size=96)
+    solved = curate.solved_by(decoder, tokenizer, rows, max_answer_tokens=8, num_rows=96)
     wrong_references = [row | {"reference": "1000"} for row in rows]
     assert 0 < sum(solved) < 96
-    assert not any(curate.solved_by(decoder, tokenizer, wrong_references, max_answer_tokens=8, batch_size=96))
+    assert not any(curate.solved_by(decoder, tokenizer, wrong_references, max_answer_tokens=8, num_rows=96))
 
 
 def test_curating_turns_every_bad_row_away_and_writes_the_same_rows_again(tmp_path, capsys):

@@ -199,7 +199,10 @@ def test_the_number_of_rows_and_the_order_of_requests_change_no_token(decoder, n
 
 def test_a_finished_row_is_refilled_while_the_others_go_on(decoder):
     long = Request(prompt=(9, 21, START, THINK), max_thinking_tokens=150, min_thinking_tokens=150, max_answer_tokens=1)
-    short = [dataclasses.replace(request, max_answer_tokens=4) for request in requests(9, max_thinking_tokens=8, min_thinking_tokens=0)]
+    short = [
+        dataclasses.replace(request, max_answer_tokens=4)
+        for request in requests(9, max_thinking_tokens=8, min_thinking_tokens=0)
+    ]
     order = [index for index, _ in decoder.stream([long, *short], num_rows=2)]
     assert order[-1] == 0 and sorted(order) == list(range(10))
 
@@ -236,7 +239,9 @@ def at_point(request, point):
 @pytest.mark.parametrize("num_rows", [2, 6])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_forked_answers_equal_single_runs_token_for_token(decoder, temperature, num_rows):
-    grid = [Limits(*point) for point in itertools.product((0, 1, 7, 30, 60), (0, 5, 20), (0, 1, 3)) if point[1] <= point[0]]
+    grid = [
+        Limits(*point) for point in itertools.product((0, 1, 7, 30, 60), (0, 5, 20), (0, 1, 3)) if point[1] <= point[0]
+    ]
     rng = np.random.default_rng(1)
     shapes = [((), 0), ((WAIT,), 1), ((WAIT, COMMA, WAIT), 2)]
     sweeps = [

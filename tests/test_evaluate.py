@@ -12,6 +12,7 @@ from s1jax import checkpoint, generate, scheduler
 from s1jax.evaluate import DecodingConfig, EvaluateConfig, evaluate
 from s1jax.metrics import SampleRow, read_samples, thinking_curve
 from s1jax.model import init_params
+from s1jax.request import Completion
 from s1jax.sharding import MeshConfig, ShardingRules, make_mesh
 from s1jax.sweep import SweepConfig, grid, sweep
 
@@ -60,7 +61,9 @@ def test_a_killed_run_goes_on_where_it_stopped(config, monkeypatch):
     Path(config.decoding.output).write_text(torn)
     decoded = []
     check = scheduler.Decoder.check
-    monkeypatch.setattr(scheduler.Decoder, "check", lambda self, request: decoded.append(request) or check(self, request))
+    monkeypatch.setattr(
+        scheduler.Decoder, "check", lambda self, request: decoded.append(request) or check(self, request)
+    )
     sweep(config)
     assert sorted(Path(config.decoding.output).read_text().splitlines(keepends=True)) == sorted(whole)
     assert sum(len(request.points) for request in decoded) == len(whole) - 8
@@ -115,7 +118,7 @@ def test_streaming_a_character_waits_for_all_its_bytes():
     out = io.StringIO()
     stream = generate.TranscriptStream(tokenizer, out)
     for n in range(1, len(ids) + 1):
-        stream.show(decode.Completion(tuple(ids[:n]), (False,) * n, n, 0, 0, 0, False))
+        stream.show(Completion(tuple(ids[:n]), (False,) * n, n, 0, 0, False))
     assert out.getvalue() == "--- thinking ---\né→🙂"
 
 
@@ -126,4 +129,4 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tiny_model, tmp_path):
     params = init_params(config, ShardingRules(), "stacked", mesh, seed=0)
     checkpoint.save_hf(tmp_path / "hf", config, params, "float32", tiny_model)
     with pytest.raises(ValueError, match="the tokenizer has 259 ids, the model only 200"):
-        decode.load_decoder(str(tmp_path / "hf"), "float32")
+        scheduler.load_decoder(str(tmp_path / "hf"), "float32")

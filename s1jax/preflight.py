@@ -1,0 +1,107 @@
+"""Compilation for hardware that is not there: a shape and a topology -> a compiled program, with its memory and its text.
+
+Needs jax's own packages for the platform (`libtpu`; for H100 `jax-cuda12-plugin`, `jax-cuda12-pjrt`, `nvidia-cudnn-cu12` and
+`nvidia-cuda-nvcc-cu12`), but no such device.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+
+from s1jax.budget import RowSettings
+from s1jax.cache import KVCache
+from s1jax.chat import Delimiters
+from s1jax.decode import Rows, advance, empty_prompts, empty_state, make_vocabulary
+from s1jax.model import ModelConfig, abstract_params
+from s1jax.sampling import SamplingSettings
+from s1jax.sharding import MeshConfig, ShardingRules, make_mesh, sharding_for
+
+# What the compiler asks of the card (NVIDIA's data sheet of the H100 SXM5; limits of compute capability 9.0).
+H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: 233472
+  shared_memory_per_block_optin: 232448 threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: 3350000000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98 device_memory_size: 85000000000
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  cuda_compute_capability { major: 9 }
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 8 }
+runtime_version { major: 12 minor: 9 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+H100_BYTES = 80 * 2**30
+
+
+def topology_devices(topology: str) -> Sequence[jax.Device]:
+    """Return the devices of `h100:HOSTSxGPUS` or of a TPU topology such as `v5p:2x2x1`."""
+    kind, _, shape = topology.partition(":")
+    if kind == "h100":
+        os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
+        description = topologies.get_topology_desc(
+            platform="cuda", topology_name="h100", topology=f"{shape}x1", target_config=H100
+        )
+    else:
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+        description = topologies.get_topology_desc(topology, "tpu")
+    return description.devices
+
+
+def compile_decode(
+    config: ModelConfig, topology: str, mesh: MeshConfig, num_rows: int, prompt_capacity: int, capacity: int
+) -> jax.stages.Compiled:
+    """Compile the decode loop for `num_rows` rows of `capacity` tokens, each after a prompt of its own."""
+    rules = ShardingRules()
+    devices = make_mesh(mesh, topology_devices(topology))
+    kind = "cuda" if topology.startswith("h100") else "tpu"
+    delimiters = Delimiters(
+        think=(1, 2), answer=(1, 3), final_answer=(1, 3, 4, 5), newline=(4,), end_thinking=(1, 6), end_answer=(6,), pad=6
+    )
+    vocabulary, allowed = jax.eval_shape(lambda: make_vocabulary(delimiters, jnp.zeros(config.vocab_size, bool), config.vocab_size))
+
+    def ints(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((num_rows, *shape), jnp.int32)
+
+    floats = jax.ShapeDtypeStruct((num_rows,), jnp.float32)
+    rows = Rows(
+        settings=RowSettings(ints(), ints(), ints(), ints(8), ints(), ints()),
+        sampling=SamplingSettings(floats, ints(), floats, floats),
+        seeds=ints(3),
+        prefix_end=ints(),
+    )
+    static = dict(config=config, rules=rules)
+
+    def placed(cache: KVCache) -> KVCache:
+        names = ("batch", "kv_heads", None, None)
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=sharding_for(devices, rules, names if x.ndim == 4 else (None,) * x.ndim, x.shape)
+            ),
+            cache,
+        )
+
+    with jax.set_mesh(devices):
+        prompts = jax.eval_shape(lambda: empty_prompts(**static, num_prompts=num_rows, capacity=prompt_capacity))
+        state = jax.eval_shape(
+            lambda: empty_state(vocabulary_zeros(vocabulary), **static, num_rows=num_rows, capacity=capacity, ignore_width=8)
+        )
+        state = state._replace(cache=placed(state.cache))
+        params = abstract_params(config, rules, "per_layer", devices, config.dtype)
+        step = jax.ShapeDtypeStruct((), jnp.int32)
+        traced = advance.trace(
+            params, vocabulary, allowed, rows, (placed(prompts.cache),), state, step, step, **static
+        )
+        return traced.lower(lowering_platforms=(kind,)).compile()
+
+
+def vocabulary_zeros(shapes):
+    """Return zeros of these shapes."""
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
