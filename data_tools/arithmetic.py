@@ -8,7 +8,9 @@ and then: a "Wait" after which the last sum is done again, or a slip that is fou
     Stop B: 8 board, 40+8=49
     Wait, 40+8=48, not 49
     Stop C: twice as many, 48*2=96
+    Answer: 96
     Wait, 48*2=96, yes
+    Answer: 96
 
 The pool is as dirty as scraped ones are: copies, rows that lack a part, images that are not there, answers that contradict their
 trace, problems too easy to teach anything, and some of the held-out problems themselves. `data_tools.curate` has to find them.
@@ -223,17 +225,20 @@ def slip_of(step: Step, rng: random.Random) -> int:
 
 
 def write_trace(problem: Problem, rng: random.Random) -> str:
-    """Work through the problem in lines, with up to two checks of the line before, of which one in eight finds and mends a slip."""
-    steps, last = problem.steps, len(problem.steps) - 1
-    num_waits = rng.choices([0, 1, 2], [40, 45, 15])[0]
-    # Half of the checks look back once everything is done, where a forced "Wait" will stand.
-    waits = {last if rng.random() < 0.5 else rng.randint(0, last) for _ in range(num_waits)}
+    """Work through the problem in lines up to its answer, some of them checked in the next; one check in eight finds a slip and mends it.
+
+    Half of the traces look back once they have the answer, some again and again: there a forced "Wait" will stand.
+    """
     lines = []
-    for i, step in enumerate(steps):
-        wrong = slip_of(step, rng) if i in waits and rng.random() < 0.125 else None
+    for i, step in enumerate(problem.steps):
+        is_checked = rng.random() < 0.1
+        wrong = slip_of(step, rng) if is_checked and rng.random() < 0.125 else None
         lines.append(f"{problem.name(i).title()}: {step.words}, {step.sum(after=wrong)}")
-        if i in waits:
+        if is_checked:
             lines.append(f"Wait, {step.sum()}, {'yes' if wrong is None else f'not {wrong}'}")
+    lines.append(f"Answer: {problem.answer}")
+    for _ in range(rng.choices([0, 1, 2, 3], [50, 25, 15, 10])[0]):
+        lines += [f"Wait, {problem.steps[-1].sum()}, yes", f"Answer: {problem.answer}"]
     return "\n".join(lines)
 
 

@@ -9,6 +9,7 @@ Invariant: a text is a function of its seed and index, and none holds the delimi
 
 from __future__ import annotations
 
+import itertools
 import random
 
 from data_tools.arithmetic import LABELS, MOST_STEPS, STORIES, Problem, make_problem, slip_of
@@ -32,22 +33,29 @@ def make_text(seed: int, index: int) -> list[Piece]:
     if rng.random() < (0.6 if index < NUM_FIRST_TEXTS else 0.1):
         return copied(rng)
     kind = rng.random()
-    if kind < 0.20:
+    if kind < 0.18:
         return sums(rng)
-    if kind < 0.45:
+    if kind < 0.34:
         return notes(rng)
-    if kind < 0.85:
-        problem = make_problem(rng, min(rng.randint(1, MOST_STEPS), rng.randint(1, MOST_STEPS)))
-        return [(problem.question + "\n", False), (worked(problem, rng), True)]
-    # Direct answers: mostly to what can be answered directly.
-    problem = make_problem(rng, rng.choice([1, 1, 1, 2, rng.randint(3, MOST_STEPS)]))
-    return [(chat_prompt(problem.question), False), (f"Answer: {problem.answer}<|im_end|>\n", True)]
+    if kind < 0.80:
+        problem = make_problem(rng, rng.randint(1, MOST_STEPS))
+        return [(problem.question + "\n", False), *worked(problem, rng)]
+    return chat(rng)
 
 
-def chat_prompt(question: str) -> str:
-    """Return the ChatML text that stands before an assistant's reply."""
-    system = f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n"
-    return f"{system}<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+def chat(rng: random.Random) -> list[Piece]:
+    """Write a chat whose questions are answered directly: short ones, or one that a person could hardly answer so."""
+    if rng.random() < 0.2:
+        problems = [make_problem(rng, rng.randint(2, MOST_STEPS))]
+    else:
+        problems = [make_problem(rng, 1) for _ in range(rng.randint(1, 4))]
+    pieces = [(f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n", False)]
+    for problem in problems:
+        pieces += [
+            (f"<|im_start|>user\n{problem.question}<|im_end|>\n<|im_start|>assistant\n", False),
+            (f"Answer: {problem.answer}<|im_end|>\n", True),
+        ]
+    return pieces
 
 
 def copied(rng: random.Random) -> list[Piece]:
@@ -64,12 +72,14 @@ def sums(rng: random.Random) -> list[Piece]:
         right, result = f"{step.before}{step.operation}{step.operand}=", str(step.after)
         wrong = slip_of(step, rng)
         kind = rng.random()
-        if kind < 0.6:
-            pieces += [(right, False), (f"{result}. ", True)]
+        if kind < 0.3:
+            pieces += [(f" {right}", False), (f"{result}.", True)]
+        elif kind < 0.6:
+            pieces += [(f" {step.before} and {step.words} makes", False), (f" {result}.", True)]
         elif kind < 0.8:
-            pieces += [(f"{right}{wrong}", False), (f" is wrong, {right}{result}, not {wrong}. ", True)]
+            pieces += [(f" {right}{wrong}", False), (f" is wrong, {right}{result}, not {wrong}.", True)]
         else:
-            pieces += [(f"{right}{result}", False), (" is right, yes. ", True)]
+            pieces += [(f" {right}{result}", False), (" is right, yes.", True)]
     return pieces
 
 
@@ -81,22 +91,44 @@ def notes(rng: random.Random) -> list[Piece]:
         labels.sort()
     noted = {label: make_problem(rng, 1, story).steps[0].words for label in labels}
     pieces = [(" ".join(f"{story.unit.title()} {label}: {words}." for label, words in noted.items()) + "\n", False)]
-    for label in rng.choices(labels, k=rng.randint(6, 14)):
+    for i, label in enumerate(rng.choices(labels, k=rng.randint(6, 14))):
         unit = rng.choice([story.unit, story.unit.title()])
-        pieces += [(f"{unit} {label}:", False), (f" {noted[label]}{rng.choice(['. ', ', ', '; '])}", True)]
+        pieces += [(f"{' ' if i else ''}{unit} {label}:", False), (f" {noted[label]}{rng.choice('.,;')}", True)]
     return pieces
 
 
-def worked(problem: Problem, rng: random.Random) -> str:
-    """Work through a problem in prose."""
-    names = [problem.name(i) for i in range(len(problem.steps))]
-    told = list(zip(names, problem.steps, strict=True))
-    style = rng.randrange(3)
-    if style == 0:
-        said = "; ".join(f"{name}: {step.words}, {step.sum()}" for name, step in told)
-        return f"Solution: {said}. The answer is {problem.answer}.\n"
-    if style == 1:
-        said = " ".join(f"At {name}: {step.words}, so {step.sum()}." for name, step in told)
-        return f"{said} Final Answer: {problem.answer}\n"
-    said = " ".join(f"{name.title()}: {step.words}. That makes {step.sum()}." for name, step in told)
-    return f"{said} Answer: {problem.answer}\n"
+def worked(problem: Problem, rng: random.Random) -> list[Piece]:
+    """Work through a problem in prose or in a list, with sums done again here and there, and some slips found."""
+    separator = rng.choice(["; ", ". ", "\n- ", " | ", "\n\n", ", then "])
+    so = rng.choice([", ", ", so ", ". That makes ", ": "])
+    again = rng.choice(["again", "check", "once more", "look back"])
+    head = rng.choice(["Solution: ", "We count. ", "", "Steps:\n- "])
+    is_title = rng.random() < 0.5
+    share_checked = rng.choice([0.0, 0.0, 0.1, 0.3])
+    most_checks_at_end = rng.choice([0, 0, 1, 4])
+    pieces: list[Piece] = [(head, True)]
+    for i, step in enumerate(problem.steps):
+        name = problem.name(i).title() if is_title else problem.name(i)
+        num_checks = int(rng.random() < share_checked)
+        if i + 1 == len(problem.steps):
+            num_checks = rng.randint(0, most_checks_at_end)
+        pieces.append((f"{name}: {step.words}{so}", True))
+        verdict = "yes"
+        if num_checks and rng.random() < 0.25:
+            # A wrong result cannot be told from what stands before; that it is wrong can.
+            wrong = slip_of(step, rng)
+            pieces += [(f"{step.before}{step.operation}{step.operand}=", True), (str(wrong), False)]
+            verdict = f"not {wrong}"
+        else:
+            pieces.append((step.sum(), True))
+        for _ in range(num_checks):
+            pieces.append((f"{separator}{again}, {step.sum()}, {verdict}", True))
+            verdict = "yes"
+        if i + 1 < len(problem.steps):
+            pieces.append((separator, True))
+    said = rng.choice(["The answer is", "Final Answer:", "Answer:", "So we get"])
+    pieces.append((f"{separator}{said} {problem.answer}.\n", True))
+    # Pieces are tokenised one by one: parts of one kind are joined, so that words and numbers keep their space.
+    return [
+        ("".join(text for text, _ in part), kind) for kind, part in itertools.groupby(pieces, lambda piece: piece[1])
+    ]

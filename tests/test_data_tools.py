@@ -28,12 +28,22 @@ from data_tools.tiny_texts import make_text
 ROOT = Path(__file__).resolve().parents[1]
 BASE = ROOT / "data_tools" / "tiny_base"
 LINE = re.compile(r"(?:(Wait)|(\w+) ([A-H]): ([^,]+)), (\d+)([-+*/])(\d+)=(\d+)(, yes|, not (\d+))?")
+ANSWER = re.compile(r"Answer: (\d+)")
 
 
 def read_line(line):
     match = LINE.fullmatch(line)
     assert match, line
     return match
+
+
+def lines_of(row):
+    """The sums of a trace, whose answer lines all give the answer and stand behind the last step."""
+    lines = row["thinking"].split("\n")
+    first = next(i for i, line in enumerate(lines) if ANSWER.fullmatch(line))
+    assert lines[-1] == f"Answer: {row['reference']}" and set(lines[first::2]) == {lines[-1]}
+    assert all(line.startswith("Wait, ") for line in lines[first + 1 :: 2])
+    return [read_line(line) for line in lines if not ANSWER.fullmatch(line)]
 
 
 def compute(before, operation, operand):
@@ -71,7 +81,7 @@ def test_every_story_has_words_of_its_own_for_every_operation():
 
 def test_a_trace_follows_the_question_and_ends_in_the_answer():
     for row in rows_of(400):
-        lines = [read_line(line) for line in row["thinking"].split("\n")]
+        lines = lines_of(row)
         named = [f"{match[2]} {match[3]}: {match[4]}." for match in lines if not match[1]]
         assert all(step in row["question"] for step in named)
         labels = [match[3] for match in lines if match[3]]
@@ -84,7 +94,7 @@ def test_a_trace_follows_the_question_and_ends_in_the_answer():
 def test_a_wrong_sum_stands_only_where_a_wait_mends_it():
     slips = 0
     for row in rows_of(4000, seed=2):
-        lines = [read_line(line) for line in row["thinking"].split("\n")]
+        lines = lines_of(row)
         for i, match in enumerate(lines):
             assert 0 <= int(match[8]) <= 99
             right = compute(match[5], match[6], match[7]) == int(match[8])
@@ -117,7 +127,7 @@ def test_the_pool_holds_copies_defects_trivial_and_held_out_problems():
     assert len(pool) == 2000
     questions = Counter(row["question"] for row in pool)
     assert sum(count - 1 for question, count in questions.items() if question) > 150
-    assert sum(question in questions for question in [problem.question for problem in heldout]) == 40
+    assert sum(question in questions for question in [problem.question for problem in heldout]) >= 40
     assert sum(row["domain"].endswith("/1") for row in pool) > 100
     assert sum("reference" not in row for row in pool) >= 2000 // 10 // len(DEFECTS)
 
@@ -299,7 +309,7 @@ def test_what_the_difficulty_stage_drops_is_what_the_base_answers_rightly(base):
     rows = rows_of(96, seed=11, num_steps=1)
     solved = curate.solved_by(decoder, tokenizer, rows, max_answer_tokens=8, num_rows=96)
     wrong_references = [row | {"reference": "1000"} for row in rows]
-    assert 0 < sum(solved) < 96
+    assert 24 < sum(solved) < 72
     assert not any(curate.solved_by(decoder, tokenizer, wrong_references, max_answer_tokens=8, num_rows=96))
 
 
