@@ -6,7 +6,6 @@ Needs jax's own packages for the platform (`libtpu`; for H100 `jax-cuda12-plugin
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 
@@ -63,9 +62,17 @@ def compile_decode(
     devices = make_mesh(mesh, topology_devices(topology))
     kind = "cuda" if topology.startswith("h100") else "tpu"
     delimiters = Delimiters(
-        think=(1, 2), answer=(1, 3), final_answer=(1, 3, 4, 5), newline=(4,), end_thinking=(1, 6), end_answer=(6,), pad=6
+        think=(1, 2),
+        answer=(1, 3),
+        final_answer=(1, 3, 4, 5),
+        newline=(4,),
+        end_thinking=(1, 6),
+        end_answer=(6,),
+        pad=6,
     )
-    vocabulary, allowed = jax.eval_shape(lambda: make_vocabulary(delimiters, jnp.zeros(config.vocab_size, bool), config.vocab_size))
+    vocabulary, allowed = jax.eval_shape(
+        lambda: make_vocabulary(delimiters, jnp.zeros(config.vocab_size, bool), config.vocab_size)
+    )
 
     def ints(*shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((num_rows, *shape), jnp.int32)
@@ -83,7 +90,9 @@ def compile_decode(
         names = ("batch", "kv_heads", None, None)
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(
-                x.shape, x.dtype, sharding=sharding_for(devices, rules, names if x.ndim == 4 else (None,) * x.ndim, x.shape)
+                x.shape,
+                x.dtype,
+                sharding=sharding_for(devices, rules, names if x.ndim == 4 else (None,) * x.ndim, x.shape),
             ),
             cache,
         )
@@ -91,14 +100,14 @@ def compile_decode(
     with jax.set_mesh(devices):
         prompts = jax.eval_shape(lambda: empty_prompts(**static, num_prompts=num_rows, capacity=prompt_capacity))
         state = jax.eval_shape(
-            lambda: empty_state(vocabulary_zeros(vocabulary), **static, num_rows=num_rows, capacity=capacity, ignore_width=8)
+            lambda: empty_state(
+                vocabulary_zeros(vocabulary), **static, num_rows=num_rows, capacity=capacity, ignore_width=8
+            )
         )
         state = state._replace(cache=placed(state.cache))
         params = abstract_params(config, rules, "per_layer", devices, config.dtype)
         step = jax.ShapeDtypeStruct((), jnp.int32)
-        traced = advance.trace(
-            params, vocabulary, allowed, rows, (placed(prompts.cache),), state, step, step, **static
-        )
+        traced = advance.trace(params, vocabulary, allowed, rows, (placed(prompts.cache),), state, step, step, **static)
         return traced.lower(lowering_platforms=(kind,)).compile()
 
 

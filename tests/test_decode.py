@@ -201,10 +201,10 @@ def test_a_finished_row_is_refilled_while_the_others_go_on(decoder):
     long = Request(prompt=(9, 21, START, THINK), max_thinking_tokens=150, min_thinking_tokens=150, max_answer_tokens=1)
     short = [
         dataclasses.replace(request, max_answer_tokens=4)
-        for request in requests(9, max_thinking_tokens=8, min_thinking_tokens=0)
+        for request in requests(4, max_thinking_tokens=8, min_thinking_tokens=0)
     ]
     order = [index for index, _ in decoder.stream([long, *short], num_rows=2)]
-    assert order[-1] == 0 and sorted(order) == list(range(10))
+    assert order[-1] == 0 and sorted(order) == list(range(5))
 
 
 def test_samples_of_one_prompt_are_prefilled_once(decoder, monkeypatch):

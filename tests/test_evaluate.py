@@ -66,7 +66,7 @@ def test_a_killed_run_goes_on_where_it_stopped(config, monkeypatch):
     )
     sweep(config)
     assert sorted(Path(config.decoding.output).read_text().splitlines(keepends=True)) == sorted(whole)
-    assert sum(len(request.points) for request in decoded) == len(whole) - 8
+    assert sum(len(request.points) for request in set(decoded)) == len(whole) - 8
 
 
 def test_rows_of_another_config_are_not_added_to(config):
