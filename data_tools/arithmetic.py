@@ -34,7 +34,7 @@ from s1jax.config import run_command
 
 LARGEST_VALUE = 99
 LABELS = "ABCDEFGH"
-MOST_STEPS = len(LABELS)
+MOST_STEPS = 6
 Row = dict[str, Any]
 
 
@@ -302,7 +302,7 @@ DEFECTS: dict[str, Callable[[Row, random.Random], Row]] = dict(
 
 
 def make_heldout(num: int, seed: int) -> list[Problem]:
-    """Return `num` different problems, of 1 to 8 steps in equal shares."""
+    """Return `num` different problems, of 1 to 6 steps in equal shares."""
     rng = random.Random(f"heldout {seed}")
     problems: dict[str, Problem] = {}
     while len(problems) < num:
@@ -341,7 +341,7 @@ def main(out: tyro.conf.Positional[Path], num: int = 3200, num_heldout: int = 12
     Args:
         out: Folder for pool.jsonl (training rows, with copies, defects, trivial problems and leaks) and heldout.jsonl.
         num: Rows of the pool.
-        num_heldout: Held-out problems, of 1 to 8 steps in equal shares.
+        num_heldout: Held-out problems, of 1 to 6 steps in equal shares.
         seed: Everything generated is a function of it.
     """
     if num < 1 or num_heldout < 1:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import random
 
-from data_tools.arithmetic import LABELS, MOST_STEPS, STORIES, Problem, make_problem, slip_of
+from data_tools.arithmetic import LABELS, STORIES, Problem, make_problem, slip_of
 
 SYSTEM_PROMPT = "You are a helpful assistant."
 END_OF_TEXT = "<|endoftext|>"
@@ -38,7 +38,7 @@ def make_text(seed: int, index: int) -> list[Piece]:
     if kind < 0.34:
         return notes(rng)
     if kind < 0.80:
-        problem = make_problem(rng, rng.randint(1, MOST_STEPS))
+        problem = make_problem(rng, rng.randint(1, len(LABELS)))
         return [(problem.question + "\n", False), *worked(problem, rng)]
     return chat(rng)
 
@@ -46,7 +46,7 @@ def make_text(seed: int, index: int) -> list[Piece]:
 def chat(rng: random.Random) -> list[Piece]:
     """Write a chat whose questions are answered directly: short ones, or one that a person could hardly answer so."""
     if rng.random() < 0.2:
-        problems = [make_problem(rng, rng.randint(2, MOST_STEPS))]
+        problems = [make_problem(rng, rng.randint(2, len(LABELS)))]
     else:
         problems = [make_problem(rng, 1) for _ in range(rng.randint(1, 4))]
     pieces = [(f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n", False)]

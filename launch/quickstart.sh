@@ -19,7 +19,7 @@ cd "$(dirname "$0")/.."
 . launch/install.sh
 install ""
 mkdir -p "$out"
-export JAX_PLATFORMS=cpu
+export JAX_PLATFORMS=cpu TRANSFORMERS_VERBOSITY=error
 # One virtual device per core (a power of two, at most 8): the mesh shares the work out over them.
 cores=$(getconf _NPROCESSORS_ONLN) devices=1
 while [ $((devices * 2)) -le "$cores" ] && [ $devices -lt 8 ]; do devices=$((devices * 2)); done

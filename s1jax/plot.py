@@ -24,7 +24,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from s1jax.metrics import SampleRow, Setting, ThinkingPoint, VotingPoint, summarise_curves, thinking_curve, voting_curve
+from s1jax.metrics import (
+    Curve,
+    SampleRow,
+    Setting,
+    ThinkingPoint,
+    VotingPoint,
+    summarise_curves,
+    thinking_curve,
+    voting_curve,
+)
 
 Point = TypeVar("Point", ThinkingPoint, VotingPoint)
 
@@ -59,9 +68,12 @@ def plot_thinking(rows: Sequence[SampleRow], path: str | Path) -> list[ThinkingP
     """Draw accuracy against mean thinking tokens, and write the points beside it as JSON; return the points.
 
     Budgets form a solid line. Points that ignore k attempts to stop ("Wait" x k) form a dashed one, which leaves from the
-    point of the same budget without ignores. A point without any thinking has no place on the axis: a dotted level.
+    point of the same budget without ignores. A point without any thinking has no place on the axis: a dotted level. A curve
+    of a single point, such as samples drawn for voting, is left out where others have more.
     """
     points = thinking_curve(rows)
+    curves = _groups(points, lambda p: tuple(p[name] for name in Curve.__annotations__))  # type: ignore[literal-required]
+    points = [p for _, curve in curves if len(curve) > 1 for p in curve] or points
     with mpl.rc_context(_STYLE):
         page = _Page(points, "Sequential scaling: accuracy against thinking time")
         for ax, panel in page.panels:

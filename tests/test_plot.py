@@ -178,3 +178,10 @@ def test_the_command_explains_bad_rows_in_one_line(tmp_path):
         result.stderr.startswith("error: ") and "line 1: no column" in result.stderr and result.stderr.count("\n") == 1
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_a_single_point_is_left_out_where_others_form_a_curve(tmp_path):
+    curve, single = rows(), [row | {"temperature": 1.0} for row in rows(samples=4, budgets=(64,), waits=())]
+    points = plot_thinking(curve + single, tmp_path / "both.png")
+    assert {point["temperature"] for point in points} == {0.0}
+    assert len(plot_thinking(single, tmp_path / "single.png")) == 1
