@@ -241,6 +241,7 @@ def advance(
     """
     model = nnx.merge(graphdef(config, rules, "per_layer"), params)
     row_keys = sampling.row_keys(*rows.seeds.T)
+    masks = jnp.stack([allowed, allowed & ~vocabulary.ends_thinking])
 
     def unfinished(state: DecodeState) -> jax.Array:
         num_done = jnp.sum(state.row.phase == Phase.DONE)
@@ -249,16 +250,8 @@ def advance(
     def step(state: DecodeState) -> DecodeState:
         logits = model.logits(state.hidden[:, None])[:, 0]
         keys = jax.vmap(jax.random.fold_in)(row_keys, state.num_emitted)
-        token = sampling.draw(logits, allowed[None], keys, rows.sampling)
-        ends = vocabulary.ends_thinking[token] & (state.row.phase == Phase.THINK)
-        redraw = jax.lax.cond(
-            jnp.any(ends),
-            lambda: sampling.draw(logits, (allowed & ~vocabulary.ends_thinking)[None], keys, rows.sampling),
-            lambda: token,
-        )
-        token, forced, row = budget.transition(
-            vocabulary, rows.settings, state.row, token, jnp.where(ends, redraw, token)
-        )
+        token, redraw = sampling.draw(logits, masks, keys, rows.sampling)
+        token, forced, row = budget.transition(vocabulary, rows.settings, state.row, token, redraw)
         live = (state.row.phase != Phase.DONE).astype(jnp.int32)
         told = [token, forced, row.num_ignored > state.row.num_ignored]
         if scores:

@@ -11,6 +11,7 @@ Invariant: softmax, norms, rotary angles and logits are float32 whatever the com
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -169,16 +170,20 @@ class ParamFactory:
 
 
 class Projection(nnx.Module):
-    """A linear map given by an einsum, with an optional bias on its output dimensions."""
+    """A linear map from the last `num_in` dimensions of x to the others of the kernel's, with an optional bias on those."""
 
-    def __init__(self, param: ParamFactory, equation: str, shape, names, dtype: str, bias_dims: int = 0):
-        self.equation, self.dtype = equation, dtype
+    def __init__(self, param: ParamFactory, shape, names, dtype: str, num_in: int = 1, has_bias: bool = False):
+        self.num_in, self.dtype = num_in, dtype
         self.kernel = param(shape, names)
-        self.bias = param(shape[-bias_dims:], names[-bias_dims:], scale=0) if bias_dims else None
+        self.bias = param(shape[num_in:], names[num_in:], scale=0) if has_bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Apply the map in the compute dtype."""
-        y = jnp.einsum(self.equation, x, self.kernel[...].astype(self.dtype))
+        kernel = self.kernel[...].astype(self.dtype)
+        inner, outer = kernel.shape[: self.num_in], kernel.shape[self.num_in :]
+        # As one plain matrix product: contracting two dimensions, XLA would reorder the weights in memory at every step.
+        y = x.reshape(*x.shape[:2], math.prod(inner)) @ kernel.reshape(math.prod(inner), math.prod(outer))
+        y = y.reshape(*x.shape[:2], *outer)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 
@@ -214,14 +219,11 @@ class Attention(nnx.Module):
 
     def __init__(self, config: ModelConfig, param: ParamFactory):
         D, N, K, H = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
-        self.q_proj = Projection(param, "BTD,DNH->BTNH", (D, N, H), ("embed", "heads", None), config.dtype, bias_dims=2)
-        self.k_proj = Projection(
-            param, "BTD,DKH->BTKH", (D, K, H), ("embed", "kv_heads", None), config.dtype, bias_dims=2
-        )
-        self.v_proj = Projection(
-            param, "BTD,DKH->BTKH", (D, K, H), ("embed", "kv_heads", None), config.dtype, bias_dims=2
-        )
-        self.o_proj = Projection(param, "BTNH,NHD->BTD", (N, H, D), ("heads", None, "embed"), config.dtype)
+        heads, kv_heads = ("embed", "heads", None), ("embed", "kv_heads", None)
+        self.q_proj = Projection(param, (D, N, H), heads, config.dtype, has_bias=True)
+        self.k_proj = Projection(param, (D, K, H), kv_heads, config.dtype, has_bias=True)
+        self.v_proj = Projection(param, (D, K, H), kv_heads, config.dtype, has_bias=True)
+        self.o_proj = Projection(param, (N, H, D), ("heads", None, "embed"), config.dtype, num_in=2)
         self.rope_factor = rope_attention_factor(config.yarn)
 
     def __call__(self, x, angles, positions, segment_ids, past=None):
@@ -241,9 +243,9 @@ class MLP(nnx.Module):
 
     def __init__(self, config: ModelConfig, param: ParamFactory):
         D, F = config.embed_dim, config.mlp_dim
-        self.gate_proj = Projection(param, "BTD,DF->BTF", (D, F), ("embed", "mlp"), config.dtype)
-        self.up_proj = Projection(param, "BTD,DF->BTF", (D, F), ("embed", "mlp"), config.dtype)
-        self.down_proj = Projection(param, "BTF,FD->BTD", (F, D), ("mlp", "embed"), config.dtype)
+        self.gate_proj = Projection(param, (D, F), ("embed", "mlp"), config.dtype)
+        self.up_proj = Projection(param, (D, F), ("embed", "mlp"), config.dtype)
+        self.down_proj = Projection(param, (F, D), ("mlp", "embed"), config.dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return down(silu(gate(x)) * up(x))."""
@@ -293,7 +295,7 @@ class Qwen2(nnx.Module):
             self.lm_head = None
         else:
             shape, names = (config.embed_dim, config.vocab_size), ("embed", "vocab")
-            self.lm_head = Projection(param, "BTD,DV->BTV", shape, names, config.dtype)
+            self.lm_head = Projection(param, shape, names, config.dtype)
 
     def __call__(
         self,

@@ -6,7 +6,9 @@ Needs jax's own packages for the platform (`libtpu`; for H100 `jax-cuda12-plugin
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from collections.abc import Sequence
 
 import jax
@@ -40,8 +42,10 @@ H100_BYTES = 80 * 2**30
 
 
 def topology_devices(topology: str) -> Sequence[jax.Device]:
-    """Return the devices of `h100:HOSTSxGPUS` or of a TPU topology such as `v5p:2x2x1`."""
+    """Return the devices of `h100:HOSTSxGPUS`, of a TPU topology such as `v5p:2x2x1`, or the first `N` here, as `cpu:N`."""
     kind, _, shape = topology.partition(":")
+    if kind == "cpu":
+        return jax.devices("cpu")[: int(shape)]
     if kind == "h100":
         os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
         description = topologies.get_topology_desc(
@@ -60,7 +64,7 @@ def compile_decode(
     """Compile the decode loop for `num_rows` rows of `capacity` tokens, each after a prompt of its own."""
     rules = ShardingRules()
     devices = make_mesh(mesh, topology_devices(topology))
-    kind = "cuda" if topology.startswith("h100") else "tpu"
+    platform = {"h100": "cuda", "cpu": "cpu"}.get(topology.partition(":")[0], "tpu")
     delimiters = Delimiters(
         think=(1, 2),
         answer=(1, 3),
@@ -100,17 +104,39 @@ def compile_decode(
     with jax.set_mesh(devices):
         prompts = jax.eval_shape(lambda: empty_prompts(**static, num_prompts=num_rows, capacity=prompt_capacity))
         state = jax.eval_shape(
-            lambda: empty_state(
-                vocabulary_zeros(vocabulary), **static, num_rows=num_rows, capacity=capacity, ignore_width=8
-            )
+            lambda words: empty_state(words, **static, num_rows=num_rows, capacity=capacity, ignore_width=8), vocabulary
         )
         state = state._replace(cache=placed(state.cache))
         params = abstract_params(config, rules, "per_layer", devices, config.dtype)
         step = jax.ShapeDtypeStruct((), jnp.int32)
         traced = advance.trace(params, vocabulary, allowed, rows, (placed(prompts.cache),), state, step, step, **static)
-        return traced.lower(lowering_platforms=(kind,)).compile()
+        return traced.lower(lowering_platforms=(platform,)).compile()
 
 
-def vocabulary_zeros(shapes):
-    """Return zeros of these shapes."""
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+def written_in_loops(compiled: jax.stages.Compiled) -> list[tuple[str, str, int]]:
+    """Return the name, the kind and the bytes of every array that an instruction of a loop's body writes, the largest first.
+
+    In-place updates of a slice are left out: they write the slice only.
+    """
+    text = compiled.as_text() or ""
+    computations = {
+        match[1]: match[0] for match in re.finditer(r"^(?:ENTRY )?%?([\w.\-]+) \(.*?^}", text, re.MULTILINE | re.DOTALL)
+    }
+    written = []
+    for body in set(re.findall(r"body=%?([\w.\-]+)", text)):
+        for line in computations[body].splitlines()[1:]:
+            match = re.match(r"\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\(", line)
+            if not match or match[3] in ("parameter", "get-tuple-element", "tuple", "bitcast", "while", "conditional"):
+                continue
+            called = re.search(r"calls=%?([\w.\-]+)", line)
+            root = re.search(r"ROOT .*", computations.get(called[1], ""))[0] if called else line
+            if "dynamic-update-slice(" not in root:
+                written += [(match[1], match[3], _num_bytes(shape)) for shape in re.findall(r"\w+\[[\d,]*\]", match[2])]
+    return sorted(written, key=lambda item: -item[2])
+
+
+def _num_bytes(shape: str) -> int:
+    """Return the size of an array of such a shape as `bf16[8,128]`."""
+    dtype, dims = shape.rstrip("]").split("[")
+    bits = int(re.sub(r"\D.*", "", dtype.lstrip("bfsu")) or 8)
+    return math.prod(int(dim) for dim in dims.split(",") if dim) * bits // 8

@@ -62,20 +62,27 @@ def filter_scores(scores: Float[Array, "B V"], settings: SamplingSettings) -> Fl
 
 def draw(
     logits: Float[Array, "B V"],
-    allowed: Bool[Array, "B V"],
+    allowed: Bool[Array, "M V"],
     keys: Key[Array, " B"],
     settings: SamplingSettings,
-) -> Int[Array, " B"]:
-    """Return one token per row; sorting is skipped while no row filters, and noise while every row is greedy."""
-    logits = jnp.where(allowed, logits, NEVER)
+) -> Int[Array, "M B"]:
+    """Return one token per row under each of M masks, all from the same noise.
 
-    def sampled() -> Int[Array, " B"]:
-        scores = logits / jnp.maximum(settings.temperature, 1e-6)[:, None]
-        filters = (settings.top_k > 0) | (settings.top_p < 1) | (settings.min_p > 0)
-        scores = jax.lax.cond(jnp.any(filters), lambda: filter_scores(scores, settings), lambda: scores)
+    Sorting is skipped while no row filters, and noise while every row is greedy.
+    """
+
+    def greedy() -> Int[Array, "M B"]:
+        return jnp.stack([jnp.argmax(jnp.where(mask, logits, NEVER), axis=-1) for mask in allowed])
+
+    def sampled() -> Int[Array, "M B"]:
+        scaled = logits / jnp.maximum(settings.temperature, 1e-6)[:, None]
         noise = jax.vmap(lambda key: jax.random.gumbel(key, (logits.shape[-1],)))(keys)
-        drawn = jnp.argmax(jnp.where(scores > NEVER, scores + noise, NEVER), axis=-1)
-        return jnp.where(settings.temperature > 0, drawn, jnp.argmax(logits, axis=-1))
+        filters = jnp.any((settings.top_k > 0) | (settings.top_p < 1) | (settings.min_p > 0))
+        drawn = []
+        for mask in allowed:
+            scores = jnp.where(mask, scaled, NEVER)
+            scores = jax.lax.cond(filters, lambda x: filter_scores(x, settings), lambda x: x, scores)
+            drawn.append(jnp.argmax(jnp.where(scores > NEVER, scores + noise, NEVER), axis=-1))
+        return jnp.where(settings.temperature > 0, jnp.stack(drawn), greedy())
 
-    greedy = jnp.all(settings.temperature <= 0)
-    return jax.lax.cond(greedy, lambda: jnp.argmax(logits, axis=-1), sampled).astype(jnp.int32)
+    return jax.lax.cond(jnp.all(settings.temperature <= 0), greedy, sampled).astype(jnp.int32)

@@ -1,0 +1,74 @@
+"""The decode loop as it is compiled: for this machine always, for H100 and TPU where their compilers are installed."""
+
+import dataclasses
+import importlib.util
+
+import pytest
+
+from s1jax import preflight
+from s1jax.model import ModelConfig
+from s1jax.sharding import MeshConfig
+from s1jax.sizes import qwen2_5
+
+SMALL = ModelConfig(
+    vocab_size=256, embed_dim=256, mlp_dim=512, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=64, rope_theta=1e4,
+    rms_norm_eps=1e-6, max_position_embeddings=8192, tie_word_embeddings=True, dtype="float32",
+)  # fmt: skip
+
+
+def needs(package):
+    return pytest.mark.skipif(importlib.util.find_spec(package) is None, reason=f"{package} is not installed")
+
+
+def cache_bytes(config, num_rows, capacity):
+    """Of one layer's keys or values."""
+    return num_rows * config.num_kv_heads * capacity * config.head_dim * (2 if config.dtype == "bfloat16" else 4)
+
+
+def test_a_step_writes_neither_weights_nor_cache_anew_on_this_machine():
+    compiled = preflight.compile_decode(SMALL, "cpu:1", MeshConfig(fsdp=1), 2, 64, 4096)
+    written = preflight.written_in_loops(compiled)
+    assert written and written[0][2] < min(cache_bytes(SMALL, 2, 4096), 4 * SMALL.embed_dim**2), written[:5]
+
+
+def test_what_is_written_anew_is_found():
+    import jax
+    import jax.numpy as jnp
+
+    def loop(x, y):
+        return jax.lax.while_loop(lambda c: c[1] < 9, lambda c: (jnp.sort(c[0] * y), c[1] + 1), (x, 0))
+
+    compiled = jax.jit(loop).lower(jnp.ones((64, 64)), jnp.ones((64, 64))).compile()
+    assert preflight.written_in_loops(compiled)[0][2] == 64 * 64 * 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "topology",
+    [pytest.param("h100:1x1", marks=needs("jax_cuda12_plugin")), pytest.param("v5p:2x2x1", marks=needs("libtpu"))],
+)
+def test_seven_billion_at_32k_decode_in_place_with_small_temporaries(topology):
+    config = qwen2_5("7B")
+    compiled = preflight.compile_decode(config, topology, MeshConfig(data=-1, fsdp=1), 8, 512, 32768)
+    memory = compiled.memory_analysis()
+    assert memory.temp_size_in_bytes < 0.1 * 2 * config.num_layers * cache_bytes(config, 8, 32768)
+    if topology.startswith("h100"):
+        assert preflight.written_in_loops(compiled)[0][2] < cache_bytes(config, 8, 32768)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("topology", "gib"),
+    [
+        pytest.param("h100:1x8", 80, marks=needs("jax_cuda12_plugin")),
+        pytest.param("v5p:2x2x2", 95, marks=needs("libtpu")),
+    ],
+)
+def test_thirty_two_billion_decode_on_eight_devices_without_gathering_weights(topology, gib):
+    config = dataclasses.replace(qwen2_5("32B"))
+    compiled = preflight.compile_decode(config, topology, MeshConfig(fsdp=1, tensor=8), 8, 512, 32768)
+    memory = compiled.memory_analysis()
+    assert memory.argument_size_in_bytes + memory.temp_size_in_bytes < gib * 2**30
+    if topology.startswith("h100"):
+        gathered = [size for name, kind, size in preflight.written_in_loops(compiled) if "all-gather" in kind]
+        assert all(size < 2 * config.embed_dim**2 // 8 for size in gathered), gathered
