@@ -13,7 +13,7 @@ CONFIG = TrainConfig(
     model="data_tools/tiny_base",
     output="out/model",
     data=DataConfig(source="out/data/train.jsonl", max_length=1024, batch_size=8, num_epochs=2, pad_multiple=32),
-    optimizer=OptimizerConfig(learning_rate=2e-3),
+    optimizer=OptimizerConfig(learning_rate=1e-3),
     mesh=MeshConfig(data=-1, fsdp=1),
     dtype="float32",
     export_dtype="float32",

@@ -335,7 +335,7 @@ def write_jsonl(path: Path, rows: Sequence[Row]) -> None:
     temporary.replace(path)
 
 
-def main(out: tyro.conf.Positional[Path], num: int = 3200, num_heldout: int = 120, seed: int = 0) -> None:
+def main(out: tyro.conf.Positional[Path], num: int = 3600, num_heldout: int = 120, seed: int = 0) -> None:
     """Generate a pool of training rows and held-out problems.
 
     Args:

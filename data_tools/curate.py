@@ -57,7 +57,7 @@ class CurateConfig:
     """Base model of the difficulty stage: a Hugging Face directory or hub id, or one of our own checkpoints."""
     heldout: str
     """Problems that must not be trained on: a JSONL file, or the name of a benchmark."""
-    num: int = 1600
+    num: int = 2000
     """How many rows to choose."""
     ngram: int = 16
     """Length in words of a run that two questions may not share; the paper's is 8."""

@@ -25,13 +25,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32], help="decode: rows decoded together")
     parser.add_argument("--tokens", type=int, default=128, help="decode: thinking tokens of each row")
-    parser.add_argument("--prompt", type=int, default=64, help="tokens of each prompt")
+    parser.add_argument("--prompt", type=int, default=64, help="without --model: tokens of each prompt")
     parser.add_argument("--problems", type=int, default=4, help="sweep: problems decoded together")
-    parser.add_argument("--budgets", type=int, nargs="+", default=[64, 128, 256, 512, 768, 1024, 1024])
+    budgets = [64, 128, 192, 256, 384, 512, 768, 1024]
+    parser.add_argument("--budgets", type=int, nargs="+", default=budgets, help="sweep: thinking tokens")
     parser.add_argument(
-        "--waits", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="sweep: ignores at the largest budget"
+        "--waits", type=int, nargs="*", default=[1, 2, 3, 4], help="sweep: ignores, at the largest budget"
     )
-    parser.add_argument("--answer", type=int, default=32, help="sweep: answer tokens of each point")
+    parser.add_argument("--answer", type=int, default=32, help="sweep: most answer tokens of each point")
     parser.add_argument("--tensor", type=int, default=1, help="devices that each layer is split over")
     return parser.parse_args()
 
@@ -44,26 +45,31 @@ def main() -> None:
     from s1jax.sharding import MeshConfig
 
     mesh = MeshConfig(data=-1, fsdp=1, tensor=args.tensor)
+    num_prompts = max(args.batch) if args.what == "decode" else args.problems
     if args.model:
+        from s1jax.chat import encode_prompt, encode_text
         from s1jax.scheduler import load_decoder
 
-        decoder, _ = load_decoder(args.model, args.dtype, mesh)
+        decoder, tokenizer = load_decoder(args.model, args.dtype, mesh)
+        questions = [f"What is {i + 12} times 17? Explain every step." for i in range(num_prompts)]
+        prompts = [tuple(encode_prompt(tokenizer, question)) for question in questions]
+        wait = tuple(encode_text(tokenizer, "Wait"))
     else:
         from s1jax.sizes import qwen2_5
 
-        decoder = measure.random_decoder(qwen2_5(args.size, args.dtype), mesh)
+        decoder, wait = measure.random_decoder(qwen2_5(args.size, args.dtype), mesh), (7,)
+        prompts = measure.random_prompts(decoder, num_prompts, args.prompt)
     if args.what == "decode":
-        figures = measure.decode_figures(decoder, args.batch, args.tokens, args.prompt)
+        figures = measure.decode_figures(decoder, prompts, args.batch, args.tokens)
     else:
-        points = [Limits(budget) for budget in args.budgets] + [
-            Limits(max(args.budgets), num_ignore=ignores) for ignores in args.waits
-        ]
-        figures = iter(
-            [measure.sweep_figures(decoder, list(dict.fromkeys(points)), args.problems, args.answer, args.prompt)]
-        )
+        points = [Limits(budget) for budget in args.budgets]
+        points += [Limits(max(args.budgets), num_ignore=ignores) for ignores in args.waits]
+        figures = iter([measure.sweep_figures(decoder, prompts, points, wait, args.answer)])
     for line in figures:
         print(json.dumps({"benchmark": args.what, "model": args.model or args.size} | line), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    from s1jax.config import run_command
+
+    run_command(main)

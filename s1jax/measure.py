@@ -46,23 +46,33 @@ def random_decoder(config: ModelConfig, mesh: MeshConfig) -> Decoder:
     return Decoder(config, params, rules, devices, delimiters, np.arange(config.vocab_size) == 4)
 
 
+def random_prompts(decoder: Decoder, num: int, length: int) -> list[tuple[int, ...]]:
+    """Return prompts of random ids."""
+    ids = np.random.default_rng(0).integers(8, min(decoder.config.vocab_size, 10_000), (num, length))
+    return [tuple(row) for row in ids.tolist()]
+
+
 def decode_figures(
-    decoder: Decoder, batch_sizes: Sequence[int], num_tokens: int, prompt_tokens: int
+    decoder: Decoder, prompts: Sequence[tuple[int, ...]], batch_sizes: Sequence[int], num_tokens: int
 ) -> Iterator[Figures]:
     """Yield the speed of decoding `num_tokens` of thinking for each batch size, and of its steps alone.
 
     The time of a step is the difference between the whole and its first half.
     """
+    if min(*batch_sizes, num_tokens - 1) < 1 or max(batch_sizes) > len(prompts):
+        raise ValueError(
+            f"batch sizes {list(batch_sizes)} must be from 1 to the {len(prompts)} prompts, and {num_tokens} tokens at least 2"
+        )
     for batch in batch_sizes:
-        whole = [_request(decoder, i, prompt_tokens, num_tokens) for i in range(batch)]
-        half = [_request(decoder, i, prompt_tokens, num_tokens // 2) for i in range(batch)]
+        whole = [_request(prompt, i, num_tokens) for i, prompt in enumerate(prompts[:batch])]
+        half = [_request(prompt, i, num_tokens // 2) for i, prompt in enumerate(prompts[:batch])]
         first, _ = _seconds(lambda: decoder.decode(whole))  # noqa: B023
         decoder.decode(half)
         half_s, _ = _seconds(lambda: decoder.decode(half))  # noqa: B023
         whole_s, completions = _seconds(lambda: decoder.decode(whole))  # noqa: B023
         step_s = (whole_s - half_s) / (num_tokens - num_tokens // 2)
         bandwidth = read_bandwidth()
-        num_bytes = step_bytes(decoder, batch, prompt_tokens + num_tokens)
+        num_bytes = step_bytes(decoder, sum(len(request.prompt) + num_tokens * 3 // 4 for request in whole))
         yield dict(
             batch=batch,
             dtype=decoder.config.dtype,
@@ -76,17 +86,18 @@ def decode_figures(
 
 
 def sweep_figures(
-    decoder: Decoder, points: Sequence[Limits], num_problems: int, answer_tokens: int, prompt_tokens: int
+    decoder: Decoder,
+    prompts: Sequence[tuple[int, ...]],
+    points: Sequence[Limits],
+    ignore_ids: tuple[int, ...],
+    answer_tokens: int,
 ) -> Figures:
     """Return what a curve costs in one pass, what its largest point does, and its points one at a time; and whether they agree."""
     largest = Limits(*(max(values) for values in zip(*points, strict=True)))
     requests = [
-        dataclasses.replace(
-            _request(decoder, i, prompt_tokens, 0),
-            **largest._asdict(), ignore_ids=(7,), max_answer_tokens=answer_tokens,
-        )
-        for i in range(num_problems)
-    ]  # fmt: skip
+        Request(prompt, *largest, ignore_ids=ignore_ids, max_answer_tokens=answer_tokens, problem=i)
+        for i, prompt in enumerate(prompts)
+    ]
 
     def curve() -> list[tuple[Completion, ...]]:
         forked = [dataclasses.replace(request, points=tuple(points)) for request in requests]
@@ -106,7 +117,8 @@ def sweep_figures(
     one_at_a_time_s, single = _seconds(one_at_a_time)
     return dict(
         points=len(points),
-        problems=num_problems,
+        problems=len(prompts),
+        answer_tokens=answer_tokens,
         dtype=decoder.config.dtype,
         curve_s=round(curve_s, 2),
         largest_point_s=round(largest_s, 2),
@@ -117,14 +129,14 @@ def sweep_figures(
     )
 
 
-def step_bytes(decoder: Decoder, batch: int, num_tokens: int) -> int:
-    """Return how many bytes a decode step reads at least: every weight and the rows' tokens in the cache."""
+def step_bytes(decoder: Decoder, num_cached: int) -> int:
+    """Return how many bytes a decode step reads at least: every weight, and the keys and values of all rows' tokens together."""
     config = decoder.config
     weights = dict(decoder.params)
     if not config.tie_word_embeddings:
         weights.pop("embed_tokens")  # of which only the rows of the batch are read
     per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * jnp.dtype(config.dtype).itemsize
-    return sum(x.nbytes for x in jax.tree.leaves(weights)) + batch * num_tokens * per_token
+    return sum(x.nbytes for x in jax.tree.leaves(weights)) + num_cached * per_token
 
 
 def read_bandwidth(num_bytes: int = 2**30) -> float:
@@ -141,17 +153,9 @@ def read_bandwidth(num_bytes: int = 2**30) -> float:
     return num_bytes * len(arrays) / best
 
 
-def _request(decoder: Decoder, problem: int, prompt_tokens: int, num_tokens: int) -> Request:
-    """Return a request for exactly `num_tokens` of thinking on a prompt of its own."""
-    rng = np.random.default_rng(problem)
-    prompt = rng.integers(8, min(decoder.config.vocab_size, 10_000), prompt_tokens).tolist()
-    return Request(
-        prompt=tuple(prompt),
-        max_thinking_tokens=num_tokens,
-        min_thinking_tokens=num_tokens,
-        max_answer_tokens=1,
-        problem=problem,
-    )
+def _request(prompt: tuple[int, ...], problem: int, num_tokens: int) -> Request:
+    """Return a request for exactly `num_tokens` of thinking."""
+    return Request(prompt, num_tokens, num_tokens, max_answer_tokens=1, problem=problem)
 
 
 def _seconds(call: Callable[[], Any]) -> tuple[float, Any]:
