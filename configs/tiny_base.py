@@ -9,7 +9,7 @@ steps; 875,000 parameters, 3.5 MB. Without thinking it solves 88 of 200 one-step
 from __future__ import annotations
 
 from data_tools.tiny_base import TinyBaseConfig
-from s1jax.model import ModelConfig
+from s1jax.model_config import ModelConfig
 
 CONFIG = TinyBaseConfig(
     output="data_tools/tiny_base",

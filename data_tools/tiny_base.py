@@ -27,7 +27,8 @@ from data_tools.arithmetic import LABELS
 from data_tools.tiny_texts import END_OF_TEXT, SYSTEM_PROMPT, make_text
 from s1jax.checkpoint import save_hf
 from s1jax.config import parse_command, run_command
-from s1jax.model import ModelConfig, Params, init_params
+from s1jax.model import Params, init_params
+from s1jax.model_config import ModelConfig
 from s1jax.sharding import MeshConfig, ShardingRules, make_mesh
 from s1jax.train import TrainState, make_train_step
 

@@ -55,7 +55,7 @@ def main() -> None:
         prompts = [tuple(encode_prompt(tokenizer, question)) for question in questions]
         wait = tuple(encode_text(tokenizer, "Wait"))
     else:
-        from s1jax.sizes import qwen2_5
+        from s1jax.model_config import qwen2_5
 
         decoder, wait = measure.random_decoder(qwen2_5(args.size, args.dtype), mesh), (7,)
         prompts = measure.random_prompts(decoder, num_prompts, args.prompt)

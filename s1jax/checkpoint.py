@@ -29,7 +29,8 @@ import jax
 
 from s1jax import hf_weights, orbax_params
 from s1jax.config import write_file
-from s1jax.model import Layout, ModelConfig, Params
+from s1jax.model import Layout, Params
+from s1jax.model_config import ModelConfig
 from s1jax.orbax_params import finished_steps, is_finished
 from s1jax.sharding import ShardingRules
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Int
     from transformers import PreTrainedTokenizerBase
 
-    from s1jax.model import ModelConfig
+    from s1jax.model_config import ModelConfig
 
 LossAverage = Literal["sequence", "token"]
 TooLong = Literal["error", "truncate"]

@@ -23,7 +23,8 @@ from s1jax import budget, sampling
 from s1jax.budget import Phase, RowSettings, RowState, Vocabulary
 from s1jax.cache import KVCache
 from s1jax.chat import Delimiters
-from s1jax.model import ModelConfig, Params, graphdef, init_cache
+from s1jax.model import Params, graphdef, init_cache
+from s1jax.model_config import ModelConfig
 from s1jax.sampling import SamplingSettings
 from s1jax.sharding import ShardingRules, constrain
 

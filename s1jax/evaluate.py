@@ -26,7 +26,7 @@ from s1jax.chat import encode_prompt, encode_text, split_completion
 from s1jax.config import commit, config_hash
 from s1jax.grading import grade
 from s1jax.metrics import SampleRow, read_samples
-from s1jax.model import DType
+from s1jax.model_config import DType
 from s1jax.progress import progress
 from s1jax.request import Completion, Request
 from s1jax.scheduler import load_decoder

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 from s1jax.chat import encode_prompt, encode_text
-from s1jax.model import DType
+from s1jax.model_config import DType
 from s1jax.request import Completion, Request
 from s1jax.scheduler import load_decoder
 

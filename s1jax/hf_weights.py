@@ -26,7 +26,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from s1jax import safetensors_io
 from s1jax.bits import as_bits
 from s1jax.config import write_file
-from s1jax.model import Layout, ModelConfig, Params, abstract_params
+from s1jax.model import Layout, Params, abstract_params
+from s1jax.model_config import ModelConfig
 from s1jax.progress import progress
 from s1jax.safetensors_io import FLOAT_DTYPES, Block, TensorInfo, read_block
 from s1jax.sharding import ShardingRules

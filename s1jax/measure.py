@@ -21,7 +21,8 @@ import numpy as np
 
 from s1jax.budget import Limits
 from s1jax.chat import Delimiters
-from s1jax.model import ModelConfig, init_params
+from s1jax.model import init_params
+from s1jax.model_config import ModelConfig
 from s1jax.request import Completion, Request
 from s1jax.scheduler import Decoder
 from s1jax.sharding import MeshConfig, ShardingRules, make_mesh

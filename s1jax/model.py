@@ -1,9 +1,9 @@
 """The Qwen2.5 decoder: token ids, positions and segments -> hidden states, logits and a key/value cache.
 
-`ModelConfig` is read from (and written back to) a Hugging Face `config.json`. The NNX modules hold the parameters under Hugging Face's
-submodule names and define the forward; everything jitted takes the parameters as a plain nested dict (`abstract_params`, `init_params`) and
-merges them with `graphdef(...)`. Two layouts of one block: `stacked` layers ([L, ...] arrays, run by `jax.lax.scan`, for training) and
-per-layer arrays (a Python loop, for decoding, where slicing a stack would copy the weights at every step).
+The NNX modules hold the parameters under Hugging Face's submodule names and define the forward; everything jitted takes the
+parameters as a plain nested dict (`abstract_params`, `init_params`) and merges them with `graphdef(...)`. Two layouts of one block:
+`stacked` layers ([L, ...] arrays, run by `jax.lax.scan`, for training) and per-layer arrays (a Python loop, for decoding, where
+slicing a stack would copy the weights at every step).
 
 Invariant: softmax, norms, rotary angles and logits are float32 whatever the compute dtype.
 """
@@ -13,7 +13,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
@@ -23,7 +22,8 @@ from flax import nnx
 from s1jax.attention import Prefix, attention
 from s1jax.bits import take_layer
 from s1jax.cache import KVCache, empty_cache, write
-from s1jax.rope import YarnConfig, apply_rope, rope_attention_factor, rope_frequencies
+from s1jax.model_config import ModelConfig
+from s1jax.rope import apply_rope, rope_attention_factor, rope_frequencies
 from s1jax.sharding import ShardingRules, constrain, sharding_for
 
 if TYPE_CHECKING:
@@ -31,116 +31,6 @@ if TYPE_CHECKING:
 
 Params = dict[str, Any]
 Layout = Literal["stacked", "per_layer"]
-DType = Literal["bfloat16", "float32"]
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """The shape of a Qwen2.5 model, and the dtype it computes in."""
-
-    vocab_size: int
-    embed_dim: int
-    mlp_dim: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    rope_theta: float
-    rms_norm_eps: float
-    max_position_embeddings: int
-    tie_word_embeddings: bool
-    yarn: YarnConfig | None = None
-    dtype: str = "bfloat16"
-    """Compute dtype: bfloat16 or float32."""
-
-    @property
-    def context_length(self) -> int:
-        """The most tokens the model is made for, with YaRN's stretch."""
-        stretched = self.yarn.factor * self.yarn.original_max_position_embeddings if self.yarn else 0
-        return max(self.max_position_embeddings, round(stretched))
-
-    @classmethod
-    def from_hf(cls, hf: dict[str, Any], dtype: str = "bfloat16") -> ModelConfig:
-        """Read the dict of a Hugging Face `config.json`. Raises ValueError for what this decoder does not compute."""
-        problems = []
-        if hf.get("model_type") != "qwen2":
-            problems.append(f"model_type is {hf.get('model_type')!r}, not 'qwen2'")
-        if hf.get("hidden_act", "silu") != "silu":
-            problems.append(f"hidden_act is {hf['hidden_act']!r}, not 'silu'")
-        if hf.get("use_sliding_window"):
-            problems.append("use_sliding_window is set")
-        needed = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
-        problems += [f"{name} is missing" for name in needed if name not in hf]
-        # `rope_parameters` is the newer form of `rope_theta` and `rope_scaling`.
-        rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
-        rope_type = rope.get("rope_type") or rope.get("type") or "default"
-        if rope_type not in ("default", "yarn"):
-            problems.append(f"rope type is {rope_type!r}, not 'default' or 'yarn'")
-        if rope_type == "yarn" and "factor" not in rope:
-            problems.append("yarn without a factor")
-        if rope.get("mscale") or rope.get("mscale_all_dim"):
-            problems.append("yarn with mscale or mscale_all_dim")
-        if rope.get("truncate") is False:
-            problems.append("yarn with truncate false")
-        if (rope.get("partial_rotary_factor") or hf.get("partial_rotary_factor") or 1) != 1:
-            problems.append("partial_rotary_factor is not 1")
-        num_heads, num_kv_heads = hf.get("num_attention_heads"), hf.get("num_key_value_heads")
-        if num_heads and num_kv_heads and num_heads % num_kv_heads:
-            problems.append(f"num_key_value_heads {num_kv_heads} does not divide num_attention_heads {num_heads}")
-        if problems:
-            raise ValueError(f"not a Qwen2.5 config: {'; '.join(problems)}")
-        max_position_embeddings = hf.get("max_position_embeddings", 32768)
-        yarn = None
-        if rope_type == "yarn":
-            yarn = YarnConfig(
-                factor=float(rope["factor"]),
-                original_max_position_embeddings=int(
-                    rope.get("original_max_position_embeddings") or max_position_embeddings
-                ),
-                beta_fast=float(rope.get("beta_fast") or 32.0),
-                beta_slow=float(rope.get("beta_slow") or 1.0),
-                attention_factor=rope.get("attention_factor"),
-            )
-        return cls(
-            vocab_size=hf["vocab_size"],
-            embed_dim=hf["hidden_size"],
-            mlp_dim=hf["intermediate_size"],
-            num_layers=hf["num_hidden_layers"],
-            num_heads=hf["num_attention_heads"],
-            num_kv_heads=hf.get("num_key_value_heads") or hf["num_attention_heads"],
-            head_dim=hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"],
-            rope_theta=float(rope.get("rope_theta") or hf.get("rope_theta") or 10000.0),
-            rms_norm_eps=hf.get("rms_norm_eps", 1e-6),
-            max_position_embeddings=max_position_embeddings,
-            tie_word_embeddings=hf.get("tie_word_embeddings", False),
-            yarn=yarn,
-            dtype=dtype,
-        )
-
-    def to_hf(self) -> dict[str, Any]:
-        """Return the dict of a Hugging Face `config.json` that `from_hf` reads back to this config."""
-        hf: dict[str, Any] = dict(
-            architectures=["Qwen2ForCausalLM"],
-            model_type="qwen2",
-            vocab_size=self.vocab_size,
-            hidden_size=self.embed_dim,
-            intermediate_size=self.mlp_dim,
-            num_hidden_layers=self.num_layers,
-            num_attention_heads=self.num_heads,
-            num_key_value_heads=self.num_kv_heads,
-            head_dim=self.head_dim,
-            hidden_act="silu",
-            rms_norm_eps=self.rms_norm_eps,
-            rope_theta=self.rope_theta,
-            max_position_embeddings=self.max_position_embeddings,
-            tie_word_embeddings=self.tie_word_embeddings,
-            use_sliding_window=False,
-            attention_dropout=0.0,
-        )
-        if self.yarn is not None:
-            yarn = {f.name: getattr(self.yarn, f.name) for f in fields(self.yarn)}
-            hf["rope_scaling"] = {"rope_type": "yarn"} | {k: v for k, v in yarn.items() if v is not None}
-        return hf
 
 
 def init_cache(config: ModelConfig, batch_size: int, capacity: int, rules: ShardingRules) -> KVCache:

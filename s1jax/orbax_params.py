@@ -16,7 +16,8 @@ from typing import Any
 import jax
 
 from s1jax.config import write_file
-from s1jax.model import Layout, ModelConfig, Params, abstract_params, unstack
+from s1jax.model import Layout, Params, abstract_params, unstack
+from s1jax.model_config import ModelConfig
 from s1jax.sharding import ShardingRules
 
 CHUNK_BYTES = 64 * 2**20

@@ -19,7 +19,8 @@ from s1jax.budget import RowSettings
 from s1jax.cache import KVCache
 from s1jax.chat import Delimiters
 from s1jax.decode import Rows, advance, empty_prompts, empty_state, make_vocabulary
-from s1jax.model import ModelConfig, abstract_params
+from s1jax.model import abstract_params
+from s1jax.model_config import ModelConfig
 from s1jax.sampling import SamplingSettings
 from s1jax.sharding import MeshConfig, ShardingRules, make_mesh, sharding_for
 

@@ -36,7 +36,8 @@ from s1jax.decode import (
     put_prompts,
     start_rows,
 )
-from s1jax.model import ModelConfig, Params
+from s1jax.model import Params
+from s1jax.model_config import ModelConfig
 from s1jax.request import Completion, Request
 from s1jax.sampling import SamplingSettings
 from s1jax.sharding import MeshConfig, ShardingRules, make_mesh
@@ -66,11 +67,11 @@ class Decoder:
     def check(self, request: Request) -> None:
         """Raise ValueError unless the request's prompt and limits fit the model's context."""
         total = len(request.prompt) + self.num_new_tokens(request)
-        if total > self.config.max_position_embeddings:
+        if total > self.config.context_length:
             raise ValueError(
                 f"a prompt of {len(request.prompt)} tokens, {request.max_thinking_tokens} of thinking and "
                 f"{request.max_answer_tokens} of answer need {total} positions; the model has "
-                f"{self.config.max_position_embeddings}: shorten the prompt or lower the limits"
+                f"{self.config.context_length}: shorten the prompt or lower the limits"
             )
 
     def num_new_tokens(self, request: Request) -> int:

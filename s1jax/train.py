@@ -28,7 +28,8 @@ from flax import nnx
 from s1jax import data
 from s1jax.config import write_file
 from s1jax.data import DataConfig
-from s1jax.model import DType, ModelConfig, Params, Qwen2, abstract_params, graphdef
+from s1jax.model import Params, Qwen2, abstract_params, graphdef
+from s1jax.model_config import DType, ModelConfig
 from s1jax.progress import progress
 from s1jax.sharding import MeshConfig, ShardingRules, make_mesh, sharding_for
 

@@ -48,7 +48,8 @@ def tiny_model(tmp_path_factory) -> str:
     from test_chat import byte_tokenizer
 
     from s1jax import checkpoint
-    from s1jax.model import ModelConfig, init_params
+    from s1jax.model import init_params
+    from s1jax.model_config import ModelConfig
     from s1jax.sharding import MeshConfig, ShardingRules, make_mesh
 
     config = ModelConfig(

@@ -7,22 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from s1jax.model import ModelConfig, graphdef
+from s1jax.model import graphdef
+from s1jax.model_config import SIZES, ModelConfig
 from s1jax.sharding import MeshConfig, ShardingRules, make_mesh
 
 RULES = ShardingRules()
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
-
-# The published config.json of every size of Qwen2.5-Instruct: hidden, mlp, layers, heads, kv heads, tied, vocabulary.
-SIZES = {
-    "0.5B": (896, 4864, 24, 14, 2, True, 151936),
-    "1.5B": (1536, 8960, 28, 12, 2, True, 151936),
-    "3B": (2048, 11008, 36, 16, 2, True, 151936),
-    "7B": (3584, 18944, 28, 28, 4, False, 152064),
-    "14B": (5120, 13824, 48, 40, 8, False, 152064),
-    "32B": (5120, 27648, 64, 40, 8, False, 152064),
-    "72B": (8192, 29568, 80, 64, 8, False, 152064),
-}
 
 
 def published(size: str, **changes) -> dict:

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-# The rows of DESIGN's table. This project's additions: `progress`; `bits`, `cache`, `rope` and `sizes` (parts of `model`); the three
+# The rows of DESIGN's table. This project's additions: `progress`; `bits`, `cache`, `rope` and `model_config` (parts of `model`); the three
 # parts of `checkpoint`; `request` and `scheduler` (parts of `decode`); `generate` (one question to one model); `measure`.
 TABLE = """
-bits progress config sharding chat grading attention cache rope model sizes safetensors_io hf_weights orbax_params checkpoint
+bits progress config sharding chat grading attention cache rope model_config model safetensors_io hf_weights orbax_params checkpoint
 data train
 sampling budget decode request scheduler generate benchmarks metrics evaluate sweep measure plot preflight
 """
@@ -24,7 +24,7 @@ ROWS = TABLE.split()
 # for the format of training rows.
 DATA_TOOLS_MAY_IMPORT = {"chat", "grading", "request", "scheduler", "benchmarks", "config", "data", "progress"}
 # The script that makes a base model trains one.
-BASE_MODEL_MAY_IMPORT = DATA_TOOLS_MAY_IMPORT | {"model", "sharding", "checkpoint", "train"}
+BASE_MODEL_MAY_IMPORT = DATA_TOOLS_MAY_IMPORT | {"model", "model_config", "sharding", "checkpoint", "train"}
 MAX_LINES, MAX_LINES_OF_A_COMMAND = 420, 80  # "about 400"; "under ~80"
 NEEDED_ON_BARE_MACHINES = {"jax", "flax", "optax", "numpy"}
 BARE_MODULES = [

@@ -9,7 +9,7 @@ from test_chat import byte_tokenizer
 
 from s1jax import data
 from s1jax.data import DataConfig, Examples, encode_rows, make_batches, num_steps, read_rows, write_rejects
-from s1jax.model import ModelConfig
+from s1jax.model_config import ModelConfig
 
 ROW = {"id": "r", "question": "q", "thinking": "t", "answer": "a", "reference": "4", "source": "s", "domain": "d"}
 

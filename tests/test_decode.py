@@ -12,7 +12,8 @@ from flax import nnx
 from s1jax import decode, scheduler
 from s1jax.budget import Limits
 from s1jax.chat import Delimiters
-from s1jax.model import ModelConfig, graphdef, init_params, unstack
+from s1jax.model import graphdef, init_params, unstack
+from s1jax.model_config import ModelConfig
 from s1jax.request import Request
 from s1jax.scheduler import Decoder
 from s1jax.sharding import MeshConfig, ShardingRules, make_mesh

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import transformers
 from flax import nnx
-from model_cases import RULES, SIZES, YARN, full_logits, one_device, published, random_tokens
+from model_cases import RULES, YARN, full_logits, one_device, published, random_tokens
 
-from s1jax.model import ModelConfig, abstract_params, graphdef, init_cache, unstack
+from s1jax.model import abstract_params, graphdef, init_cache, unstack
+from s1jax.model_config import SIZES, ModelConfig
 
 # What changes no logit.
 

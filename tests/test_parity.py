@@ -15,7 +15,8 @@ from flax import nnx
 from model_cases import RULES, YARN, full_logits, one_device, published, random_tokens
 
 from s1jax.checkpoint import load_model
-from s1jax.model import ModelConfig, graphdef, init_cache, unstack
+from s1jax.model import graphdef, init_cache, unstack
+from s1jax.model_config import ModelConfig
 from s1jax.rope import apply_rope, rope_attention_factor, rope_frequencies
 
 torch = pytest.importorskip("torch")

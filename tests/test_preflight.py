@@ -6,9 +6,8 @@ import importlib.util
 import pytest
 
 from s1jax import preflight
-from s1jax.model import ModelConfig
+from s1jax.model_config import ModelConfig, qwen2_5
 from s1jax.sharding import MeshConfig
-from s1jax.sizes import qwen2_5
 
 SMALL = ModelConfig(
     vocab_size=256, embed_dim=256, mlp_dim=512, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=64, rope_theta=1e4,

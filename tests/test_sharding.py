@@ -13,7 +13,8 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from s1jax.model import ModelConfig, abstract_params, graphdef, init_params, unstack
+from s1jax.model import abstract_params, graphdef, init_params, unstack
+from s1jax.model_config import ModelConfig
 from s1jax.sharding import MESH_AXES, MeshConfig, ShardingRules, constrain, make_mesh, sharding_for
 
 RULES = ShardingRules()

@@ -21,7 +21,8 @@ from test_chat import byte_tokenizer
 
 from s1jax import checkpoint, data, train
 from s1jax.data import DataConfig
-from s1jax.model import ModelConfig, init_params
+from s1jax.model import init_params
+from s1jax.model_config import ModelConfig
 from s1jax.sharding import MeshConfig, ShardingRules, make_mesh
 
 CONFIG = ModelConfig(
