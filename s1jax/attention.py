@@ -52,6 +52,8 @@ def attention(
     causal = kv_positions[:, None, :] <= q_positions[:, :, None]
     parts = [_Part(q, k, v, causal & (q_segment_ids[:, :, None] == kv_segment_ids[:, None, :]))]
     for prefix in prefixes:
+        if prefix_end is None:
+            raise ValueError("prefixes need a prefix_end")
         shared = B // prefix.k.shape[0]
         positions, segment_ids = (jnp.repeat(x, shared, axis=0) for x in (prefix.positions, prefix.segment_ids))
         before = positions[:, None, :] < prefix_end[:, None, None]

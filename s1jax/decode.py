@@ -213,7 +213,7 @@ def start_rows(
         return jnp.where(starts.reshape(-1, *[1] * (old.ndim - 1)), new, old)
 
     return state._replace(
-        cache=state.cache._replace(segment_ids=pick(0, state.cache.segment_ids)),
+        cache=state.cache._replace(segment_ids=pick(jnp.zeros((), jnp.int32), state.cache.segment_ids)),
         hidden=pick(hidden, state.hidden),
         position=pick(length + num_thinking, state.position),
         num_emitted=pick(num_thinking, state.num_emitted),

@@ -10,9 +10,11 @@ import math
 import os
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import topologies
 
 from s1jax.budget import RowSettings
@@ -76,13 +78,13 @@ def compile_decode(
         pad=6,
     )
     vocabulary, allowed = jax.eval_shape(
-        lambda: make_vocabulary(delimiters, jnp.zeros(config.vocab_size, bool), config.vocab_size)
+        lambda: make_vocabulary(delimiters, np.zeros(config.vocab_size, bool), config.vocab_size)
     )
 
-    def ints(*shape: int) -> jax.ShapeDtypeStruct:
+    def ints(*shape: int) -> Any:
         return jax.ShapeDtypeStruct((num_rows, *shape), jnp.int32)
 
-    floats = jax.ShapeDtypeStruct((num_rows,), jnp.float32)
+    floats: Any = jax.ShapeDtypeStruct((num_rows,), jnp.float32)
     rows = Rows(
         settings=RowSettings(ints(), ints(), ints(), ints(8), ints(), ints()),
         sampling=SamplingSettings(floats, ints(), floats, floats),
@@ -130,8 +132,8 @@ def written_in_loops(compiled: jax.stages.Compiled) -> list[tuple[str, str, int]
             if not match or match[3] in ("parameter", "get-tuple-element", "tuple", "bitcast", "while", "conditional"):
                 continue
             called = re.search(r"calls=%?([\w.\-]+)", line)
-            root = re.search(r"ROOT .*", computations.get(called[1], ""))[0] if called else line
-            if "dynamic-update-slice(" not in root:
+            root = re.search(r"ROOT .*", computations[called[1]]) if called else match
+            if root and "dynamic-update-slice(" not in root[0]:
                 written += [(match[1], match[3], _num_bytes(shape)) for shape in re.findall(r"\w+\[[\d,]*\]", match[2])]
     return sorted(written, key=lambda item: -item[2])
 

@@ -4,8 +4,8 @@ A fixed number of rows decode together. A finished row takes the next request, s
 side by side and share one prefill and one cache of it. When traces are done whose requests ask for answers at other points, those
 answers are decoded together as forks, which read their trace's cache in place.
 
-Compilations are few: lengths are rounded up to powers of two (prompts, and the rows' own caches, which grow as needed), forks per trace
-too, and prompts are prefilled 1, 8 or 64 at a time. Nothing else about a request compiles anything.
+Compilations are few: lengths are rounded up to powers of two (prompts, and the rows' own caches, which grow as needed), forks per trace to
+those or one and a half of them, and prompts are prefilled 1, 8 or 64 at a time. Nothing else about a request compiles anything.
 
 Invariant: neither the number of rows nor the order of the requests changes a token.
 """
@@ -162,10 +162,10 @@ class _Rows:
             ignore_width=ignore_width,
         )
 
-        def ints(*shape: int) -> np.ndarray:
+        def ints(*shape: int) -> Any:
             return np.zeros((num_rows, *shape), np.int32)
 
-        def floats(value: float) -> np.ndarray:
+        def floats(value: float) -> Any:
             return np.full(num_rows, value, np.float32)
 
         self.rows = Rows(
@@ -265,7 +265,8 @@ class _Run:
             # With more requests to come, an eighth of the rows may idle before they are refilled.
             enough = max(1, len(traces.logs) // 8) if is_more else len(traces.logs)
             traces.run(self.prompts, (self.prompts.cache,), most_steps, enough)
-        results, forking = [], {}
+        results: list[Results] = []
+        forking: dict[int, _Log] = {}
         for row, log in enumerate(traces.logs):
             if log is None or log.phase != Phase.DONE:
                 continue
@@ -274,7 +275,7 @@ class _Run:
                 results.append((log.index, (log.completion(),) * len(ends)))
                 traces.logs[row] = None
             else:
-                forking[row] = ends
+                forking[row] = log
         # Forks are cheaper together: wait for the other traces, unless other requests wait for their rows.
         if forking and (not traces.live or (is_more and len(forking) >= max(1, len(traces.logs) // 4))):
             results += self._fork(forking)
@@ -330,7 +331,7 @@ class _Run:
         attempts = [*log.attempts, *([own.num_thinking] if own.is_natural else [])]
         return [find_end(point, attempts) for point in self.requests[log.index].points] or [own]
 
-    def _fork(self, forking: dict[int, list[End]]) -> list[Results]:
+    def _fork(self, forking: dict[int, _Log]) -> list[Results]:
         """Decode the answers of finished traces, by row, at the ends their points ask for; free the rows."""
         traces, rows = self.traces, list(forking)
         prompts, trace_cache = self.prompts, traces.state.cache
@@ -341,35 +342,29 @@ class _Run:
             prompts, trace_cache = _take(prompts, of_rows // self.per_prompt), _take(trace_cache, of_rows)
         else:
             rows = list(range(len(traces.logs)))
-        new_ends = {row: sorted(set(ends) - {self._own_end(traces.logs[row])}) for row, ends in forking.items()}
-        per_trace = _power_of_two(max(len(ends) for ends in new_ends.values()))
+        ends = {row: sorted(set(self._ends(trace)) - {self._own_end(trace)}) for row, trace in forking.items()}
+        per_trace = _round_up_finely(max(len(new) for new in ends.values()))
         most_tokens = max(request.max_answer_tokens for request in self.requests) + self.decoder.longest_delimiter + 1
         forks = _Rows(self.decoder, len(rows) * per_trace, most_tokens, self.ignore_width, self.scores)
-        place_of = {row: place for place, row in reversed(list(enumerate(rows)))}
-        for row, ends in new_ends.items():
-            trace = traces.logs[row]
-            assert trace is not None
-            for i, end in enumerate(ends):
+        results: dict[int, dict[End, _Log]] = {}
+        for row, trace in forking.items():
+            results[row] = {self._own_end(trace): trace}
+            for place, end in enumerate(ends[row], rows.index(row) * per_trace):
                 phase = Phase.FORCE if end.is_natural else Phase.THINK
-                limits = Limits(max_thinking_tokens=end.num_thinking)
-                request = self.requests[trace.index]
-                forks.start(place_of[row] * per_trace + i, request, trace.fork(end), limits, phase)
+                log = results[row][end] = trace.fork(end)
+                forks.start(place, self.requests[trace.index], log, Limits(end.num_thinking), phase)
         while forks.live:
             forks.run(prompts, (prompts.cache, trace_cache), MOST_STEPS, len(forks.logs))
-        results = []
-        for row, ends in forking.items():
-            trace = traces.logs[row]
-            first = place_of[row] * per_trace
-            done = {self._own_end(trace): trace}
-            for i, end in enumerate(new_ends[row]):
-                log = done[end] = forks.logs[first + i]
+        for row, trace in forking.items():
+            for end in ends[row]:
                 # A fork begins without the hidden state that this one is computed from.
-                log.end_logprobs[end.num_thinking : end.num_thinking + 1] = trace.end_logprobs[
-                    end.num_thinking : end.num_thinking + 1
-                ]
-            results.append((trace.index, tuple(done[end].completion() for end in ends)))
+                first = slice(end.num_thinking, end.num_thinking + 1)
+                results[row][end].end_logprobs[first] = trace.end_logprobs[first]
             traces.logs[row] = None
-        return results
+        return [
+            (trace.index, tuple(results[row][end].completion() for end in self._ends(trace)))
+            for row, trace in forking.items()
+        ]
 
 
 def load_decoder(
@@ -406,6 +401,11 @@ def _take(tree: Any, rows: jax.Array) -> Any:
 
 def _power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length()
+
+
+def _round_up_finely(n: int) -> int:
+    """Return the power of two, or one and a half of one, at or above `n`."""
+    return min(size for size in (_power_of_two(n), 3 * _power_of_two(-(-n // 3))) if size >= n)
 
 
 def _round_up(n: int, smallest: int = SMALLEST_CAPACITY) -> int:
