@@ -105,7 +105,7 @@ def test_a_wrong_sum_stands_only_where_a_wait_mends_it():
                 slips += 1
                 mend = lines[i + 1]
                 assert mend[1] and mend[10] == match[8] and mend[5] == match[5]
-    assert slips > 200
+    assert slips > 100
 
 
 def test_about_one_row_in_two_checks_itself_and_most_checks_agree():
@@ -113,7 +113,7 @@ def test_about_one_row_in_two_checks_itself_and_most_checks_agree():
     assert 0.4 < np.mean(["Wait" in row["thinking"] for row in rows]) < 0.8
     agreed = sum(row["thinking"].count(", yes") for row in rows)
     mended = sum(row["thinking"].count(", not ") for row in rows)
-    assert 0.05 < mended / (agreed + mended) < 0.3
+    assert 0.015 < mended / (agreed + mended) < 0.1
 
 
 def test_the_pool_is_a_function_of_its_seed():
@@ -133,9 +133,9 @@ def test_the_pool_holds_copies_defects_trivial_and_held_out_problems():
 
 
 def test_heldout_problems_differ_and_come_in_all_lengths_equally():
-    heldout = make_heldout(160, 5)
-    assert len({problem.question for problem in heldout}) == 160
-    assert set(Counter(len(problem.steps) for problem in heldout).values()) == {160 // MOST_STEPS}
+    heldout = make_heldout(120, 5)
+    assert len({problem.question for problem in heldout}) == 120
+    assert set(Counter(len(problem.steps) for problem in heldout).values()) == {120 // MOST_STEPS}
 
 
 # -- curation stages

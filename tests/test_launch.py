@@ -155,7 +155,23 @@ def only_words(text):
     return re.sub(r"[\W_]+", "", text)
 
 
-@pytest.mark.parametrize("script", COMMANDS)
+def test_a_benchmark_runs_from_a_command_line_and_prints_json(tiny_model):
+    command = [sys.executable, ROOT / "launch" / "benchmark.py"]
+
+    def run(*arguments):
+        return subprocess.run([*command, *arguments, "--dtype", "float32"], capture_output=True, text=True, cwd="/")
+
+    decode = run("decode", "--model", tiny_model, "--batch", "1", "2", "--tokens", "8")
+    assert [json.loads(line)["batch"] for line in decode.stdout.splitlines()] == [1, 2], decode.stderr
+    small = ["--problems", "2", "--budgets", "4", "9", "--waits", "1", "--answer", "4"]
+    sweep = json.loads(run("sweep", "--model", tiny_model, *small).stdout)
+    assert sweep["points"] == 3 and sweep["identical"]
+    for arguments in (["decode", "--batch", "0"], ["decode", "--size", "1B"], ["decode", "--model", "/nonesuch"]):
+        failed = run(*arguments)
+        assert failed.returncode and failed.stderr.startswith("error: ") and "Traceback" not in failed.stderr
+
+
+@pytest.mark.parametrize("script", [script for script in COMMANDS if script != "benchmark"])
 def test_help_explains_the_command_and_every_field(script, run, monkeypatch):
     from launch import convert, plot
     from s1jax.evaluate import EvaluateConfig
@@ -200,11 +216,11 @@ def test_a_command_runs_as_a_process_of_its_own(tiny_model):
 # What makes each step of the quickstart small; a step that is not here runs as it stands.
 SMALLER = {
     "-m data_tools.arithmetic": "--num 120 --num-heldout 8",
-    "-m data_tools.curate": "--num 16 --batch-size 64",
+    "-m data_tools.curate": "--num 16 --num-rows 64",
     "launch/train.py quickstart": "--data.num-epochs 1",
-    "launch/sweep.py quickstart_budgets": "--max-thinking-tokens 8 16 --decoding.batch-size 16",
-    "launch/sweep.py quickstart_waits": "--max-thinking-tokens 16 --num-ignore 1 --decoding.batch-size 16",
-    "launch/sweep.py quickstart_votes": "--max-thinking-tokens 16 --num-samples 2 --decoding.limit 4 --decoding.batch-size 16",
+    "launch/sweep.py quickstart_budgets": "--max-thinking-tokens 8 16 --decoding.num-rows 16",
+    "launch/sweep.py quickstart_waits": "--max-thinking-tokens 16 --num-ignore 1 --decoding.num-rows 16",
+    "launch/sweep.py quickstart_votes": "--max-thinking-tokens 16 --num-samples 2 --decoding.limit 4 --decoding.num-rows 16",
 }
 
 
