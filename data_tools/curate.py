@@ -70,11 +70,31 @@ class CurateConfig:
     rejects: Path | None = None
     """JSONL file for the rows turned away; default: beside the output, as NAME.rejects.jsonl."""
 
+    @property
+    def rejects_path(self) -> Path:
+        """The file for the rows turned away."""
+        return self.rejects or self.output.with_suffix(".rejects.jsonl")
+
+
+def check_paths(config: CurateConfig) -> None:
+    """Raise ValueError for an output that is no file's name, or that would be written over an input or the other output."""
+    for name, path in {"output": config.output, "rejects": config.rejects}.items():
+        if path is not None and (not path.name or path.is_dir()):
+            raise ValueError(f"--{name} {path} is a directory: give a .jsonl file to write")
+    output, rejects = config.output.resolve(), config.rejects_path.resolve()
+    if output == rejects:
+        raise ValueError(f"--output and --rejects are the same file, {config.output}")
+    for name, read in {"pool": config.pool, "heldout": config.heldout}.items():
+        for option, written in {"output": output, "rejects": rejects}.items():
+            if Path(read).resolve() in (written, written.parent if name == "pool" else None):
+                raise ValueError(f"--{option} {written} would change --{name} {read}: write elsewhere")
+
 
 def curate(config: CurateConfig) -> list[tuple[str, int]]:
     """Run all stages and write the chosen rows; return how many rows were left after each stage."""
     if config.num < 1 or config.ngram < 1:
         raise ValueError(f"--num {config.num} and --ngram {config.ngram} must be positive")
+    check_paths(config)
     from s1jax.scheduler import load_decoder
 
     questions = [problem.question for problem in read_problems(config.heldout)]
@@ -109,7 +129,7 @@ def curate(config: CurateConfig) -> list[tuple[str, int]]:
     drawn = {id(row) for row in chosen}
     drop("diversity", lambda row: None if id(row) in drawn else "not drawn")
 
-    write_rejects(config.rejects or config.output.with_suffix(".rejects.jsonl"), rejects)
+    write_rejects(config.rejects_path, rejects)
     write_jsonl(config.output, [dict(row) for row in chosen])
     return counts
 

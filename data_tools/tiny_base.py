@@ -84,6 +84,10 @@ class TinyBaseConfig:
     export_dtype: str = "float32"
     """Dtype of the weights written."""
 
+    def __post_init__(self) -> None:
+        if not self.output.strip():
+            raise ValueError("output is empty: give a directory")
+
 
 def make_tokenizer(seed: int, vocab_size: int) -> Tokenizer:
     """Train the byte-level BPE on the pretraining texts: whole words, at most `vocab_size` tokens."""

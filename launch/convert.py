@@ -36,7 +36,12 @@ def main() -> None:
     config = parse_arguments(__doc__ or "", ConvertConfig)
     checkpoint.check_destination(config.dst)
     source = checkpoint.resolve_model(config.src)
-    kind, _, _ = checkpoint.find_weights(source)
+    kind, _, files = checkpoint.find_weights(source)
+    if not checkpoint.has_tokenizer(files):
+        print(
+            f"warning: {config.src} has no tokenizer, so {config.dst} has none: nothing can be asked of it",
+            file=sys.stderr,
+        )
     mesh = make_mesh(config.mesh)
     dtype = config.dtype if kind == "hugging_face" else None
     model_config, params = checkpoint.load_model(source, mesh, ShardingRules(), "stacked", param_dtype=dtype)

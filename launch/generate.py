@@ -1,4 +1,7 @@
-"""Stream one budget-forced answer to the terminal: thinking, injected text and answer told apart."""
+"""Stream one budget-forced answer to the terminal: thinking, injected text and answer told apart.
+
+On a terminal thinking is dim, an injected "Wait" yellow and a forced "Final Answer:" green; elsewhere these two are in [[ ]].
+"""
 
 import sys
 

@@ -19,7 +19,7 @@ cd "$(dirname "$0")/.."
 . launch/install.sh
 install ""
 mkdir -p "$out"
-export JAX_PLATFORMS=cpu TRANSFORMERS_VERBOSITY=error
+export JAX_PLATFORMS=cpu
 # One virtual device per core (a power of two, at most 8): the mesh shares the work out over them.
 cores=$(getconf _NPROCESSORS_ONLN) devices=1
 while [ $((devices * 2)) -le "$cores" ] && [ $devices -lt 8 ]; do devices=$((devices * 2)); done
@@ -68,5 +68,5 @@ cat >&2 <<END
   rows.jsonl                    every answer: the trace, its token counts and its grade
   data/                         the pool, the chosen training set, the rejected rows with reasons, the held-out problems
   model/                        the fine-tuned model: model/hf is a Hugging Face checkpoint, to be asked with
-    .venv/bin/python launch/generate.py --model $out/model/hf --prompt "A bus has 20 passengers. Stop A: 5 get on. How many are there after stop A?" --num-ignore 1
+    .venv/bin/python launch/generate.py --model $out/model/hf --prompt "A bus has 20 passengers. Stop A: 5 get on. How many are there after stop A?" --num-ignore 1 --max-thinking-tokens 192 --max-answer-tokens 16
 END

@@ -47,20 +47,27 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "generation_config.json",
 )
+# Fields of config.json that hold numbers.
+NUMBERS = {
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "max_position_embeddings", "rms_norm_eps", "rope_theta", "factor", "original_max_position_embeddings",
+}  # fmt: skip
 MAX_SHARD_BYTES = 5_000_000_000
 
 
 def resolve_model(source: str | Path, weights: bool = True) -> Path:
-    """Return the directory of a source: itself, or a snapshot of a hub id (without weights if `weights` is False).
+    """Return the absolute directory of a source: itself, or a snapshot of a hub id (without weights if `weights` is False).
 
     Raises ValueError where it is neither a directory nor reachable on the hub.
     """
     path = Path(source).expanduser()
+    if not str(source).strip():
+        raise ValueError("the name of the model is empty: give a directory or a hub id")
     if path.is_dir():
-        return path
+        return Path(os.path.abspath(path))
     if path.exists():
         raise ValueError(f"{source} is a file; a model is a directory or a hub id")
-    if not str(source).strip() or str(source).startswith((".", "/", "~")) or str(source).count("/") > 1:
+    if str(source).startswith((".", "/", "~")) or str(source).count("/") > 1:
         raise ValueError(f"no directory {source!s} (and it is no hub id, which looks like Qwen/Qwen2.5-0.5B-Instruct)")
 
     from huggingface_hub import snapshot_download
@@ -135,6 +142,10 @@ def read_config(source: str | Path, dtype: str = "bfloat16") -> tuple[ModelConfi
         hf = json.loads(path.read_text())
         if not isinstance(hf, dict):
             raise ValueError("it is no JSON object")
+        for fields in (hf, hf.get("rope_parameters"), hf.get("rope_scaling")):
+            for name, value in fields.items() if isinstance(fields, dict) else ():
+                if name in NUMBERS and (isinstance(value, bool) or not isinstance(value, int | float | None)):
+                    raise ValueError(f"{name} is {value!r}: it must be a number")
         return ModelConfig.from_hf(hf, dtype), hf
     except (ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise ValueError(f"{path}: {error}") from error
@@ -170,17 +181,25 @@ def load_model(
 
 def load_tokenizer(source: str | Path):
     """Load the tokenizer of a source, as `load_model` takes it; code that may come with it is not run."""
+    # Else transformers says at every start that there is no PyTorch here.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from transformers import AutoTokenizer
 
     directory = _files_directory(source)
     if not (directory / CONFIG_NAME).is_file():
         raise ValueError(f"{directory} is no checkpoint: it has no {CONFIG_NAME}")
-    if not (directory / "tokenizer.json").is_file() and not (directory / "vocab.json").is_file():
+    if not has_tokenizer(directory):
         raise ValueError(f"{directory} has no tokenizer: neither tokenizer.json nor vocab.json is there")
     try:
         return AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # `tokenizers` raises bare Exceptions
-        raise ValueError(f"cannot load the tokenizer of {directory}: {error}") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"cannot load the tokenizer of {directory}: its files are damaged ({reason})") from error
+
+
+def has_tokenizer(directory: Path) -> bool:
+    """Return whether the files of a tokenizer lie in a directory."""
+    return (directory / "tokenizer.json").is_file() or (directory / "vocab.json").is_file()
 
 
 def save_hf(
@@ -245,8 +264,10 @@ def write_model_files(
 def check_destination(directory: str | Path, overwrite: bool = False) -> Path:
     """Return an absolute path that a new directory may be put at.
 
-    Raises ValueError for a file, and for a directory that is not empty unless `overwrite` is set and it is a checkpoint of some kind.
+    Raises ValueError for an empty name, a file, or a directory with content (with `overwrite`: that is no checkpoint).
     """
+    if not str(directory).strip():
+        raise ValueError("the name of the directory to write is empty")
     path = Path(os.path.abspath(Path(directory).expanduser()))
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise ValueError(f"{directory} exists and is no directory")

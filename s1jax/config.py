@@ -6,11 +6,15 @@ Overrides and `--help` come from tyro, which reads types and docstrings. `run_co
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.util
+import io
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import traceback
@@ -23,29 +27,68 @@ ROOT = Path(__file__).resolve().parents[1]
 Config = TypeVar("Config")
 
 
-def config_names() -> list[str]:
-    """Return the names of the configs that come with the project."""
-    return sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
+def config_names(config_type: type[Any] = object) -> list[str]:
+    """Return the names of the configs that come with the project, and are of this type."""
+
+    def fits(name: str) -> bool:
+        try:
+            return bool(load_config(name, config_type))
+        except ValueError:
+            return False
+
+    names = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
+    return [name for name in names if config_type is object or fits(name)]
 
 
 def load_config(name: str, config_type: type[Config]) -> Config:
     """Return the `CONFIG` of `configs/NAME.py`, given as a name or as a path to any such file.
 
-    Raises ValueError for an unknown name (listing the known ones), and for a config of another command.
+    Raises ValueError for an unknown name (listing the known ones), for a config of another command, and for one that does not load.
     """
-    path = Path(name) if name.endswith(".py") else ROOT / "configs" / f"{name}.py"
+    path = Path(name).expanduser() if name.endswith(".py") else ROOT / "configs" / f"{name}.py"
     if not path.is_file():
-        raise ValueError(f"no config {name!r}; give a path ending in .py, or one of: {', '.join(config_names())}")
+        names = ", ".join(config_names(config_type))
+        raise ValueError(f"no config {name!r}; give a path ending in .py, or one of: {names}")
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
     spec = importlib.util.spec_from_file_location(f"configs.{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ValueError(_config_mistake(path, error)) from error
     config = getattr(module, "CONFIG", None)
     if not isinstance(config, config_type):
         raise ValueError(f"{path} has no CONFIG of type {config_type.__name__}; it holds {type(config).__name__}")
     return config
+
+
+def _config_mistake(path: Path, error: Exception) -> str:
+    """Return where in a config's file an error is, and what it is; for a field that does not exist, which ones do."""
+    frames = traceback.extract_tb(error.__traceback__)
+    line = next((frame.lineno for frame in reversed(frames) if Path(frame.filename).resolve() == path.resolve()), None)
+    message = str(error)
+    if isinstance(error, SyntaxError) and error.filename:
+        path, line, message = Path(error.filename), error.lineno, error.msg
+    if found := re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message):
+        loaded = [module for name, module in list(sys.modules.items()) if name.startswith(("s1jax.", "data_tools."))]
+        cls = next((getattr(module, found[1]) for module in loaded if hasattr(module, found[1])), None)
+        if dataclasses.is_dataclass(cls):
+            names = ", ".join(field.name for field in dataclasses.fields(cls))
+            message = f"{found[1]} has no field {found[2]}; its fields are: {names}"
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    return f"{path}{f', line {line}' if line else ''}: {kind}{message}"
+
+
+def program() -> str:
+    """Return how the command that runs was called: `python launch/NAME.py` or `python -m data_tools.NAME`."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is not None and spec.name.startswith("data_tools."):
+        return f"python -m {spec.name}"
+    script = Path(sys.argv[0])
+    inside = script.is_file() and script.resolve().is_relative_to(ROOT)
+    return f"python {script.resolve().relative_to(ROOT) if inside else script.name}"
 
 
 def parse_command(description: str, config_type: type[Config], argv: Sequence[str] | None = None) -> Config:
@@ -57,19 +100,25 @@ def parse_command(description: str, config_type: type[Config], argv: Sequence[st
     name = argv.pop(0) if argv and not argv[0].startswith("-") else None
     if name is None:
         if "--help" in argv or "-h" in argv:
-            print(f"{description}\n\nusage: {Path(sys.argv[0]).name} CONFIG [--field value ...]")
-            print(f"configs: {', '.join(config_names())}\n`CONFIG --help` lists the fields of that config.")
+            print(f"{description}\n\nusage: {program()} CONFIG [--field value ...]")
+            print(f"configs: {', '.join(config_names(config_type))}\n`CONFIG --help` lists the fields of that config.")
             sys.exit(0)
-        raise ValueError(f"which config? Give a path ending in .py, or one of: {', '.join(config_names())}")
-    return parse_arguments(description, config_type, argv, default=load_config(name, config_type))
+        names = ", ".join(config_names(config_type))
+        raise ValueError(f"which config? Give a path ending in .py, or one of: {names}")
+    default = load_config(name, config_type)
+    return parse_arguments(description, config_type, argv, default, f"{program()} {name}")
 
 
 def parse_arguments(
-    description: str, config_type: type[Config], argv: Sequence[str] | None = None, default: Config | None = None
+    description: str,
+    config_type: type[Config],
+    argv: Sequence[str] | None = None,
+    default: Config | None = None,
+    usage: str | None = None,
 ) -> Config:
     """Parse typed `--field value` arguments into `config_type`, starting from `default` if there is one.
 
-    Raises ValueError for an unknown field, listing the valid ones.
+    Raises ValueError for an unknown field, listing the valid ones, and for a value that cannot be read.
     """
     import tyro
 
@@ -79,7 +128,22 @@ def parse_arguments(
         if flag.replace("_", "-") not in (*valid, "--help"):
             raise ValueError(f"unknown field {flag}; the fields are: {' '.join(valid)}")
     keywords: dict[str, Any] = {} if default is None else {"default": default}
-    return tyro.cli(config_type, args=argv, description=description, **keywords)
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(config_type, prog=usage or program(), args=argv, description=description, **keywords)
+    except SystemExit as exit_:
+        if not exit_.code:
+            raise
+        raise ValueError(_unboxed(errors.getvalue())) from None
+
+
+def _unboxed(text: str) -> str:
+    """Return the message in the box that tyro draws, with lines or in ASCII: what lies between its title and the next rule, as one line."""
+    _, *rows = re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines() or [""]
+    parts = itertools.groupby((row.strip("│| ") for row in rows), key=lambda row: bool(row.strip("─-+╰╯")))
+    lines = next((list(lines) for is_text, lines in parts if is_text), [])
+    return " ".join(" ".join(lines).split()).removeprefix("Error parsing ")
 
 
 def field_flags(config_type: Any, prefix: str = "--") -> list[str]:
@@ -101,6 +165,12 @@ def field_flags(config_type: Any, prefix: str = "--") -> list[str]:
                 head, _, last = flag.rpartition(".")
                 flags.append(f"{head}.no-{last}" if head else f"--no-{flag[2:]}")
     return flags
+
+
+def listed(problems: Sequence[str], shown: int = 8) -> str:
+    """Return problems a line each, the first `shown` of them, and how many more there are."""
+    more = [f"and {len(problems) - shown} more"] if len(problems) > shown else []
+    return "".join(f"\n  {problem}" for problem in [*problems[:shown], *more])
 
 
 def to_json(config: Any) -> str:
@@ -141,6 +211,9 @@ def run_command(main: Callable[[], None]) -> None:
     """
     try:
         main()
+    except BrokenPipeError:  # who read the output has gone; nor may Python's last flush complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)
     except (ValueError, OSError) as error:
         if os.environ.get("S1JAX_TRACEBACK"):
             raise

@@ -172,6 +172,13 @@ def read_rows(source: str) -> tuple[list[TrainingRow], list[dict[str, Any]]]:
     return rows, rejects
 
 
+def told(rejects: Sequence[dict[str, Any]], path: str | Path) -> str:
+    """Return how many rows were rejected, for which reasons, and where they are."""
+    reasons = Counter(str(reject["reason"]) for reject in rejects).most_common(8)
+    counted = ", ".join(f"{count} x {reason}" for reason, count in reasons)
+    return f"{len(rejects)} rejected" + (f" ({counted}; see {path})" if rejects else "")
+
+
 def write_rejects(path: str | Path, rejects: Sequence[dict[str, Any]]) -> None:
     """Write rejected rows as JSONL, replacing the file at `path` in one step."""
     write_file(path, "".join(json.dumps(reject, default=str) + "\n" for reject in rejects))

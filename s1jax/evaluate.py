@@ -14,9 +14,10 @@ import os
 import sys
 import zlib
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 
@@ -25,10 +26,10 @@ from s1jax.budget import Limits
 from s1jax.chat import encode_prompt, encode_text, split_completion
 from s1jax.config import commit, config_hash
 from s1jax.grading import grade
-from s1jax.metrics import SampleRow, read_samples
+from s1jax.metrics import SampleRow, check_destination, read_samples
 from s1jax.model_config import DType
 from s1jax.progress import progress
-from s1jax.request import Completion, Request
+from s1jax.request import Completion, Request, check_integer, check_sampling
 from s1jax.scheduler import load_decoder
 from s1jax.sharding import MeshConfig, ShardingRules
 
@@ -38,11 +39,25 @@ class Point:
     """One decoding condition. Counts are in tokens."""
 
     max_thinking_tokens: int
+    """Thinking budget; at the limit the answer is forced. 0: no thinking."""
     min_thinking_tokens: int = 0
+    """Thinking may not end before."""
     num_ignore: int = 0
+    """How often an attempt to end thinking is replaced by `ignore_text`."""
     ignore_text: str = "Wait"
+    """What replaces it; when empty, another token is drawn instead."""
     temperature: float = 0.0
+    """0 is greedy."""
     num_samples: int = 1
+    """Samples per problem; more than one needs a temperature."""
+
+    def __post_init__(self):
+        for name, value in self.limits._asdict().items():
+            check_integer(name, value)
+        check_integer("num_samples", self.num_samples, least=1)
+        check_sampling(self.temperature)
+        if self.num_samples > 1 and self.temperature == 0:
+            raise ValueError(f"num_samples {self.num_samples} at temperature 0 would be copies of one answer")
 
     @property
     def limits(self) -> Limits:
@@ -63,6 +78,7 @@ class DecodingConfig:
     limit: int | None = None
     """Number of problems, from the first; default: all."""
     max_answer_tokens: int = 512
+    """Longest answer, in tokens."""
     top_k: int = 0
     """Keep the k likeliest tokens; 0 keeps all."""
     top_p: float = 1.0
@@ -70,13 +86,26 @@ class DecodingConfig:
     min_p: float = 0.0
     """Drop tokens less likely than p times the likeliest."""
     seed: int = 0
+    """What samples are drawn from."""
     num_rows: int = 64
-    """Rows decoded together; a finished one is refilled."""
+    """Rows decoded together, at most; a finished one is refilled."""
     dtype: DType = "bfloat16"
     """Dtype of weights, cache and compute."""
     mesh: MeshConfig = field(default_factory=lambda: MeshConfig(fsdp=1, tensor=-1))
-    """Splitting weights over `fsdp` would gather them at every step."""
+    """How devices share the work; by default all split each layer (tensor)."""
     rules: ShardingRules = field(default_factory=ShardingRules)
+    """Which mesh axes split which dimension."""
+
+    def __post_init__(self):
+        if not self.output:
+            raise ValueError("output is empty; name the file of sample rows")
+        for name in ("max_answer_tokens", "num_rows", "limit"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        check_integer("max_answer_tokens", self.max_answer_tokens)
+        for name in ("top_k", "seed"):
+            check_integer(name, getattr(self, name))
+        check_sampling(top_p=self.top_p, min_p=self.min_p)
 
 
 @dataclass(frozen=True)
@@ -107,15 +136,16 @@ def evaluate(config: EvaluateConfig) -> Path:
 def write_samples(config: DecodingConfig, traces: Sequence[Trace]) -> Path:
     """Decode every point x problem x sample that `config.output` lacks, grade it and append its row; return the file.
 
-    Raises ValueError where the file holds rows of another run, or a request does not fit the model.
+    Raises ValueError where the file cannot be written or holds rows of another run, or a request does not fit the model.
     """
     # Here, so that reading rows needs no checkpoint formats.
     from s1jax.checkpoint import fingerprint
 
+    output = Path(config.output)
+    check_destination(output)
     problems = read_problems(config.benchmark, config.limit)
     neutral = ("output", "limit", "num_rows", "mesh", "rules")
     identity = config_hash(config, exclude=neutral, weights=fingerprint(config.model))
-    output = Path(config.output)
     done = _rows_done(output, identity)
     jobs = []
     for trace in traces:
@@ -139,21 +169,30 @@ def write_samples(config: DecodingConfig, traces: Sequence[Trace]) -> Path:
     for request in requests:
         decoder.check(request)
 
-    output.parent.mkdir(parents=True, exist_ok=True)
     columns = dict(model=config.model, seed=config.seed, config_hash=identity, commit=commit())
     total = len(done) + sum(len(trace.points) for _, trace, _ in jobs)
-    bar = progress(total, "decode", "row", initial=len(done), hidden=jax.process_index() != 0)
-    with output.open("a", encoding="utf-8") as file, bar:
+    writes = jax.process_index() == 0
+    file = None
+    with ExitStack() as stack:
+        bar = stack.enter_context(progress(total, "decode", "row", initial=len(done), hidden=not writes))
         for index, completions in decoder.stream(requests, num_rows=config.num_rows):
             problem, trace, sample = jobs[index]
-            for point, completion in zip(trace.points, completions, strict=True):
-                row = _sample_row(tokenizer, problem, point, sample, completion, columns)
-                if jax.process_index() == 0:
+            if writes:
+                # Not before the first row, so that a run which fails earlier leaves nothing.
+                file = file or stack.enter_context(_open(output))
+                for point, completion in zip(trace.points, completions, strict=True):
+                    row = _sample_row(tokenizer, problem, point, sample, completion, columns)
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            file.flush()
+                file.flush()
             bar.update(len(completions))
-        os.fsync(file.fileno())
+        if file:
+            os.fsync(file.fileno())
     return output
+
+
+def _open(output: Path) -> TextIO:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    return output.open("a", encoding="utf-8")
 
 
 def _setting(point: Point) -> tuple[Any, ...]:

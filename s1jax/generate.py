@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -34,6 +36,7 @@ class GenerateConfig:
     ignore_text: str = "Wait"
     """What replaces it; when empty, another token is drawn instead."""
     max_answer_tokens: int = 512
+    """Longest answer."""
     temperature: float = 0.0
     """0 is greedy."""
     top_k: int = 0
@@ -43,19 +46,19 @@ class GenerateConfig:
     min_p: float = 0.0
     """Drop tokens less likely than p times the likeliest."""
     seed: int = 0
+    """What tokens are drawn from at a temperature above 0."""
     dtype: DType = "bfloat16"
     """Dtype of weights, cache and compute."""
 
 
 def generate(config: GenerateConfig, out: TextIO) -> Completion:
     """Decode the answer, streaming its text to `out` and a summary to standard error."""
-    decoder, tokenizer = load_decoder(config.model, config.dtype)
+    # Before the model is loaded, so that a bad setting is refused at once; what needs the tokenizer is put in after.
     request = Request(
-        prompt=tuple(encode_prompt(tokenizer, config.prompt)),
+        prompt=(0,),
         max_thinking_tokens=config.max_thinking_tokens,
         min_thinking_tokens=config.min_thinking_tokens,
         num_ignore=config.num_ignore,
-        ignore_ids=tuple(encode_text(tokenizer, config.ignore_text)),
         max_answer_tokens=config.max_answer_tokens,
         temperature=config.temperature,
         top_k=config.top_k,
@@ -63,6 +66,10 @@ def generate(config: GenerateConfig, out: TextIO) -> Completion:
         min_p=config.min_p,
         seed=config.seed,
     )
+    decoder, tokenizer = load_decoder(config.model, config.dtype)
+    prompt, ignore_ids = encode_prompt(tokenizer, config.prompt), encode_text(tokenizer, config.ignore_text)
+    request = dataclasses.replace(request, prompt=tuple(prompt), ignore_ids=tuple(ignore_ids))
+    decoder.check(request)
     stream = TranscriptStream(tokenizer, out)
 
     def show(completions: Mapping[int, Completion]) -> None:
@@ -70,41 +77,52 @@ def generate(config: GenerateConfig, out: TextIO) -> Completion:
             stream.show(completions[0])
 
     started = time.monotonic()
-    (completion,) = decoder.decode([request], steps_per_call=STEPS_PER_UPDATE, on_progress=show)
-    seconds = time.monotonic() - started
-    stream.show(completion)
-    stream.close()
+    try:
+        (completion,) = decoder.decode([request], steps_per_call=STEPS_PER_UPDATE, on_progress=show)
+        seconds = time.monotonic() - started
+        stream.show(completion, whole=True)
+    finally:
+        stream.close()
     ended = "the budget" if completion.num_thinking == config.max_thinking_tokens else "the model"
     print(
-        f"{completion.num_thinking} thinking tokens (budget {config.max_thinking_tokens}), ended by {ended}; "
-        f"{completion.num_ignored} stops ignored; {completion.num_answer} answer tokens; "
+        f"{_count(completion.num_thinking, 'thinking token')} (budget {config.max_thinking_tokens}), ended by {ended}; "
+        f"{_count(completion.num_ignored, 'stop')} ignored; {_count(completion.num_answer, 'answer token')}; "
         f"{seconds:.1f} s, compilation included",
         file=sys.stderr,
     )
     return completion
 
 
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 class TranscriptStream:
     """Writes a growing completion as text: thinking dim, injected text marked, the answer under its own heading.
 
-    On a terminal the parts are told apart by colour; elsewhere injected text is put in [[double brackets]].
+    On a terminal the parts are told apart by colour; elsewhere, or with NO_COLOR set, injected text is put in [[double brackets]].
     """
 
     def __init__(self, tokenizer: Any, out: TextIO):
         self.tokenizer, self.out = tokenizer, out
-        self.color = out.isatty()
+        self.color = out.isatty() and not os.environ.get("NO_COLOR")
         self.shown = 0
-        self.style = ""
         self.heading = ""
+        self.last = ""
+        """The last text written under the heading."""
+        self.answered = False
 
-    def show(self, completion: Completion) -> None:
-        """Write the tokens that came since the last call; a character or forced string that is not yet whole waits for its rest."""
+    def show(self, completion: Completion, whole: bool = False) -> None:
+        """Write the tokens that came since the last call; a character or forced string that is not yet whole waits for its rest.
+
+        With `whole` nothing more will come.
+        """
         while self.shown < len(completion.tokens):
             kind = self._kind(completion, self.shown)
             end = self.shown
             while end < len(completion.tokens) and self._kind(completion, end) == kind:
                 end += 1
-            growing = end == len(completion.tokens)
+            growing = end == len(completion.tokens) and not whole
             if growing and kind in ("injected", "delimiter"):
                 break  # it is marked as a whole, once the token after it is there
             text = self._text(completion, end, kind)
@@ -115,12 +133,15 @@ class TranscriptStream:
                 break
             self._write(kind, text)
             self.shown = end
+        if whole and not self.answered:
+            self._write("answer", " (no answer)" if self.heading == "answer" and self.last else "(no answer)")
         self.out.flush()
 
     def close(self) -> None:
         """End the text."""
-        self.out.write((RESET if self.color else "") + "\n")
-        self.out.flush()
+        if self.heading:
+            self.out.write((RESET if self.color else "") + "\n")
+            self.out.flush()
 
     def _text(self, completion: Completion, end: int, kind: str) -> str:
         return self.tokenizer.decode(completion.tokens[self.shown : end], skip_special_tokens=kind != "thinking")
@@ -136,14 +157,18 @@ class TranscriptStream:
         heading = "thinking" if kind in ("thinking", "injected") else "answer"
         if heading != self.heading:
             bar = f"--- {heading} ---"
-            self.out.write(
-                ("\n" if self.heading else "") + (f"{RESET}{BOLD}{bar}{RESET}" if self.color else bar) + "\n"
-            )
-            self.heading = heading
-            text = text.lstrip("\n")
+            before = "\n" if self.last and not self.last.endswith("\n") else ""
+            self.out.write(before + (f"{RESET}{BOLD}{bar}{RESET}" if self.color else bar) + "\n")
+            self.heading, self.last = heading, ""
         if kind == "delimiter":
             text = text.lstrip("\n").removeprefix("answer").lstrip("\n")
-        if kind == "injected" and not self.color:
+        if not self.last:
+            text = text.lstrip("\n")  # no blank line below the heading
+        if not text:
+            return
+        self.last = text
+        self.answered |= kind == "answer" and not text.isspace()
+        if kind in ("injected", "delimiter") and not self.color:
             text = f"[[{text}]]"
         style = {"thinking": DIM, "injected": YELLOW, "delimiter": GREEN, "answer": ""}[kind]
         self.out.write(f"{RESET}{style}{text}" if self.color else text)

@@ -25,7 +25,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from s1jax import safetensors_io
 from s1jax.bits import as_bits
-from s1jax.config import write_file
+from s1jax.config import listed, write_file
 from s1jax.model import Layout, Params, abstract_params
 from s1jax.model_config import ModelConfig
 from s1jax.progress import progress
@@ -34,7 +34,6 @@ from s1jax.sharding import ShardingRules
 
 INDEX_NAME = "model.safetensors.index.json"
 FILE_NAME = "model.safetensors"
-MAX_PROBLEMS_SHOWN = 50
 
 
 class Weight(NamedTuple):
@@ -258,10 +257,7 @@ def check_tensors(
         if any("F64" in found for found in dtypes.values()):
             problems.append("dtype F64 cannot be kept; name a dtype to load it in")
     if problems:
-        shown = problems[:MAX_PROBLEMS_SHOWN]
-        if len(problems) > len(shown):
-            shown.append(f"... and {len(problems) - len(shown)} more")
-        raise ValueError(f"cannot load {directory}: {len(problems)} problem(s)\n  " + "\n  ".join(shown))
+        raise ValueError(f"cannot load {directory}: {len(problems)} problem(s){listed(problems)}")
     return {name: tensors[name] for name in needed}
 
 

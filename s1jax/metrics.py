@@ -14,11 +14,15 @@ over all subsets of k of the n samples (and over tie draws): no first k, no rand
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
+import os
+import stat
 import statistics
 import sys
+import tempfile
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -109,13 +113,26 @@ _COLUMN_TYPES = typing.get_type_hints(SampleRow)
 _SETTING = tuple(Setting.__annotations__)
 
 
+def check_destination(path: Path) -> None:
+    """Raise ValueError unless a file can be written at `path`, in directories that may be yet to make; nothing is left behind."""
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISREG(path.stat().st_mode) or not os.access(path, os.W_OK):
+                raise ValueError(f"{path} cannot be written: it is no file, or a protected one")
+        tempfile.TemporaryFile(dir=next(parent for parent in path.parents if parent.exists())).close()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror}") from None
+
+
 def read_samples(path: str | Path) -> list[SampleRow]:
     """Read sample rows; columns beyond `SampleRow` are left out.
 
     A last line without its line break that does not parse was torn by a crash: it is reported on standard error and left
-    out. Raises FileNotFoundError, or ValueError with the line number for any other bad line, a missing or mistyped column,
-    a sample that is there twice, or no rows at all.
+    out. Raises FileNotFoundError, or ValueError with the line number for any other bad line, a missing, mistyped or impossible
+    column, a sample that is there twice, or no rows at all.
     """
+    if Path(path).is_dir():
+        raise ValueError(f"{path} is a directory; name the file of sample rows in it")
     rows: list[SampleRow] = []
     seen: dict[tuple[Any, ...], int] = {}
     with Path(path).open("rb") as file:  # bytes: a line may be torn inside a character
@@ -158,6 +175,8 @@ def _row_problem(row: Any) -> str | None:
             fits = fits and (expected is bool or not isinstance(value, bool))
         if not fits:
             return f"column {name} holds {value!r}, expected {getattr(expected, '__name__', expected)}"
+        if expected in (int, float) and not 0 <= value < 2**31:
+            return f"column {name} holds {value}, expected a number from 0 to {2**31 - 1}"
     if row["correct"] and row["extracted"] is None:
         return "it is marked correct, and has no extracted answer"
     return None

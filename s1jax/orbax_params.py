@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from s1jax.config import write_file
+from s1jax.config import listed, write_file
 from s1jax.model import Layout, Params, abstract_params, unstack
 from s1jax.model_config import ModelConfig
 from s1jax.sharding import ShardingRules
@@ -73,7 +73,7 @@ def write_params(directory: Path, params: Params) -> None:
 
     save_args = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), params)
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(directory, params, save_args=save_args)
+        checkpointer.save(directory.absolute(), params, save_args=save_args)
         checkpointer.wait_until_finished()
     if jax.process_index() == 0:
         record_files(directory)
@@ -94,6 +94,7 @@ def read_params(
     """
     import orbax.checkpoint as ocp
 
+    directory = directory.absolute()  # Orbax takes no other
     with named_errors(directory):
         if damage := find_damage(directory):
             raise ValueError(damage)
@@ -129,7 +130,7 @@ def _target(
         if name in found and tuple(found[name].shape) != leaf.shape
     ]
     if problems:
-        raise ValueError(f"cannot load {directory}: {len(problems)} problem(s)\n  " + "\n  ".join(problems))
+        raise ValueError(f"cannot load {directory}: {len(problems)} problem(s){listed(problems)}")
 
     def with_dtype(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, param_dtype or found[_name(path)].dtype, sharding=leaf.sharding)

@@ -6,9 +6,28 @@ decoded as a fork of that trace. Counts are in tokens.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from s1jax.budget import Limits
+
+LARGEST = 2**31 - 1  # of the integers on the device
+
+
+def check_integer(name: str, value: int, least: int = 0) -> None:
+    """Raise ValueError unless `least <= value <= LARGEST`."""
+    if not least <= value <= LARGEST:
+        raise ValueError(f"{name} is {value}; it must be from {least} to {LARGEST}")
+
+
+def check_sampling(temperature: float = 0.0, top_p: float = 1.0, min_p: float = 0.0) -> None:
+    """Raise ValueError unless tokens can be drawn under these settings."""
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise ValueError(f"temperature is {temperature}; it must be finite and not negative")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}; it must be above 0 and at most 1")
+    if not 0 <= min_p <= 1:
+        raise ValueError(f"min_p is {min_p}; it must be from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -38,21 +57,14 @@ class Request:
     """With `seed` and `problem`, what the row's randomness is drawn from."""
 
     def __post_init__(self):
-        for name in ("max_thinking_tokens", "min_thinking_tokens", "num_ignore", "top_k", "temperature"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
+        for name in ("max_thinking_tokens", "min_thinking_tokens", "num_ignore", "top_k", "seed", "problem", "sample"):
+            check_integer(name, getattr(self, name))
+        check_integer("max_answer_tokens", self.max_answer_tokens, least=1)
+        check_sampling(self.temperature, self.top_p, self.min_p)
         if self.min_thinking_tokens > self.max_thinking_tokens:
             raise ValueError(
                 f"min_thinking_tokens {self.min_thinking_tokens} is above max_thinking_tokens {self.max_thinking_tokens}"
             )
-        if self.max_answer_tokens < 1:
-            raise ValueError(f"max_answer_tokens is {self.max_answer_tokens}; it must be at least 1")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
-        if not 0 <= self.min_p <= 1:
-            raise ValueError(f"min_p is {self.min_p}; it must be from 0 to 1")
-        if not 0 <= self.seed < 2**31:
-            raise ValueError(f"seed is {self.seed}; it must be from 0 to {2**31 - 1}")
         if not self.prompt:
             raise ValueError("the prompt is empty")
         above = [point for point in self.points if any(a > b for a, b in zip(point, self.limits, strict=True))]

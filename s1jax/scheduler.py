@@ -12,6 +12,7 @@ Invariant: neither the number of rows nor the order of the requests changes a to
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -67,11 +68,12 @@ class Decoder:
     def check(self, request: Request) -> None:
         """Raise ValueError unless the request's prompt and limits fit the model's context."""
         total = len(request.prompt) + self.num_new_tokens(request)
-        if total > self.config.context_length:
+        if (over := total - self.config.context_length) > 0:
             raise ValueError(
                 f"a prompt of {len(request.prompt)} tokens, {request.max_thinking_tokens} of thinking and "
                 f"{request.max_answer_tokens} of answer need {total} positions; the model has "
-                f"{self.config.context_length}: shorten the prompt or lower the limits"
+                f"{self.config.context_length}, its context length: lower max_thinking_tokens or max_answer_tokens, by {over} together, "
+                "or shorten the prompt"
             )
 
     def num_new_tokens(self, request: Request) -> int:
@@ -88,14 +90,19 @@ class Decoder:
     ) -> Iterator[Results]:
         """Decode the requests and yield the index and the completions of each as it finishes.
 
-        There is one completion for each of a request's points, or one of its whole trace where it has none. `num_rows` (default: one for
-        each request) decode together. With `scores` completions hold log-probabilities. `on_progress` is given what the traces at work
-        have emitted so far, by index, every `steps_per_call` steps. Raises ValueError for a request that does not fit the model.
+        There is one completion for each of a request's points, or one of its whole trace where it has none. `num_rows` (default, and most:
+        one for each request) decode together. With `scores` completions hold log-probabilities. `on_progress` is given what the traces
+        at work have emitted so far, by index, every `steps_per_call` steps. Raises ValueError for a request that does not fit the model.
         """
+        if num_rows is not None and num_rows < 1:
+            raise ValueError(f"num_rows is {num_rows}; it must be at least 1")
         for request in requests:
             self.check(request)
         if requests:
-            run = _Run(self, requests, num_rows or len(requests), scores)
+            # As many as there are requests, and so many more as keep the rows evenly split over devices.
+            split = math.prod(self.mesh.shape[axis] for axis in self.rules.batch)
+            most = -(-len(requests) // split) * split
+            run = _Run(self, requests, min(num_rows or len(requests), most), scores)
             while run.unfinished:
                 # The mesh is not left set while the caller works.
                 with jax.set_mesh(self.mesh):

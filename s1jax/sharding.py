@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -45,6 +45,12 @@ class ShardingRules:
     kv_heads: tuple[str, ...] = ("tensor",)
     mlp: tuple[str, ...] = ("tensor",)
     vocab: tuple[str, ...] = ("tensor",)
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            for axis in getattr(self, field.name):
+                if axis not in MESH_AXES:
+                    raise ValueError(f'{field.name}: "{axis}" is no mesh axis; the axes are {", ".join(MESH_AXES)}')
 
     def spec(self, names: Sequence[str | None], shape: Sequence[int], mesh_shape: Mapping[str, int]) -> PartitionSpec:
         """Return the partition spec of an array whose dimensions have these names (None: replicated)."""

@@ -28,19 +28,19 @@ class SweepConfig:
     num_ignore: tuple[int, ...] = (0,)
     """How often an attempt to end thinking is replaced by `ignore_text`."""
     ignore_text: str = "Wait"
+    """What replaces it; when empty, another token is drawn instead."""
     temperature: float = 0.0
+    """0 is greedy."""
     num_samples: int = 1
-    """Samples per problem and point, for majority voting."""
+    """Samples per problem and point, for majority voting; more than one needs a temperature."""
 
 
 def grid(config: SweepConfig) -> list[Point]:
-    """Return the points of the sweep. Raises ValueError for a grid without points, or with a negative value."""
+    """Return the points of the sweep. Raises ValueError for a grid without points, or with one that is none."""
     axes = {name: getattr(config, name) for name in ("max_thinking_tokens", "min_thinking_tokens", "num_ignore")}
     for name, values in axes.items():
         if not values or min(values) < 0:
             raise ValueError(f"{name} is {values}; give at least one value, none negative")
-    if config.num_samples < 1:
-        raise ValueError(f"num_samples is {config.num_samples}; it must be at least 1")
     points = [
         Point(maximum, minimum, ignore, config.ignore_text, config.temperature, config.num_samples)
         for maximum, minimum, ignore in dict.fromkeys(itertools.product(*axes.values()))

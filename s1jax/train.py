@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 DeviceBatch = Mapping[str, jax.Array]
 
+REJECTS_NAME = "rejects.jsonl"
 # Fields that change no result but for rounding (or, as `data.source`, are told by what was read): a run may go on with others.
 NEUTRAL_FIELDS = {
     "output", "data.source", "mesh", "rules", "micro_batch_size", "loss_chunk", "remat", "export_dtype", "save_every", "keep",
@@ -62,12 +63,12 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         for name, is_good, told in (
-            ("learning_rate", self.learning_rate > 0, "positive"),
+            ("learning_rate", 0 < self.learning_rate <= 1, "positive and at most 1"),
             ("warmup_fraction", 0 <= self.warmup_fraction < 1, "at least 0 and below 1"),
             ("beta1", 0 <= self.beta1 < 1, "at least 0 and below 1"),
             ("beta2", 0 <= self.beta2 < 1, "at least 0 and below 1"),
-            ("epsilon", self.epsilon > 0, "positive"),
-            ("weight_decay", self.weight_decay >= 0, "at least 0"),
+            ("epsilon", 0 < self.epsilon < math.inf, "positive and finite"),
+            ("weight_decay", 0 <= self.weight_decay < math.inf, "at least 0 and finite"),
             ("clip_norm", self.clip_norm > 0, "positive"),
         ):
             if not is_good:
@@ -104,6 +105,8 @@ class TrainConfig:
     """Number of checkpoints kept."""
 
     def __post_init__(self) -> None:
+        if not self.output.strip():
+            raise ValueError("output is empty: give the run a directory")
         for name in ("micro_batch_size", "loss_chunk", "save_every", "keep"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -318,8 +321,8 @@ def train(config: TrainConfig) -> Path:
         return output / "hf"
 
     _say(
-        f"{len(examples)} examples, {examples.num_truncated} of them cut to max_length {config.data.max_length}, "
-        f"{len(rejects)} rejected; {num_steps} steps of {config.data.batch_size}"
+        f"{_count(len(examples), 'example')}, {examples.num_truncated} of them cut to max_length {config.data.max_length}, "
+        f"{data.told(rejects, output / REJECTS_NAME)}; {_count(num_steps, 'step')} of {config.data.batch_size}"
     )
     optimizer = make_optimizer(config.optimizer, num_steps)
     if first_step:
@@ -336,7 +339,7 @@ def train(config: TrainConfig) -> Path:
         del params
     checkpoint.write_model_files(output, model_config, config.model)
     if jax.process_index() == 0:
-        data.write_rejects(output / "rejects.jsonl", rejects)
+        data.write_rejects(output / REJECTS_NAME, rejects)
 
     num_micro_batches = config.data.batch_size // config.rows_per_pass
     step_fn = make_train_step(model_config, config.rules, optimizer, num_micro_batches, config.loss_chunk, config.remat)
@@ -354,9 +357,18 @@ def train(config: TrainConfig) -> Path:
             if step + 1 == num_steps or (step + 1) % config.save_every == 0:
                 log.write(*pending)
                 pending = None
+                check_finite(state.params, step)
                 store.save(step + 1, state, {"identity": identity})
+    check_finite(state.params, num_steps - 1)
     checkpoint.save_hf(output / "hf", model_config, state.params, config.export_dtype, config.model, overwrite=True)
     return output / "hf"
+
+
+def check_finite(params: Params, step: int) -> None:
+    """Raise ValueError for parameters that the update of a step has destroyed: its loss was measured before it."""
+    norm = float(jax.jit(optax.tree.norm)(params))
+    if not math.isfinite(norm):
+        raise ValueError(f"step {step}: parameters of norm {norm} after its update; stopped before they could be saved")
 
 
 class _Log:
@@ -395,6 +407,10 @@ class _Log:
             self.file.flush()
         self.bar.set_postfix_str(f"loss {loss:.3f}, {tokens_per_s:,.0f} tokens/s", refresh=False)
         self.bar.update()
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + "s" * (number != 1)
 
 
 def _say(message: str) -> None:

@@ -19,6 +19,7 @@ from safetensors import deserialize
 from safetensors.numpy import save_file
 
 from s1jax import checkpoint, hf_weights, orbax_params, safetensors_io
+from s1jax.config import listed
 from s1jax.model import abstract_params
 from s1jax.sharding import MeshConfig, ShardingRules, make_mesh
 
@@ -367,7 +368,7 @@ def test_what_is_wrong_with_a_tensor_is_named(tmp_path, damage):
     assert "1 problem(s)" in str(caught.value)
 
 
-def test_all_that_is_wrong_is_raised_together(tmp_path):
+def test_all_that_is_wrong_is_raised_together(tmp_path, monkeypatch):
     tensors = tiny_tensors()
     for damage in BREAKS:
         damage(tmp_path, tensors)
@@ -391,6 +392,9 @@ def test_all_that_is_wrong_is_raised_together(tmp_path):
     true_file = holder[misplaced]
     holder[misplaced] = next(f for f in holder.values() if f not in special and f != true_file)
     index_path.write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=f"and {len(BREAKS) + 5 - 8} more$"):
+        load(source)
+    monkeypatch.setattr(hf_weights, "listed", lambda problems: listed(problems, shown=99))
     with pytest.raises(ValueError) as caught:
         load(source)
     message = str(caught.value)

@@ -3,6 +3,8 @@
 import ast
 import json
 import re
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +12,7 @@ from typing import Annotated
 import pytest
 import tyro
 
+from data_tools.tiny_base import TinyBaseConfig
 from s1jax import config
 from s1jax.evaluate import EvaluateConfig
 from s1jax.sweep import SweepConfig
@@ -99,11 +102,60 @@ def test_a_positional_argument_is_not_listed_as_a_flag():
     assert config.parse_arguments("", Arguments, ["a", "b", "--quick"]) == Arguments("a", Path("b"), True)
 
 
-def test_a_value_of_the_wrong_type_exits_without_a_traceback(capsys):
-    with pytest.raises(SystemExit) as exit_info:
-        config.parse_command("", TrainConfig, ["s1_32b", "--data.batch-size", "many"])
-    assert exit_info.value.code not in (0, None)
-    assert "many" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--data.batch-size", "many"], r"^--data\.batch-size: .*'many'$"),
+        (["--data.batch-size"], r"^Missing value for argument '--data\.batch-size'"),
+        (["--dtype", "float31"], r"^invalid choice 'float31' for argument '--dtype'.*'bfloat16', 'float32'"),
+        (["stray"], "stray"),
+        (["--optimizer.learning-rate", "1e38"], "learning_rate is 1e[+]38: it must be positive and at most 1"),
+        (["--rules.batch", "foo"], '"foo" is no mesh axis; the axes are data, fsdp, sequence, tensor$'),
+        (["--output", " "], "output is empty"),
+    ],
+)
+def test_a_value_that_cannot_be_read_is_one_line_naming_its_field(argv, message, capsys):
+    with pytest.raises(ValueError, match=message) as error:
+        config.parse_command("", TrainConfig, ["s1_32b", *argv])
+    assert "\n" not in str(error.value) and not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("\nimport nonesuch", r"mine\.py, line 2: ModuleNotFoundError: .*nonesuch"),
+        ("CONFIG = (", r"mine\.py, line 1: SyntaxError"),
+        (
+            "from dataclasses import replace\nfrom configs.s1_7b import CONFIG as BASE\n\nCONFIG = replace(BASE, foo=1)",
+            r"mine\.py, line 4: TypeError: TrainConfig has no field foo; its fields are: model, output, data, ",
+        ),
+        (
+            "from s1jax.train import OptimizerConfig\nCONFIG = OptimizerConfig(beta1=3)",
+            r"mine\.py, line 2: beta1 is 3: it must be",
+        ),
+    ],
+)
+def test_a_config_that_does_not_load_is_named_with_its_line(text, message, tmp_path):
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        config.load_config(str(tmp_path / "mine.py"), TrainConfig)
+
+
+def test_only_the_configs_of_a_command_are_listed():
+    assert "quickstart" in config.config_names(TrainConfig) and "s1_32b_gpqa" in config.config_names(EvaluateConfig)
+    by_type = [config.config_names(config_type) for config_type in (*COMMANDS.values(), TinyBaseConfig)]
+    assert sorted(name for names in by_type for name in names) == config.config_names()
+
+
+def test_long_lists_of_problems_are_cut():
+    assert config.listed(["a", "b"]) == "\n  a\n  b"
+    assert config.listed([str(i) for i in range(10)]).splitlines()[-2:] == ["  7", "  and 2 more"]
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path):
+    command = f"{sys.executable} {config.ROOT}/launch/convert.py --help | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.stderr == ""
 
 
 @pytest.mark.parametrize("config_type", [TrainConfig, SweepConfig, EvaluateConfig])

@@ -1,18 +1,18 @@
-"""`evaluate.py`, `sweep.py` and `generate.py` on a tiny random model: rows, resume, and the streamed text."""
+"""`evaluate.py` and `sweep.py` on a tiny random model: rows, resume, and what is refused."""
 
-import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_chat import byte_tokenizer
 
-from s1jax import checkpoint, generate, scheduler
-from s1jax.evaluate import DecodingConfig, EvaluateConfig, evaluate
+from s1jax import checkpoint, scheduler
+from s1jax.evaluate import DecodingConfig, EvaluateConfig, Point, evaluate
 from s1jax.metrics import SampleRow, read_samples, thinking_curve
 from s1jax.model import init_params
-from s1jax.request import Completion
+from s1jax.progress import _speed, progress
+from s1jax.request import Request
 from s1jax.sharding import MeshConfig, ShardingRules, make_mesh
 from s1jax.sweep import SweepConfig, grid, sweep
 
@@ -98,28 +98,114 @@ def test_a_point_whose_minimum_is_above_its_budget_is_left_out():
     assert [(p.max_thinking_tokens, p.min_thinking_tokens) for p in grid(config)] == [(5, 0), (20, 0), (20, 10)]
 
 
-def test_generate_streams_the_completions_text_with_its_parts_marked(tiny_model):
-    out = io.StringIO()
-    config = generate.GenerateConfig(
-        model=tiny_model, prompt="1 + 1?", max_thinking_tokens=60, min_thinking_tokens=60, ignore_text="Wait", max_answer_tokens=8,
-        dtype="float32", temperature=1.0,
-    )  # fmt: skip
-    completion = generate.generate(config, out)
-    text = out.getvalue()
-    assert completion.num_thinking == 60 and completion.num_ignored > 0
-    assert text.startswith("--- thinking ---\n") and text.count("--- answer ---\nFinal Answer:") == 1
-    assert text.count("[[Wait]]") == completion.num_ignored
-    assert text.index("--- answer ---") > text.rindex("[[Wait]]")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(num_ignore=3_000_000_000), "num_ignore is 3000000000; it must be from 0 to 2147483647"),
+        (dict(num_samples=0, temperature=1.0), "num_samples is 0; it must be from 1"),
+        (dict(num_samples=3), "num_samples 3 at temperature 0 would be copies of one answer"),
+        (dict(temperature=float("nan")), "temperature is nan; it must be finite and not negative"),
+        (dict(temperature=float("inf")), "temperature is inf; it must be finite"),
+    ],
+)
+def test_a_bad_point_is_refused_by_name(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Point(**{"max_thinking_tokens": 8, **changes})
 
 
-def test_streaming_a_character_waits_for_all_its_bytes():
-    tokenizer = byte_tokenizer()
-    ids = tokenizer("é→🙂", add_special_tokens=False)["input_ids"]
-    out = io.StringIO()
-    stream = generate.TranscriptStream(tokenizer, out)
-    for n in range(1, len(ids) + 1):
-        stream.show(Completion(tuple(ids[:n]), (False,) * n, n, 0, 0, False))
-    assert out.getvalue() == "--- thinking ---\né→🙂"
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(num_rows=0), "num_rows is 0; it must be at least 1"),
+        (dict(num_rows=-4), "num_rows is -4"),
+        (dict(limit=0), "limit is 0"),
+        (dict(max_answer_tokens=0), "max_answer_tokens is 0"),
+        (dict(top_k=100_000_000_000), "top_k is 100000000000; it must be from 0 to 2147483647"),
+        (dict(top_p=float("nan")), "top_p is nan"),
+        (dict(min_p=float("inf")), "min_p is inf"),
+        (dict(output=""), "output is empty"),
+    ],
+)
+def test_a_bad_decoding_config_is_refused_by_name(config, changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(config.decoding, **changes)
+
+
+@pytest.mark.parametrize("name", ["max_thinking_tokens", "num_ignore", "max_answer_tokens", "top_k", "seed", "sample"])
+def test_no_integer_of_a_request_is_larger_than_the_devices(name):
+    with pytest.raises(ValueError, match=f"{name} is 2147483648; it must be from . to 2147483647"):
+        Request(**{"prompt": (1,), name: 2**31})
+
+
+def test_more_rows_than_requests_are_not_allocated(config):
+    whole = sweep(config).read_text().splitlines()
+    output = Path(config.decoding.output)
+    output.unlink()
+    many = sweep(replace(config, decoding=replace(config.decoding, num_rows=100_000_000_000)))
+    assert sorted(many.read_text().splitlines()) == sorted(whole)
+
+
+@pytest.mark.parametrize("num_rows", [0, -1])
+def test_a_decoder_without_rows_is_refused(tiny_model, num_rows):
+    decoder, _ = scheduler.load_decoder(tiny_model, "float32")
+    with pytest.raises(ValueError, match=f"num_rows is {num_rows}"):
+        decoder.decode([Request(prompt=(1,))], num_rows=num_rows)
+
+
+def test_a_request_past_the_context_names_what_to_lower(tiny_model):
+    decoder, _ = scheduler.load_decoder(tiny_model, "float32")
+    fitting = Request(prompt=(1,), max_thinking_tokens=400, max_answer_tokens=8)
+    spare = 512 - 1 - decoder.num_new_tokens(fitting)
+    decoder.check(replace(fitting, max_thinking_tokens=400 + spare))
+    message = "has 512, its context length: lower max_thinking_tokens or max_answer_tokens, by 1 together"
+    with pytest.raises(ValueError, match=message):
+        decoder.check(replace(fitting, max_thinking_tokens=401 + spare))
+
+
+@pytest.mark.parametrize("output", ["sums.jsonl/rows.jsonl", "directory", "/proc/rows.jsonl", "/dev/null", "x" * 300])
+def test_an_impossible_output_is_refused_before_the_model_is_loaded(config, output, tmp_path, monkeypatch):
+    (tmp_path / "directory").mkdir()
+    monkeypatch.setattr("s1jax.evaluate.load_decoder", None)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=f"{output} cannot be written"):
+        sweep(replace(config, decoding=replace(config.decoding, output=str(tmp_path / output))))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_error_before_the_first_row_leaves_no_file_and_is_not_followed_by_progress(
+    config, tmp_path, monkeypatch, capsys
+):
+    def stream(self, requests, **options):
+        raise OSError("no rows")
+        yield
+
+    monkeypatch.setattr(scheduler.Decoder, "stream", stream)
+    decoding = replace(config.decoding, output=str(tmp_path / "new" / "rows.jsonl"))
+    with pytest.raises(OSError, match="no rows"):
+        sweep(replace(config, decoding=decoding))
+    assert not (tmp_path / "new").exists()
+    assert capsys.readouterr().err.count("decode: 0 of 18") == 1
+
+
+def test_progress_says_nothing_of_a_speed_before_anything_is_done(capsys):
+    with progress(840, "decode", "row", initial=4) as bar:
+        assert capsys.readouterr().err == "decode: 4 of 840\n"
+        bar.update(836)
+    assert re.fullmatch(r"decode: 840 of 840, [\d,.e+]+ row/s, 00:00 left\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("rate", "unit", "scaled", "text"),
+    [
+        (1.859, "row", False, "1.86 row/s"),
+        (0.05, "row", False, "20 s/row"),
+        (0.0, "row", False, "0 row/s"),
+        (12345.6, "row", False, "12,346 row/s"),
+        (2.5e9, "B", True, "2.5 GB/s"),
+    ],
+)
+def test_a_speed_has_a_space_before_its_unit(rate, unit, scaled, text):
+    assert _speed(dict(rate=rate, unit=unit, unit_scale=scaled)) == text
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(tiny_model, tmp_path):

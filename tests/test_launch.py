@@ -64,6 +64,12 @@ def inputs(tmp_path, tiny_model):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         text = (no_delimiters / name).read_text()
         (no_delimiters / name).write_text(text.replace("<|im_start|>", "<|begin|>"))
+    bad_number, no_tokens = tmp_path / "bad_number", tmp_path / "no_tokens"
+    shutil.copytree(tiny_model, bad_number)
+    shutil.copytree(tiny_model, no_tokens)
+    config = json.loads((bad_number / "config.json").read_text())
+    (bad_number / "config.json").write_text(json.dumps(config | {"rope_theta": "x"}))
+    (no_tokens / "tokenizer.json").write_text("{}")
     return tmp_path
 
 
@@ -100,6 +106,10 @@ CURATE += ["--output", "{tmp}/run/train.jsonl"]
         ("train", [*TRAIN, "--data.batch-size", "0"], "batch_size"),
         ("train", [*TRAIN, "--model", "{tmp}/corrupt"], "model.safetensors"),
         ("train", [*TRAIN, "--mesh.tensor", "3"], "mesh"),
+        ("train", [*TRAIN, "--output", ""], "output is empty"),
+        ("train", [*TRAIN, "--rules.batch", "foo"], '"foo" is no mesh axis'),
+        ("train", [*TRAIN, "--model", "{tmp}/bad_number"], "rope_theta is 'x': it must be a number"),
+        ("train", [*TRAIN, "--model", "{tmp}/no_tokens"], "its files are damaged"),
         ("sweep", [*SWEEP, "--max-thinking-tokens", "-5"], "none negative"),
         ("sweep", [*SWEEP, "--decoding.benchmark", "{tmp}/no_json.jsonl"], "no_json.jsonl"),
         ("sweep", [*SWEEP, "--decoding.benchmark", "{tmp}/empty.jsonl"], "empty.jsonl"),
@@ -109,6 +119,8 @@ CURATE += ["--output", "{tmp}/run/train.jsonl"]
         ("convert", ["{tmp}/corrupt", "{tmp}/run"], "model.safetensors"),
         ("convert", ["{tmp}/directory", "{tmp}/run"], "is no checkpoint"),
         ("convert", ["{tmp}/directory", "{tmp}/run", "--nonesuch", "1"], "the fields are: --dtype --mesh.data"),
+        ("convert", ["{model}", ""], "the directory to write is empty"),
+        ("convert", ["{model}"], "Missing from python"),
         ("data_tools/arithmetic", [], "out"),
         ("data_tools/arithmetic", ["{tmp}/run", "--num", "0"], "--num 0"),
         ("data_tools/arithmetic", ["{tmp}/run", "--num-heldout", "-1"], "--num-heldout -1"),
@@ -121,6 +133,11 @@ CURATE += ["--output", "{tmp}/run/train.jsonl"]
         ("data_tools/curate", [*CURATE, "--model", "{tmp}/nonesuch"], "nonesuch"),
         ("data_tools/curate", [*CURATE, "--num", "2"], "only 1 rows are left to draw 2 from"),
         ("data_tools/curate", [*CURATE, "--num", "0"], "--num 0"),
+        ("data_tools/curate", [*CURATE, "--output", ""], "is a directory"),
+        ("data_tools/curate", [*CURATE, "--output", "{tmp}/fine.jsonl"], "would change --pool"),
+        ("data_tools/curate", [*CURATE, "--output", "{tmp}/directory/../good.jsonl"], "would change --heldout"),
+        ("data_tools/curate", [*CURATE, "--rejects", "{tmp}/run/train.jsonl"], "are the same file"),
+        ("data_tools/curate", [*CURATE, "--pool", "{tmp}", "--output", "{tmp}/new.jsonl"], "would change --pool"),
     ],
 )
 def test_bad_input_is_one_message_and_a_nonzero_exit_and_leaves_nothing(
@@ -131,8 +148,10 @@ def test_bad_input_is_one_message_and_a_nonzero_exit_and_leaves_nothing(
     arguments = [argument.format(tmp=inputs, model=tiny_model) for argument in arguments]
     code, error, _ = run(script, *arguments, folder=folder or "launch")
     assert code not in (0, None)
-    # One message: a line of ours, or the box in which tyro says which value it cannot read.
-    (start,) = [line for line in error.splitlines() if line.startswith(("error: ", "\u256d"))]
+    # One message: a line of ours, or tyro's box where a script has no config.
+    starts = ("error: ", "\u256d", "+-") if script == "arithmetic" else "error: "
+    (start,) = [line for line in error.splitlines() if line.startswith(starts)][:1]
+    assert error.count("error: ") <= 1
     assert message in error[error.index(start) :]
     assert "Traceback" not in error
     assert sorted(inputs.rglob("*")) == before
@@ -193,7 +212,11 @@ def test_help_explains_the_command_and_every_field(script, run, monkeypatch):
     code, _, out = run(script, "--help")
     assert code == 0 and only_words(description) in only_words(out)
     if name:
-        assert all(name in out for name in config_names()), "help without a config lists all of them"
+        listed = re.findall(r"^configs: (.*)", out, re.MULTILINE)[0].split(", ")
+        assert listed == config_names(config_type), "help without a config lists those of the command"
+        assert f"usage: python launch/{script}.py CONFIG [--field value ...]" in out.replace(
+            f"python {script}.py", f"python launch/{script}.py"
+        )
         code, _, out = run(script, name, "--help")
         assert code == 0
     assert set(field_flags(config_type)) <= set(re.findall(r"--[a-z][a-z0-9.-]*", out))
@@ -211,6 +234,25 @@ def test_a_command_runs_as_a_process_of_its_own(tiny_model):
     failed = subprocess.run([*command, "--num-ignore", "-3"], capture_output=True, text=True, cwd="/")
     assert failed.returncode == 1 and failed.stdout == ""
     assert failed.stderr.startswith("error: num_ignore is -3") and failed.stderr.count("\n") == 1
+
+
+def test_checkpoints_of_ours_may_be_named_relative_to_where_one_is(run, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_model, "model")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        Path("model", name).unlink()
+    code, error, _ = run("convert", "model", "params")
+    assert code == 0 and "warning: model has no tokenizer" in error
+    code, error, _ = run("convert", "params", "back")
+    assert code == 0, error
+    assert Path("back/model.safetensors").read_bytes() == Path("model/model.safetensors").read_bytes()
+
+
+def test_the_quickstart_ends_with_a_command_that_fits_its_model():
+    (command,) = re.findall(r"launch/generate\.py (.*)", (ROOT / "launch" / "quickstart.sh").read_text())
+    limits = [int(limit) for limit in re.findall(r"--max-(?:thinking|answer)-tokens (\d+)", command)]
+    context = json.loads((ROOT / "data_tools" / "tiny_base" / "config.json").read_text())["max_position_embeddings"]
+    assert len(limits) == 2 and sum(limits) < context / 2
 
 
 # What makes each step of the quickstart small; a step that is not here runs as it stands.

@@ -1,6 +1,7 @@
 import collections
 import itertools
 import json
+import os
 import random
 import statistics
 
@@ -10,6 +11,7 @@ import pytest
 from s1jax.grading import grade
 from s1jax.metrics import (
     SampleRow,
+    check_destination,
     control,
     maj_at_k,
     mean_interval,
@@ -294,6 +296,10 @@ def test_a_torn_last_line_is_reported_and_left_out(tmp_path, capsys):
         (sample(correct=1), "column correct holds 1"),
         (sample(extracted=1), "column extracted holds 1"),
         (sample(finish_reason="eos"), "column finish_reason holds 'eos'"),
+        (sample(num_thinking_tokens=-8), "line 2: column num_thinking_tokens holds -8, expected a number from 0 to"),
+        (sample(num_answer_tokens=10**400), "column num_answer_tokens holds 1000"),
+        (sample(temperature=float("nan")), "line 2: column temperature holds nan"),
+        (sample(temperature=float("inf")), "line 2: column temperature holds inf"),
         (sample(extracted=None), "marked correct, and has no extracted answer"),
         (sample(), "lines 1 and 2 hold the same sample .problem p0, sample 0"),
     ],
@@ -308,3 +314,15 @@ def test_a_file_without_rows_is_an_error(tmp_path):
         read_samples(write(tmp_path / "rows.jsonl", []))
     with pytest.raises(FileNotFoundError):
         read_samples(tmp_path / "none.jsonl")
+    with pytest.raises(ValueError, match="is a directory; name the file of sample rows"):
+        read_samples(tmp_path)
+
+
+def test_a_protected_place_is_no_destination_and_a_new_one_is_left_as_it_was(tmp_path, monkeypatch):
+    (tmp_path / "rows.jsonl").write_text("")
+    check_destination(tmp_path / "rows.jsonl")
+    check_destination(tmp_path / "new" / "deep" / "rows.jsonl")
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # tests may run as root, who may write anywhere
+    with pytest.raises(ValueError, match=r"rows.jsonl cannot be written: it is no file, or a protected one"):
+        check_destination(tmp_path / "rows.jsonl")

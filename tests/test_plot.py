@@ -180,6 +180,24 @@ def test_the_command_explains_bad_rows_in_one_line(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{tmp}"], "{tmp} is a directory; name the file of sample rows in it"),
+        (
+            ["{tmp}/rows.jsonl", "--out", "{tmp}/rows.jsonl"],
+            "{tmp}/rows.jsonl/thinking.png cannot be written: Not a dir",
+        ),
+        (["{tmp}/rows.jsonl", "--out", "/proc/figures"], "/proc/figures/thinking.png cannot be written: "),
+    ],
+)
+def test_the_command_explains_a_bad_path_in_one_line(tmp_path, arguments, message):
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
+    result = run(*(argument.format(tmp=tmp_path) for argument in arguments))
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: " + message.format(tmp=tmp_path)) and result.stderr.count("\n") == 1
+
+
 def test_a_single_point_is_left_out_where_others_form_a_curve(tmp_path):
     curve, single = rows(), [row | {"temperature": 1.0} for row in rows(samples=4, budgets=(64,), waits=())]
     points = plot_thinking(curve + single, tmp_path / "both.png")

@@ -309,16 +309,23 @@ def test_cut_examples_are_reported(run_config, capsys):
     cut = replace(run_config.data, max_length=100, too_long="truncate", num_epochs=1)
     train.train(replace(run_config, data=cut))
     told = re.search(
-        r"20 examples, (\d+) of them cut to max_length 100, 1 rejected; 3 steps of 8", capsys.readouterr().err
+        r"20 examples, (\d+) of them cut to max_length 100, 1 rejected \(1 x .*thinking.*; see .*rejects.jsonl\); 3 steps of 8",
+        capsys.readouterr().err,
     )
     assert told and 0 < int(told[1]) < 20
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(run_config):
-    optimizer = replace(OPTIMIZER, learning_rate=1e30)
-    with pytest.raises(ValueError, match=r"step \d+: loss"):
-        train.train(replace(run_config, optimizer=optimizer, save_every=1))
+@pytest.mark.parametrize(
+    ("save_every", "told"), [(100, r"step \d+: loss"), (1, r"step \d+: parameters of norm (inf|nan) after its update")]
+)
+def test_a_destroyed_model_stops_the_run_before_it_is_saved(save_every, told, run_config):
+    optimizer = replace(OPTIMIZER, learning_rate=1.0, weight_decay=1e30)
+    with pytest.raises(ValueError, match=told):
+        train.train(replace(run_config, optimizer=optimizer, save_every=save_every))
     assert not any("nan" in str(loss).lower() for loss in losses_of(run_config.output))
+    assert not (Path(run_config.output) / "hf").exists()
+    saved = checkpoint.finished_steps(Path(run_config.output) / "checkpoints")
+    assert saved == ([1] if save_every == 1 else []), "step 0 has no learning rate yet"
 
 
 def test_a_micro_batch_must_divide_the_batch(run_config):
@@ -351,6 +358,8 @@ def test_every_device_group_must_get_rows_of_its_own(micro_batch_size, mesh, tol
         ("export_dtype", "float16", "choose one of bfloat16, float32"),
         ("learning_rate", 0.0, "positive"),
         ("learning_rate", float("nan"), "positive"),
+        ("learning_rate", 1.5, "at most 1"),
+        ("weight_decay", float("inf"), "finite"),
         ("warmup_fraction", 1.0, "below 1"),
         ("beta2", 1.0, "below 1"),
         ("weight_decay", -0.1, "at least 0"),
