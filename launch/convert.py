@@ -37,11 +37,6 @@ def main() -> None:
     checkpoint.check_destination(config.dst)
     source = checkpoint.resolve_model(config.src)
     kind, _, files = checkpoint.find_weights(source)
-    if not checkpoint.has_tokenizer(files):
-        print(
-            f"warning: {config.src} has no tokenizer, so {config.dst} has none: nothing can be asked of it",
-            file=sys.stderr,
-        )
     mesh = make_mesh(config.mesh)
     dtype = config.dtype if kind == "hugging_face" else None
     model_config, params = checkpoint.load_model(source, mesh, ShardingRules(), "stacked", param_dtype=dtype)
@@ -52,6 +47,11 @@ def main() -> None:
         checkpoint.save_hf(config.dst, model_config, params, config.dtype, source)
         form = "Hugging Face"
     print(f"wrote {config.dst} ({form})", file=sys.stderr)
+    if not checkpoint.has_tokenizer(files):
+        print(
+            f"warning: {config.src} has no tokenizer, so {config.dst} has none: nothing can be asked of it",
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":
