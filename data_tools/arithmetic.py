@@ -30,7 +30,7 @@ from typing import Any
 
 import tyro
 
-from s1jax.config import run_command
+from s1jax.config import run_command, write_file
 
 LARGEST_VALUE = 99
 LABELS = "ABCDEFGH"
@@ -328,11 +328,8 @@ def make_pool(num: int, seed: int, heldout: list[Problem]) -> list[Row]:
 
 
 def write_jsonl(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows as JSON lines, to a temporary name that is renamed when complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    temporary.replace(path)
+    """Write rows as JSON lines, the whole file or nothing."""
+    write_file(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def main(out: tyro.conf.Positional[Path], num: int = 3600, num_heldout: int = 120, seed: int = 0) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import tyro
 
-from s1jax.config import parse_arguments, run_command
-from s1jax.metrics import check_destination, read_samples
+from s1jax.config import check_writable, parse_arguments, run_command
+from s1jax.metrics import read_samples
 from s1jax.plot import format_thinking_table, format_voting_table, plot_thinking, plot_voting
 
 
@@ -34,7 +34,7 @@ def main() -> None:
     rows = read_samples(config.rows)
     out = config.out or config.rows.parent
     figures = [out / "thinking.png"]
-    check_destination(figures[0])
+    check_writable(figures[0])
     plot_thinking(rows, figures[0])
     print(format_thinking_table(rows), file=sys.stderr)
     if voting := format_voting_table(rows):

@@ -56,6 +56,12 @@ class Delimiters:
     """The id that fills empty positions."""
 
 
+# For models without a tokenizer, such as random weights: ids that no one reads.
+MADE_UP_DELIMITERS = Delimiters(
+    think=(1, 2), answer=(1, 3), final_answer=(1, 3, 4, 5), newline=(4,), end_thinking=(1, 6), end_answer=(6,), pad=6
+)
+
+
 def find_delimiters(tokenizer: PreTrainedTokenizerBase) -> Delimiters:
     """Return the delimiters under this tokenizer.
 

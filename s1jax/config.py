@@ -15,8 +15,10 @@ import itertools
 import json
 import os
 import re
+import stat
 import subprocess
 import sys
+import tempfile
 import traceback
 import typing
 from collections.abc import Callable, Sequence
@@ -178,6 +180,11 @@ def to_json(config: Any) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2)
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural where there are more or none."""
+    return f"{number} {noun}" + "s" * (number != 1)
+
+
 def config_hash(config: Any, exclude: Sequence[str] = (), **also: str) -> str:
     """Return 12 hex digits that identify the resolved config, but for the top-level fields in `exclude`, and what is named besides."""
     fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in exclude} | also
@@ -191,6 +198,17 @@ def write_file(path: str | Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
+
+
+def check_writable(path: Path) -> None:
+    """Raise ValueError unless a file can be written at `path`, in directories that may be yet to make; nothing is left behind."""
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISREG(path.stat().st_mode) or not os.access(path, os.W_OK):
+                raise ValueError(f"{path} cannot be written: it is no file, or a protected one")
+        tempfile.TemporaryFile(dir=next(parent for parent in path.parents if parent.exists())).close()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def commit() -> str:

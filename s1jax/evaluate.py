@@ -24,9 +24,9 @@ import jax
 from s1jax.benchmarks import Problem, read_problems
 from s1jax.budget import Limits
 from s1jax.chat import encode_prompt, encode_text, split_completion
-from s1jax.config import commit, config_hash
+from s1jax.config import check_writable, commit, config_hash
 from s1jax.grading import grade
-from s1jax.metrics import SampleRow, check_destination, read_samples
+from s1jax.metrics import SampleRow, read_samples
 from s1jax.model_config import DType
 from s1jax.progress import progress
 from s1jax.request import Completion, Request, check_integer, check_sampling
@@ -142,7 +142,7 @@ def write_samples(config: DecodingConfig, traces: Sequence[Trace]) -> Path:
     from s1jax.checkpoint import fingerprint
 
     output = Path(config.output)
-    check_destination(output)
+    check_writable(output)
     problems = read_problems(config.benchmark, config.limit)
     neutral = ("output", "limit", "num_rows", "mesh", "rules")
     identity = config_hash(config, exclude=neutral, weights=fingerprint(config.model))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 from s1jax.chat import encode_prompt, encode_text
+from s1jax.config import counted
 from s1jax.model_config import DType
 from s1jax.request import Completion, Request
 from s1jax.scheduler import load_decoder
@@ -85,16 +86,12 @@ def generate(config: GenerateConfig, out: TextIO) -> Completion:
         stream.close()
     ended = "the budget" if completion.num_thinking == config.max_thinking_tokens else "the model"
     print(
-        f"{_count(completion.num_thinking, 'thinking token')} (budget {config.max_thinking_tokens}), ended by {ended}; "
-        f"{_count(completion.num_ignored, 'stop')} ignored; {_count(completion.num_answer, 'answer token')}; "
+        f"{counted(completion.num_thinking, 'thinking token')} (budget {config.max_thinking_tokens}), ended by {ended}; "
+        f"{counted(completion.num_ignored, 'stop')} ignored; {counted(completion.num_answer, 'answer token')}; "
         f"{seconds:.1f} s, compilation included",
         file=sys.stderr,
     )
     return completion
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 class TranscriptStream:

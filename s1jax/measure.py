@@ -1,7 +1,7 @@
 """Measurements: a decoder and a workload -> figures, which `launch/benchmark.py` prints.
 
-Speeds are of whole calls, prefill included, after every compilation. What a step must read is counted: each weight once, and the rows'
-caches as far as they are allocated. `bandwidth_fraction` holds it against what a plain sum reads on this machine in the same run.
+Speeds are of whole calls, prefill included, after every compilation. What a step must read is counted: each weight once, and the
+keys and values of the rows' tokens. `bandwidth_fraction` holds it against what a plain sum reads on this machine in the same run.
 
 Nothing here needs more than jax, flax and numpy.
 """
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from s1jax.budget import Limits
-from s1jax.chat import Delimiters
+from s1jax.chat import MADE_UP_DELIMITERS
 from s1jax.model import init_params
 from s1jax.model_config import ModelConfig
 from s1jax.request import Completion, Request
@@ -35,16 +35,7 @@ def random_decoder(config: ModelConfig, mesh: MeshConfig) -> Decoder:
     rules, devices = ShardingRules(), make_mesh(mesh)
     with jax.set_mesh(devices):
         params = init_params(config, rules, "per_layer", devices, seed=0, dtype=config.dtype)
-    delimiters = Delimiters(
-        think=(1, 2),
-        answer=(1, 3),
-        final_answer=(1, 3, 4, 5),
-        newline=(4,),
-        end_thinking=(1, 6),
-        end_answer=(6,),
-        pad=6,
-    )
-    return Decoder(config, params, rules, devices, delimiters, np.arange(config.vocab_size) == 4)
+    return Decoder(config, params, rules, devices, MADE_UP_DELIMITERS, np.arange(config.vocab_size) == 4)
 
 
 def random_prompts(decoder: Decoder, num: int, length: int) -> list[tuple[int, ...]]:
@@ -94,6 +85,8 @@ def sweep_figures(
     answer_tokens: int,
 ) -> Figures:
     """Return what a curve costs in one pass, what its largest point does, and its points one at a time; and whether they agree."""
+    if not (prompts and points):
+        raise ValueError("a curve needs at least one problem and one point")
     largest = Limits(*(max(values) for values in zip(*points, strict=True)))
     requests = [
         Request(prompt, *largest, ignore_ids=ignore_ids, max_answer_tokens=answer_tokens, problem=i)

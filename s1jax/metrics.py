@@ -14,15 +14,11 @@ over all subsets of k of the n samples (and over tie draws): no first k, no rand
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import math
-import os
-import stat
 import statistics
 import sys
-import tempfile
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -111,17 +107,6 @@ class CurveSummary(Curve):
 
 _COLUMN_TYPES = typing.get_type_hints(SampleRow)
 _SETTING = tuple(Setting.__annotations__)
-
-
-def check_destination(path: Path) -> None:
-    """Raise ValueError unless a file can be written at `path`, in directories that may be yet to make; nothing is left behind."""
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            if not stat.S_ISREG(path.stat().st_mode) or not os.access(path, os.W_OK):
-                raise ValueError(f"{path} cannot be written: it is no file, or a protected one")
-        tempfile.TemporaryFile(dir=next(parent for parent in path.parents if parent.exists())).close()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def read_samples(path: str | Path) -> list[SampleRow]:

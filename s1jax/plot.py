@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from s1jax.config import write_file
 from s1jax.metrics import (
     Curve,
     SampleRow,
@@ -291,10 +291,10 @@ class _Page:
         figure.text(left, 0.16 / height, "   ".join(foot[: 1 + bool(self._notes)]), fontsize=8.5, color=_GREY)
         self._place_notes()
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, lambda temporary: figure.savefig(temporary, format="png", dpi=200))
-        text = json.dumps(self._points, indent=2, ensure_ascii=False) + "\n"
-        _replace(path.with_suffix(".json"), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_file(path.with_suffix(".json"), json.dumps(self._points, indent=2, ensure_ascii=False) + "\n")
+        partial = path.with_name(f".{path.name}.partial")
+        figure.savefig(partial, format="png", dpi=200)
+        partial.replace(path)
 
     def _subject(self) -> str:
         """Say what all points share."""
@@ -328,12 +328,6 @@ def _groups(points: Sequence[Point], key: Callable[[Point], Any]) -> list[tuple[
     for point in points:
         groups.setdefault(key(point), []).append(point)
     return list(groups.items())
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    write(temporary)
-    os.replace(temporary, path)
 
 
 # ---- text ----

@@ -19,7 +19,7 @@ from jax.experimental import topologies
 
 from s1jax.budget import RowSettings
 from s1jax.cache import KVCache
-from s1jax.chat import Delimiters
+from s1jax.chat import MADE_UP_DELIMITERS
 from s1jax.decode import Rows, advance, empty_prompts, empty_state, make_vocabulary
 from s1jax.model import abstract_params
 from s1jax.model_config import ModelConfig
@@ -41,7 +41,6 @@ dnn_version_info { major: 9 minor: 8 }
 runtime_version { major: 12 minor: 9 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
-H100_BYTES = 80 * 2**30
 
 
 def topology_devices(topology: str) -> Sequence[jax.Device]:
@@ -68,17 +67,8 @@ def compile_decode(
     rules = ShardingRules()
     devices = make_mesh(mesh, topology_devices(topology))
     platform = {"h100": "cuda", "cpu": "cpu"}.get(topology.partition(":")[0], "tpu")
-    delimiters = Delimiters(
-        think=(1, 2),
-        answer=(1, 3),
-        final_answer=(1, 3, 4, 5),
-        newline=(4,),
-        end_thinking=(1, 6),
-        end_answer=(6,),
-        pad=6,
-    )
     vocabulary, allowed = jax.eval_shape(
-        lambda: make_vocabulary(delimiters, np.zeros(config.vocab_size, bool), config.vocab_size)
+        lambda: make_vocabulary(MADE_UP_DELIMITERS, np.zeros(config.vocab_size, bool), config.vocab_size)
     )
 
     def ints(*shape: int) -> Any:

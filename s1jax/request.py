@@ -65,6 +65,8 @@ class Request:
             raise ValueError(
                 f"min_thinking_tokens {self.min_thinking_tokens} is above max_thinking_tokens {self.max_thinking_tokens}"
             )
+        if self.points and not self.thinks:
+            raise ValueError("points are ends of thinking, and this request does not think")
         if not self.prompt:
             raise ValueError("the prompt is empty")
         above = [point for point in self.points if any(a > b for a, b in zip(point, self.limits, strict=True))]

@@ -15,37 +15,24 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from s1jax.budget import End, Limits, Phase, RowSettings, find_end
-from s1jax.cache import KVCache, grow
+from s1jax.budget import End, Limits, Phase, find_end
 from s1jax.chat import Delimiters, find_delimiters, newline_ids
-from s1jax.decode import (
-    MOST_STEPS,
-    Prompts,
-    Rows,
-    advance,
-    empty_prompts,
-    empty_state,
-    make_vocabulary,
-    prefill,
-    put_prompts,
-    start_rows,
-)
+from s1jax.decode import MOST_STEPS, empty_prompts, make_vocabulary, prefill, put_prompts
 from s1jax.model import Params
 from s1jax.model_config import ModelConfig
 from s1jax.request import Completion, Request
-from s1jax.sampling import SamplingSettings
+from s1jax.rows import Log, RowBatch, power_of_two, round_up
 from s1jax.sharding import MeshConfig, ShardingRules, make_mesh
 
 PREFILL_TOKENS = 512  # of each prompt at a time
 PREFILL_SIZES = (64, 8, 1)
-SMALLEST_CAPACITY = 64
+MOST_PREFILL_SLOTS = 2**15  # of all prompts prefilled together, since each token's scores span its prompt's slots
 Results = tuple[int, tuple[Completion, ...]]
 
 
@@ -117,130 +104,6 @@ class Decoder:
         return [completions[i][0] for i in range(len(requests))]
 
 
-@dataclass
-class _Log:
-    """What a row has emitted since the prompt."""
-
-    index: int
-    """Of its request."""
-    tokens: list[int] = field(default_factory=list)
-    forced: list[bool] = field(default_factory=list)
-    attempts: list[int] = field(default_factory=list)
-    """Thinking tokens before each ignored attempt to end thinking."""
-    logprobs: list[float] = field(default_factory=list)
-    end_logprobs: list[float] = field(default_factory=list)
-    num_own: int = 0
-    """Tokens emitted by this row itself: in a fork, those after the trace."""
-    num_thinking: int = 0
-    num_ignored: int = 0
-    num_answer: int = 0
-    stopped: bool = False
-    phase: Phase = Phase.THINK
-
-    def fork(self, end: End) -> _Log:
-        """Return the log of a fork that takes over the tokens before `end`."""
-        n = end.num_thinking
-        return _Log(
-            self.index, self.tokens[:n], self.forced[:n], [], self.logprobs[:n], self.end_logprobs[:n],
-            num_thinking=n, num_ignored=end.num_ignored,
-        )  # fmt: skip
-
-    def completion(self) -> Completion:
-        """Return the log as a completion."""
-        return Completion(
-            tuple(self.tokens), tuple(self.forced), self.num_thinking, self.num_ignored, self.num_answer, self.stopped,
-            tuple(self.logprobs), tuple(self.end_logprobs),
-        )  # fmt: skip
-
-
-class _Rows:
-    """Rows that decode together, with what the host knows of each."""
-
-    def __init__(self, decoder: Decoder, num_rows: int, most_tokens: int, ignore_width: int, scores: bool):
-        self.decoder, self.scores = decoder, scores
-        self.logs: list[_Log | None] = [None] * num_rows
-        self.largest_capacity = _round_up(most_tokens)
-        self.static = dict(config=decoder.config, rules=decoder.rules)
-        self.state = empty_state(
-            decoder.vocabulary,
-            **self.static,
-            num_rows=num_rows,
-            capacity=min(self.largest_capacity, 2 * SMALLEST_CAPACITY),
-            ignore_width=ignore_width,
-        )
-
-        def ints(*shape: int) -> Any:
-            return np.zeros((num_rows, *shape), np.int32)
-
-        def floats(value: float) -> Any:
-            return np.full(num_rows, value, np.float32)
-
-        self.rows = Rows(
-            settings=RowSettings(ints(), ints(), ints(), ints(ignore_width), ints(), ints()),
-            sampling=SamplingSettings(temperature=floats(0), top_k=ints(), top_p=floats(1), min_p=floats(0)),
-            seeds=ints(3),
-            prefix_end=ints(),
-        )
-        self.starts, self.phase = np.zeros(num_rows, bool), ints()
-        self.num_thinking, self.last_token = ints(), ints()
-
-    @property
-    def live(self) -> list[int]:
-        """Rows that are decoding."""
-        return [row for row, log in enumerate(self.logs) if log is not None and log.phase != Phase.DONE]
-
-    def start(self, row: int, request: Request, log: _Log, limits: Limits, phase: Phase) -> None:
-        """Put a request into a row, to begin after what `log` holds."""
-        self.logs[row] = log
-        settings, sampling, count = self.rows.settings, self.rows.sampling, len(log.tokens)
-        (settings.max_thinking_tokens[row], settings.min_thinking_tokens[row], settings.num_ignore[row]) = limits
-        settings.ignore_ids[row, : len(request.ignore_ids)] = request.ignore_ids
-        settings.ignore_length[row] = len(request.ignore_ids)
-        settings.max_answer_tokens[row] = request.max_answer_tokens
-        for name, array in sampling._asdict().items():
-            array[row] = getattr(request, name)
-        self.rows.seeds[row] = request.seed, request.problem, request.sample
-        self.rows.prefix_end[row] = len(request.prompt) + count
-        self.starts[row], self.phase[row], self.num_thinking[row] = True, phase, count
-        self.last_token[row] = log.tokens[-1] if log.tokens else 0
-        log.phase = phase
-
-    def run(self, prompts: Prompts, prefixes: tuple[KVCache, ...], most_steps: int, most_new_done: int) -> None:
-        """Let the rows decode for some steps, or until so many of them are done, and read what they emitted."""
-        decoder, live = self.decoder, self.live
-        if self.starts.any():
-            self.state = start_rows(
-                decoder.vocabulary, self.rows, prompts, self.state,
-                self.starts, self.phase, self.num_thinking, self.last_token,
-            )  # fmt: skip
-            # Not in place: the device may still read the old one.
-            self.starts = np.zeros_like(self.starts)
-        longest = max(self.logs[row].num_own for row in live)  # type: ignore[union-attr]
-        if longest >= self.state.cache.capacity:
-            self.state = self.state._replace(cache=grow(self.state.cache, _round_up(longest + 1)))
-        state = self.state = advance(
-            decoder.params, decoder.vocabulary, decoder.allowed, self.rows, prefixes, self.state,
-            np.int32(min(most_steps, self.state.cache.capacity - longest)),
-            np.int32(len(self.logs) - len(live) + most_new_done),
-            **self.static, scores=self.scores,
-        )  # fmt: skip
-        emitted, row, num_emitted = _fetch((state.emitted, state.row, state.num_emitted), decoder.mesh)
-        for i in live:
-            log = self.logs[i]
-            assert log is not None
-            begin, new = len(log.tokens), slice(0, int(num_emitted[i]) - len(log.tokens))
-            log.tokens += emitted.tokens[i, new].tolist()
-            log.forced += emitted.forced[i, new].tolist()
-            log.attempts += (begin + np.flatnonzero(emitted.ignored[i, new])).tolist()
-            if self.scores:
-                log.logprobs += emitted.logprobs[i, new].tolist()
-                log.end_logprobs += emitted.end_logprobs[i, new].tolist()
-            log.num_own += new.stop
-            log.num_thinking, log.num_answer = int(row.num_thinking[i]), int(row.num_answer[i])
-            log.num_ignored += int(emitted.ignored[i, new].sum())
-            log.stopped, log.phase = bool(row.stopped[i]), Phase(int(row.phase[i]))
-
-
 class _Run:
     """One call of `Decoder.stream`."""
 
@@ -252,13 +115,13 @@ class _Run:
         self.next_prompts = deque(self.waiting)
         most_samples = max(len(indices) for indices in self.waiting.values())
         # Rows side by side for one prompt: as many as keep all rows busy, and no more than it has samples.
-        self.per_prompt = min(_power_of_two(min(most_samples, -(-num_rows // len(self.waiting)))), num_rows)
+        self.per_prompt = min(power_of_two(min(most_samples, -(-num_rows // len(self.waiting)))), num_rows)
         num_prompts = max(1, num_rows // self.per_prompt)
         self.groups: list[tuple[int, ...] | None] = [None] * num_prompts
-        self.ignore_width = _round_up(max(1, *(len(request.ignore_ids) for request in requests)), 8)
+        self.ignore_width = round_up(max(1, *(len(request.ignore_ids) for request in requests)), 8)
         most_tokens = max(decoder.num_new_tokens(request) for request in requests)
-        self.traces = _Rows(decoder, num_prompts * self.per_prompt, most_tokens, self.ignore_width, scores)
-        self.prompt_capacity = _round_up(max(len(prompt) for prompt in self.waiting))
+        self.traces = RowBatch(decoder, num_prompts * self.per_prompt, most_tokens, self.ignore_width, scores)
+        self.prompt_capacity = round_up(max(len(prompt) for prompt in self.waiting))
         self.static = dict(config=decoder.config, rules=decoder.rules)
         self.prompts = empty_prompts(**self.static, num_prompts=num_prompts, capacity=self.prompt_capacity)
         self.unfinished = len(requests)
@@ -273,7 +136,7 @@ class _Run:
             enough = max(1, len(traces.logs) // 8) if is_more else len(traces.logs)
             traces.run(self.prompts, (self.prompts.cache,), most_steps, enough)
         results: list[Results] = []
-        forking: dict[int, _Log] = {}
+        forking: dict[int, Log] = {}
         for row, log in enumerate(traces.logs):
             if log is None or log.phase != Phase.DONE:
                 continue
@@ -303,7 +166,8 @@ class _Run:
                 self.groups[place] = new[place] = self.next_prompts.popleft()
         places = list(new)
         while places:
-            size = next(size for size in PREFILL_SIZES if len(places) > size // 2)
+            fits = [size for size in PREFILL_SIZES if size == 1 or size * self.prompt_capacity <= MOST_PREFILL_SLOTS]
+            size = next(size for size in fits if len(places) > size // 2)
             now, places = places[:size], places[size:]
             self._prefill([new[place] for place in now], now, size)
 
@@ -312,7 +176,7 @@ class _Run:
         for i, prompt in enumerate(prompts):
             tokens[i, : len(prompt)], lengths[i] = prompt, len(prompt)
         new = empty_prompts(**self.static, num_prompts=size, capacity=self.prompt_capacity)
-        for begin in range(0, _round_up(int(lengths.max())), PREFILL_TOKENS):
+        for begin in range(0, round_up(int(lengths.max())), PREFILL_TOKENS):
             chunk = tokens[:, begin : begin + PREFILL_TOKENS]
             new = prefill(self.decoder.params, new, chunk, lengths, **self.static)
         nowhere = [len(self.groups)] * (size - len(places))
@@ -326,25 +190,25 @@ class _Run:
                 index = self.waiting[prompt].popleft()
                 request = self.requests[index]
                 phase = Phase.THINK if request.thinks else Phase.ANSWER
-                self.traces.start(row, request, _Log(index), request.limits, phase)
+                self.traces.start(row, request, Log(index), request.limits, phase)
 
-    def _own_end(self, log: _Log) -> End:
+    def _own_end(self, log: Log) -> End:
         limits = self.requests[log.index].limits
         return End(log.num_thinking, log.num_ignored, log.num_thinking < limits.max_thinking_tokens)
 
-    def _ends(self, log: _Log) -> list[End]:
+    def _ends(self, log: Log) -> list[End]:
         """Return where the request's points end the finished trace."""
         own = self._own_end(log)
         attempts = [*log.attempts, *([own.num_thinking] if own.is_natural else [])]
         return [find_end(point, attempts) for point in self.requests[log.index].points] or [own]
 
-    def _fork(self, forking: dict[int, _Log]) -> list[Results]:
+    def _fork(self, forking: dict[int, Log]) -> list[Results]:
         """Decode the answers of finished traces, by row, at the ends their points ask for; free the rows."""
         traces, rows = self.traces, list(forking)
         prompts, trace_cache = self.prompts, traces.state.cache
         if 2 * len(rows) <= len(traces.logs):
             # Few of the rows: put them together, so that the others' are not computed.
-            rows += [rows[-1]] * (_power_of_two(len(rows)) - len(rows))
+            rows += [rows[-1]] * (power_of_two(len(rows)) - len(rows))
             of_rows = np.array(rows, np.int32)
             prompts, trace_cache = _take(prompts, of_rows // self.per_prompt), _take(trace_cache, of_rows)
         else:
@@ -352,8 +216,8 @@ class _Run:
         ends = {row: sorted(set(self._ends(trace)) - {self._own_end(trace)}) for row, trace in forking.items()}
         per_trace = _round_up_finely(max(len(new) for new in ends.values()))
         most_tokens = max(request.max_answer_tokens for request in self.requests) + self.decoder.longest_delimiter + 1
-        forks = _Rows(self.decoder, len(rows) * per_trace, most_tokens, self.ignore_width, self.scores)
-        results: dict[int, dict[End, _Log]] = {}
+        forks = RowBatch(self.decoder, len(rows) * per_trace, most_tokens, self.ignore_width, self.scores)
+        results: dict[int, dict[End, Log]] = {}
         for row, trace in forking.items():
             results[row] = {self._own_end(trace): trace}
             for place, end in enumerate(ends[row], rows.index(row) * per_trace):
@@ -392,29 +256,12 @@ def load_decoder(
     return Decoder(config, params, rules, device_mesh, delimiters, newline_ids(tokenizer)), tokenizer
 
 
-def _fetch(tree: Any, mesh: jax.sharding.Mesh) -> Any:
-    """Bring arrays to the host, to every one of several."""
-    if jax.process_count() > 1:
-        everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        tree = jax.jit(lambda x: x, out_shardings=everywhere)(tree)
-    return jax.device_get(tree)
-
-
 @jax.jit
 def _take(tree: Any, rows: jax.Array) -> Any:
     """Return these rows of all arrays that have rows."""
     return jax.tree.map(lambda x: jnp.take(x, rows, axis=0) if x.ndim else x, tree)
 
 
-def _power_of_two(n: int) -> int:
-    return 1 << (n - 1).bit_length()
-
-
 def _round_up_finely(n: int) -> int:
     """Return the power of two, or one and a half of one, at or above `n`."""
-    return min(size for size in (_power_of_two(n), 3 * _power_of_two(-(-n // 3))) if size >= n)
-
-
-def _round_up(n: int, smallest: int = SMALLEST_CAPACITY) -> int:
-    """Return the power of two times `smallest` at or above `n`."""
-    return smallest * _power_of_two(-(-n // smallest))
+    return min(size for size in (power_of_two(n), 3 * power_of_two(-(-n // 3))) if size >= n)

@@ -26,7 +26,7 @@ import optax
 from flax import nnx
 
 from s1jax import data
-from s1jax.config import write_file
+from s1jax.config import counted, write_file
 from s1jax.data import DataConfig
 from s1jax.model import Params, Qwen2, abstract_params, graphdef
 from s1jax.model_config import DType, ModelConfig
@@ -321,8 +321,8 @@ def train(config: TrainConfig) -> Path:
         return output / "hf"
 
     _say(
-        f"{_count(len(examples), 'example')}, {examples.num_truncated} of them cut to max_length {config.data.max_length}, "
-        f"{data.told(rejects, output / REJECTS_NAME)}; {_count(num_steps, 'step')} of {config.data.batch_size}"
+        f"{counted(len(examples), 'example')}, {examples.num_truncated} of them cut to max_length {config.data.max_length}, "
+        f"{data.told(rejects, output / REJECTS_NAME)}; {counted(num_steps, 'step')} of {config.data.batch_size}"
     )
     optimizer = make_optimizer(config.optimizer, num_steps)
     if first_step:
@@ -407,10 +407,6 @@ class _Log:
             self.file.flush()
         self.bar.set_postfix_str(f"loss {loss:.3f}, {tokens_per_s:,.0f} tokens/s", refresh=False)
         self.bar.update()
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + "s" * (number != 1)
 
 
 def _say(message: str) -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -147,6 +148,11 @@ def test_only_the_configs_of_a_command_are_listed():
     assert sorted(name for names in by_type for name in names) == config.config_names()
 
 
+@pytest.mark.parametrize(("number", "text"), [(0, "0 stops"), (1, "1 stop"), (2, "2 stops")])
+def test_one_is_no_plural(number, text):
+    assert config.counted(number, "stop") == text
+
+
 def test_long_lists_of_problems_are_cut():
     assert config.listed(["a", "b"]) == "\n  a\n  b"
     assert config.listed([str(i) for i in range(10)]).splitlines()[-2:] == ["  7", "  and 2 more"]
@@ -197,3 +203,13 @@ def test_an_error_that_is_not_ours_says_how_to_see_where_it_came_from(capsys, mo
     monkeypatch.setenv("S1JAX_TRACEBACK", "1")
     with pytest.raises(json.JSONDecodeError):
         config.run_command(main)
+
+
+def test_a_protected_place_is_no_destination_and_a_new_one_is_left_as_it_was(tmp_path, monkeypatch):
+    (tmp_path / "rows.jsonl").write_text("")
+    config.check_writable(tmp_path / "rows.jsonl")
+    config.check_writable(tmp_path / "new" / "deep" / "rows.jsonl")
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # tests may run as root, who may write anywhere
+    with pytest.raises(ValueError, match=r"rows.jsonl cannot be written: it is no file, or a protected one"):
+        config.check_writable(tmp_path / "rows.jsonl")

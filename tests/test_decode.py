@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from s1jax import decode, scheduler
+from s1jax import decode, rows, scheduler
 from s1jax.budget import Limits
 from s1jax.chat import Delimiters
 from s1jax.model import graphdef, init_params, unstack
@@ -149,8 +149,8 @@ def test_budgets_counts_strings_and_sampling_recompile_nothing(decoder):
 
 def test_the_loop_ends_when_every_row_is_done(decoder, monkeypatch):
     steps = []
-    advance = scheduler.advance
-    monkeypatch.setattr(scheduler, "advance", lambda *a, **k: steps.append(advance(*a, **k)) or steps[-1])
+    advance = rows.advance
+    monkeypatch.setattr(rows, "advance", lambda *a, **k: steps.append(advance(*a, **k)) or steps[-1])
     completions = decoder.decode(requests(4, max_thinking_tokens=6, min_thinking_tokens=0))
     assert int(steps[-1].num_steps) == max(len(c.tokens) for c in completions) < steps[-1].emitted.tokens.shape[1]
 

@@ -70,11 +70,6 @@ def test_a_bad_setting_is_refused_before_the_model_is_loaded(changes, message, m
         generate.generate(generate.GenerateConfig("none", "1 + 1?", **changes), io.StringIO())
 
 
-@pytest.mark.parametrize(("number", "text"), [(0, "0 stops"), (1, "1 stop"), (2, "2 stops")])
-def test_one_is_no_plural(number, text):
-    assert generate._count(number, "stop") == text
-
-
 def test_generate_streams_the_completions_text_with_its_parts_marked(tiny_model):
     out = io.StringIO()
     config = generate.GenerateConfig(

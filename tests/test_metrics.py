@@ -1,7 +1,6 @@
 import collections
 import itertools
 import json
-import os
 import random
 import statistics
 
@@ -11,7 +10,6 @@ import pytest
 from s1jax.grading import grade
 from s1jax.metrics import (
     SampleRow,
-    check_destination,
     control,
     maj_at_k,
     mean_interval,
@@ -316,13 +314,3 @@ def test_a_file_without_rows_is_an_error(tmp_path):
         read_samples(tmp_path / "none.jsonl")
     with pytest.raises(ValueError, match="is a directory; name the file of sample rows"):
         read_samples(tmp_path)
-
-
-def test_a_protected_place_is_no_destination_and_a_new_one_is_left_as_it_was(tmp_path, monkeypatch):
-    (tmp_path / "rows.jsonl").write_text("")
-    check_destination(tmp_path / "rows.jsonl")
-    check_destination(tmp_path / "new" / "deep" / "rows.jsonl")
-    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # tests may run as root, who may write anywhere
-    with pytest.raises(ValueError, match=r"rows.jsonl cannot be written: it is no file, or a protected one"):
-        check_destination(tmp_path / "rows.jsonl")

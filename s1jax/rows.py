@@ -1,0 +1,180 @@
+"""Rows that decode together, as the host sees them: which request each serves, and what it has emitted.
+
+`RowBatch` keeps the arrays of `decode.py` on the device and a `Log` per row here; `scheduler.py` decides what is put into a row.
+
+Invariant: a row's tokens lie in its own slots of the cache, which grows before its longest row would need more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import jax
+import numpy as np
+
+from s1jax.budget import End, Limits, Phase, RowSettings, Vocabulary
+from s1jax.cache import KVCache, grow
+from s1jax.decode import Prompts, Rows, advance, empty_state, start_rows
+from s1jax.model import Params
+from s1jax.model_config import ModelConfig
+from s1jax.request import Completion, Request
+from s1jax.sampling import SamplingSettings
+from s1jax.sharding import ShardingRules
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool
+
+SMALLEST_CAPACITY = 64
+
+
+class ReadyModel(Protocol):
+    """What rows need of a `scheduler.Decoder`."""
+
+    config: ModelConfig
+    params: Params
+    rules: ShardingRules
+    mesh: jax.sharding.Mesh
+    vocabulary: Vocabulary
+    allowed: Bool[Array, " V"]
+
+
+@dataclass
+class Log:
+    """What a row has emitted since the prompt."""
+
+    index: int
+    """Of its request."""
+    tokens: list[int] = field(default_factory=list)
+    forced: list[bool] = field(default_factory=list)
+    attempts: list[int] = field(default_factory=list)
+    """Thinking tokens before each ignored attempt to end thinking."""
+    logprobs: list[float] = field(default_factory=list)
+    end_logprobs: list[float] = field(default_factory=list)
+    num_own: int = 0
+    """Tokens emitted by this row itself: in a fork, those after the trace."""
+    num_thinking: int = 0
+    num_ignored: int = 0
+    num_answer: int = 0
+    stopped: bool = False
+    phase: Phase = Phase.THINK
+
+    def fork(self, end: End) -> Log:
+        """Return the log of a fork that takes over the tokens before `end`."""
+        n = end.num_thinking
+        return Log(
+            self.index, self.tokens[:n], self.forced[:n], [], self.logprobs[:n], self.end_logprobs[:n],
+            num_thinking=n, num_ignored=end.num_ignored,
+        )  # fmt: skip
+
+    def completion(self) -> Completion:
+        """Return the log as a completion."""
+        return Completion(
+            tuple(self.tokens), tuple(self.forced), self.num_thinking, self.num_ignored, self.num_answer, self.stopped,
+            tuple(self.logprobs), tuple(self.end_logprobs),
+        )  # fmt: skip
+
+
+class RowBatch:
+    """Rows that decode together, with what the host knows of each."""
+
+    def __init__(self, decoder: ReadyModel, num_rows: int, most_tokens: int, ignore_width: int, scores: bool):
+        self.decoder, self.scores = decoder, scores
+        self.logs: list[Log | None] = [None] * num_rows
+        self.static = dict(config=decoder.config, rules=decoder.rules)
+        self.state = empty_state(
+            decoder.vocabulary,
+            **self.static,
+            num_rows=num_rows,
+            capacity=min(round_up(most_tokens), 2 * SMALLEST_CAPACITY),
+            ignore_width=ignore_width,
+        )
+
+        def ints(*shape: int) -> Any:
+            return np.zeros((num_rows, *shape), np.int32)
+
+        def floats(value: float) -> Any:
+            return np.full(num_rows, value, np.float32)
+
+        self.rows = Rows(
+            settings=RowSettings(ints(), ints(), ints(), ints(ignore_width), ints(), ints()),
+            sampling=SamplingSettings(temperature=floats(0), top_k=ints(), top_p=floats(1), min_p=floats(0)),
+            seeds=ints(3),
+            prefix_end=ints(),
+        )
+        self.starts, self.phase = np.zeros(num_rows, bool), ints()
+        self.num_thinking, self.last_token = ints(), ints()
+
+    @property
+    def live(self) -> list[int]:
+        """Rows that are decoding."""
+        return [row for row, log in enumerate(self.logs) if log is not None and log.phase != Phase.DONE]
+
+    def start(self, row: int, request: Request, log: Log, limits: Limits, phase: Phase) -> None:
+        """Put a request into a row, to begin after what `log` holds."""
+        self.logs[row] = log
+        settings, sampling, count = self.rows.settings, self.rows.sampling, len(log.tokens)
+        (settings.max_thinking_tokens[row], settings.min_thinking_tokens[row], settings.num_ignore[row]) = limits
+        settings.ignore_ids[row, : len(request.ignore_ids)] = request.ignore_ids
+        settings.ignore_length[row] = len(request.ignore_ids)
+        settings.max_answer_tokens[row] = request.max_answer_tokens
+        for name, array in sampling._asdict().items():
+            array[row] = getattr(request, name)
+        self.rows.seeds[row] = request.seed, request.problem, request.sample
+        self.rows.prefix_end[row] = len(request.prompt) + count
+        self.starts[row], self.phase[row], self.num_thinking[row] = True, phase, count
+        self.last_token[row] = log.tokens[-1] if log.tokens else 0
+        log.phase = phase
+
+    def run(self, prompts: Prompts, prefixes: tuple[KVCache, ...], most_steps: int, most_new_done: int) -> None:
+        """Let the rows decode for some steps, or until so many of them are done, and read what they emitted."""
+        decoder, live = self.decoder, self.live
+        if self.starts.any():
+            self.state = start_rows(
+                decoder.vocabulary, self.rows, prompts, self.state,
+                self.starts, self.phase, self.num_thinking, self.last_token,
+            )  # fmt: skip
+            # Not in place: the device may still read the old one.
+            self.starts = np.zeros_like(self.starts)
+        longest = max(self.logs[row].num_own for row in live)  # type: ignore[union-attr]
+        if longest >= self.state.cache.capacity:
+            self.state = self.state._replace(cache=grow(self.state.cache, round_up(longest + 1)))
+        state = self.state = advance(
+            decoder.params, decoder.vocabulary, decoder.allowed, self.rows, prefixes, self.state,
+            np.int32(min(most_steps, self.state.cache.capacity - longest)),
+            np.int32(len(self.logs) - len(live) + most_new_done),
+            **self.static, scores=self.scores,
+        )  # fmt: skip
+        emitted, row, num_emitted = _fetch((state.emitted, state.row, state.num_emitted), decoder.mesh)
+        for i in live:
+            log = self.logs[i]
+            assert log is not None
+            begin, new = len(log.tokens), slice(0, int(num_emitted[i]) - len(log.tokens))
+            log.tokens += emitted.tokens[i, new].tolist()
+            log.forced += emitted.forced[i, new].tolist()
+            log.attempts += (begin + np.flatnonzero(emitted.ignored[i, new])).tolist()
+            if self.scores:
+                log.logprobs += emitted.logprobs[i, new].tolist()
+                log.end_logprobs += emitted.end_logprobs[i, new].tolist()
+            log.num_own += new.stop
+            log.num_thinking, log.num_answer = int(row.num_thinking[i]), int(row.num_answer[i])
+            log.num_ignored += int(emitted.ignored[i, new].sum())
+            log.stopped, log.phase = bool(row.stopped[i]), Phase(int(row.phase[i]))
+
+
+def _fetch(tree: Any, mesh: jax.sharding.Mesh) -> Any:
+    """Bring arrays to the host, to every one of several."""
+    if jax.process_count() > 1:
+        everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        tree = jax.jit(lambda x: x, out_shardings=everywhere)(tree)
+    return jax.device_get(tree)
+
+
+def power_of_two(n: int) -> int:
+    """Return the power of two at or above `n`."""
+    return 1 << (n - 1).bit_length()
+
+
+def round_up(n: int, smallest: int = SMALLEST_CAPACITY) -> int:
+    """Return the power of two times `smallest` at or above `n`."""
+    return smallest * power_of_two(-(-n // smallest))
