@@ -2,9 +2,10 @@
 
 All rows write the same slot at the same step, `num_written % S`, so that appending is one in-place update of a slice on every
 backend, whatever the rows' lengths. Which token a slot holds is said by `positions` and `segment_ids`, as everywhere (`attention.py`);
-a free slot is of segment 0. A row that is not decoding writes nothing, so what it holds stays while the others go on.
+a free slot is of segment 0. A row that is not decoding leaves its slot free: the keys and values written there mean nothing.
 
-Invariant: a row that decodes writes one slot at every step since it began, so its tokens stay whole while they are at most S.
+Invariant: one slot of every row is written at every step, so a row's tokens stay whole for S steps from the one at which it began,
+decoding or not.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 from s1jax.sharding import ShardingRules, constrain
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float, Int
+    from jaxtyping import Array, Float, Int
 
 
 class KVCache(NamedTuple):
@@ -49,11 +50,9 @@ def empty_cache(num_layers: int, shape: tuple[int, int, int, int], dtype: str, r
     return KVCache(layers(), layers(), ints, ints, jnp.zeros((), jnp.int32))
 
 
-def write(held: jax.Array, new: jax.Array, slot: Int[Array, ""], live: Bool[Array, "B T"], axis: int) -> jax.Array:
-    """Return `held` with the slots from `slot` on, along `axis`, replaced by `new` where `live`; they may not pass the end."""
-    mask = live.reshape(live.shape[0], *(live.shape[1] if i == axis else 1 for i in range(1, new.ndim)))
-    old = jax.lax.dynamic_slice_in_dim(held, slot, new.shape[axis], axis)
-    return jax.lax.dynamic_update_slice_in_dim(held, jnp.where(mask, new, old), slot, axis)
+def write(held: jax.Array, new: jax.Array, slot: Int[Array, ""], axis: int) -> jax.Array:
+    """Return `held` with the slots from `slot` on, along `axis`, replaced by `new`; they may not pass the end."""
+    return jax.lax.dynamic_update_slice_in_dim(held, new, slot, axis)
 
 
 def grow(cache: KVCache, capacity: int) -> KVCache:

@@ -123,7 +123,7 @@ class Attention(nnx.Module):
         v = self.v_proj(x).swapaxes(1, 2)
         if past is None:
             return self.o_proj(attention(q, k, v, positions, positions, segment_ids, segment_ids)), None
-        k, v = (write(held, new, past.slot, segment_ids > 0, axis=2) for held, new in ((past.k, k), (past.v, v)))
+        k, v = (write(held, new, past.slot, axis=2) for held, new in ((past.k, k), (past.v, v)))
         masks = (positions, past.positions, segment_ids, past.segment_ids)
         return self.o_proj(attention(q, k, v, *masks, past.prefixes, past.prefix_end)), (k, v)
 
@@ -229,9 +229,9 @@ class Qwen2(nnx.Module):
             for layer in self.layers:
                 x, _ = layer(x, angles, positions, segment_ids)
             return x, None
-        slot, live = cache.num_written % cache.capacity, segment_ids > 0
-        all_positions = write(cache.positions, positions, slot, live, axis=1)
-        all_segment_ids = write(cache.segment_ids, segment_ids, slot, live, axis=1)
+        slot = cache.num_written % cache.capacity
+        all_positions = write(cache.positions, positions, slot, axis=1)
+        all_segment_ids = write(cache.segment_ids, segment_ids, slot, axis=1)
         kv = []
         for i, layer in enumerate(self.layers):
             before = tuple(Prefix(p.k[i], p.v[i], p.positions, p.segment_ids) for p in prefixes)

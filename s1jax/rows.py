@@ -2,7 +2,8 @@
 
 `RowBatch` keeps the arrays of `decode.py` on the device and a `Log` per row here; `scheduler.py` decides what is put into a row.
 
-Invariant: a row's tokens lie in its own slots of the cache, which grows before its longest row would need more.
+Invariant: the cache has more slots than any row that is in use has steps behind it, so that no row's tokens are overwritten; it grows
+before they would be.
 """
 
 from __future__ import annotations
@@ -51,8 +52,6 @@ class Log:
     """Thinking tokens before each ignored attempt to end thinking."""
     logprobs: list[float] = field(default_factory=list)
     end_logprobs: list[float] = field(default_factory=list)
-    num_own: int = 0
-    """Tokens emitted by this row itself: in a fork, those after the trace."""
     num_thinking: int = 0
     num_ignored: int = 0
     num_answer: int = 0
@@ -103,6 +102,8 @@ class RowBatch:
             prefix_end=ints(),
         )
         self.starts, self.phase = np.zeros(num_rows, bool), ints()
+        self.ages = ints()
+        """Steps since each row began."""
         self.num_thinking, self.last_token = ints(), ints()
 
     @property
@@ -122,7 +123,7 @@ class RowBatch:
             array[row] = getattr(request, name)
         self.rows.seeds[row] = request.seed, request.problem, request.sample
         self.rows.prefix_end[row] = len(request.prompt) + count
-        self.starts[row], self.phase[row], self.num_thinking[row] = True, phase, count
+        self.starts[row], self.phase[row], self.num_thinking[row], self.ages[row] = True, phase, count, 0
         self.last_token[row] = log.tokens[-1] if log.tokens else 0
         log.phase = phase
 
@@ -136,16 +137,18 @@ class RowBatch:
             )  # fmt: skip
             # Not in place: the device may still read the old one.
             self.starts = np.zeros_like(self.starts)
-        longest = max(self.logs[row].num_own for row in live)  # type: ignore[union-attr]
-        if longest >= self.state.cache.capacity:
-            self.state = self.state._replace(cache=grow(self.state.cache, round_up(longest + 1)))
+        oldest = max(int(self.ages[row]) for row, log in enumerate(self.logs) if log is not None)
+        if oldest >= self.state.cache.capacity:
+            self.state = self.state._replace(cache=grow(self.state.cache, round_up(oldest + 1)))
         state = self.state = advance(
             decoder.params, decoder.vocabulary, decoder.allowed, self.rows, prefixes, self.state,
-            np.int32(min(most_steps, self.state.cache.capacity - longest)),
+            np.int32(min(most_steps, self.state.cache.capacity - oldest)),
             np.int32(len(self.logs) - len(live) + most_new_done),
             **self.static, scores=self.scores,
         )  # fmt: skip
-        emitted, row, num_emitted = _fetch((state.emitted, state.row, state.num_emitted), decoder.mesh)
+        told = (state.emitted, state.row, state.num_emitted, state.num_steps)
+        emitted, row, num_emitted, num_steps = _fetch(told, decoder.mesh)
+        self.ages += num_steps
         for i in live:
             log = self.logs[i]
             assert log is not None
@@ -156,7 +159,6 @@ class RowBatch:
             if self.scores:
                 log.logprobs += emitted.logprobs[i, new].tolist()
                 log.end_logprobs += emitted.end_logprobs[i, new].tolist()
-            log.num_own += new.stop
             log.num_thinking, log.num_answer = int(row.num_thinking[i]), int(row.num_answer[i])
             log.num_ignored += int(emitted.ignored[i, new].sum())
             log.stopped, log.phase = bool(row.stopped[i]), Phase(int(row.phase[i]))

@@ -120,6 +120,7 @@ class _Run:
         self.groups: list[tuple[int, ...] | None] = [None] * num_prompts
         self.ignore_width = round_up(max(1, *(len(request.ignore_ids) for request in requests)), 8)
         most_tokens = max(decoder.num_new_tokens(request) for request in requests)
+        self.most_capacity = round_up(most_tokens)
         self.traces = RowBatch(decoder, num_prompts * self.per_prompt, most_tokens, self.ignore_width, scores)
         self.prompt_capacity = round_up(max(len(prompt) for prompt in self.waiting))
         self.static = dict(config=decoder.config, rules=decoder.rules)
@@ -146,8 +147,12 @@ class _Run:
                 traces.logs[row] = None
             else:
                 forking[row] = log
-        # Forks are cheaper together: wait for the other traces, unless other requests wait for their rows.
-        if forking and (not traces.live or (is_more and len(forking) >= max(1, len(traces.logs) // 4))):
+        # Forks are cheaper together: wait for the other traces, unless other requests wait for their rows or the cache would have to
+        # grow for them alone.
+        enough = max(1, len(traces.logs) // 4) if is_more else len(traces.logs)
+        if forking and (
+            not traces.live or len(forking) >= enough or max(traces.ages[list(forking)]) >= self.most_capacity
+        ):
             results += self._fork(forking)
         self.unfinished -= len(results)
         return results

@@ -8,22 +8,15 @@ from s1jax.cache import empty_cache, grow, write
 from s1jax.sharding import ShardingRules
 
 
-def test_only_live_tokens_are_written():
-    held, new = jnp.zeros((2, 1, 4, 1)), jnp.arange(1.0, 5.0).reshape(2, 1, 2, 1)
-    live = jnp.array([[True, False], [True, True]])
-    written = write(held, new, jnp.array(1), live, axis=2)
-    np.testing.assert_array_equal(written[:, 0, :, 0], [[0, 1, 0, 0], [0, 3, 4, 0]])
-
-
 @pytest.mark.parametrize("num_written", [0, 1, 3, 4, 7])
 def test_a_grown_cache_holds_what_it_held_and_writes_on_behind_it(num_written):
     cache = empty_cache(2, (1, 1, 4, 1), "float32", ShardingRules())
     for i in range(num_written):
-        slot, live = jnp.array(i % 4), jnp.ones((1, 1), bool)
+        slot = jnp.array(i % 4)
         cache = cache._replace(
-            k=tuple(write(k, jnp.full((1, 1, 1, 1), i + 1.0), slot, live, 2) for k in cache.k),
-            positions=write(cache.positions, jnp.full((1, 1), i), slot, live, 1),
-            segment_ids=write(cache.segment_ids, jnp.ones((1, 1), jnp.int32), slot, live, 1),
+            k=tuple(write(k, jnp.full((1, 1, 1, 1), i + 1.0), slot, 2) for k in cache.k),
+            positions=write(cache.positions, jnp.full((1, 1), i), slot, 1),
+            segment_ids=write(cache.segment_ids, jnp.ones((1, 1), jnp.int32), slot, 1),
             num_written=jnp.array(i + 1),
         )
     grown = grow(cache, 8)

@@ -258,6 +258,17 @@ def test_forked_answers_equal_single_runs_token_for_token(decoder, temperature, 
         assert list(forked[i]) == single
 
 
+def test_a_trace_that_waits_for_its_answers_while_other_rows_go_round_the_ring_is_kept(decoder):
+    waits = Request(
+        prompt=(9, 21, START, THINK), max_thinking_tokens=12, min_thinking_tokens=12, max_answer_tokens=7,
+        points=(Limits(5, 5), Limits(12, 12)),
+    )  # fmt: skip
+    others = requests(60, max_thinking_tokens=30, min_thinking_tokens=30, max_answer_tokens=7)
+    forked = dict(decoder.stream([waits, *others], num_rows=8))
+    assert list(forked[0]) == decoder.decode([at_point(waits, point) for point in waits.points])
+    assert [forked[i + 1][0] for i in range(60)] == decoder.decode(others)
+
+
 def test_log_probabilities_are_the_models_whoever_decoded_the_token(decoder):
     request = Request(
         prompt=(9, 21, START, THINK), max_thinking_tokens=40, num_ignore=2, ignore_ids=(WAIT,), max_answer_tokens=6,
