@@ -183,10 +183,8 @@ def make_pretraining_optimizer(config: TinyBaseConfig) -> optax.GradientTransfor
         def dimensions(path: tuple[Any, ...], leaf: jax.Array) -> MuonDimensionNumbers | None:
             if path[-1].key != "kernel":
                 return None
-            from_, to = {"q_proj": (1, 2), "k_proj": (1, 2), "v_proj": (1, 2), "o_proj": (2, 1)}.get(
-                path[-2].key, (1, 1)
-            )
-            return MuonDimensionNumbers(tuple(range(1, 1 + from_)), tuple(range(1 + from_, 1 + from_ + to)))
+            to = 2 if path[-2].key in ("q_proj", "k_proj", "v_proj") else 1
+            return MuonDimensionNumbers(tuple(range(1 + to, leaf.ndim)), tuple(range(1, 1 + to)))
 
         return jax.tree_util.tree_map_with_path(dimensions, params)
 

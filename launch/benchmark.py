@@ -28,7 +28,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--prompt", type=int, default=64, help="without --model: tokens of each prompt")
     parser.add_argument("--problems", type=int, default=4, help="sweep: problems decoded together")
     budgets = [64, 128, 192, 256, 384, 512, 768, 1024]
-    parser.add_argument("--budgets", type=int, nargs="+", default=budgets, help="sweep: thinking tokens")
+    parser.add_argument("--budgets", type=int, nargs="+", default=budgets, help="sweep: thinking tokens, exactly")
     parser.add_argument(
         "--waits", type=int, nargs="*", default=[1, 2, 3, 4], help="sweep: ignores, at the largest budget"
     )
@@ -40,10 +40,13 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Run one measurement."""
     args = parse()
+    import jax
+
     from s1jax import measure
     from s1jax.budget import Limits
     from s1jax.sharding import MeshConfig
 
+    jax.config.update("jax_enable_compilation_cache", False)  # compilation is measured too
     mesh = MeshConfig(data=-1, fsdp=1, tensor=args.tensor)
     num_prompts = max(args.batch) if args.what == "decode" else args.problems
     if args.model:
@@ -62,7 +65,7 @@ def main() -> None:
     if args.what == "decode":
         figures = measure.decode_figures(decoder, prompts, args.batch, args.tokens)
     else:
-        points = [Limits(budget) for budget in args.budgets]
+        points = [Limits(budget, budget) for budget in args.budgets]
         points += [Limits(max(args.budgets), num_ignore=ignores) for ignores in args.waits]
         figures = iter([measure.sweep_figures(decoder, prompts, points, wait, args.answer)])
     for line in figures:

@@ -25,7 +25,7 @@ MASKED_SCORE = -1e30
 class Prefix(NamedTuple):
     """Keys and values shared by rows of queries: row `a` serves the rows `a * B / A` to `(a + 1) * B / A` of the B."""
 
-    k: Float[Array, "A K S H"]
+    k: Float[Array, "A K H S"]
     v: Float[Array, "A K S H"]
     positions: Int[Array, "A S"]
     segment_ids: Int[Array, "A S"]
@@ -33,7 +33,7 @@ class Prefix(NamedTuple):
 
 def attention(
     q: Float[Array, "B T N H"],
-    k: Float[Array, "B K S H"],
+    k: Float[Array, "B K H S"],
     v: Float[Array, "B K S H"],
     q_positions: Int[Array, "B T"],
     kv_positions: Int[Array, "B S"],
@@ -66,7 +66,7 @@ def attention(
 
 
 class _Part:
-    """Scores of the queries [B, T, K, G, H] for keys [A, K, S, H]; what it returns is [B, K, G, T, ...]."""
+    """Scores of the queries [B, T, K, G, H] for keys [A, K, H, S] and values [A, K, S, H]; what it returns is [B, K, G, T, ...]."""
 
     def __init__(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: Bool[Array, "B T S"]):
         B, T, K, G, H = q.shape
@@ -74,7 +74,7 @@ class _Part:
         self.folded = (A, K, B // A, G, T)
         # All queries of a key/value head form one matrix [B / A * G * T, H]: batched products of this plain form are the fast ones.
         q = q.reshape(A, B // A, T, K, G, H).transpose(0, 3, 1, 4, 2, 5).reshape(A, K, -1, H)
-        scores = jnp.einsum("AKQH,AKSH->AKQS", q, k, preferred_element_type=jnp.float32) * H**-0.5
+        scores = jnp.einsum("AKQH,AKHS->AKQS", q, k, preferred_element_type=jnp.float32) * H**-0.5
         mask = mask.reshape(A, 1, B // A, 1, T, -1)
         self.scores = jnp.where(mask, scores.reshape(*self.folded, -1), MASKED_SCORE)
 

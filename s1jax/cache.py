@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 class KVCache(NamedTuple):
     """Keys and values of all layers, with what their slots hold."""
 
-    k: tuple[Float[Array, "B K S H"], ...]
+    k: tuple[Float[Array, "B K H S"], ...]
+    """With S last, as scores read them."""
     v: tuple[Float[Array, "B K S H"], ...]
     positions: Int[Array, "B S"]
     segment_ids: Int[Array, "B S"]
@@ -39,19 +40,21 @@ class KVCache(NamedTuple):
 
 
 def empty_cache(num_layers: int, shape: tuple[int, int, int, int], dtype: str, rules: ShardingRules) -> KVCache:
-    """Return an empty cache of `shape` [B, K, S, H] per layer (call it under jit)."""
-    B, _, S, _ = shape
+    """Return an empty cache of `shape` (B, K, S, H) per layer (call it under jit)."""
+    B, K, S, H = shape
 
-    def layers() -> tuple[jax.Array, ...]:
+    def layers(*shape: int) -> tuple[jax.Array, ...]:
         zeros = jnp.zeros(shape, dtype)
         return tuple(constrain(zeros, rules, "batch", "kv_heads", None, None) for _ in range(num_layers))
 
     ints = jnp.zeros((B, S), jnp.int32)
-    return KVCache(layers(), layers(), ints, ints, jnp.zeros((), jnp.int32))
+    return KVCache(layers(B, K, H, S), layers(B, K, S, H), ints, ints, jnp.zeros((), jnp.int32))
 
 
 def write(held: jax.Array, new: jax.Array, slot: Int[Array, ""], axis: int) -> jax.Array:
     """Return `held` with the slots from `slot` on, along `axis`, replaced by `new`; they may not pass the end."""
+    if held.shape[0] == 1:
+        return jax.lax.dynamic_update_slice_in_dim(held[0], new[0], slot, axis - 1)[None]
     return jax.lax.dynamic_update_slice_in_dim(held, new, slot, axis)
 
 
@@ -59,9 +62,9 @@ def grow(cache: KVCache, capacity: int) -> KVCache:
     """Return the cache with `capacity` slots a row; layer by layer, so that no second cache is held. The old one is consumed."""
     turn = int(cache.num_written) % cache.capacity
     k, v = list(cache.k), list(cache.v)
-    for layers in (k, v):
+    for layers, axis in ((k, 3), (v, 2)):
         for i in range(len(layers)):
-            layers[i] = _grow(layers[i], turn, capacity=capacity, axis=2)
+            layers[i] = _grow(layers[i], turn, capacity=capacity, axis=axis)
     positions, segment_ids = (_grow(x, turn, capacity=capacity, axis=1) for x in (cache.positions, cache.segment_ids))
     return KVCache(tuple(k), tuple(v), positions, segment_ids, jnp.array(cache.capacity, jnp.int32))
 

@@ -225,8 +225,11 @@ def run_command(main: Callable[[], None]) -> None:
     """Run a command; bad input (ValueError, OSError) is printed as one message and exits with 1.
 
     `S1JAX_TRACEBACK=1` in the environment shows where it was raised; the message says so where a ValueError is not ours, and
-    so may not name the cause.
+    so may not name the cause. What is compiled is kept for later runs in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR says
+    where (empty: nowhere).
     """
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(caches) / "s1jax" / "compiled"))
     try:
         main()
     except BrokenPipeError:  # who read the output has gone; nor may Python's last flush complain

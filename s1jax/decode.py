@@ -249,6 +249,7 @@ def advance(
         return (num_done < rows.seeds.shape[0]) & (num_done < most_done) & (state.num_steps < most_steps)
 
     def step(state: DecodeState) -> DecodeState:
+        state = state._replace(cache=_with_row(state.cache))
         logits = model.logits(state.hidden[:, None])[:, 0]
         keys = jax.vmap(jax.random.fold_in)(row_keys, state.num_emitted)
         token, redraw = sampling.draw(logits, masks, keys, rows.sampling)
@@ -266,7 +267,7 @@ def advance(
             token[:, None], state.position[:, None], live[:, None], state.cache, prefixes, rows.prefix_end
         )
         return DecodeState(
-            cache=cache,
+            cache=_without_row(cache),
             hidden=hidden[:, 0],
             position=state.position + live,
             num_emitted=state.num_emitted + live,
@@ -275,7 +276,25 @@ def advance(
             emitted=Emitted(*written, *state.emitted[len(written) :]),
         )
 
-    return jax.lax.while_loop(unfinished, step, state._replace(num_steps=jnp.zeros((), jnp.int32)))
+    state = state._replace(cache=_without_row(state.cache), num_steps=jnp.zeros((), jnp.int32))
+    state = jax.lax.while_loop(unfinished, step, state)
+    return state._replace(cache=_with_row(state.cache))
+
+
+def _without_row(cache: KVCache) -> KVCache:
+    """Return the cache of a single row without that dimension.
+
+    In the loop's carry XLA would update it in place twice, with and without the dimension, and copy it for that.
+    """
+    if cache.positions.shape[0] > 1:
+        return cache
+    return cache._replace(k=tuple(k[0] for k in cache.k), v=tuple(v[0] for v in cache.v))
+
+
+def _with_row(cache: KVCache) -> KVCache:
+    if cache.positions.shape[0] > 1:
+        return cache
+    return cache._replace(k=tuple(k[None] for k in cache.k), v=tuple(v[None] for v in cache.v))
 
 
 def _log_probabilities(logits, allowed, ends_thinking, token) -> tuple[jax.Array, jax.Array]:

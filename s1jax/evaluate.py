@@ -2,13 +2,14 @@
 
 A point is one decoding condition; each point x problem x sample is one row, and the whole condition is in the row's columns
 (`metrics.SampleRow`). Points that differ only in what ends the thinking are answers forked from one trace (`Trace`). Rows are appended
-as they are finished, so a killed run goes on where it stopped.
+as they are finished, so a killed run goes on where it stopped. Of several processes the first writes, and knows what is there already.
 
 Invariant: a row's randomness is its own (seed, problem, sample), so neither what it was decoded beside nor the other points change it.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from s1jax.benchmarks import Problem, read_problems
 from s1jax.budget import Limits
@@ -141,25 +144,33 @@ def write_samples(config: DecodingConfig, traces: Sequence[Trace]) -> Path:
     # Here, so that reading rows needs no checkpoint formats.
     from s1jax.checkpoint import fingerprint
 
-    output = Path(config.output)
-    check_writable(output)
+    output, writes = Path(config.output), jax.process_index() == 0
     problems = read_problems(config.benchmark, config.limit)
     neutral = ("output", "limit", "num_rows", "mesh", "rules")
     identity = config_hash(config, exclude=neutral, weights=fingerprint(config.model))
-    done = _rows_done(output, identity)
-    jobs = []
-    for trace in traces:
-        for problem in problems:
-            for sample in range(max(point.num_samples for point in trace.points)):
-                missing = tuple(
-                    point
-                    for point in trace.points
-                    if sample < point.num_samples and (problem.problem_id, *_setting(point), sample) not in done
-                )
-                if missing:
-                    jobs.append((problem, Trace(missing), sample))
+    if writes:
+        check_writable(output)
+    done = _rows_done(output, identity) if writes else set()
+    cells = [
+        (trace, problem, sample, point)
+        for trace in traces
+        for problem in problems
+        for sample in range(max(point.num_samples for point in trace.points))
+        for point in trace.points
+        if sample < point.num_samples
+    ]
+    is_missing = [(problem.problem_id, *_setting(point), sample) not in done for _, problem, sample, point in cells]
+    if jax.process_count() > 1:
+        is_missing = multihost_utils.broadcast_one_to_all(np.array(is_missing)).tolist()
+    jobs = [
+        (problem, Trace(tuple(cell[3] for cell in group)), sample)
+        for (_, problem, sample), group in itertools.groupby(
+            itertools.compress(cells, is_missing), key=lambda cell: cell[:3]
+        )
+    ]
     if not jobs:
-        print(f"{output} has all {len(done)} rows already", file=sys.stderr)
+        if writes:
+            print(f"{output} has all {len(done)} rows already", file=sys.stderr)
         return output
     decoder, tokenizer = load_decoder(config.model, config.dtype, config.mesh, config.rules)
     # The longest traces begin first, so that none is left alone at the end.
@@ -171,7 +182,6 @@ def write_samples(config: DecodingConfig, traces: Sequence[Trace]) -> Path:
 
     columns = dict(model=config.model, seed=config.seed, config_hash=identity, commit=commit())
     total = len(done) + sum(len(trace.points) for _, trace, _ in jobs)
-    writes = jax.process_index() == 0
     file = None
     with ExitStack() as stack:
         bar = stack.enter_context(progress(total, "decode", "row", initial=len(done), hidden=not writes))

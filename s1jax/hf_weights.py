@@ -37,7 +37,7 @@ FILE_NAME = "model.safetensors"
 
 
 class Weight(NamedTuple):
-    """One row of the table: `dims` are our dimensions -> Hugging Face's, where merged ones are written together."""
+    """One row of the table: `dims` are our dimensions -> Hugging Face's, the same but for merged ones, written together."""
 
     hf_name: str
     path: str
@@ -54,22 +54,22 @@ LAYER_WEIGHTS = tuple(
     Weight(f"model.layers.{{}}.{hf_name}", path, dims)
     for hf_name, path, dims in (
         ("input_layernorm.weight", "input_layernorm.weight", "D -> D"),
-        ("self_attn.q_proj.weight", "self_attn.q_proj.kernel", "D N H -> NH D"),
+        ("self_attn.q_proj.weight", "self_attn.q_proj.kernel", "N H D -> NH D"),
         ("self_attn.q_proj.bias", "self_attn.q_proj.bias", "N H -> NH"),
-        ("self_attn.k_proj.weight", "self_attn.k_proj.kernel", "D K H -> KH D"),
+        ("self_attn.k_proj.weight", "self_attn.k_proj.kernel", "K H D -> KH D"),
         ("self_attn.k_proj.bias", "self_attn.k_proj.bias", "K H -> KH"),
-        ("self_attn.v_proj.weight", "self_attn.v_proj.kernel", "D K H -> KH D"),
+        ("self_attn.v_proj.weight", "self_attn.v_proj.kernel", "K H D -> KH D"),
         ("self_attn.v_proj.bias", "self_attn.v_proj.bias", "K H -> KH"),
-        ("self_attn.o_proj.weight", "self_attn.o_proj.kernel", "N H D -> D NH"),
+        ("self_attn.o_proj.weight", "self_attn.o_proj.kernel", "D N H -> D NH"),
         ("post_attention_layernorm.weight", "post_attention_layernorm.weight", "D -> D"),
-        ("mlp.gate_proj.weight", "mlp.gate_proj.kernel", "D F -> F D"),
-        ("mlp.up_proj.weight", "mlp.up_proj.kernel", "D F -> F D"),
-        ("mlp.down_proj.weight", "mlp.down_proj.kernel", "F D -> D F"),
+        ("mlp.gate_proj.weight", "mlp.gate_proj.kernel", "F D -> F D"),
+        ("mlp.up_proj.weight", "mlp.up_proj.kernel", "F D -> F D"),
+        ("mlp.down_proj.weight", "mlp.down_proj.kernel", "D F -> D F"),
     )
 )
 EMBEDDING = Weight("model.embed_tokens.weight", "embed_tokens.weight", "V D -> V D")
 NORM = Weight("model.norm.weight", "norm.weight", "D -> D")
-LM_HEAD = Weight("lm_head.weight", "lm_head.kernel", "D V -> V D")
+LM_HEAD = Weight("lm_head.weight", "lm_head.kernel", "V D -> V D")
 # Buffers some older exports hold; they are computed from the config.
 IGNORED_SUFFIX = "rotary_emb.inv_freq"
 
@@ -132,23 +132,13 @@ def hf_spec(weight: Weight, spec: PartitionSpec) -> PartitionSpec:
     return PartitionSpec(*[axes[group[0]] for group in groups])
 
 
-def _to_ours(x: jax.Array, weight: Weight, shape: tuple[int, ...]) -> jax.Array:
-    order = [i for group in weight.groups() for i in group]
-    return x.reshape([shape[i] for i in order]).transpose(np.argsort(order))
-
-
-def _to_hf(x: jax.Array, weight: Weight) -> jax.Array:
-    order = [i for group in weight.groups() for i in group]
-    return x.transpose(order).reshape(hf_shape(weight, x.shape))
-
-
 @functools.lru_cache(maxsize=256)
 def _importer(weight: Weight, target: jax.ShapeDtypeStruct, stacked: bool):
     """Return the jitted (stack or None, tensor in Hugging Face's layout, index) -> our leaf; the stack is updated in place."""
     shape = target.shape[1:] if stacked else target.shape
 
     def run(stack, x, index):
-        bits = _to_ours(as_bits(x.astype(target.dtype)), weight, shape)
+        bits = as_bits(x.astype(target.dtype)).reshape(shape)
         if stacked:
             bits = jax.lax.dynamic_update_index_in_dim(as_bits(stack), bits, index, 0)
         return jax.lax.bitcast_convert_type(bits, target.dtype)
@@ -166,7 +156,7 @@ def _exporter(weight: Weight, dtype: Any, stacked: bool, sharding: NamedSharding
             bits = jax.lax.dynamic_index_in_dim(bits, index, 0, keepdims=False)
         if leaf.dtype != dtype:
             bits = as_bits(jax.lax.bitcast_convert_type(bits, leaf.dtype).astype(dtype))
-        return _to_hf(bits, weight)
+        return bits.reshape(hf_shape(weight, bits.shape))
 
     return jax.jit(run, out_shardings=sharding)
 

@@ -39,6 +39,19 @@ def init_cache(config: ModelConfig, batch_size: int, capacity: int, rules: Shard
     return empty_cache(config.num_layers, shape, config.dtype, rules)
 
 
+def matmul(x: Float[Array, "B T I"], weight: Float[Array, "*O I"], dtype: Any = None) -> Float[Array, "B T *O"]:
+    """Return the product of `x` with the rows of `weight`, of the dtype of `x` or as given."""
+    B, T, I = x.shape
+    outer = weight.shape[:-1]
+    if T == 1 and (num_blocks := math.gcd(8, math.prod(outer))) > 1:
+        # Decoding, where a CPU is much faster with the weights on the left. In blocks, else XLA would turn the product around again.
+        blocks = weight.reshape(num_blocks, -1, I)
+        y = jnp.einsum("noI,BI->noB", blocks, x[:, 0], preferred_element_type=dtype).transpose(2, 0, 1)
+    else:
+        y = jnp.einsum("BTI,OI->BTO", x, weight.reshape(-1, I), preferred_element_type=dtype)
+    return y.reshape(B, T, *outer)
+
+
 class ParamFactory:
     """Creates parameters with named dimensions; with `num_stacked`, one leading dimension for the layers of a stack."""
 
@@ -60,20 +73,18 @@ class ParamFactory:
 
 
 class Projection(nnx.Module):
-    """A linear map from the last `num_in` dimensions of x to the others of the kernel's, with an optional bias on those."""
+    """A linear map from the last `num_in` dimensions of x and of the kernel to the kernel's others, with an optional bias on those."""
 
     def __init__(self, param: ParamFactory, shape, names, dtype: str, num_in: int = 1, has_bias: bool = False):
         self.num_in, self.dtype = num_in, dtype
         self.kernel = param(shape, names)
-        self.bias = param(shape[num_in:], names[num_in:], scale=0) if has_bias else None
+        self.bias = param(shape[:-num_in], names[:-num_in], scale=0) if has_bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Apply the map in the compute dtype."""
         kernel = self.kernel[...].astype(self.dtype)
-        inner, outer = kernel.shape[: self.num_in], kernel.shape[self.num_in :]
-        # As one plain matrix product: contracting two dimensions, XLA would reorder the weights in memory at every step.
-        y = x.reshape(*x.shape[:2], math.prod(inner)) @ kernel.reshape(math.prod(inner), math.prod(outer))
-        y = y.reshape(*x.shape[:2], *outer)
+        outer, inner = kernel.shape[: -self.num_in], kernel.shape[-self.num_in :]
+        y = matmul(x.reshape(*x.shape[:2], math.prod(inner)), kernel.reshape(*outer, math.prod(inner)))
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 
@@ -94,7 +105,7 @@ class RMSNorm(nnx.Module):
 class Past(NamedTuple):
     """What one layer's new tokens are appended to, and what lies before it."""
 
-    k: Float[Array, "B K S H"]
+    k: Float[Array, "B K H S"]
     v: Float[Array, "B K S H"]
     positions: Int[Array, "B S"]
     """With the new tokens, as `segment_ids`."""
@@ -109,21 +120,21 @@ class Attention(nnx.Module):
 
     def __init__(self, config: ModelConfig, param: ParamFactory):
         D, N, K, H = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
-        heads, kv_heads = ("embed", "heads", None), ("embed", "kv_heads", None)
-        self.q_proj = Projection(param, (D, N, H), heads, config.dtype, has_bias=True)
-        self.k_proj = Projection(param, (D, K, H), kv_heads, config.dtype, has_bias=True)
-        self.v_proj = Projection(param, (D, K, H), kv_heads, config.dtype, has_bias=True)
-        self.o_proj = Projection(param, (N, H, D), ("heads", None, "embed"), config.dtype, num_in=2)
+        heads, kv_heads = ("heads", None, "embed"), ("kv_heads", None, "embed")
+        self.q_proj = Projection(param, (N, H, D), heads, config.dtype, has_bias=True)
+        self.k_proj = Projection(param, (K, H, D), kv_heads, config.dtype, has_bias=True)
+        self.v_proj = Projection(param, (K, H, D), kv_heads, config.dtype, has_bias=True)
+        self.o_proj = Projection(param, (D, N, H), ("embed", "heads", None), config.dtype, num_in=2)
         self.rope_factor = rope_attention_factor(config.yarn)
 
     def __call__(self, x, angles, positions, segment_ids, past=None):
         """Return the output [B, T, D] and, given this layer's `past`, its cache's new k and v."""
         q = apply_rope(self.q_proj(x), angles, self.rope_factor)
-        k = apply_rope(self.k_proj(x), angles, self.rope_factor).swapaxes(1, 2)
+        k = apply_rope(self.k_proj(x), angles, self.rope_factor).transpose(0, 2, 3, 1)
         v = self.v_proj(x).swapaxes(1, 2)
         if past is None:
             return self.o_proj(attention(q, k, v, positions, positions, segment_ids, segment_ids)), None
-        k, v = (write(held, new, past.slot, axis=2) for held, new in ((past.k, k), (past.v, v)))
+        k, v = write(past.k, k, past.slot, axis=3), write(past.v, v, past.slot, axis=2)
         masks = (positions, past.positions, segment_ids, past.segment_ids)
         return self.o_proj(attention(q, k, v, *masks, past.prefixes, past.prefix_end)), (k, v)
 
@@ -133,9 +144,9 @@ class MLP(nnx.Module):
 
     def __init__(self, config: ModelConfig, param: ParamFactory):
         D, F = config.embed_dim, config.mlp_dim
-        self.gate_proj = Projection(param, (D, F), ("embed", "mlp"), config.dtype)
-        self.up_proj = Projection(param, (D, F), ("embed", "mlp"), config.dtype)
-        self.down_proj = Projection(param, (F, D), ("mlp", "embed"), config.dtype)
+        self.gate_proj = Projection(param, (F, D), ("mlp", "embed"), config.dtype)
+        self.up_proj = Projection(param, (F, D), ("mlp", "embed"), config.dtype)
+        self.down_proj = Projection(param, (D, F), ("embed", "mlp"), config.dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return down(silu(gate(x)) * up(x))."""
@@ -184,7 +195,7 @@ class Qwen2(nnx.Module):
         if config.tie_word_embeddings:
             self.lm_head = None
         else:
-            shape, names = (config.embed_dim, config.vocab_size), ("embed", "vocab")
+            shape, names = (config.vocab_size, config.embed_dim), ("vocab", "embed")
             self.lm_head = Projection(param, shape, names, config.dtype)
 
     def __call__(
@@ -243,11 +254,8 @@ class Qwen2(nnx.Module):
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Return float32 logits of the hidden states."""
-        if self.lm_head is None:
-            equation, weight = "BTD,VD->BTV", self.embed_tokens.weight[...]
-        else:
-            equation, weight = "BTD,DV->BTV", self.lm_head.kernel[...]
-        return jnp.einsum(equation, hidden, weight.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        weight = self.embed_tokens.weight if self.lm_head is None else self.lm_head.kernel
+        return matmul(hidden, weight[...].astype(hidden.dtype), dtype=jnp.float32)
 
 
 @functools.lru_cache(maxsize=16)

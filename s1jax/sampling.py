@@ -72,7 +72,7 @@ def draw(
     """
 
     def greedy() -> Int[Array, "M B"]:
-        return jnp.stack([jnp.argmax(jnp.where(mask, logits, NEVER), axis=-1) for mask in allowed])
+        return jnp.stack([_argmax(jnp.where(mask, logits, NEVER)) for mask in allowed])
 
     def sampled() -> Int[Array, "M B"]:
         scaled = logits / jnp.maximum(settings.temperature, 1e-6)[:, None]
@@ -82,7 +82,14 @@ def draw(
         for mask in allowed:
             scores = jnp.where(mask, scaled, NEVER)
             scores = jax.lax.cond(filters, lambda x: filter_scores(x, settings), lambda x: x, scores)
-            drawn.append(jnp.argmax(jnp.where(scores > NEVER, scores + noise, NEVER), axis=-1))
+            drawn.append(_argmax(jnp.where(scores > NEVER, scores + noise, NEVER)))
         return jnp.where(settings.temperature > 0, jnp.stack(drawn), greedy())
 
     return jax.lax.cond(jnp.all(settings.temperature <= 0), greedy, sampled).astype(jnp.int32)
+
+
+def _argmax(scores: Float[Array, "B V"]) -> Int[Array, " B"]:
+    """Return the first index of the largest score: two plain reductions, several times faster on a CPU than `jnp.argmax`."""
+    V = scores.shape[-1]
+    is_largest = scores == jnp.max(scores, axis=-1, keepdims=True)
+    return jnp.min(jnp.where(is_largest, jnp.arange(V, dtype=jnp.int32), V - 1), axis=-1)

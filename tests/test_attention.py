@@ -20,7 +20,7 @@ def reference(q, k, v, q_positions, kv_positions, q_segment_ids, kv_segment_ids)
         seen = (kv_segment_ids[b] == q_segment_ids[b, t]) & (kv_positions[b] <= q_positions[b, t])
         if seen.any():
             head = n // (q.shape[2] // k.shape[1])
-            scores = k[b, head, seen] @ q[b, t, n] / np.sqrt(q.shape[-1])
+            scores = q[b, t, n] @ k[b, head][:, seen] / np.sqrt(q.shape[-1])
             weights = np.exp(scores - scores.max())
             output[b, t, n] = weights @ v[b, head, seen] / weights.sum()
     return output
@@ -29,7 +29,7 @@ def reference(q, k, v, q_positions, kv_positions, q_segment_ids, kv_segment_ids)
 def random_qkv(seed: int = 0, dtype="float32", scale: float = 1.0, sizes=(B, T, S, N, K, H)):
     b, t, s, n, k, h = sizes
     keys = jax.random.split(jax.random.key(seed), 3)
-    shapes = (b, t, n, h), (b, k, s, h), (b, k, s, h)
+    shapes = (b, t, n, h), (b, k, h, s), (b, k, s, h)
     return [(scale * jax.random.normal(key, shape)).astype(dtype) for key, shape in zip(keys, shapes, strict=True)]
 
 
@@ -79,7 +79,7 @@ def test_the_order_of_keys_in_memory_changes_nothing():
     one = attention(q, k, v, q_positions, kv_positions, q_segments, kv_segments)
     other = attention(
         q,
-        k[:, :, shuffle],
+        k[..., shuffle],
         v[:, :, shuffle],
         q_positions,
         kv_positions[:, shuffle],
@@ -102,7 +102,7 @@ def test_bfloat16_inputs_have_float32_scores_and_a_bfloat16_output():
     # Scores near 90 that differ by less than bfloat16 resolves there (0.5): rounding them would move weights by tens of percent.
     q, k, v = random_qkv(scale=5.0, dtype="bfloat16", sizes=(2, 16, 32, 4, 2, 64))
     q = q.at[..., 0].set(20.0)
-    k = k.at[..., 0].set(36.0)
+    k = k.at[:, :, 0].set(36.0)
     positions, segments = np.tile(np.arange(32, dtype=np.int32), (2, 1)), np.ones((2, 32), np.int32)
     inputs = (q, k, v, positions[:, 16:], positions, segments[:, 16:], segments)
     output = attention(*inputs)
@@ -125,7 +125,10 @@ def test_what_rows_share_in_place_counts_like_a_copy_of_their_own(shared):
     prefix = Prefix(k_before, v_before, positions, segment_ids)
     together = attention(q, k, v, q_positions, kv_positions, *ones, [prefix], prefix_end)
     seen = np.repeat(segment_ids, shared, axis=0) * (np.arange(before) < prefix_end[:, None])
-    copies = [np.concatenate([np.repeat(x, shared, axis=0), y], axis=2) for x, y in ((k_before, k), (v_before, v))]
+    copies = [
+        np.concatenate([np.repeat(x, shared, axis=0), y], axis=axis)
+        for x, y, axis in ((k_before, k, 3), (v_before, v, 2))
+    ]
     wanted = attention(
         q, *copies, q_positions, np.concatenate([np.repeat(positions, shared, axis=0), kv_positions], axis=1),
         ones[0], np.concatenate([seen, ones[1]], axis=1),

@@ -8,21 +8,24 @@ from s1jax.cache import empty_cache, grow, write
 from s1jax.sharding import ShardingRules
 
 
+@pytest.mark.parametrize("num_rows", [1, 2])
 @pytest.mark.parametrize("num_written", [0, 1, 3, 4, 7])
-def test_a_grown_cache_holds_what_it_held_and_writes_on_behind_it(num_written):
-    cache = empty_cache(2, (1, 1, 4, 1), "float32", ShardingRules())
+def test_a_grown_cache_holds_what_it_held_and_writes_on_behind_it(num_written, num_rows):
+    cache = empty_cache(2, (num_rows, 1, 4, 1), "float32", ShardingRules())
     for i in range(num_written):
         slot = jnp.array(i % 4)
         cache = cache._replace(
-            k=tuple(write(k, jnp.full((1, 1, 1, 1), i + 1.0), slot, 2) for k in cache.k),
-            positions=write(cache.positions, jnp.full((1, 1), i), slot, 1),
-            segment_ids=write(cache.segment_ids, jnp.ones((1, 1), jnp.int32), slot, 1),
+            k=tuple(write(k, jnp.full((num_rows, 1, 1, 1), i + 1.0), slot, 3) for k in cache.k),
+            v=tuple(write(v, jnp.full((num_rows, 1, 1, 1), i + 1.0), slot, 2) for v in cache.v),
+            positions=write(cache.positions, jnp.full((num_rows, 1), i), slot, 1),
+            segment_ids=write(cache.segment_ids, jnp.ones((num_rows, 1), jnp.int32), slot, 1),
             num_written=jnp.array(i + 1),
         )
     grown = grow(cache, 8)
     assert grown.capacity == 8 and int(grown.num_written) == 4
     kept = [i for i in range(num_written) if i >= num_written - 4]
-    held = np.flatnonzero(grown.segment_ids[0])
-    assert grown.positions[0, held].tolist() == kept and (held < 4).all()
-    for k in grown.k:
-        assert k[0, 0, held, 0].tolist() == [i + 1 for i in kept]
+    for row in range(num_rows):
+        held = np.flatnonzero(grown.segment_ids[row])
+        assert grown.positions[row, held].tolist() == kept and (held < 4).all()
+        for k, v in zip(grown.k, grown.v, strict=True):
+            assert k[row, 0, 0, held].tolist() == v[row, 0, held, 0].tolist() == [i + 1 for i in kept]

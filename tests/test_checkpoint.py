@@ -162,8 +162,8 @@ def test_both_layouts_hold_the_weights_in_the_shapes_and_shardings_of_the_model(
         o = attention["o_proj"]["kernel"][1] if layout == "stacked" else attention["o_proj"]["kernel"]
         hf_q, hf_o = (tensors[f"model.layers.1.self_attn.{name}_proj.weight"] for name in "qo")
         x = np.arange(32.0, dtype=np.float32)
-        np.testing.assert_allclose(np.einsum("D,DNH->NH", x, q).ravel(), hf_q @ x, rtol=1e-4, atol=1e-3)
-        np.testing.assert_allclose(np.einsum("NH,NHD->D", x.reshape(4, 8), o), hf_o @ x, rtol=1e-4, atol=1e-3)
+        np.testing.assert_allclose(np.einsum("D,NHD->NH", x, q).ravel(), hf_q @ x, rtol=1e-4, atol=1e-3)
+        np.testing.assert_allclose(np.einsum("NH,DNH->D", x.reshape(4, 8), o), hf_o @ x, rtol=1e-4, atol=1e-3)
 
 
 def test_a_dtype_that_is_asked_for_is_rounded_to_once(tmp_path):

@@ -213,3 +213,16 @@ def test_a_protected_place_is_no_destination_and_a_new_one_is_left_as_it_was(tmp
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # tests may run as root, who may write anywhere
     with pytest.raises(ValueError, match=r"rows.jsonl cannot be written: it is no file, or a protected one"):
         config.check_writable(tmp_path / "rows.jsonl")
+
+
+def test_what_a_command_compiles_is_kept_for_the_next_one_unless_told_otherwise(tmp_path):
+    code = (
+        "from s1jax.config import run_command\n"
+        "def main():\n    import jax\n    jax.jit(lambda x: x + 1)(1.0)\n"
+        "run_command(main)"
+    )
+    unset = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    quick = unset | {"XDG_CACHE_HOME": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    for extra, kept in (({"JAX_COMPILATION_CACHE_DIR": ""}, False), ({}, True)):
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=config.ROOT, env=quick | extra)
+        assert any((tmp_path / "s1jax").rglob("*jit*")) == kept

@@ -161,8 +161,9 @@ def test_rows_that_do_not_think_answer_at_once(decoder):
     assert completion.num_answer + completion.stopped == len(completion.tokens)
 
 
-def test_eight_devices_emit_what_one_does(decoder):
-    sharded = make_decoder(MeshConfig(data=2, fsdp=2, tensor=2))
+@pytest.mark.parametrize("sizes", [dict(data=4, fsdp=1, tensor=2), dict(data=2, fsdp=2, tensor=2)])
+def test_eight_devices_emit_what_one_does(decoder, sizes):
+    sharded = make_decoder(MeshConfig(**sizes))
     assert sharded.decode(requests(8)) == decoder.decode(requests(8))
 
 

@@ -1,7 +1,13 @@
 """`evaluate.py` and `sweep.py` on a tiny random model: rows, resume, and what is refused."""
 
 import json
+import os
 import re
+import signal
+import socket
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +21,8 @@ from s1jax.progress import _speed, progress
 from s1jax.request import Request
 from s1jax.sharding import MeshConfig, ShardingRules, make_mesh
 from s1jax.sweep import SweepConfig, grid, sweep
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -53,6 +61,68 @@ def test_points_and_number_of_rows_change_no_row(config, tmp_path):
         decoding = replace(config.decoding, output=str(tmp_path / f"point{i}.jsonl"), num_rows=2)
         apart += comparable(evaluate(EvaluateConfig(decoding, point)))
     assert together == sorted(apart)
+
+
+def comparable(path):
+    """Rows in one order, without what may differ between equal runs."""
+    return sorted(json.dumps(r) for r in read_samples(path))
+
+
+RUN = """
+import sys
+from s1jax.evaluate import *
+from s1jax.sharding import *
+from s1jax.sweep import *
+start_processes()
+sweep({config!r})
+"""
+
+
+def start(config, **env):
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | env
+    command = [sys.executable, "-c", RUN.format(config=config)]
+    return subprocess.Popen(command, env=env, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_run_killed_twice_loses_and_repeats_no_row(config, tmp_path):
+    whole = replace(config, decoding=replace(config.decoding, output=str(tmp_path / "whole.jsonl")))
+    # One row at a time, so that rows are written from the beginning on.
+    config = replace(config, decoding=replace(config.decoding, num_rows=1))
+    output, num_rows = Path(config.decoding.output), 0
+    for _ in range(2):
+        process = start(config)
+        deadline = time.monotonic() + 120
+        while not output.exists() or output.read_text().count("\n") <= num_rows:
+            assert time.monotonic() < deadline and process.poll() is None, process.stderr.read()
+            time.sleep(0.002)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        num_rows = output.read_text().count("\n")
+        assert 0 < num_rows < 18
+    assert comparable(sweep(config)) == comparable(sweep(whole))
+
+
+def test_two_processes_write_what_one_does_once(config, tmp_path):
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        port = s.getsockname()[1]
+    mesh = MeshConfig(data=4, fsdp=1, tensor=2)
+    decoding = replace(config.decoding, mesh=mesh, output=str(tmp_path / "two.jsonl"))
+    two = replace(config, decoding=decoding)
+    # Some rows are there already.
+    one = sweep(config)
+    Path(decoding.output).write_text("".join(one.read_text().splitlines(keepends=True)[:5]))
+    processes = [
+        start(
+            two, JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES="4", JAX_COORDINATOR_ADDRESS=f"localhost:{port}",
+            JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(i),
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    for process in processes:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    assert comparable(decoding.output) == comparable(one)
 
 
 def test_a_killed_run_goes_on_where_it_stopped(config, monkeypatch):
