@@ -7,13 +7,13 @@ python launch/benchmark.py sweep --model DIR --dtype float32
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from pathlib import Path
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parents[1])
-)  # where nothing is installed but jax, flax, optax and numpy
+# Where nothing is installed but jax, flax, optax and numpy.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
 def parse() -> argparse.Namespace:
@@ -23,6 +23,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", help="Hugging Face directory or hub id, or one of our own checkpoints")
     parser.add_argument("--size", default="0.5B", help="without --model: random weights of this Qwen2.5 size")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--int8", choices=["weights", "cache"], nargs="+", default=[], help="what is stored in 8 bits")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32], help="decode: rows decoded together")
     parser.add_argument("--tokens", type=int, default=128, help="decode: thinking tokens of each row")
     parser.add_argument("--prompt", type=int, default=64, help="without --model: tokens of each prompt")
@@ -53,14 +54,15 @@ def main() -> None:
         from s1jax.chat import encode_prompt, encode_text
         from s1jax.scheduler import load_decoder
 
-        decoder, tokenizer = load_decoder(args.model, args.dtype, mesh)
+        decoder, tokenizer = load_decoder(args.model, args.dtype, mesh, int8=tuple(args.int8))
         questions = [f"What is {i + 12} times 17? Explain every step." for i in range(num_prompts)]
         prompts = [tuple(encode_prompt(tokenizer, question)) for question in questions]
         wait = tuple(encode_text(tokenizer, "Wait"))
     else:
         from s1jax.model_config import qwen2_5
 
-        decoder, wait = measure.random_decoder(qwen2_5(args.size, args.dtype), mesh), (7,)
+        config = dataclasses.replace(qwen2_5(args.size, args.dtype), int8=tuple(args.int8))
+        decoder, wait = measure.random_decoder(config, mesh), (7,)
         prompts = measure.random_prompts(decoder, num_prompts, args.prompt)
     if args.what == "decode":
         figures = measure.decode_figures(decoder, prompts, args.batch, args.tokens)

@@ -6,6 +6,8 @@ A query of segment 0 gets finite values that mean nothing.
 
 Rows of queries may share what came before them: a `Prefix` row serves several consecutive rows, which read it in place and see of it
 only what lies before a position of their own. So samples share a prompt, and answers a thinking trace.
+
+Keys and values may be quantized (`quantization.py`), with a scale for each of the S.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from s1jax.quantization import values_and_scale
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
@@ -73,8 +77,11 @@ class _Part:
         A, self.v, self.shape = k.shape[0], v, (B, K, G, T)
         self.folded = (A, K, B // A, G, T)
         # All queries of a key/value head form one matrix [B / A * G * T, H]: batched products of this plain form are the fast ones.
+        self.dtype, (keys, scale) = q.dtype, values_and_scale(k)
         q = q.reshape(A, B // A, T, K, G, H).transpose(0, 3, 1, 4, 2, 5).reshape(A, K, -1, H)
-        scores = jnp.einsum("AKQH,AKHS->AKQS", q, k, preferred_element_type=jnp.float32) * H**-0.5
+        scores = jnp.einsum("AKQH,AKHS->AKQS", q, keys.astype(q.dtype), preferred_element_type=jnp.float32) * H**-0.5
+        if scale is not None:
+            scores *= scale
         mask = mask.reshape(A, 1, B // A, 1, T, -1)
         self.scores = jnp.where(mask, scores.reshape(*self.folded, -1), MASKED_SCORE)
 
@@ -86,8 +93,13 @@ class _Part:
         """Return the sum of the weights exp(score - largest) [B, K, G, T], and of the weighted values [B, K, G, T, H]."""
         A, K, F, G, T = self.folded
         weights = jnp.exp(self.scores - largest.reshape(A, F, K, G, T).swapaxes(1, 2)[..., None])
-        flat = weights.astype(self.v.dtype).reshape(A, K, F * G * T, -1)
-        output = jnp.einsum("AKQS,AKSH->AKQH", flat, self.v, preferred_element_type=jnp.float32)
+        values, scale = values_and_scale(self.v)
+        flat = weights.reshape(A, K, F * G * T, -1)
+        if scale is not None:
+            flat *= scale.swapaxes(2, 3)
+        output = jnp.einsum(
+            "AKQS,AKSH->AKQH", flat.astype(self.dtype), values.astype(self.dtype), preferred_element_type=jnp.float32
+        )
         return self._unfold(weights.sum(axis=-1)), self._unfold(output.reshape(*self.folded, -1))
 
     def _unfold(self, x: jax.Array) -> jax.Array:

@@ -11,11 +11,12 @@ decoding or not.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from s1jax.quantization import quantize
 from s1jax.sharding import ShardingRules, constrain
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class KVCache(NamedTuple):
     """Keys and values of all layers, with what their slots hold."""
 
     k: tuple[Float[Array, "B K H S"], ...]
-    """With S last, as scores read them."""
+    """With S last, as scores read them. Like `v` it may be quantized, with a scale for each slot (`quantization.py`)."""
     v: tuple[Float[Array, "B K S H"], ...]
     positions: Int[Array, "B S"]
     segment_ids: Int[Array, "B S"]
@@ -39,23 +40,33 @@ class KVCache(NamedTuple):
         return self.positions.shape[1]
 
 
-def empty_cache(num_layers: int, shape: tuple[int, int, int, int], dtype: str, rules: ShardingRules) -> KVCache:
+def empty_cache(
+    num_layers: int, shape: tuple[int, int, int, int], dtype: str, rules: ShardingRules, int8: bool = False
+) -> KVCache:
     """Return an empty cache of `shape` (B, K, S, H) per layer (call it under jit)."""
     B, K, S, H = shape
 
-    def layers(*shape: int) -> tuple[jax.Array, ...]:
+    def layers(shape: tuple[int, ...], head_axis: int) -> tuple[Any, ...]:
         zeros = jnp.zeros(shape, dtype)
-        return tuple(constrain(zeros, rules, "batch", "kv_heads", None, None) for _ in range(num_layers))
+        layer = quantize(zeros, (head_axis,)) if int8 else zeros
+        return tuple(
+            jax.tree.map(lambda x: constrain(x, rules, "batch", "kv_heads", None, None), layer)
+            for _ in range(num_layers)
+        )
 
     ints = jnp.zeros((B, S), jnp.int32)
-    return KVCache(layers(B, K, H, S), layers(B, K, S, H), ints, ints, jnp.zeros((), jnp.int32))
+    return KVCache(layers((B, K, H, S), 2), layers((B, K, S, H), 3), ints, ints, jnp.zeros((), jnp.int32))
 
 
-def write(held: jax.Array, new: jax.Array, slot: Int[Array, ""], axis: int) -> jax.Array:
+def write(held: Any, new: Any, slot: Int[Array, ""], axis: int) -> Any:
     """Return `held` with the slots from `slot` on, along `axis`, replaced by `new`; they may not pass the end."""
-    if held.shape[0] == 1:
-        return jax.lax.dynamic_update_slice_in_dim(held[0], new[0], slot, axis - 1)[None]
-    return jax.lax.dynamic_update_slice_in_dim(held, new, slot, axis)
+
+    def update(held: jax.Array, new: jax.Array) -> jax.Array:
+        if held.shape[0] == 1:  # see `decode._without_row`
+            return jax.lax.dynamic_update_slice_in_dim(held[0], new[0], slot, axis - 1)[None]
+        return jax.lax.dynamic_update_slice_in_dim(held, new, slot, axis)
+
+    return jax.tree.map(update, held, new)
 
 
 def grow(cache: KVCache, capacity: int) -> KVCache:
@@ -70,7 +81,11 @@ def grow(cache: KVCache, capacity: int) -> KVCache:
 
 
 @functools.partial(jax.jit, static_argnames=("capacity", "axis"))
-def _grow(x: jax.Array, turn: Int[Array, ""], *, capacity: int, axis: int) -> jax.Array:
+def _grow(held: Any, turn: Int[Array, ""], *, capacity: int, axis: int) -> Any:
     """Turn the ring so that its oldest slot is the first, and add free slots at the end."""
-    added = [(0, capacity - x.shape[axis] if i == axis else 0) for i in range(x.ndim)]
-    return jnp.pad(jnp.roll(x, -turn, axis), added)
+
+    def wider(x: jax.Array) -> jax.Array:
+        added = [(0, capacity - x.shape[axis] if i == axis else 0) for i in range(x.ndim)]
+        return jnp.pad(jnp.roll(x, -turn, axis), added)
+
+    return jax.tree.map(wider, held)

@@ -288,13 +288,15 @@ def _without_row(cache: KVCache) -> KVCache:
     """
     if cache.positions.shape[0] > 1:
         return cache
-    return cache._replace(k=tuple(k[0] for k in cache.k), v=tuple(v[0] for v in cache.v))
+    k, v = jax.tree.map(lambda x: x[0], (cache.k, cache.v))
+    return cache._replace(k=k, v=v)
 
 
 def _with_row(cache: KVCache) -> KVCache:
     if cache.positions.shape[0] > 1:
         return cache
-    return cache._replace(k=tuple(k[None] for k in cache.k), v=tuple(v[None] for v in cache.v))
+    k, v = jax.tree.map(lambda x: x[None], (cache.k, cache.v))
+    return cache._replace(k=k, v=v)
 
 
 def _log_probabilities(logits, allowed, ends_thinking, token) -> tuple[jax.Array, jax.Array]:

@@ -30,7 +30,7 @@ from s1jax.chat import encode_prompt, encode_text, split_completion
 from s1jax.config import check_writable, commit, config_hash
 from s1jax.grading import grade
 from s1jax.metrics import SampleRow, read_samples
-from s1jax.model_config import DType
+from s1jax.model_config import DType, Int8
 from s1jax.progress import progress
 from s1jax.request import Completion, Request, check_integer, check_sampling
 from s1jax.scheduler import load_decoder
@@ -94,6 +94,8 @@ class DecodingConfig:
     """Rows decoded together, at most; a finished one is refilled."""
     dtype: DType = "bfloat16"
     """Dtype of weights, cache and compute."""
+    int8: tuple[Int8, ...] = ()
+    """What is stored in 8 bits instead: `weights`, `cache` or both."""
     mesh: MeshConfig = field(default_factory=lambda: MeshConfig(fsdp=1, tensor=-1))
     """How devices share the work; by default all split each layer (tensor)."""
     rules: ShardingRules = field(default_factory=ShardingRules)
@@ -172,7 +174,7 @@ def write_samples(config: DecodingConfig, traces: Sequence[Trace]) -> Path:
         if writes:
             print(f"{output} has all {len(done)} rows already", file=sys.stderr)
         return output
-    decoder, tokenizer = load_decoder(config.model, config.dtype, config.mesh, config.rules)
+    decoder, tokenizer = load_decoder(config.model, config.dtype, config.mesh, config.rules, config.int8)
     # The longest traces begin first, so that none is left alone at the end.
     jobs.sort(key=lambda job: -job[1].limits.max_thinking_tokens)
     prompts = {problem.problem_id: tuple(encode_prompt(tokenizer, problem.question)) for problem in problems}

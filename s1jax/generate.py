@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 from s1jax.chat import encode_prompt, encode_text
 from s1jax.config import counted
-from s1jax.model_config import DType
+from s1jax.model_config import DType, Int8
 from s1jax.request import Completion, Request
 from s1jax.scheduler import load_decoder
 
@@ -50,6 +50,8 @@ class GenerateConfig:
     """What tokens are drawn from at a temperature above 0."""
     dtype: DType = "bfloat16"
     """Dtype of weights, cache and compute."""
+    int8: tuple[Int8, ...] = ()
+    """What is stored in 8 bits instead: `weights`, `cache` or both."""
 
 
 def generate(config: GenerateConfig, out: TextIO) -> Completion:
@@ -67,7 +69,7 @@ def generate(config: GenerateConfig, out: TextIO) -> Completion:
         min_p=config.min_p,
         seed=config.seed,
     )
-    decoder, tokenizer = load_decoder(config.model, config.dtype)
+    decoder, tokenizer = load_decoder(config.model, config.dtype, int8=config.int8)
     prompt, ignore_ids = encode_prompt(tokenizer, config.prompt), encode_text(tokenizer, config.ignore_text)
     request = dataclasses.replace(request, prompt=tuple(prompt), ignore_ids=tuple(ignore_ids))
     decoder.check(request)

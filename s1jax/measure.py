@@ -21,7 +21,7 @@ import numpy as np
 
 from s1jax.budget import Limits
 from s1jax.chat import MADE_UP_DELIMITERS
-from s1jax.model import init_params
+from s1jax.model import init_params, quantize_params
 from s1jax.model_config import ModelConfig
 from s1jax.request import Completion, Request
 from s1jax.scheduler import Decoder
@@ -31,10 +31,13 @@ Figures = dict[str, Any]
 
 
 def random_decoder(config: ModelConfig, mesh: MeshConfig) -> Decoder:
-    """Return a decoder with random weights in the config's dtype and made-up delimiters."""
+    """Return a decoder with random weights, stored as the config says, and made-up delimiters."""
     rules, devices = ShardingRules(), make_mesh(mesh)
     with jax.set_mesh(devices):
-        params = init_params(config, rules, "per_layer", devices, seed=0, dtype=config.dtype)
+        floats = dataclasses.replace(config, int8=())
+        params = init_params(floats, rules, "per_layer", devices, seed=0, dtype=config.dtype)
+        if "weights" in config.int8:
+            params = quantize_params(params)
     return Decoder(config, params, rules, devices, MADE_UP_DELIMITERS, np.arange(config.vocab_size) == 4)
 
 
@@ -68,6 +71,7 @@ def decode_figures(
         yield dict(
             batch=batch,
             dtype=decoder.config.dtype,
+            int8=decoder.config.int8,
             tokens_per_s=round(sum(len(c.tokens) for c in completions) / whole_s, 1),
             step_ms=round(1e3 * step_s, 3),
             gb_per_step=round(num_bytes / 1e9, 3),
@@ -114,6 +118,7 @@ def sweep_figures(
         problems=len(prompts),
         answer_tokens=answer_tokens,
         dtype=decoder.config.dtype,
+        int8=decoder.config.int8,
         curve_s=round(curve_s, 2),
         largest_point_s=round(largest_s, 2),
         one_at_a_time_s=round(one_at_a_time_s, 2),
@@ -129,7 +134,9 @@ def step_bytes(decoder: Decoder, num_cached: int) -> int:
     weights = dict(decoder.params)
     if not config.tie_word_embeddings:
         weights.pop("embed_tokens")  # of which only the rows of the batch are read
-    per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * jnp.dtype(config.dtype).itemsize
+    # In int8, with a float32 scale for each head.
+    per_head = config.head_dim + 4 if "cache" in config.int8 else config.head_dim * jnp.dtype(config.dtype).itemsize
+    per_token = 2 * config.num_layers * config.num_kv_heads * per_head
     return sum(x.nbytes for x in jax.tree.leaves(weights)) + num_cached * per_token
 
 

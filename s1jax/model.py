@@ -23,6 +23,7 @@ from s1jax.attention import Prefix, attention
 from s1jax.bits import take_layer
 from s1jax.cache import KVCache, empty_cache, write
 from s1jax.model_config import ModelConfig
+from s1jax.quantization import quantize
 from s1jax.rope import apply_rope, rope_attention_factor, rope_frequencies
 from s1jax.sharding import ShardingRules, constrain, sharding_for
 
@@ -36,13 +37,17 @@ Layout = Literal["stacked", "per_layer"]
 def init_cache(config: ModelConfig, batch_size: int, capacity: int, rules: ShardingRules) -> KVCache:
     """Return an empty cache for `batch_size` rows of at most `capacity` tokens, in the compute dtype (call it under jit)."""
     shape = (batch_size, config.num_kv_heads, capacity, config.head_dim)
-    return empty_cache(config.num_layers, shape, config.dtype, rules)
+    return empty_cache(config.num_layers, shape, config.dtype, rules, "cache" in config.int8)
 
 
-def matmul(x: Float[Array, "B T I"], weight: Float[Array, "*O I"], dtype: Any = None) -> Float[Array, "B T *O"]:
-    """Return the product of `x` with the rows of `weight`, of the dtype of `x` or as given."""
+def matmul(
+    x: Float[Array, "B T I"], weight: Float[Array, "*O I"], scale: Float[Array, "*O"] | None, dtype: Any
+) -> Float[Array, "B T *O"]:
+    """Return the product of `x` with the rows of `weight`, each of them scaled, in `dtype`."""
+    if scale is not None:
+        return (matmul(x, weight, None, jnp.float32) * scale).astype(dtype)
     B, T, I = x.shape
-    outer = weight.shape[:-1]
+    outer, weight = weight.shape[:-1], weight.astype(x.dtype)
     if T == 1 and (num_blocks := math.gcd(8, math.prod(outer))) > 1:
         # Decoding, where a CPU is much faster with the weights on the left. In blocks, else XLA would turn the product around again.
         blocks = weight.reshape(num_blocks, -1, I)
@@ -75,16 +80,18 @@ class ParamFactory:
 class Projection(nnx.Module):
     """A linear map from the last `num_in` dimensions of x and of the kernel to the kernel's others, with an optional bias on those."""
 
-    def __init__(self, param: ParamFactory, shape, names, dtype: str, num_in: int = 1, has_bias: bool = False):
-        self.num_in, self.dtype = num_in, dtype
+    def __init__(self, param: ParamFactory, shape, names, config: ModelConfig, num_in: int = 1, has_bias: bool = False):
+        self.num_in, self.dtype = num_in, config.dtype
         self.kernel = param(shape, names)
+        self.scale = param(shape[:-num_in], names[:-num_in], scale=None) if "weights" in config.int8 else None
         self.bias = param(shape[:-num_in], names[:-num_in], scale=0) if has_bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Apply the map in the compute dtype."""
-        kernel = self.kernel[...].astype(self.dtype)
-        outer, inner = kernel.shape[: -self.num_in], kernel.shape[-self.num_in :]
-        y = matmul(x.reshape(*x.shape[:2], math.prod(inner)), kernel.reshape(*outer, math.prod(inner)))
+        kernel, scale = self.kernel[...], None if self.scale is None else self.scale[...]
+        outer, num_inner = kernel.shape[: -self.num_in], math.prod(kernel.shape[-self.num_in :])
+        x = x.reshape(*x.shape[:2], num_inner).astype(self.dtype)
+        y = matmul(x, kernel.reshape(*outer, num_inner), scale, self.dtype)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 
@@ -121,10 +128,10 @@ class Attention(nnx.Module):
     def __init__(self, config: ModelConfig, param: ParamFactory):
         D, N, K, H = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
         heads, kv_heads = ("heads", None, "embed"), ("kv_heads", None, "embed")
-        self.q_proj = Projection(param, (N, H, D), heads, config.dtype, has_bias=True)
-        self.k_proj = Projection(param, (K, H, D), kv_heads, config.dtype, has_bias=True)
-        self.v_proj = Projection(param, (K, H, D), kv_heads, config.dtype, has_bias=True)
-        self.o_proj = Projection(param, (D, N, H), ("embed", "heads", None), config.dtype, num_in=2)
+        self.q_proj = Projection(param, (N, H, D), heads, config, has_bias=True)
+        self.k_proj = Projection(param, (K, H, D), kv_heads, config, has_bias=True)
+        self.v_proj = Projection(param, (K, H, D), kv_heads, config, has_bias=True)
+        self.o_proj = Projection(param, (D, N, H), ("embed", "heads", None), config, num_in=2)
         self.rope_factor = rope_attention_factor(config.yarn)
 
     def __call__(self, x, angles, positions, segment_ids, past=None):
@@ -134,6 +141,8 @@ class Attention(nnx.Module):
         v = self.v_proj(x).swapaxes(1, 2)
         if past is None:
             return self.o_proj(attention(q, k, v, positions, positions, segment_ids, segment_ids)), None
+        if not isinstance(past.k, jax.Array):
+            k, v = quantize(k, (2,)), quantize(v, (3,))
         k, v = write(past.k, k, past.slot, axis=3), write(past.v, v, past.slot, axis=2)
         masks = (positions, past.positions, segment_ids, past.segment_ids)
         return self.o_proj(attention(q, k, v, *masks, past.prefixes, past.prefix_end)), (k, v)
@@ -144,9 +153,9 @@ class MLP(nnx.Module):
 
     def __init__(self, config: ModelConfig, param: ParamFactory):
         D, F = config.embed_dim, config.mlp_dim
-        self.gate_proj = Projection(param, (F, D), ("mlp", "embed"), config.dtype)
-        self.up_proj = Projection(param, (F, D), ("mlp", "embed"), config.dtype)
-        self.down_proj = Projection(param, (D, F), ("embed", "mlp"), config.dtype)
+        self.gate_proj = Projection(param, (F, D), ("mlp", "embed"), config)
+        self.up_proj = Projection(param, (F, D), ("mlp", "embed"), config)
+        self.down_proj = Projection(param, (D, F), ("embed", "mlp"), config)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return down(silu(gate(x)) * up(x))."""
@@ -175,7 +184,16 @@ class Embedding(nnx.Module):
     """The token table."""
 
     def __init__(self, config: ModelConfig, param: ParamFactory):
+        self.dtype = config.dtype
         self.weight = param((config.vocab_size, config.embed_dim), ("vocab", "embed"))
+        self.scale = param((config.vocab_size,), ("vocab",), scale=None) if "weights" in config.int8 else None
+
+    def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """Return the tokens' rows in the compute dtype."""
+        x = self.weight[...].at[tokens].get(mode="clip").astype(self.dtype)
+        if self.scale is None:
+            return x
+        return (x * self.scale[...].at[tokens].get(mode="clip")[:, :, None]).astype(self.dtype)
 
 
 class Qwen2(nnx.Module):
@@ -196,7 +214,7 @@ class Qwen2(nnx.Module):
             self.lm_head = None
         else:
             shape, names = (config.vocab_size, config.embed_dim), ("vocab", "embed")
-            self.lm_head = Projection(param, shape, names, config.dtype)
+            self.lm_head = Projection(param, shape, names, config)
 
     def __call__(
         self,
@@ -214,8 +232,7 @@ class Qwen2(nnx.Module):
         `prefix_end` (`attention.py`). `remat` recomputes each layer in the backward pass (stacked layout). A cache needs the
         per-layer layout.
         """
-        x = self.embed_tokens.weight[...].at[tokens].get(mode="clip").astype(self.config.dtype)
-        x = constrain(x, self.rules, "batch", "length", None)
+        x = constrain(self.embed_tokens(tokens), self.rules, "batch", "length", None)
         angles = positions[:, :, None].astype(jnp.float32) * rope_frequencies(
             self.config.head_dim, self.config.rope_theta, self.config.yarn
         )
@@ -254,8 +271,11 @@ class Qwen2(nnx.Module):
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Return float32 logits of the hidden states."""
-        weight = self.embed_tokens.weight if self.lm_head is None else self.lm_head.kernel
-        return matmul(hidden, weight[...].astype(hidden.dtype), dtype=jnp.float32)
+        if self.lm_head is None:
+            weight, scale = self.embed_tokens.weight, self.embed_tokens.scale
+        else:
+            weight, scale = self.lm_head.kernel, self.lm_head.scale
+        return matmul(hidden, weight[...], None if scale is None else scale[...], jnp.float32)
 
 
 @functools.lru_cache(maxsize=16)
@@ -282,10 +302,36 @@ def abstract_params(
     """Return the parameter tree as `jax.ShapeDtypeStruct`s with their shardings; nothing is allocated."""
     _, shapes, names = _abstract(config, rules, layout)
 
-    def leaf(shape, dims):
-        return jax.ShapeDtypeStruct(shape.shape, dtype, sharding=sharding_for(mesh, rules, dims, shape.shape))
+    def leaf(path, shape, dims):
+        kind = jnp.float32 if path[-1].key == "scale" else jnp.int8 if _is_quantized(path, config) else dtype
+        return jax.ShapeDtypeStruct(shape.shape, kind, sharding=sharding_for(mesh, rules, dims, shape.shape))
 
-    return jax.tree.map(leaf, shapes, names, is_leaf=lambda x: isinstance(x, jax.ShapeDtypeStruct))
+    return jax.tree_util.tree_map_with_path(leaf, shapes, names, is_leaf=lambda x: isinstance(x, jax.ShapeDtypeStruct))
+
+
+def _is_quantized(path: tuple[Any, ...], config: ModelConfig) -> bool:
+    return "weights" in config.int8 and (path[-1].key == "kernel" or path[0].key == "embed_tokens")
+
+
+@functools.partial(jax.jit, static_argnames="num_in")
+def _quantize_kernel(kernel: jax.Array, num_in: int) -> tuple[jax.Array, jax.Array]:
+    quantized = quantize(kernel, tuple(range(kernel.ndim - num_in, kernel.ndim)))
+    return quantized.qvalue, quantized.scale.reshape(kernel.shape[:-num_in])
+
+
+def quantize_params(params: Params) -> Params:
+    """Return per-layer parameters with the matrices in int8, for a config whose `int8` has "weights"; these are given up."""
+    quantized = {}
+    for name, value in params.items():
+        if not isinstance(value, dict):
+            quantized[name] = value
+        elif (matrix := "weight" if name == "embed_tokens" else "kernel") in value:
+            # One after another: each is given up before the next, and its reductions over devices don't meet those of the next.
+            values, scale = jax.block_until_ready(_quantize_kernel(value.pop(matrix), 2 if name == "o_proj" else 1))
+            quantized[name] = value | {matrix: values, "scale": scale}
+        else:
+            quantized[name] = quantize_params(value)
+    return quantized
 
 
 def init_params(

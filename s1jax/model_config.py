@@ -11,6 +11,7 @@ from typing import Any, Literal
 from s1jax.rope import YarnConfig
 
 DType = Literal["bfloat16", "float32"]
+Int8 = Literal["weights", "cache"]
 # Embed, mlp, layers, heads, key/value heads, whether embeddings are tied, vocabulary.
 SIZES = {
     "0.5B": (896, 4864, 24, 14, 2, True, 151936),
@@ -41,6 +42,8 @@ class ModelConfig:
     yarn: YarnConfig | None = None
     dtype: str = "bfloat16"
     """Compute dtype: bfloat16 or float32."""
+    int8: tuple[Int8, ...] = ()
+    """What is stored in 8 bits (`quantization.py`)."""
 
     @property
     def context_length(self) -> int:

@@ -12,6 +12,7 @@ Invariant: neither the number of rows nor the order of the requests changes a to
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -24,8 +25,8 @@ import numpy as np
 from s1jax.budget import End, Limits, Phase, find_end
 from s1jax.chat import Delimiters, find_delimiters, newline_ids
 from s1jax.decode import MOST_STEPS, empty_prompts, make_vocabulary, prefill, put_prompts
-from s1jax.model import Params
-from s1jax.model_config import ModelConfig
+from s1jax.model import Params, quantize_params
+from s1jax.model_config import Int8, ModelConfig
 from s1jax.request import Completion, Request
 from s1jax.rows import Log, RowBatch, power_of_two, round_up
 from s1jax.sharding import MeshConfig, ShardingRules, make_mesh
@@ -244,7 +245,11 @@ class _Run:
 
 
 def load_decoder(
-    model: str, dtype: str = "bfloat16", mesh: MeshConfig | None = None, rules: ShardingRules | None = None
+    model: str,
+    dtype: str = "bfloat16",
+    mesh: MeshConfig | None = None,
+    rules: ShardingRules | None = None,
+    int8: tuple[Int8, ...] = (),
 ) -> tuple[Decoder, Any]:
     """Return a model (Hugging Face directory or hub id, or our own checkpoint) ready to decode on its mesh, and its tokenizer.
 
@@ -258,6 +263,9 @@ def load_decoder(
     delimiters = find_delimiters(tokenizer)
     device_mesh = make_mesh(mesh or MeshConfig(fsdp=1, tensor=-1))
     config, params = load_model(model, device_mesh, rules, "per_layer", dtype=dtype, param_dtype=dtype)
+    if "weights" in int8:
+        params = quantize_params(params)
+    config = dataclasses.replace(config, int8=int8)
     return Decoder(config, params, rules, device_mesh, delimiters, newline_ids(tokenizer)), tokenizer
 
 

@@ -1,0 +1,114 @@
+"""8-bit weights and cache: what is stored, and that products with it are those with the numbers it stands for."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from test_attention import random_mask_inputs, random_qkv
+from test_decode import CONFIG, RULES, WAIT, at_point, make_decoder
+
+from s1jax.attention import attention
+from s1jax.budget import Limits
+from s1jax.chat import encode_prompt
+from s1jax.model import abstract_params, graphdef, init_cache, init_params, quantize_params
+from s1jax.quantization import quantize
+from s1jax.request import Request
+from s1jax.scheduler import load_decoder
+from s1jax.sharding import MeshConfig, make_mesh
+
+
+def dequantized(x):
+    return x.qvalue * x.scale
+
+
+def test_numbers_are_kept_to_half_a_step_of_their_channel_and_zeros_stay_zeros():
+    x = jax.random.normal(jax.random.key(0), (5, 7, 16)) * jnp.logspace(-3, 3, 7)[:, None]
+    x = x.at[2].set(0.0)
+    stored = quantize(x, (2,))
+    assert stored.qvalue.dtype == jnp.int8 and stored.scale.shape == (5, 7, 1) and stored.scale.dtype == jnp.float32
+    step = np.abs(x).max(axis=2, keepdims=True) / 127
+    assert (np.abs(dequantized(stored) - x) <= 0.51 * step).all()
+
+
+def test_attention_reads_what_the_stored_keys_and_values_stand_for():
+    q, k, v = random_qkv()
+    masks = random_mask_inputs()
+    k, v = quantize(k, (2,)), quantize(v, (3,))
+    wanted = attention(q, dequantized(k), dequantized(v), *masks)
+    np.testing.assert_allclose(attention(q, k, v, *masks), wanted, atol=1e-5)
+
+
+def logits(config, params, num_tokens=6, with_cache=False):
+    model = nnx.merge(graphdef(config, RULES, "per_layer"), params)
+    tokens = jnp.arange(num_tokens)[None]
+    cache = init_cache(config, 1, 8, RULES) if with_cache else None
+    hidden, _ = model(tokens, tokens, jnp.ones_like(tokens), cache)
+    return model.logits(hidden)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_model_computes_with_what_its_stored_weights_stand_for(tied):
+    config = dataclasses.replace(CONFIG, tie_word_embeddings=tied)
+    mesh = make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
+    stored = quantize_params(init_params(config, RULES, "per_layer", mesh, seed=0))
+    int8 = dataclasses.replace(config, int8=("weights",))
+    wanted = jax.tree.map(lambda x: (x.shape, x.dtype), abstract_params(int8, RULES, "per_layer", mesh))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), stored) == wanted
+
+    def floats(tree):
+        if not isinstance(tree, dict):
+            return tree
+        matrix = "kernel" if "kernel" in tree else "weight"
+        if "scale" not in tree:
+            return {key: floats(value) for key, value in tree.items()}
+        scale = tree["scale"].reshape(tree["scale"].shape + (1,) * (tree[matrix].ndim - tree["scale"].ndim))
+        return {key: value for key, value in tree.items() if key != "scale"} | {matrix: tree[matrix] * scale}
+
+    np.testing.assert_allclose(logits(int8, stored), logits(config, floats(stored)), atol=2e-6)
+
+
+def int8_decoder(*int8, mesh_config=None):
+    decoder = make_decoder(mesh_config)
+    if "weights" in int8:
+        decoder.params = quantize_params(decoder.params)
+    decoder.config = dataclasses.replace(decoder.config, int8=int8)
+    return decoder
+
+
+@pytest.mark.parametrize("int8", [("weights",), ("cache",), ("weights", "cache")])
+def test_forks_rows_and_devices_change_no_token_in_eight_bits(int8):
+    decoder = int8_decoder(*int8)
+    points = (Limits(40, 0, 2), Limits(9), Limits(40), Limits(30, 20))
+    requests = [
+        Request(
+            prompt=(9 + i % 2, 21, 33), max_thinking_tokens=40, min_thinking_tokens=20, num_ignore=2, ignore_ids=(WAIT,),
+            max_answer_tokens=6, points=points, temperature=1.0, problem=i,
+        )
+        for i in range(5)
+    ]  # fmt: skip
+    forked = dict(decoder.stream(requests, num_rows=3))
+    for i, request in enumerate(requests):
+        assert list(forked[i]) == [decoder.decode([at_point(request, point)])[0] for point in points]
+    sharded = int8_decoder(*int8, mesh_config=MeshConfig(data=4, fsdp=1, tensor=2))
+    assert dict(sharded.stream(requests)) == forked
+
+
+@pytest.mark.parametrize(("int8", "most"), [(("weights",), 0.02), (("cache",), 0.005)])
+def test_a_real_model_says_nearly_the_same_in_eight_bits(real_model, shared, int8, most):
+    question = json.loads((shared / "data" / "gsm8k_test.jsonl").read_text().splitlines()[0])["question"]
+
+    def log_probabilities(int8):
+        decoder, tokenizer = load_decoder(str(real_model), "float32", int8=int8)
+        tokens = jnp.array([encode_prompt(tokenizer, question)])
+        positions = jnp.arange(tokens.shape[1])[None]
+        model = nnx.merge(graphdef(decoder.config, RULES, "per_layer"), decoder.params)
+        cache = init_cache(decoder.config, 1, 256, RULES)
+        return jax.nn.log_softmax(model.logits(model(tokens, positions, jnp.ones_like(tokens), cache)[0])[0])
+
+    wanted, ours = log_probabilities(()), log_probabilities(int8)
+    divergence = float((jnp.exp(wanted) * (wanted - ours)).sum(axis=-1).mean())
+    assert 1e-5 < divergence < most
