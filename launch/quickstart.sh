@@ -24,7 +24,7 @@ export JAX_PLATFORMS=cpu
 cores=$(getconf _NPROCESSORS_ONLN) devices=1
 while [ $((devices * 2)) -le "$cores" ] && [ $devices -lt 8 ]; do devices=$((devices * 2)); done
 export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=$devices"
-export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/compiled}
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR-$PWD/.cache/compiled}
 started=$SECONDS
 
 # run RESULT TITLE COMMAND...: run a step unless its result is there already.

@@ -4,8 +4,8 @@ All rows write the same slot at the same step, `num_written % S`, so that append
 backend, whatever the rows' lengths. Which token a slot holds is said by `positions` and `segment_ids`, as everywhere (`attention.py`);
 a free slot is of segment 0. A row that is not decoding leaves its slot free: the keys and values written there mean nothing.
 
-Invariant: one slot of every row is written at every step, so a row's tokens stay whole for S steps from the one at which it began,
-decoding or not.
+Invariant: every step of decoding writes one slot of every row (prefill T at once), so a row's tokens stay whole for S steps from the one
+at which it began, decoding or not.
 """
 
 from __future__ import annotations
@@ -48,44 +48,72 @@ def empty_cache(
 
     def layers(shape: tuple[int, ...], head_axis: int) -> tuple[Any, ...]:
         zeros = jnp.zeros(shape, dtype)
-        layer = quantize(zeros, (head_axis,)) if int8 else zeros
-        return tuple(
-            jax.tree.map(lambda x: constrain(x, rules, "batch", "kv_heads", None, None), layer)
-            for _ in range(num_layers)
-        )
+        return (quantize(zeros, (head_axis,)) if int8 else zeros,) * num_layers
 
     ints = jnp.zeros((B, S), jnp.int32)
-    return KVCache(layers((B, K, H, S), 2), layers((B, K, S, H), 3), ints, ints, jnp.zeros((), jnp.int32))
+    cache = KVCache(layers((B, K, H, S), 2), layers((B, K, S, H), 3), ints, ints, jnp.zeros((), jnp.int32))
+    return pin(cache, rules)
 
 
 def write(held: Any, new: Any, slot: Int[Array, ""], axis: int) -> Any:
     """Return `held` with the slots from `slot` on, along `axis`, replaced by `new`; they may not pass the end."""
 
     def update(held: jax.Array, new: jax.Array) -> jax.Array:
-        if held.shape[0] == 1:  # see `decode._without_row`
+        if held.shape[0] == 1:  # as in `without_row`
             return jax.lax.dynamic_update_slice_in_dim(held[0], new[0], slot, axis - 1)[None]
         return jax.lax.dynamic_update_slice_in_dim(held, new, slot, axis)
 
     return jax.tree.map(update, held, new)
 
 
-def grow(cache: KVCache, capacity: int) -> KVCache:
-    """Return the cache with `capacity` slots a row; layer by layer, so that no second cache is held. The old one is consumed."""
+def without_row(cache: KVCache) -> KVCache:
+    """Return the cache of a single row with keys and values without their first dimension, any other as it is.
+
+    So it is carried by a loop: with the dimension, XLA would keep it in two shapes, and copy it at every step.
+    """
+    if cache.positions.shape[0] > 1:
+        return cache
+    k, v = jax.tree.map(lambda x: x[0], (cache.k, cache.v))
+    return cache._replace(k=k, v=v)
+
+
+def with_row(cache: KVCache) -> KVCache:
+    """Undo `without_row`."""
+    if cache.positions.shape[0] > 1:
+        return cache
+    k, v = jax.tree.map(lambda x: x[None], (cache.k, cache.v))
+    return cache._replace(k=k, v=v)
+
+
+def pin(tree: Any, rules: ShardingRules) -> Any:
+    """Pin arrays of rows to the mesh: rows split by `batch`, the heads of keys and values by `kv_heads`. Scalars are replicated."""
+
+    def names(x: jax.Array) -> tuple[str | None, ...]:
+        return ("batch", "kv_heads", None, None) if x.ndim == 4 else ("batch", None, None)[: x.ndim]
+
+    return jax.tree.map(lambda x: constrain(x, rules, *names(x)), tree)
+
+
+def grow(cache: KVCache, capacity: int, rules: ShardingRules) -> KVCache:
+    """Return the cache with `capacity` slots a row; layer by layer, and the old one is given up, so that no second cache is held."""
     turn = int(cache.num_written) % cache.capacity
     k, v = list(cache.k), list(cache.v)
     for layers, axis in ((k, 3), (v, 2)):
-        for i in range(len(layers)):
-            layers[i] = _grow(layers[i], turn, capacity=capacity, axis=axis)
-    positions, segment_ids = (_grow(x, turn, capacity=capacity, axis=1) for x in (cache.positions, cache.segment_ids))
+        for i, old in enumerate(layers):
+            layers[i] = jax.block_until_ready(_grow(old, turn, capacity=capacity, axis=axis, rules=rules))
+            jax.tree.map(lambda x: x.delete(), old)
+    positions, segment_ids = (
+        _grow(x, turn, capacity=capacity, axis=1, rules=rules) for x in (cache.positions, cache.segment_ids)
+    )
     return KVCache(tuple(k), tuple(v), positions, segment_ids, jnp.array(cache.capacity, jnp.int32))
 
 
-@functools.partial(jax.jit, static_argnames=("capacity", "axis"))
-def _grow(held: Any, turn: Int[Array, ""], *, capacity: int, axis: int) -> Any:
+@functools.partial(jax.jit, static_argnames=("capacity", "axis", "rules"))
+def _grow(held: Any, turn: Int[Array, ""], *, capacity: int, axis: int, rules: ShardingRules) -> Any:
     """Turn the ring so that its oldest slot is the first, and add free slots at the end."""
 
     def wider(x: jax.Array) -> jax.Array:
         added = [(0, capacity - x.shape[axis] if i == axis else 0) for i in range(x.ndim)]
         return jnp.pad(jnp.roll(x, -turn, axis), added)
 
-    return jax.tree.map(wider, held)
+    return pin(jax.tree.map(wider, held), rules)

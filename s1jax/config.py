@@ -228,7 +228,7 @@ def run_command(main: Callable[[], None]) -> None:
     so may not name the cause. What is compiled is kept for later runs in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR says
     where (empty: nowhere).
     """
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(caches) / "s1jax" / "compiled"))
     try:
         main()

@@ -21,12 +21,12 @@ from flax import nnx
 
 from s1jax import budget, sampling
 from s1jax.budget import Phase, RowSettings, RowState, Vocabulary
-from s1jax.cache import KVCache
+from s1jax.cache import KVCache, pin, with_row, without_row
 from s1jax.chat import Delimiters
 from s1jax.model import Params, graphdef, init_cache
 from s1jax.model_config import ModelConfig
 from s1jax.sampling import SamplingSettings
-from s1jax.sharding import ShardingRules, constrain
+from s1jax.sharding import ShardingRules
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
@@ -116,7 +116,7 @@ def empty_prompts(*, config: ModelConfig, rules: ShardingRules, num_prompts: int
     """Return room for prompts of at most `capacity` tokens."""
     zeros = jnp.zeros(num_prompts, jnp.int32)
     hidden = jnp.zeros((num_prompts, config.embed_dim), config.dtype)
-    return Prompts(init_cache(config, num_prompts, capacity, rules), hidden, zeros, zeros)
+    return pin(Prompts(init_cache(config, num_prompts, capacity, rules), hidden, zeros, zeros), rules)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "rules"), donate_argnames="prompts")
@@ -137,22 +137,23 @@ def prefill(
     hidden, cache = model(tokens, positions, (positions < lengths[:, None]).astype(jnp.int32), prompts.cache)
     last = (lengths - 1 - begin)[:, None].clip(0, T - 1)
     is_here = (lengths > begin) & (lengths <= begin + T)
-    return Prompts(
+    prompts = Prompts(
         cache=cache,
         hidden=jnp.where(is_here[:, None], jnp.take_along_axis(hidden, last[:, :, None], axis=1)[:, 0], prompts.hidden),
         last_token=jnp.where(is_here, jnp.take_along_axis(tokens, last, axis=1)[:, 0], prompts.last_token),
         length=lengths,
     )
+    return pin(prompts, rules)
 
 
-@functools.partial(jax.jit, donate_argnames="prompts")
-def put_prompts(prompts: Prompts, new: Prompts, places: Int[Array, " M"]) -> Prompts:
+@functools.partial(jax.jit, static_argnames="rules", donate_argnames="prompts")
+def put_prompts(prompts: Prompts, new: Prompts, places: Int[Array, " M"], *, rules: ShardingRules) -> Prompts:
     """Put prompts into these places; one whose place is past the end is left out. `prompts` is donated."""
 
     def put(held: jax.Array, added: jax.Array) -> jax.Array:
         return held.at[places].set(added, mode="drop") if held.ndim else held
 
-    return jax.tree.map(put, prompts, new)
+    return pin(jax.tree.map(put, prompts, new), rules)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "rules", "num_rows", "capacity", "ignore_width"))
@@ -170,15 +171,16 @@ def empty_state(
     ints = jnp.zeros(B, jnp.int32)
     settings = RowSettings(ints, ints, ints, jnp.zeros((B, ignore_width), jnp.int32), ints, ints)
     row = budget.init_state(vocabulary, settings, ints, ints + Phase.DONE, ints)
-    return DecodeState(
+    state = DecodeState(
         cache=init_cache(config, B, capacity, rules),
-        hidden=constrain(jnp.zeros((B, config.embed_dim), config.dtype), rules, "batch", None),
+        hidden=jnp.zeros((B, config.embed_dim), config.dtype),
         position=ints,
         num_emitted=ints,
         row=row,
         num_steps=jnp.zeros((), jnp.int32),
         emitted=_nothing_emitted(B),
     )
+    return pin(state, rules)
 
 
 def _nothing_emitted(num_rows: int) -> Emitted:
@@ -186,7 +188,7 @@ def _nothing_emitted(num_rows: int) -> Emitted:
     return Emitted(ints, ints > 0, ints > 0, floats, floats)
 
 
-@functools.partial(jax.jit, donate_argnames="state")
+@functools.partial(jax.jit, static_argnames="rules", donate_argnames="state")
 def start_rows(
     vocabulary: Vocabulary,
     rows: Rows,
@@ -196,6 +198,8 @@ def start_rows(
     phase: Int[Array, " B"],
     num_thinking: Int[Array, " B"],
     last_token: Int[Array, " B"],
+    *,
+    rules: ShardingRules,
 ) -> DecodeState:
     """Let the rows that `starts` names begin anew in `phase` after `num_thinking` tokens, the others go on. `state` is donated.
 
@@ -212,13 +216,14 @@ def start_rows(
     def pick(new: jax.Array, old: jax.Array) -> jax.Array:
         return jnp.where(starts.reshape(-1, *[1] * (old.ndim - 1)), new, old)
 
-    return state._replace(
+    state = state._replace(
         cache=state.cache._replace(segment_ids=pick(jnp.zeros((), jnp.int32), state.cache.segment_ids)),
         hidden=pick(hidden, state.hidden),
         position=pick(length + num_thinking, state.position),
         num_emitted=pick(num_thinking, state.num_emitted),
         row=jax.tree.map(pick, new, state.row),
     )
+    return pin(state, rules)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "rules", "scores"), donate_argnames="state")
@@ -249,7 +254,7 @@ def advance(
         return (num_done < rows.seeds.shape[0]) & (num_done < most_done) & (state.num_steps < most_steps)
 
     def step(state: DecodeState) -> DecodeState:
-        state = state._replace(cache=_with_row(state.cache))
+        state = state._replace(cache=with_row(state.cache))
         logits = model.logits(state.hidden[:, None])[:, 0]
         keys = jax.vmap(jax.random.fold_in)(row_keys, state.num_emitted)
         token, redraw = sampling.draw(logits, masks, keys, rows.sampling)
@@ -267,7 +272,7 @@ def advance(
             token[:, None], state.position[:, None], live[:, None], state.cache, prefixes, rows.prefix_end
         )
         return DecodeState(
-            cache=_without_row(cache),
+            cache=without_row(cache),
             hidden=hidden[:, 0],
             position=state.position + live,
             num_emitted=state.num_emitted + live,
@@ -276,27 +281,9 @@ def advance(
             emitted=Emitted(*written, *state.emitted[len(written) :]),
         )
 
-    state = state._replace(cache=_without_row(state.cache), num_steps=jnp.zeros((), jnp.int32))
+    state = state._replace(cache=without_row(state.cache), num_steps=jnp.zeros((), jnp.int32))
     state = jax.lax.while_loop(unfinished, step, state)
-    return state._replace(cache=_with_row(state.cache))
-
-
-def _without_row(cache: KVCache) -> KVCache:
-    """Return the cache of a single row without that dimension.
-
-    In the loop's carry XLA would update it in place twice, with and without the dimension, and copy it for that.
-    """
-    if cache.positions.shape[0] > 1:
-        return cache
-    k, v = jax.tree.map(lambda x: x[0], (cache.k, cache.v))
-    return cache._replace(k=k, v=v)
-
-
-def _with_row(cache: KVCache) -> KVCache:
-    if cache.positions.shape[0] > 1:
-        return cache
-    k, v = jax.tree.map(lambda x: x[None], (cache.k, cache.v))
-    return cache._replace(k=k, v=v)
+    return pin(state._replace(cache=with_row(state.cache)), rules)
 
 
 def _log_probabilities(logits, allowed, ends_thinking, token) -> tuple[jax.Array, jax.Array]:

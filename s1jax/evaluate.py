@@ -34,7 +34,7 @@ from s1jax.model_config import DType, Int8
 from s1jax.progress import progress
 from s1jax.request import Completion, Request, check_integer, check_sampling
 from s1jax.scheduler import load_decoder
-from s1jax.sharding import MeshConfig, ShardingRules
+from s1jax.sharding import MeshConfig, ShardingRules, is_first_process
 
 
 @dataclass(frozen=True)
@@ -146,13 +146,10 @@ def write_samples(config: DecodingConfig, traces: Sequence[Trace]) -> Path:
     # Here, so that reading rows needs no checkpoint formats.
     from s1jax.checkpoint import fingerprint
 
-    output, writes = Path(config.output), jax.process_index() == 0
+    output, writes = Path(config.output), is_first_process()
     problems = read_problems(config.benchmark, config.limit)
     neutral = ("output", "limit", "num_rows", "mesh", "rules")
     identity = config_hash(config, exclude=neutral, weights=fingerprint(config.model))
-    if writes:
-        check_writable(output)
-    done = _rows_done(output, identity) if writes else set()
     cells = [
         (trace, problem, sample, point)
         for trace in traces
@@ -161,18 +158,18 @@ def write_samples(config: DecodingConfig, traces: Sequence[Trace]) -> Path:
         for point in trace.points
         if sample < point.num_samples
     ]
-    is_missing = [(problem.problem_id, *_setting(point), sample) not in done for _, problem, sample, point in cells]
-    if jax.process_count() > 1:
-        is_missing = multihost_utils.broadcast_one_to_all(np.array(is_missing)).tolist()
+    keys = [(problem.problem_id, *_setting(point), sample) for _, problem, sample, point in cells]
+    is_missing = _find_missing(output, identity, keys)
     jobs = [
         (problem, Trace(tuple(cell[3] for cell in group)), sample)
         for (_, problem, sample), group in itertools.groupby(
             itertools.compress(cells, is_missing), key=lambda cell: cell[:3]
         )
     ]
+    num_done = len(keys) - sum(is_missing)
     if not jobs:
         if writes:
-            print(f"{output} has all {len(done)} rows already", file=sys.stderr)
+            print(f"{output} has all {num_done} rows already", file=sys.stderr)
         return output
     decoder, tokenizer = load_decoder(config.model, config.dtype, config.mesh, config.rules, config.int8)
     # The longest traces begin first, so that none is left alone at the end.
@@ -183,10 +180,9 @@ def write_samples(config: DecodingConfig, traces: Sequence[Trace]) -> Path:
         decoder.check(request)
 
     columns = dict(model=config.model, seed=config.seed, config_hash=identity, commit=commit())
-    total = len(done) + sum(len(trace.points) for _, trace, _ in jobs)
     file = None
     with ExitStack() as stack:
-        bar = stack.enter_context(progress(total, "decode", "row", initial=len(done), hidden=not writes))
+        bar = stack.enter_context(progress(len(keys), "decode", "row", initial=num_done, hidden=not writes))
         for index, completions in decoder.stream(requests, num_rows=config.num_rows):
             problem, trace, sample = jobs[index]
             if writes:
@@ -200,6 +196,26 @@ def write_samples(config: DecodingConfig, traces: Sequence[Trace]) -> Path:
         if file:
             os.fsync(file.fileno())
     return output
+
+
+def _find_missing(output: Path, identity: str, keys: Sequence[tuple[Any, ...]]) -> list[bool]:
+    """Return which of the rows with these keys the file lacks, as the first process finds it; what it raises, all raise."""
+    error: Exception | None = None
+    is_missing = [False] * len(keys)
+    if is_first_process():
+        try:
+            check_writable(output)
+            done = _rows_done(output, identity)
+            is_missing = [key not in done for key in keys]
+        except (ValueError, OSError) as raised:
+            error = raised
+    if jax.process_count() > 1:
+        failed, *is_missing = multihost_utils.broadcast_one_to_all(np.array([error is not None, *is_missing])).tolist()
+        if failed and error is None:
+            raise ValueError(f"the first process cannot write {output}; its message says why")
+    if error is not None:
+        raise error
+    return is_missing
 
 
 def _open(output: Path) -> TextIO:

@@ -3,7 +3,7 @@
 Speeds are of whole calls, prefill included, after every compilation. What a step must read is counted: each weight once, and the
 keys and values of the rows' tokens. `bandwidth_fraction` holds it against what a plain sum reads on this machine in the same run.
 
-Nothing here needs more than jax, flax and numpy.
+Nothing here needs more than jax, flax and numpy (and qwix for 8 bits).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 
 from s1jax.budget import Limits
 from s1jax.chat import MADE_UP_DELIMITERS
-from s1jax.model import init_params, quantize_params
+from s1jax.model import init_params, store_in_int8
 from s1jax.model_config import ModelConfig
 from s1jax.request import Completion, Request
 from s1jax.scheduler import Decoder
@@ -36,8 +36,7 @@ def random_decoder(config: ModelConfig, mesh: MeshConfig) -> Decoder:
     with jax.set_mesh(devices):
         floats = dataclasses.replace(config, int8=())
         params = init_params(floats, rules, "per_layer", devices, seed=0, dtype=config.dtype)
-        if "weights" in config.int8:
-            params = quantize_params(params)
+        config, params = store_in_int8(floats, params, config.int8)
     return Decoder(config, params, rules, devices, MADE_UP_DELIMITERS, np.arange(config.vocab_size) == 4)
 
 
@@ -66,6 +65,8 @@ def decode_figures(
         half_s, _ = _fastest(lambda: decoder.decode(half))  # noqa: B023
         whole_s, completions = _fastest(lambda: decoder.decode(whole))  # noqa: B023
         step_s = (whole_s - half_s) / (num_tokens - num_tokens // 2)
+        if step_s <= 0:
+            raise ValueError(f"half of {num_tokens} tokens took as long as all of them: give more tokens")
         bandwidth = read_bandwidth()
         num_bytes = step_bytes(decoder, sum(len(request.prompt) + num_tokens * 3 // 4 for request in whole))
         yield dict(
@@ -129,7 +130,7 @@ def sweep_figures(
 
 
 def step_bytes(decoder: Decoder, num_cached: int) -> int:
-    """Return how many bytes a decode step reads at least: every weight, and the keys and values of all rows' tokens together."""
+    """Return the bytes a decode step reads at least: each device's weights, and the keys and values of all rows' tokens together."""
     config = decoder.config
     weights = dict(decoder.params)
     if not config.tie_word_embeddings:
@@ -137,7 +138,8 @@ def step_bytes(decoder: Decoder, num_cached: int) -> int:
     # In int8, with a float32 scale for each head.
     per_head = config.head_dim + 4 if "cache" in config.int8 else config.head_dim * jnp.dtype(config.dtype).itemsize
     per_token = 2 * config.num_layers * config.num_kv_heads * per_head
-    return sum(x.nbytes for x in jax.tree.leaves(weights)) + num_cached * per_token
+    shards = [shard for x in jax.tree.leaves(weights) for shard in x.addressable_shards]
+    return sum(shard.data.nbytes for shard in shards) + num_cached * per_token
 
 
 def read_bandwidth(num_bytes: int = 2**30) -> float:

@@ -10,6 +10,7 @@ Invariant: softmax, norms, rotary angles and logits are float32 whatever the com
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -22,8 +23,8 @@ from flax import nnx
 from s1jax.attention import Prefix, attention
 from s1jax.bits import take_layer
 from s1jax.cache import KVCache, empty_cache, write
-from s1jax.model_config import ModelConfig
-from s1jax.quantization import quantize
+from s1jax.model_config import Int8, ModelConfig
+from s1jax.quantization import is_quantized, quantize
 from s1jax.rope import apply_rope, rope_attention_factor, rope_frequencies
 from s1jax.sharding import ShardingRules, constrain, sharding_for
 
@@ -141,7 +142,7 @@ class Attention(nnx.Module):
         v = self.v_proj(x).swapaxes(1, 2)
         if past is None:
             return self.o_proj(attention(q, k, v, positions, positions, segment_ids, segment_ids)), None
-        if not isinstance(past.k, jax.Array):
+        if is_quantized(past.k):
             k, v = quantize(k, (2,)), quantize(v, (3,))
         k, v = write(past.k, k, past.slot, axis=3), write(past.v, v, past.slot, axis=2)
         masks = (positions, past.positions, segment_ids, past.segment_ids)
@@ -313,27 +314,6 @@ def _is_quantized(path: tuple[Any, ...], config: ModelConfig) -> bool:
     return "weights" in config.int8 and (path[-1].key == "kernel" or path[0].key == "embed_tokens")
 
 
-@functools.partial(jax.jit, static_argnames="num_in")
-def _quantize_kernel(kernel: jax.Array, num_in: int) -> tuple[jax.Array, jax.Array]:
-    quantized = quantize(kernel, tuple(range(kernel.ndim - num_in, kernel.ndim)))
-    return quantized.qvalue, quantized.scale.reshape(kernel.shape[:-num_in])
-
-
-def quantize_params(params: Params) -> Params:
-    """Return per-layer parameters with the matrices in int8, for a config whose `int8` has "weights"; these are given up."""
-    quantized = {}
-    for name, value in params.items():
-        if not isinstance(value, dict):
-            quantized[name] = value
-        elif (matrix := "weight" if name == "embed_tokens" else "kernel") in value:
-            # One after another: each is given up before the next, and its reductions over devices don't meet those of the next.
-            values, scale = jax.block_until_ready(_quantize_kernel(value.pop(matrix), 2 if name == "o_proj" else 1))
-            quantized[name] = value | {matrix: values, "scale": scale}
-        else:
-            quantized[name] = quantize_params(value)
-    return quantized
-
-
 def init_params(
     config: ModelConfig,
     rules: ShardingRules,
@@ -364,3 +344,32 @@ def unstack(params: Params, num_layers: int, target: Params | None = None, donat
             jax.block_until_ready(layers)
             stack.delete()
     return params | {"layers": {i: jax.tree.unflatten(tree, leaves) for i, leaves in enumerate(layers)}}
+
+
+def store_in_int8(config: ModelConfig, params: Params, int8: Sequence[Int8]) -> tuple[ModelConfig, Params]:
+    """Return the model with these parts stored in 8 bits; per-layer parameters, which are given up."""
+    if unknown := set(int8) - {"weights", "cache"}:
+        raise ValueError(f"int8 is {tuple(int8)}: {', '.join(sorted(unknown))} is neither weights nor cache")
+    if "weights" in int8:
+        params = _quantize_matrices(params)
+    return dataclasses.replace(config, int8=tuple(sorted(set(int8)))), params
+
+
+def _quantize_matrices(params: Params) -> Params:
+    quantized = {}
+    for name, value in params.items():
+        if not isinstance(value, dict):
+            quantized[name] = value
+        elif (matrix := "weight" if name == "embed_tokens" else "kernel") in value:
+            # One after another: each is given up before the next, and its reductions over devices don't meet those of the next.
+            values, scale = jax.block_until_ready(_quantize_kernel(value.pop(matrix), 2 if name == "o_proj" else 1))
+            quantized[name] = value | {matrix: values, "scale": scale}
+        else:
+            quantized[name] = _quantize_matrices(value)
+    return quantized
+
+
+@functools.partial(jax.jit, static_argnames="num_in")
+def _quantize_kernel(kernel: jax.Array, num_in: int) -> tuple[jax.Array, jax.Array]:
+    quantized = quantize(kernel, tuple(range(kernel.ndim - num_in, kernel.ndim)))
+    return quantized.qvalue, quantized.scale.reshape(kernel.shape[:-num_in])

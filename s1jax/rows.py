@@ -8,6 +8,7 @@ before they would be.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -133,13 +134,13 @@ class RowBatch:
         if self.starts.any():
             self.state = start_rows(
                 decoder.vocabulary, self.rows, prompts, self.state,
-                self.starts, self.phase, self.num_thinking, self.last_token,
+                self.starts, self.phase, self.num_thinking, self.last_token, rules=decoder.rules,
             )  # fmt: skip
             # Not in place: the device may still read the old one.
             self.starts = np.zeros_like(self.starts)
         oldest = max(int(self.ages[row]) for row, log in enumerate(self.logs) if log is not None)
         if oldest >= self.state.cache.capacity:
-            self.state = self.state._replace(cache=grow(self.state.cache, round_up(oldest + 1)))
+            self.state = self.state._replace(cache=grow(self.state.cache, round_up(oldest + 1), decoder.rules))
         state = self.state = advance(
             decoder.params, decoder.vocabulary, decoder.allowed, self.rows, prefixes, self.state,
             np.int32(min(most_steps, self.state.cache.capacity - oldest)),
@@ -166,10 +167,12 @@ class RowBatch:
 
 def _fetch(tree: Any, mesh: jax.sharding.Mesh) -> Any:
     """Bring arrays to the host, to every one of several."""
-    if jax.process_count() > 1:
-        everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        tree = jax.jit(lambda x: x, out_shardings=everywhere)(tree)
-    return jax.device_get(tree)
+    return jax.device_get(_replicate(mesh)(tree) if jax.process_count() > 1 else tree)
+
+
+@functools.cache
+def _replicate(mesh: jax.sharding.Mesh) -> Any:
+    return jax.jit(lambda x: x, out_shardings=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
 
 
 def power_of_two(n: int) -> int:

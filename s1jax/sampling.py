@@ -89,7 +89,7 @@ def draw(
 
 
 def _argmax(scores: Float[Array, "B V"]) -> Int[Array, " B"]:
-    """Return the first index of the largest score: two plain reductions, several times faster on a CPU than `jnp.argmax`."""
+    """Return the first index of the largest score, or 0 for NaN: two plain reductions, several times faster on a CPU than `jnp.argmax`."""
     V = scores.shape[-1]
     is_largest = scores == jnp.max(scores, axis=-1, keepdims=True)
-    return jnp.min(jnp.where(is_largest, jnp.arange(V, dtype=jnp.int32), V - 1), axis=-1)
+    return jnp.min(jnp.where(is_largest, jnp.arange(V, dtype=jnp.int32), V), axis=-1) % V

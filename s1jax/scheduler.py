@@ -12,7 +12,7 @@ Invariant: neither the number of rows nor the order of the requests changes a to
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -23,9 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from s1jax.budget import End, Limits, Phase, find_end
+from s1jax.cache import pin
 from s1jax.chat import Delimiters, find_delimiters, newline_ids
 from s1jax.decode import MOST_STEPS, empty_prompts, make_vocabulary, prefill, put_prompts
-from s1jax.model import Params, quantize_params
+from s1jax.model import Params, store_in_int8
 from s1jax.model_config import Int8, ModelConfig
 from s1jax.request import Completion, Request
 from s1jax.rows import Log, RowBatch, power_of_two, round_up
@@ -87,10 +88,9 @@ class Decoder:
         for request in requests:
             self.check(request)
         if requests:
-            # As many as there are requests, and so many more as keep the rows evenly split over devices.
+            # So many more as keep the rows evenly split over devices.
             split = math.prod(self.mesh.shape[axis] for axis in self.rules.batch)
-            most = -(-len(requests) // split) * split
-            run = _Run(self, requests, min(num_rows or len(requests), most), scores)
+            run = _Run(self, requests, -(-min(num_rows or len(requests), len(requests)) // split) * split, scores)
             while run.unfinished:
                 # The mesh is not left set while the caller works.
                 with jax.set_mesh(self.mesh):
@@ -186,7 +186,7 @@ class _Run:
             chunk = tokens[:, begin : begin + PREFILL_TOKENS]
             new = prefill(self.decoder.params, new, chunk, lengths, **self.static)
         nowhere = [len(self.groups)] * (size - len(places))
-        self.prompts = put_prompts(self.prompts, new, np.array(places + nowhere, np.int32))
+        self.prompts = put_prompts(self.prompts, new, np.array(places + nowhere, np.int32), rules=self.decoder.rules)
 
     def _fill_rows(self) -> None:
         """Give idle rows the next requests of their prompts."""
@@ -216,7 +216,8 @@ class _Run:
             # Few of the rows: put them together, so that the others' are not computed.
             rows += [rows[-1]] * (power_of_two(len(rows)) - len(rows))
             of_rows = np.array(rows, np.int32)
-            prompts, trace_cache = _take(prompts, of_rows // self.per_prompt), _take(trace_cache, of_rows)
+            rules = self.decoder.rules
+            prompts, trace_cache = _take(prompts, of_rows // self.per_prompt, rules), _take(trace_cache, of_rows, rules)
         else:
             rows = list(range(len(traces.logs)))
         ends = {row: sorted(set(self._ends(trace)) - {self._own_end(trace)}) for row, trace in forking.items()}
@@ -263,16 +264,14 @@ def load_decoder(
     delimiters = find_delimiters(tokenizer)
     device_mesh = make_mesh(mesh or MeshConfig(fsdp=1, tensor=-1))
     config, params = load_model(model, device_mesh, rules, "per_layer", dtype=dtype, param_dtype=dtype)
-    if "weights" in int8:
-        params = quantize_params(params)
-    config = dataclasses.replace(config, int8=int8)
+    config, params = store_in_int8(config, params, int8)
     return Decoder(config, params, rules, device_mesh, delimiters, newline_ids(tokenizer)), tokenizer
 
 
-@jax.jit
-def _take(tree: Any, rows: jax.Array) -> Any:
+@functools.partial(jax.jit, static_argnames="rules")
+def _take(tree: Any, rows: jax.Array, rules: ShardingRules) -> Any:
     """Return these rows of all arrays that have rows."""
-    return jax.tree.map(lambda x: jnp.take(x, rows, axis=0) if x.ndim else x, tree)
+    return pin(jax.tree.map(lambda x: jnp.take(x, rows, axis=0) if x.ndim else x, tree), rules)
 
 
 def _round_up_finely(n: int) -> int:

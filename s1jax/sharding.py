@@ -63,7 +63,7 @@ class ShardingRules:
 
 
 def start_processes() -> None:
-    """Join the processes of a multi-host training run: under Slurm or MPI, on a TPU pod, or where JAX_COORDINATOR_ADDRESS,
+    """Join the processes of a multi-host run: under Slurm or MPI, on a TPU pod, or where JAX_COORDINATOR_ADDRESS,
     JAX_NUM_PROCESSES and JAX_PROCESS_ID are set.
 
     Alone, this does nothing.
@@ -80,6 +80,11 @@ def start_processes() -> None:
         or "," in env.get("TPU_WORKER_HOSTNAMES", "")
     ):
         jax.distributed.initialize()
+
+
+def is_first_process() -> bool:
+    """Return whether this is the one process that writes what belongs to all."""
+    return jax.process_index() == 0
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:

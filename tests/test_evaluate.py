@@ -1,5 +1,6 @@
 """`evaluate.py` and `sweep.py` on a tiny random model: rows, resume, and what is refused."""
 
+import contextlib
 import json
 import os
 import re
@@ -52,14 +53,14 @@ def test_a_sweep_is_one_row_per_point_problem_and_sample_with_the_contracts_colu
 
 
 def test_points_and_number_of_rows_change_no_row(config, tmp_path):
-    def comparable(path):
+    def without_hash(path):
         return sorted(json.dumps({k: v for k, v in r.items() if k != "config_hash"}) for r in read_samples(path))
 
-    together = comparable(sweep(config))
+    together = without_hash(sweep(config))
     apart = []
     for i, point in enumerate(grid(config)):
         decoding = replace(config.decoding, output=str(tmp_path / f"point{i}.jsonl"), num_rows=2)
-        apart += comparable(evaluate(EvaluateConfig(decoding, point)))
+        apart += without_hash(evaluate(EvaluateConfig(decoding, point)))
     assert together == sorted(apart)
 
 
@@ -68,37 +69,46 @@ def comparable(path):
     return sorted(json.dumps(r) for r in read_samples(path))
 
 
-RUN = """
-import sys
+CONFIG_FILE = """\"\"\"Made by a test.\"\"\"
 from s1jax.evaluate import *
 from s1jax.sharding import *
 from s1jax.sweep import *
-start_processes()
-sweep({config!r})
+
+CONFIG = {config!r}
 """
 
 
-def start(config, **env):
+@contextlib.contextmanager
+def started(config, **env):
+    """`launch/sweep.py` with this config as a process of its own, killed at the end."""
+    file = Path(config.decoding.output).with_suffix(".py")
+    file.write_text(CONFIG_FILE.format(config=config))
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | env
-    command = [sys.executable, "-c", RUN.format(config=config)]
-    return subprocess.Popen(command, env=env, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, str(ROOT / "launch" / "sweep.py"), str(file)]
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_a_run_killed_twice_loses_and_repeats_no_row(config, tmp_path):
+    questions = [dict(question=f"{i} + 1?", answer=str(i + 1)) for i in range(30)]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
     whole = replace(config, decoding=replace(config.decoding, output=str(tmp_path / "whole.jsonl")))
     # One row at a time, so that rows are written from the beginning on.
     config = replace(config, decoding=replace(config.decoding, num_rows=1))
     output, num_rows = Path(config.decoding.output), 0
     for _ in range(2):
-        process = start(config)
-        deadline = time.monotonic() + 120
-        while not output.exists() or output.read_text().count("\n") <= num_rows:
-            assert time.monotonic() < deadline and process.poll() is None, process.stderr.read()
-            time.sleep(0.002)
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
+        with started(config) as process:
+            deadline = time.monotonic() + 120
+            while not output.exists() or output.read_text().count("\n") <= num_rows:
+                assert time.monotonic() < deadline and process.poll() is None
+                time.sleep(0.002)
+            os.kill(process.pid, signal.SIGKILL)
         num_rows = output.read_text().count("\n")
-        assert 0 < num_rows < 18
+        assert 0 < num_rows < 180
     assert comparable(sweep(config)) == comparable(sweep(whole))
 
 
@@ -106,22 +116,23 @@ def test_two_processes_write_what_one_does_once(config, tmp_path):
     with socket.socket() as s:
         s.bind(("localhost", 0))
         port = s.getsockname()[1]
-    mesh = MeshConfig(data=4, fsdp=1, tensor=2)
-    decoding = replace(config.decoding, mesh=mesh, output=str(tmp_path / "two.jsonl"))
+    # Long enough for the cache to grow.
+    config = replace(config, max_thinking_tokens=(0, 5, 150), num_ignore=(0, 20))
+    decoding = replace(config.decoding, mesh=MeshConfig(data=4, fsdp=1, tensor=2), output=str(tmp_path / "two.jsonl"))
     two = replace(config, decoding=decoding)
     # Some rows are there already.
     one = sweep(config)
     Path(decoding.output).write_text("".join(one.read_text().splitlines(keepends=True)[:5]))
-    processes = [
-        start(
-            two, JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES="4", JAX_COORDINATOR_ADDRESS=f"localhost:{port}",
-            JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(i),
-        )
-        for i in range(2)
-    ]  # fmt: skip
-    for process in processes:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
+    env = dict(
+        JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES="4", JAX_COORDINATOR_ADDRESS=f"localhost:{port}", JAX_NUM_PROCESSES="2"
+    )
+    with started(two, **env, JAX_PROCESS_ID="0") as first, started(two, **env, JAX_PROCESS_ID="1") as second:
+        printed = []
+        for process in (first, second):
+            output, errors = process.communicate(timeout=300)
+            assert process.returncode == 0, errors
+            printed.append(output)
+    assert ["ended by budget" in text for text in printed] == [True, False]
     assert comparable(decoding.output) == comparable(one)
 
 

@@ -1,6 +1,5 @@
 """The decode loop as it is compiled: for this machine always, for H100 and TPU where their compilers are installed."""
 
-import dataclasses
 import importlib.util
 
 import pytest
@@ -24,10 +23,14 @@ def cache_bytes(config, num_rows, capacity):
     return num_rows * config.num_kv_heads * capacity * config.head_dim * (2 if config.dtype == "bfloat16" else 4)
 
 
-def test_a_step_writes_neither_weights_nor_cache_anew_on_this_machine():
-    compiled = preflight.compile_decode(SMALL, "cpu:1", MeshConfig(fsdp=1), 2, 64, 4096)
+# A single row is a case of its own: XLA drops its dimension.
+@pytest.mark.parametrize("num_rows", [1, 2])
+def test_a_step_writes_neither_weights_nor_cache_anew_on_this_machine(num_rows):
+    compiled = preflight.compile_decode(SMALL, "cpu:1", MeshConfig(fsdp=1), num_rows, 64, 4096)
     written = preflight.written_in_loops(compiled)
-    assert written and written[0][2] < min(cache_bytes(SMALL, 2, 4096), 4 * SMALL.embed_dim**2), written[:5]
+    smallest = min(cache_bytes(SMALL, num_rows, 4096), 4 * SMALL.embed_dim**2)
+    assert written and written[0][2] < smallest, written[:5]
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * smallest
 
 
 def test_what_is_written_anew_is_found():
@@ -64,9 +67,10 @@ def test_seven_billion_at_32k_decode_in_place_with_small_temporaries(topology):
     ],
 )
 def test_thirty_two_billion_decode_on_eight_devices_without_gathering_weights(topology, gib):
-    config = dataclasses.replace(qwen2_5("32B"))
+    config = qwen2_5("32B")
     compiled = preflight.compile_decode(config, topology, MeshConfig(fsdp=1, tensor=8), 8, 512, 32768)
     memory = compiled.memory_analysis()
+    assert memory.temp_size_in_bytes < 0.1 * 2 * config.num_layers * cache_bytes(config, 8, 32768) / 8
     assert memory.argument_size_in_bytes + memory.temp_size_in_bytes < gib * 2**30
     if topology.startswith("h100"):
         gathered = [size for name, kind, size in preflight.written_in_loops(compiled) if "all-gather" in kind]

@@ -14,7 +14,7 @@ from test_decode import CONFIG, RULES, WAIT, at_point, make_decoder
 from s1jax.attention import attention
 from s1jax.budget import Limits
 from s1jax.chat import encode_prompt
-from s1jax.model import abstract_params, graphdef, init_cache, init_params, quantize_params
+from s1jax.model import abstract_params, graphdef, init_cache, init_params, store_in_int8
 from s1jax.quantization import quantize
 from s1jax.request import Request
 from s1jax.scheduler import load_decoder
@@ -54,8 +54,7 @@ def logits(config, params, num_tokens=6, with_cache=False):
 def test_a_model_computes_with_what_its_stored_weights_stand_for(tied):
     config = dataclasses.replace(CONFIG, tie_word_embeddings=tied)
     mesh = make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
-    stored = quantize_params(init_params(config, RULES, "per_layer", mesh, seed=0))
-    int8 = dataclasses.replace(config, int8=("weights",))
+    int8, stored = store_in_int8(config, init_params(config, RULES, "per_layer", mesh, seed=0), ["weights"])
     wanted = jax.tree.map(lambda x: (x.shape, x.dtype), abstract_params(int8, RULES, "per_layer", mesh))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), stored) == wanted
 
@@ -73,10 +72,13 @@ def test_a_model_computes_with_what_its_stored_weights_stand_for(tied):
 
 def int8_decoder(*int8, mesh_config=None):
     decoder = make_decoder(mesh_config)
-    if "weights" in int8:
-        decoder.params = quantize_params(decoder.params)
-    decoder.config = dataclasses.replace(decoder.config, int8=int8)
+    decoder.config, decoder.params = store_in_int8(decoder.config, decoder.params, int8)
     return decoder
+
+
+def test_what_cannot_be_stored_in_eight_bits_is_refused():
+    with pytest.raises(ValueError, match="weight is neither weights nor cache"):
+        store_in_int8(CONFIG, {}, ["weight"])
 
 
 @pytest.mark.parametrize("int8", [("weights",), ("cache",), ("weights", "cache")])
