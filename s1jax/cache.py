@@ -105,7 +105,7 @@ def grow(cache: KVCache, capacity: int, rules: ShardingRules) -> KVCache:
     positions, segment_ids = (
         _grow(x, turn, capacity=capacity, axis=1, rules=rules) for x in (cache.positions, cache.segment_ids)
     )
-    return KVCache(tuple(k), tuple(v), positions, segment_ids, jnp.array(cache.capacity, jnp.int32))
+    return KVCache(tuple(k), tuple(v), positions, segment_ids, cache.num_written * 0 + cache.capacity)
 
 
 @functools.partial(jax.jit, static_argnames=("capacity", "axis", "rules"))

@@ -4,8 +4,10 @@ A fixed number of rows decode together. A finished row takes the next request, s
 side by side and share one prefill and one cache of it. When traces are done whose requests ask for answers at other points, those
 answers are decoded together as forks, which read their trace's cache in place.
 
-Compilations are few: lengths are rounded up to powers of two (prompts, and the rows' own caches, which grow as needed), forks per trace to
-those or one and a half of them, and prompts are prefilled 1, 8 or 64 at a time. Nothing else about a request compiles anything.
+Compilations are few: lengths are rounded up to powers of two from 64 on (prompts, and the rows' own caches, which grow as needed), forks
+per trace to those or one and a half of them, and prompts are prefilled 1, 8 or 64 at a time. So one number of rows and one rounded
+prompt need at most ten of the loop up to 32,768 tokens, and as many more for each rounded number of forks. Nothing else about a request
+compiles anything.
 
 Invariant: neither the number of rows nor the order of the requests changes a token.
 """
