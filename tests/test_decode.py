@@ -147,13 +147,6 @@ def test_budgets_counts_strings_and_sampling_recompile_nothing(decoder):
     assert [f._cache_size() for f in COMPILED] == before
 
 
-def test_the_loop_is_compiled_once_for_each_capacity(decoder):
-    row = Request(prompt=(9, 21, START, THINK), max_thinking_tokens=150, min_thinking_tokens=150, max_answer_tokens=11)
-    before = decode.advance._cache_size()
-    decoder.decode([row] * 5, steps_per_call=40)  # rows that no other test has
-    assert decode.advance._cache_size() == before + 2  # for 128 tokens, and for 256
-
-
 def test_the_loop_ends_when_every_row_is_done(decoder, monkeypatch):
     steps = []
     advance = rows.advance
