@@ -199,7 +199,7 @@ def write_samples(config: DecodingConfig, traces: Sequence[Trace]) -> Path:
 
 
 def _find_missing(output: Path, identity: str, keys: Sequence[tuple[Any, ...]]) -> list[bool]:
-    """Return which of the rows with these keys the file lacks, as the first process finds it; what it raises, all raise."""
+    """Return which of the rows with these keys the file lacks, as the first process finds it; where that fails, all raise."""
     error: Exception | None = None
     is_missing = [False] * len(keys)
     if is_first_process():
