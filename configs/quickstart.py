@@ -7,7 +7,9 @@ Run on two CPU cores by `launch/quickstart.sh`: 126 s; 95.0% of 120 held-out pro
 
 from s1jax.data import DataConfig
 from s1jax.sharding import MeshConfig
-from s1jax.train import OptimizerConfig, TrainConfig
+from s1jax.optimizer import OptimizerConfig
+from s1jax.train import TrainConfig
+from s1jax.train_step import StepConfig
 
 CONFIG = TrainConfig(
     model="data_tools/tiny_base",
@@ -17,6 +19,6 @@ CONFIG = TrainConfig(
     mesh=MeshConfig(data=-1, fsdp=1),
     dtype="float32",
     export_dtype="float32",
-    remat=False,
+    step=StepConfig(remat=False),
     save_every=100,
 )

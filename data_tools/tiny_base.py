@@ -30,7 +30,7 @@ from s1jax.config import parse_command, run_command
 from s1jax.model import Params, init_params
 from s1jax.model_config import ModelConfig
 from s1jax.sharding import MeshConfig, ShardingRules, make_mesh
-from s1jax.train import TrainState, make_train_step
+from s1jax.train_step import StepConfig, TrainState, make_train_step
 
 if TYPE_CHECKING:
     import optax
@@ -147,7 +147,7 @@ def encoded_texts(tokenizer: Tokenizer, config: TinyBaseConfig) -> Iterator[tupl
 
 
 def packed_batches(tokenizer: Tokenizer, config: TinyBaseConfig) -> Iterator[dict[str, np.ndarray]]:
-    """Yield batches in the form of `s1jax.data`, each text put whole into the first row that has room for it."""
+    """Yield batches in the form of `s1jax.packing`, each text put whole into the first row that has room for it."""
     texts = encoded_texts(tokenizer, config)
     waiting: tuple[list[int], list[float]] | None = None
     while True:
@@ -169,7 +169,8 @@ def packed_batches(tokenizer: Tokenizer, config: TinyBaseConfig) -> Iterator[dic
             batch["tokens"][row, span], batch["targets"][row, span] = ids[:-1], ids[1:]
             batch["positions"][row, span], batch["segment_ids"][row, span] = np.arange(n), num_texts[row]
             batch["loss_weights"][row, span] = weights[1:]
-        yield batch | {"loss_weights": batch["loss_weights"] / batch["loss_weights"].sum()}
+        batch["loss_weights"] /= batch["loss_weights"].sum()
+        yield {name: x[None] for name, x in batch.items()} | {"num_passes": np.array(1, np.int32)}
 
 
 def make_pretraining_optimizer(config: TinyBaseConfig) -> optax.GradientTransformation:
@@ -214,7 +215,7 @@ def pretrain(config: TinyBaseConfig, tokenizer: Tokenizer) -> Params:
     params = jax.tree_util.tree_map_with_path(scaled, params)
     optimizer = make_pretraining_optimizer(config)
     state = TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
-    step_fn = make_train_step(config.model, rules, optimizer, loss_chunk=config.length, remat=False)
+    step_fn = make_train_step(config.model, rules, optimizer, StepConfig(loss_chunk=config.length, remat=False))
     batches, started, losses = packed_batches(tokenizer, config), time.monotonic(), []
     with jax.set_mesh(mesh):
         for step in range(1, config.num_steps + 1):

@@ -1,22 +1,15 @@
-"""Training rows -> masked batches of one fixed shape (paper section 4.1).
+"""Training rows -> tokenised examples with loss masks (paper section 4.1); `packing.py` makes batches of them.
 
 In: rows of question, trace and answer as JSONL, Parquet or a dataset of the Hugging Face hub, in this project's columns
-or in those of the published s1K and s1K-1.1. Out: a Grain dataset whose element `step` is the global batch of that step,
-which every process makes whole: ids are small. One row of a batch is one example (the paper does not pack).
+or in those of the published s1K and s1K-1.1.
 
-Invariants:
-- A batch is a pure function of (examples, config, step), the same in every process and after every restart; to resume is
-  to index.
-- Every epoch covers every example once, in a new order; the last batch of an epoch is filled up with empty rows.
-- The loss weights of a batch sum to 1, so the loss is a plain weighted sum.
-- No row is dropped or cut in silence: it is rejected with a reason, counted, or an error.
+Invariant: no row is dropped or cut in silence: it is rejected with a reason, counted, or an error.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,7 +22,6 @@ from s1jax.chat import LossOn, encode_example, find_delimiters
 from s1jax.config import write_file
 
 if TYPE_CHECKING:
-    import grain
     from jaxtyping import Bool, Int
     from transformers import PreTrainedTokenizerBase
 
@@ -37,7 +29,6 @@ if TYPE_CHECKING:
 
 LossAverage = Literal["sequence", "token"]
 TooLong = Literal["error", "truncate"]
-Batch = dict[str, np.ndarray]
 
 
 class TrainingRow(TypedDict):
@@ -88,13 +79,22 @@ class DataConfig:
     """Passes over all examples, each in a new order."""
     seed: int = 42
     """Decides the order."""
+    pack: bool = True
+    """Put several examples into a row, which see nothing of each other; else each has a row of its own, as in the paper's trainer."""
+    row_length: int | None = None
+    """Tokens of a row; default: the longest example, rounded up to a multiple of `pad_multiple`."""
+    rows_per_pass: int | None = None
+    """Rows of a forward pass over the whole mesh. A step of more rows accumulates the gradients of several passes; default: with `pack`
+    as few rows as the mesh can share out, else the whole batch."""
     pad_multiple: int = 128
-    """The length of a batch is rounded up to a multiple of this (but not past max_length)."""
 
     def __post_init__(self) -> None:
-        for name, least in (("max_length", 2), ("batch_size", 1), ("num_epochs", 1), ("pad_multiple", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least {least}")
+        for name, least in (
+            ("max_length", 2), ("batch_size", 1), ("num_epochs", 1), ("row_length", 2), ("rows_per_pass", 1), ("pad_multiple", 1),
+            ("seed", 0),
+        ):  # fmt: skip
+            if (value := getattr(self, name)) is not None and value < least:
+                raise ValueError(f"{name} is {value}: it must be at least {least}")
         for name, choices in (("too_long", TooLong), ("loss_on", LossOn), ("loss_average", LossAverage)):
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(get_args(choices))}")
@@ -224,54 +224,6 @@ def encode_rows(
         pad=pad,
         num_truncated=len(too_long) - len(rejects),
     ), rejects
-
-
-def num_steps(num_examples: int, config: DataConfig) -> int:
-    """Return the number of batches of the whole run; an epoch's last batch may be part empty."""
-    return math.ceil(num_examples / config.batch_size) * config.num_epochs
-
-
-def make_batches(examples: Examples, config: DataConfig) -> grain.MapDataset[Batch]:
-    """Return the batches of the run: `num_steps` of them, indexed by step.
-
-    Arrays [B, T], of one T for all steps: int32 `tokens`, `targets` (the next token), `positions` and `segment_ids` (1,
-    or 0 where there is no example), and float32 `loss_weights` (of predicting `targets`).
-    """
-    import grain
-
-    longest = int(examples.lengths.max())
-    length = min(math.ceil(longest / config.pad_multiple) * config.pad_multiple, config.max_length)
-    # The first token of an example is nobody's target.
-    num_targets = np.array([examples[i][1][1:].sum() for i in range(len(examples))])
-    shape = (config.batch_size, length)
-
-    def make_batch(indices: Sequence[int]) -> Batch:
-        if config.loss_average == "sequence":
-            weights = 1 / (len(indices) * num_targets[indices])
-        else:
-            weights = np.full(len(indices), 1 / num_targets[indices].sum())
-        batch = {
-            "tokens": np.full(shape, examples.pad, np.int32),
-            "targets": np.full(shape, examples.pad, np.int32),
-            "positions": np.zeros(shape, np.int32),
-            "segment_ids": np.zeros(shape, np.int32),
-            "loss_weights": np.zeros(shape, np.float32),
-        }
-        for b, (index, weight) in enumerate(zip(indices, weights, strict=True)):
-            tokens, loss_mask = examples[index]
-            n = len(tokens)
-            batch["tokens"][b, :n] = tokens
-            batch["targets"][b, : n - 1] = tokens[1:]
-            batch["positions"][b, :n] = np.arange(n)
-            batch["segment_ids"][b, :n] = 1
-            batch["loss_weights"][b, : n - 1] = weight * loss_mask[1:]
-        return batch
-
-    # Grain shuffles epoch e with seed + e, so seed 42's second epoch would be seed 43's first: spread the seeds out.
-    seed = int(np.random.SeedSequence(config.seed).generate_state(1)[0])
-    order = grain.MapDataset.range(len(examples)).shuffle(seed)
-    # `batch` before `repeat`: no batch spans two epochs, and the epoch still reaches `shuffle`.
-    return order.batch(config.batch_size, batch_fn=make_batch).repeat(config.num_epochs)
 
 
 def _raw_rows(source: str) -> Iterator[tuple[str, int, dict[str, Any] | str]]:

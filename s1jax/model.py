@@ -272,11 +272,20 @@ class Qwen2(nnx.Module):
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Return float32 logits of the hidden states."""
+        weight, scale = self._output_layer()
+        return matmul(hidden, weight, scale, jnp.float32)
+
+    def output_weight(self) -> Float[Array, "V D"]:
+        """Return the weight that logits are made with (`loss.py`)."""
+        weight, scale = self._output_layer()
+        return weight if scale is None else weight * scale[:, None]
+
+    def _output_layer(self) -> tuple[jax.Array, jax.Array | None]:
         if self.lm_head is None:
             weight, scale = self.embed_tokens.weight, self.embed_tokens.scale
         else:
             weight, scale = self.lm_head.kernel, self.lm_head.scale
-        return matmul(hidden, weight[...], None if scale is None else scale[...], jnp.float32)
+        return weight[...], None if scale is None else scale[...]
 
 
 @functools.lru_cache(maxsize=16)
@@ -308,6 +317,12 @@ def abstract_params(
         return jax.ShapeDtypeStruct(shape.shape, kind, sharding=sharding_for(mesh, rules, dims, shape.shape))
 
     return jax.tree_util.tree_map_with_path(leaf, shapes, names, is_leaf=lambda x: isinstance(x, jax.ShapeDtypeStruct))
+
+
+def constrain_params(params: Params, config: ModelConfig, rules: ShardingRules) -> Params:
+    """Pin stacked parameters, or arrays of their shapes, to where parameters lie on the mesh of `jax.set_mesh`."""
+    names = _abstract(config, rules, "stacked")[2]
+    return jax.tree.map(lambda x, dims: constrain(x, rules, *dims), params, names)
 
 
 def _is_quantized(path: tuple[Any, ...], config: ModelConfig) -> bool:

@@ -16,9 +16,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # `model`); the three parts of `checkpoint`; `request`, `rows` and `scheduler` (parts of `decode`); `generate` (one question to one
 # model); `measure`.
 TABLE = """
-bits progress config sharding chat grading quantization attention cache rope model_config model
-safetensors_io hf_weights orbax_params checkpoint
-data train
+bits progress config sharding preemption chat grading quantization attention cache rope model_config flops model
+safetensors_io hf_weights orbax_params checkpoint state_store
+data packing loss optimizer train_step train_log train
 sampling budget request decode rows scheduler generate benchmarks metrics evaluate sweep measure plot preflight
 """
 ROWS = TABLE.split()
@@ -26,7 +26,7 @@ ROWS = TABLE.split()
 # for the format of training rows.
 DATA_TOOLS_MAY_IMPORT = {"chat", "grading", "request", "scheduler", "benchmarks", "config", "data", "progress"}
 # The script that makes a base model trains one.
-BASE_MODEL_MAY_IMPORT = DATA_TOOLS_MAY_IMPORT | {"model", "model_config", "sharding", "checkpoint", "train"}
+BASE_MODEL_MAY_IMPORT = DATA_TOOLS_MAY_IMPORT | {"model", "model_config", "sharding", "checkpoint", "train_step"}
 MAX_LINES, MAX_LINES_OF_A_COMMAND = 420, 80  # "about 400"; "under ~80"
 NEEDED_ON_BARE_MACHINES = {"jax", "flax", "optax", "numpy"}
 BARE_MODULES = [
@@ -34,7 +34,8 @@ BARE_MODULES = [
     "rope",
     "model",
     "sharding",
-    "train",
+    "packing",
+    "train_step",
     "sampling",
     "budget",
     "decode",

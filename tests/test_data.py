@@ -1,4 +1,4 @@
-"""Reading, rejecting, tokenising and batching of training rows."""
+"""Reading, rejecting and tokenising of training rows."""
 
 import json
 from dataclasses import replace
@@ -8,7 +8,7 @@ import pytest
 from test_chat import byte_tokenizer
 
 from s1jax import data
-from s1jax.data import DataConfig, Examples, encode_rows, make_batches, num_steps, read_rows, write_rejects
+from s1jax.data import DataConfig, Examples, encode_rows, read_rows, write_rejects
 from s1jax.model_config import ModelConfig
 
 ROW = {"id": "r", "question": "q", "thinking": "t", "answer": "a", "reference": "4", "source": "s", "domain": "d"}
@@ -29,11 +29,6 @@ def make_examples(lengths, num_prompt: int = 2) -> Examples:
         pad=7,
         num_truncated=0,
     )
-
-
-def order(ds) -> list[list[int]]:
-    """The examples of each batch."""
-    return [[t // 1000 for t, s in zip(b["tokens"][:, 0], b["segment_ids"][:, 0], strict=True) if s] for b in ds]
 
 
 # Reading
@@ -213,101 +208,14 @@ def test_config_refuses_values_it_does_not_know():
     for change, told in (
         ({"batch_size": 0}, "batch_size is 0: it must be at least 1"),
         ({"seed": -1}, "seed is -1: it must be at least 0"),
+        ({"rows_per_pass": 0}, "rows_per_pass is 0: it must be at least 1"),
+        ({"row_length": 1}, "row_length is 1: it must be at least 2"),
         ({"too_long": "cut"}, "too_long is 'cut': choose one of error, truncate"),
         ({"loss_on": "trace"}, "loss_on is 'trace': choose one of reasoning_and_answer, answer"),
         ({"loss_average": "mean"}, "loss_average is 'mean': choose one of sequence, token"),
     ):
         with pytest.raises(ValueError, match=told):
             DataConfig("rows", **change)
-
-
-# Order
-
-
-def test_run_of_the_paper_is_315_steps():
-    config = DataConfig("s1K")
-    assert num_steps(1000, config) == 315
-    assert len(make_batches(make_examples([3] * 1000), DataConfig("s1K", pad_multiple=1))) == 315
-
-
-@pytest.mark.parametrize(("num_examples", "batch_size"), [(10, 4), (8, 4), (3, 5), (1, 1)])
-def test_every_epoch_covers_every_example_once_in_a_new_order(num_examples, batch_size):
-    config = DataConfig("rows", batch_size=batch_size, num_epochs=6, pad_multiple=1)
-    ds = make_batches(make_examples([4] * num_examples), config)
-    batches = order(ds)
-    assert len(batches) == len(ds) == num_steps(num_examples, config)
-    per_epoch = len(batches) // 6
-    epochs = [[i for batch in batches[e * per_epoch : (e + 1) * per_epoch] for i in batch] for e in range(6)]
-    assert all(sorted(epoch) == list(range(num_examples)) for epoch in epochs)
-    if num_examples > 5:
-        assert len({tuple(epoch) for epoch in epochs}) == 6
-
-
-def test_neighbouring_seeds_share_no_epoch():
-    examples = make_examples([3] * 20)
-    configs = [DataConfig("rows", batch_size=20, num_epochs=4, seed=seed) for seed in (42, 43, 44)]
-    epochs = [tuple(epoch) for config in configs for epoch in order(make_batches(examples, config))]
-    assert len(set(epochs)) == 12
-
-
-def test_batch_is_a_pure_function_of_seed_and_step():
-    examples = make_examples([3, 9, 5, 7, 6, 4, 8])
-    config = DataConfig("rows", batch_size=3, num_epochs=4)
-    steps = list(make_batches(examples, config))
-    for step in (11, 0, 5, 2):
-        for name, array in make_batches(examples, config)[step].items():
-            np.testing.assert_array_equal(array, steps[step][name])
-    resumed = list(make_batches(examples, config)[5:])
-    assert order(resumed) == order(steps[5:])
-    # Pinned: a run must go on in the same order in another process, on another machine, under another Grain.
-    assert order(steps[:6]) == [[5, 1, 2], [4, 3, 0], [6], [4, 3, 1], [6, 5, 0], [2]]
-
-
-# Batches
-
-
-def test_batch_holds_examples_next_tokens_and_padding():
-    examples = make_examples([3, 5])
-    batch = make_batches(examples, DataConfig("rows", batch_size=4, pad_multiple=8))[0]
-    assert {name: (array.shape, array.dtype.name) for name, array in batch.items()} == {
-        "tokens": ((4, 8), "int32"),
-        "targets": ((4, 8), "int32"),
-        "positions": ((4, 8), "int32"),
-        "segment_ids": ((4, 8), "int32"),
-        "loss_weights": ((4, 8), "float32"),
-    }
-    b = int(np.flatnonzero(batch["tokens"][:, 0] == 1001)[0])
-    assert batch["tokens"][b].tolist() == [1001, 1002, 1003, 1004, 1005, 7, 7, 7]
-    assert batch["targets"][b].tolist() == [1002, 1003, 1004, 1005, 7, 7, 7, 7]
-    assert batch["positions"][b].tolist() == [0, 1, 2, 3, 4, 0, 0, 0]
-    assert batch["segment_ids"][b].tolist() == [1, 1, 1, 1, 1, 0, 0, 0]
-    np.testing.assert_allclose(batch["loss_weights"][b], np.array([0, 1, 1, 1, 0, 0, 0, 0]) / 6, rtol=1e-6)
-    for empty in (2, 3):
-        assert (batch["tokens"][empty] == 7).all() and (batch["targets"][empty] == 7).all()
-        assert not batch["segment_ids"][empty].any() and not batch["loss_weights"][empty].any()
-
-
-@pytest.mark.parametrize("loss_average", ["sequence", "token"])
-def test_loss_weights_of_every_batch_sum_to_one(loss_average):
-    examples = make_examples([3, 9, 50, 7, 30])
-    for batch in make_batches(examples, DataConfig("rows", batch_size=2, num_epochs=2, loss_average=loss_average)):
-        weights = batch["loss_weights"].astype(np.float64)
-        assert weights.sum() == pytest.approx(1, abs=1e-6)
-        present = batch["segment_ids"][:, 0] > 0
-        if loss_average == "sequence":
-            np.testing.assert_allclose(weights.sum(1), present / present.sum(), rtol=1e-6)
-        else:
-            assert len(np.unique(weights[weights > 0])) == 1
-        np.testing.assert_array_equal((weights > 0).sum(1), np.maximum(batch["segment_ids"].sum(1) - 2, 0))
-
-
-@pytest.mark.parametrize(
-    ("pad_multiple", "max_length", "expected"), [(1, 100, 9), (4, 100, 12), (128, 100, 100), (9, 9, 9)]
-)
-def test_length_is_the_longest_rounded_up_within_max_length(pad_multiple, max_length, expected):
-    config = DataConfig("rows", batch_size=1, pad_multiple=pad_multiple, max_length=max_length)
-    batches = make_batches(make_examples([3, 9]), config)
-    assert {batch["tokens"].shape for batch in batches} == {(1, expected)}
 
 
 # Fit

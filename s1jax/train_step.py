@@ -1,0 +1,181 @@
+"""One step of fine-tuning: (state, batch of `packing.py`) -> (state, metrics), a pure function compiled for the mesh.
+
+The passes of a batch are run one after another, as many as hold anything, and their gradients added up in float32; the loss weights of
+a batch sum to one over all its passes, so sums are all it takes. Matrices are cast to the compute dtype once a step, so that devices
+exchange them (and their gradients) in that form.
+
+Invariant: how a batch is split over passes, rows and devices changes nothing but rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from s1jax.loss import weighted_cross_entropy
+from s1jax.model import Params, constrain_params, graphdef
+from s1jax.model_config import ModelConfig
+from s1jax.optimizer import update
+from s1jax.packing import Shape
+from s1jax.sharding import ShardingRules, sharding_for
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+DeviceBatch = Mapping[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+class TrainState(NamedTuple):
+    """What a step updates and a checkpoint holds; `step` is an int32 scalar."""
+
+    params: Params
+    opt_state: Any
+    step: Any
+
+
+@dataclass(frozen=True)
+class StepConfig:
+    """How a step is computed; none of it changes what is computed, but for rounding."""
+
+    loss_chunk: int = 1024
+    """Positions of a device whose logits exist at a time."""
+    remat: bool = True
+    """Recompute each layer in the backward pass."""
+
+    def __post_init__(self) -> None:
+        if self.loss_chunk < 1:
+            raise ValueError(f"loss_chunk is {self.loss_chunk}: it must be at least 1")
+
+
+def batch_loss(
+    config: ModelConfig, rules: ShardingRules, step: StepConfig, params: Params, rows: DeviceBatch
+) -> Float[Array, ""]:
+    """Return the weighted loss of the rows of one pass."""
+    model = nnx.merge(graphdef(config, rules, "stacked"), params)
+    hidden, _ = model(rows["tokens"], rows["positions"], rows["segment_ids"], remat=step.remat)
+    return weighted_cross_entropy(
+        hidden, model.output_weight(), rows["targets"], rows["loss_weights"], rules, step.loss_chunk
+    )
+
+
+def make_train_step(
+    config: ModelConfig,
+    rules: ShardingRules,
+    optimizer: optax.GradientTransformation,
+    step_config: StepConfig,
+    seed: int = 0,
+    shardings: TrainState | None = None,
+) -> Any:
+    """Return the jitted step (state, batch) -> (state, metrics); the state is donated, and comes back on `shardings`.
+
+    Call it under `jax.set_mesh`. Metrics: `loss` and `grad_norm` (before clipping), float32 scalars. `seed` decides how bfloat16 state
+    is rounded.
+    """
+
+    def loss_and_grads(params: Params, batch: DeviceBatch) -> tuple[jax.Array, Params]:
+        cast = _cast_matrices(params, config.dtype)
+
+        def of_pass(i: Any) -> tuple[jax.Array, Params]:
+            rows = {name: x[i] for name, x in batch.items() if name != "num_passes"}
+            loss, grads = jax.value_and_grad(lambda p: batch_loss(config, rules, step_config, p, rows))(cast)
+            return loss, constrain_params(grads, config, rules)
+
+        if batch["tokens"].shape[0] == 1:
+            return of_pass(0)
+
+        def add(i: jax.Array, total: Any) -> Any:
+            loss, grads = jax.tree.map(jnp.add, total, of_pass(i))
+            return loss, constrain_params(grads, config, rules)
+
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
+        start = (jnp.zeros((), jnp.float32), constrain_params(zeros, config, rules))
+        return jax.lax.fori_loop(0, batch["num_passes"], add, start)
+
+    def step(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, Metrics]:
+        loss, grads = loss_and_grads(state.params, batch)
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        params, opt_state = update(optimizer, grads, state.opt_state, state.params, key)
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(jax.tree.map(lambda x: x.astype(jnp.float32), grads))}
+        return TrainState(params, opt_state, state.step + 1), metrics
+
+    return jax.jit(step, donate_argnums=0, out_shardings=None if shardings is None else (shardings, None))
+
+
+def make_loss_step(config: ModelConfig, rules: ShardingRules, step_config: StepConfig) -> Any:
+    """Return the jitted function (params, batch) -> loss of a batch, without gradients. Call it under `jax.set_mesh`."""
+
+    def loss(params: Params, batch: DeviceBatch) -> jax.Array:
+        cast = _cast_matrices(params, config.dtype)
+
+        def add(i: jax.Array, total: jax.Array) -> jax.Array:
+            rows = {name: x[i] for name, x in batch.items() if name != "num_passes"}
+            return total + batch_loss(config, rules, step_config, cast, rows)
+
+        return jax.lax.fori_loop(0, batch["num_passes"], add, jnp.zeros((), jnp.float32))
+
+    return jax.jit(loss)
+
+
+def _cast_matrices(params: Params, dtype: str) -> Params:
+    def cast(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
+        return x.astype(dtype) if path[-1].key == "kernel" or path[0].key == "embed_tokens" else x
+
+    return jax.tree_util.tree_map_with_path(cast, params)
+
+
+def abstract_state(optimizer: optax.GradientTransformation, params: Params, mesh: jax.sharding.Mesh) -> TrainState:
+    """Return the train state of these (abstract) parameters as `jax.ShapeDtypeStruct`s: optimizer moments lie where their parameters do."""
+    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+    def with_sharding(leaf: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    opt_state = optax.tree.map_params(
+        optimizer,
+        lambda moment, param: with_sharding(moment, param.sharding),
+        jax.eval_shape(optimizer.init, params),
+        params,
+        transform_non_params=lambda leaf: with_sharding(leaf, replicated),
+    )
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
+    return TrainState(jax.tree.map(lambda p: with_sharding(p, p.sharding), params), opt_state, step)
+
+
+def init_state(optimizer: optax.GradientTransformation, params: Params, mesh: jax.sharding.Mesh) -> TrainState:
+    """Return the state at step 0."""
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(optimizer, params, mesh))
+    opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
+    return TrainState(params, opt_state, jax.device_put(jnp.zeros((), jnp.int32), shardings.step))
+
+
+def to_device(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh, rules: ShardingRules) -> dict[str, jax.Array]:
+    """Return a batch on the mesh. Every process has all of it, and puts on each of its devices what that one holds."""
+
+    def place(x: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(x.shape, batch_sharding(mesh, rules, x.shape), lambda index: x[index])
+
+    return {name: place(x) for name, x in batch.items()}
+
+
+def abstract_batch(shape: Shape, mesh: jax.sharding.Mesh, rules: ShardingRules) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the batches of a shape as `jax.ShapeDtypeStruct`s on the mesh."""
+
+    def of(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh, rules, shape))
+
+    passes = (shape.num_passes, shape.rows_per_pass, shape.row_length)
+    batch = {name: of(passes, jnp.int32) for name in ("tokens", "targets", "positions", "segment_ids")}
+    return batch | {"loss_weights": of(passes, jnp.float32), "num_passes": of((), jnp.int32)}
+
+
+def batch_sharding(mesh: jax.sharding.Mesh, rules: ShardingRules, shape: tuple[int, ...]) -> jax.sharding.NamedSharding:
+    """Return where an array of a batch lies: [M, R, T] by rows and length, a scalar everywhere."""
+    return sharding_for(mesh, rules, (None, "batch", "length")[: len(shape)], shape)

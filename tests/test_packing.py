@@ -1,0 +1,172 @@
+"""The order of examples, the rows they are packed into, and the batches that come of it."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from test_data import make_examples
+
+from s1jax.data import DataConfig
+from s1jax.packing import Packer, num_steps, pack, step_examples
+
+
+def order(num_examples, config) -> list[list[int]]:
+    return [indices.tolist() for indices in step_examples(num_examples, config)]
+
+
+# Order
+
+
+def test_run_of_the_paper_is_315_steps():
+    config = DataConfig("s1K")
+    assert num_steps(1000, config) == len(step_examples(1000, config)) == 315
+
+
+@pytest.mark.parametrize(("num_examples", "batch_size"), [(10, 4), (8, 4), (3, 5), (1, 1)])
+def test_every_epoch_covers_every_example_once_in_a_new_order(num_examples, batch_size):
+    config = DataConfig("rows", batch_size=batch_size, num_epochs=6)
+    batches = order(num_examples, config)
+    assert len(batches) == num_steps(num_examples, config)
+    per_epoch = len(batches) // 6
+    epochs = [[i for batch in batches[e * per_epoch : (e + 1) * per_epoch] for i in batch] for e in range(6)]
+    assert all(sorted(epoch) == list(range(num_examples)) for epoch in epochs)
+    if num_examples > 5:
+        assert len({tuple(epoch) for epoch in epochs}) == 6
+
+
+def test_neighbouring_seeds_share_no_epoch():
+    epochs = [
+        tuple(epoch)
+        for seed in (42, 43, 44)
+        for epoch in order(20, DataConfig("rows", batch_size=20, num_epochs=4, seed=seed))
+    ]
+    assert len(set(epochs)) == 12
+
+
+def test_batch_is_a_pure_function_of_seed_and_step():
+    examples = make_examples([3, 9, 5, 7, 6, 4, 8])
+    config = DataConfig("rows", batch_size=3, num_epochs=4)
+    steps = [Packer(examples, config)[step] for step in range(12)]
+    for step in (11, 0, 5, 2):
+        for name, array in Packer(examples, config)[step].items():
+            np.testing.assert_array_equal(array, steps[step][name])
+    # Pinned: a run must go on in the same order in another process, on another machine, under another Grain.
+    assert order(7, config)[:6] == [[5, 1, 2], [4, 3, 0], [6], [4, 3, 1], [6, 5, 0], [2]]
+
+
+# Packing
+
+
+def fewest_rows(lengths, row_length):
+    """Brute force over all assignments."""
+    for num_rows in range(1, len(lengths) + 1):
+        for rows in itertools.product(range(num_rows), repeat=len(lengths)):
+            loads = np.bincount(rows, weights=lengths, minlength=num_rows)
+            if loads.max() <= row_length:
+                return num_rows
+    raise AssertionError
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_packing_puts_every_item_into_one_row_that_holds_it_and_nearly_fewest_rows(seed):
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, 12, 6)
+    rows = pack(lengths, 12)
+    assert sorted(i for row in rows for i in row) == list(range(6))
+    assert all(0 < sum(lengths[i] for i in row) <= 12 for row in rows)
+    assert len(rows) <= 11 / 9 * fewest_rows(lengths, 12) + 6 / 9
+
+
+def test_packing_takes_the_fullest_row_that_has_room():
+    assert pack([6, 7, 3, 4, 8], 10) == [[4], [1, 2], [0, 3]]
+    with pytest.raises(ValueError, match="11 tokens does not fit a row of 10"):
+        pack([3, 11], 10)
+
+
+def test_a_thousand_lengths_like_s1ks_leave_little_padding():
+    rng = np.random.default_rng(0)
+    lengths = np.clip(np.exp(rng.normal(6.6, 0.8, 1000)), 125, 5000).astype(int)
+    packed, padded = (
+        Packer(make_examples(lengths), DataConfig("rows", pad_multiple=1, num_epochs=1, pack=pack))
+        for pack in (True, False)
+    )
+    assert packed.filling() > 0.8 and padded.filling() < 0.25
+    assert packed.shape.rows_per_pass == 1 and padded.shape.rows_per_pass == 16 and padded.shape.num_passes == 1
+
+
+# Batches
+
+
+def test_a_row_holds_its_examples_one_after_another_with_next_tokens_and_padding():
+    packer = Packer(make_examples([3, 5, 6]), DataConfig("rows", batch_size=3, row_length=10, rows_per_pass=2))
+    batch = packer.make_batch([0, 1, 2])
+    assert {name: (array.shape, array.dtype.name) for name, array in batch.items()} == {
+        "tokens": ((1, 2, 10), "int32"),
+        "targets": ((1, 2, 10), "int32"),
+        "positions": ((1, 2, 10), "int32"),
+        "segment_ids": ((1, 2, 10), "int32"),
+        "loss_weights": ((1, 2, 10), "float32"),
+        "num_passes": ((), "int32"),
+    }
+    row = {name: x[0, 0].tolist() for name, x in batch.items() if x.ndim}
+    assert row["tokens"] == [2001, 2002, 2003, 2004, 2005, 2006, 1, 2, 3, 7]
+    assert row["targets"] == [2002, 2003, 2004, 2005, 2006, 7, 2, 3, 7, 7]
+    assert row["positions"] == [0, 1, 2, 3, 4, 5, 0, 1, 2, 0]
+    assert row["segment_ids"] == [1] * 6 + [2] * 3 + [0]
+    np.testing.assert_allclose(row["loss_weights"], np.array([0, 3, 3, 3, 3, 0, 0, 12, 0, 0]) / 36, rtol=1e-6)
+    assert batch["segment_ids"][0, 1].tolist() == [1] * 5 + [0] * 5 and batch["num_passes"] == 1
+
+
+def test_a_step_of_more_rows_than_a_pass_takes_several_and_one_of_fewer_takes_fewer():
+    packer = Packer(make_examples([9, 9, 9, 9, 4]), DataConfig("rows", batch_size=4, num_epochs=1, row_length=10))
+    batches = list(packer)
+    assert packer.shape.num_passes == 4 and all(batch["tokens"].shape == (4, 1, 10) for batch in batches)
+    taken = {len(indices): int(batch["num_passes"]) for indices, batch in zip(packer.steps, batches, strict=True)}
+    assert taken[1] == 1 and taken[4] in (3, 4)
+    for batch in batches:
+        assert (batch["segment_ids"].any(axis=(1, 2)) == (np.arange(4) < batch["num_passes"])).all()
+        assert (batch["tokens"][int(batch["num_passes"]) :] == 7).all()
+
+
+@pytest.mark.parametrize("pack", [True, False])
+@pytest.mark.parametrize("loss_average", ["sequence", "token"])
+def test_loss_weights_of_every_batch_sum_to_one_however_it_is_packed(loss_average, pack):
+    examples = make_examples([3, 9, 50, 7, 30])
+    config = DataConfig("rows", batch_size=2, num_epochs=2, loss_average=loss_average, pack=pack)
+    packer = Packer(examples, config)
+    for indices, batch in zip(packer.steps, packer, strict=True):
+        weights = batch["loss_weights"].astype(np.float64)
+        assert weights.sum() == pytest.approx(1, abs=1e-6)
+        of_examples = [weights[batch["tokens"] // 1000 == i].sum() for i in indices if i]
+        shares = examples.lengths[indices] - 2 if loss_average == "token" else np.ones(len(indices))
+        expected = [share / shares.sum() for i, share in zip(indices, shares, strict=True) if i]
+        np.testing.assert_allclose(of_examples, expected, rtol=1e-6)
+        assert (weights > 0).sum() == (examples.lengths[indices] - 2).sum()
+
+
+@pytest.mark.parametrize(("num_shards", "pack", "rows"), [(1, True, 1), (4, True, 4), (1, False, 6), (4, False, 8)])
+def test_a_pass_has_as_few_rows_as_the_mesh_can_share_out_or_unpacked_the_whole_batch(num_shards, pack, rows):
+    packer = Packer(make_examples([5] * 6), DataConfig("rows", batch_size=6, pack=pack), num_shards)
+    assert packer.shape.rows_per_pass == rows and packer.shape.num_passes == 1
+
+
+@pytest.mark.parametrize(("pad_multiple", "expected"), [(1, 9), (4, 12), (128, 128)])
+def test_row_length_is_the_longest_example_rounded_up(pad_multiple, expected):
+    packer = Packer(make_examples([3, 9]), DataConfig("rows", pad_multiple=pad_multiple))
+    assert packer.shape.row_length == expected
+
+
+def test_shapes_that_fit_no_example_or_mesh_are_refused():
+    examples = make_examples([3, 9])
+    with pytest.raises(ValueError, match=r"row_length is 8, but example 1 has 9 tokens: raise it to 9, or set max_length"):
+        Packer(examples, DataConfig("rows", row_length=8))
+    with pytest.raises(ValueError, match=r"rows_per_pass 6 is no multiple of 4, .* data x fsdp\): choose a multiple of 4"):
+        Packer(examples, DataConfig("rows", rows_per_pass=6), num_shards=4)
+
+
+def test_filling_is_the_share_of_positions_that_hold_tokens():
+    packer = Packer(make_examples([9, 9, 9]), DataConfig("rows", batch_size=2, num_epochs=3, row_length=10))
+    computed = sum(int(batch["num_passes"]) * math.prod(batch["tokens"].shape[1:]) for batch in packer)
+    held = sum(int(np.count_nonzero(batch["segment_ids"])) for batch in packer)
+    assert packer.filling() == held / computed == 0.9
