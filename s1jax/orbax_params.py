@@ -110,13 +110,15 @@ def finished_steps(directory: Path) -> list[int]:
 
 
 def newest_step(directory: Path) -> int | None:
-    """Return the newest finished step of a directory of checkpoints; newer ones that are damaged are named on stderr."""
+    """Return the newest finished step of a directory of checkpoints, None without one; newer ones, left out, are named on stderr."""
+    left_out = []
     for path in reversed(step_directories(directory)):
         fault = find_fault(path)
         if fault is None:
+            if left_out and jax.process_index() == 0:
+                print("\n".join(left_out), file=sys.stderr)
             return int(path.name)
-        if jax.process_index() == 0:
-            print(f"{path} is no finished checkpoint and is left out: {fault}", file=sys.stderr)
+        left_out.append(f"{path} is no finished checkpoint and is left out: {fault}")
     return None
 
 
