@@ -20,7 +20,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -31,8 +30,10 @@ from s1jax import hf_weights, orbax_params
 from s1jax.config import write_file
 from s1jax.model import Layout, Params
 from s1jax.model_config import ModelConfig
-from s1jax.orbax_params import finished_steps, is_finished
+from s1jax.orbax_params import barrier, find_fault, newest_step
+from s1jax.orbax_params import finished_steps as finished_steps
 from s1jax.sharding import ShardingRules
+from s1jax.state_store import StateStore as StateStore
 
 Kind = Literal["hugging_face", "params", "state"]
 
@@ -94,13 +95,13 @@ def find_weights(directory: Path) -> tuple[Kind, Path, Path]:
     if (directory / "params").is_dir():
         return "params", directory / "params", directory
     if (directory / "checkpoints").is_dir():
-        steps = finished_steps(directory / "checkpoints")
-        if not steps:
+        step = newest_step(directory / "checkpoints")
+        if step is None:
             raise ValueError(f"{directory} is a training run without a finished checkpoint")
-        return "state", directory / "checkpoints" / str(steps[-1]) / "state", directory
+        return "state", directory / "checkpoints" / str(step) / "state", directory
     if run := _run_of(directory):
-        if not is_finished(directory):
-            raise ValueError(f"{directory} is not a finished checkpoint")
+        if fault := find_fault(directory):
+            raise ValueError(f"{directory} is not a finished checkpoint: {fault}")
         return "state", directory / "state", run
     lacks = f"it holds no {hf_weights.FILE_NAME}, {hf_weights.INDEX_NAME}, params/ or checkpoints/"
     pickled = next(directory.glob("*.bin"), None)
@@ -298,16 +299,16 @@ def new_directory(directory: str | Path, overwrite: bool = False) -> Iterator[Pa
 
     if first:
         settle()
-    _barrier(f"settled {destination}")
+    barrier(f"settled {destination}")
     check_destination(directory, overwrite)
     if first:
         if partial.exists():
             shutil.rmtree(partial)
         partial.mkdir(parents=True)
-    _barrier(f"begin {destination}")
+    barrier(f"begin {destination}")
     try:
         yield partial
-        _barrier(f"written {destination}")
+        barrier(f"written {destination}")
         if first:
             if destination.exists():
                 destination.rename(replaced)
@@ -319,79 +320,7 @@ def new_directory(directory: str | Path, overwrite: bool = False) -> Iterator[Pa
     finally:
         if first:
             settle()
-    _barrier(f"renamed {destination}")
-
-
-class StateStore:
-    """The checkpoints of a training run: DIRECTORY/STEP/, the last `keep` of them, each whole or absent.
-
-    Saving copies the state off the devices and writes it while training goes on. All processes call every method.
-    """
-
-    def __init__(self, directory: str | Path, keep: int = 2):
-        """Open or make the directory; damaged steps in it are renamed to STEP.damaged, so that they can be saved again."""
-        import orbax.checkpoint as ocp
-
-        if keep < 1:
-            raise ValueError(f"keep {keep}: at least one checkpoint must be kept")
-        self.directory = Path(os.path.abspath(directory))
-        if jax.process_index() == 0 and self.directory.is_dir():
-            for path in self.directory.iterdir():
-                if path.name.isdecimal() and not is_finished(path):
-                    moved = path.with_name(f"{path.name}.damaged")
-                    if moved.exists():
-                        shutil.rmtree(moved)
-                    path.rename(moved)
-                    print(f"{path} is no finished checkpoint: renamed to {moved.name}", file=sys.stderr)
-        _barrier(f"checked {self.directory}")
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-        self.manager = ocp.CheckpointManager(self.directory, options=options)
-        self.unrecorded: int | None = None
-
-    def save(self, step: int, state: Any, metadata: dict[str, Any]) -> None:
-        """Begin to save a pytree of arrays and a JSON object; waits for the save before. Raises ValueError for a step that exists."""
-        import orbax.checkpoint as ocp
-
-        self.wait()
-        if is_finished(self.directory / str(step)):
-            raise ValueError(f"{self.directory} already has step {step}")
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), metadata=ocp.args.JsonSave(metadata))
-        if not self.manager.save(step, args=args, force=True):
-            raise ValueError(f"{self.directory}: step {step} was not saved")
-        self.unrecorded = step
-
-    def latest_step(self) -> int | None:
-        """Return the newest finished step."""
-        steps = finished_steps(self.directory)
-        return steps[-1] if steps else None
-
-    def restore(self, step: int, abstract_state: Any) -> Any:
-        """Return the state of a step, with the shapes, dtypes and shardings of `abstract_state`.
-
-        Raises ValueError for a step that is not there, is damaged, or holds another tree.
-        """
-        import orbax.checkpoint as ocp
-
-        steps = finished_steps(self.directory)
-        if step not in steps:
-            raise ValueError(f"{self.directory} has no step {step}; it has {steps or 'none'}")
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
-        with orbax_params.named_errors(
-            self.directory / str(step), f"; its other steps: {[s for s in steps if s != step]}"
-        ):
-            return self.manager.restore(step, args=args)["state"]
-
-    def wait(self) -> None:
-        """Wait until the last save is on disk; raises what went wrong in it."""
-        self.manager.wait_until_finished()
-        if self.unrecorded is not None and jax.process_index() == 0:
-            orbax_params.record_files(self.directory / str(self.unrecorded))
-        self.unrecorded = None
-
-    def close(self) -> None:
-        """Wait, and release the threads."""
-        self.wait()
-        self.manager.close()
+    barrier(f"renamed {destination}")
 
 
 def _files_directory(source: str | Path) -> Path:
@@ -404,11 +333,3 @@ def _run_of(directory: Path) -> Path | None:
     """Return the training run that a directory is a step's directory of, None if it is none."""
     step = directory.resolve()
     return step.parents[1] if directory.name.isdecimal() and step.parent.name == "checkpoints" else None
-
-
-def _barrier(name: str) -> None:
-    """Wait for all processes."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(name)

@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
+import sys
+import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,49 +26,119 @@ from s1jax.sharding import ShardingRules
 
 CHUNK_BYTES = 64 * 2**20
 FILES_NAME = "s1jax_files.json"
+STEP_METADATA_NAME = "_CHECKPOINT_METADATA"
+# Orbax lets each process write into a folder of its own.
+OTHERS_FILE = re.compile(r"/ocdbt\.process_[1-9]")
 
 
-def record_files(directory: Path) -> None:
-    """Write the sizes of all files below a directory into it, once they are final. Process 0 calls it."""
-    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != FILES_NAME)
-    sizes = {path.relative_to(directory).as_posix(): path.stat().st_size for path in files}
-    write_file(directory / FILES_NAME, json.dumps(sizes, indent=0))
+def record_files(directory: Path, checksums: bool = False) -> None:
+    """Write the sizes of all files below a directory into it, once they are final. Process 0 calls it.
+
+    With `checksums` also the CRC-32 of those that it wrote itself, which are all of them where it is the only process.
+    """
+    left_out = {FILES_NAME, STEP_METADATA_NAME}  # Orbax changes the latter when it commits
+    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name not in left_out)
+    names = [path.relative_to(directory).as_posix() for path in files]
+    record: dict[str, int | list[int]] = {name: path.stat().st_size for name, path in zip(names, files, strict=True)}
+    if checksums:
+        own = [(name, path) for name, path in zip(names, files, strict=True) if not OTHERS_FILE.search(name)]
+        with ThreadPoolExecutor() as threads:
+            for (name, path), checksum in zip(own, threads.map(_checksum, [path for _, path in own]), strict=True):
+                record[name] = [path.stat().st_size, checksum]
+    write_file(directory / FILES_NAME, json.dumps(record, indent=0))
 
 
-def find_damage(directory: Path) -> str | None:
-    """Return the first file of a directory that is not of its recorded size; None without any, or without a record."""
+def find_damage(directory: Path, checksums: bool = False) -> str | None:
+    """Return what is wrong with the first file that is not as recorded; None without any, or without a record.
+
+    Sizes are compared, and with `checksums` the recorded ones too, for which the files are read whole.
+    """
     record = directory / FILES_NAME
-    sizes: dict[str, int] = json.loads(record.read_text()) if record.is_file() else {}
-    for name, size in sizes.items():
-        path = directory / name
+    files: dict[str, int | list[int]] = json.loads(record.read_text()) if record.is_file() else {}
+    summed = {name: value for name, value in files.items() if isinstance(value, list)}
+    for name, value in files.items():
+        path, size = directory / name, value[0] if isinstance(value, list) else value
         found = path.stat().st_size if path.is_file() else None
         if found != size:
             return f"{name} is absent" if found is None else f"{name} has {found} bytes, not {size}"
+    if checksums:
+        with ThreadPoolExecutor() as threads:
+            found_sums = threads.map(_checksum, [directory / name for name in summed])
+            for (name, (_, checksum)), found in zip(summed.items(), found_sums, strict=True):
+                if found != checksum:
+                    return f"the content of {name} is not what was written"
     return None
+
+
+def _checksum(path: Path) -> int:
+    checksum = 0
+    with path.open("rb") as file:
+        while block := file.read(2**24):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
+
+
+def find_fault(step_directory: Path) -> str | None:
+    """Return why a step's directory is not one that Orbax committed, with its parts there and whole; None if it is one."""
+    try:
+        if not json.loads((step_directory / STEP_METADATA_NAME).read_text())["commit_timestamp_nsecs"]:
+            return "it was not committed"
+        read_metadata(step_directory)
+        read_eval_loss(step_directory)
+        json.loads((step_directory / "state" / "_METADATA").read_text())
+        return find_damage(step_directory)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
 
 
 def is_finished(step_directory: Path) -> bool:
     """Return whether a step's directory is one that Orbax committed, with its parts there and whole."""
-    try:
-        committed = json.loads((step_directory / "_CHECKPOINT_METADATA").read_text())["commit_timestamp_nsecs"]
-        read_metadata(step_directory)
-        json.loads((step_directory / "state" / "_METADATA").read_text())
-        return bool(committed) and find_damage(step_directory) is None
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    return find_fault(step_directory) is None
+
+
+def step_directories(directory: Path) -> list[Path]:
+    """Return the directories of all steps in a directory of checkpoints, damaged ones too, in order."""
+    if not directory.is_dir():
+        return []
+    paths = [path for path in directory.iterdir() if path.name.isdecimal() and path.name == str(int(path.name))]
+    return sorted(paths, key=lambda path: int(path.name))
 
 
 def finished_steps(directory: Path) -> list[int]:
     """Return the steps of a directory of checkpoints, in order; unfinished and damaged ones are left out."""
-    if not directory.is_dir():
-        return []
-    names = [path.name for path in directory.iterdir() if path.name.isdecimal()]
-    return sorted(int(name) for name in names if name == str(int(name)) and is_finished(directory / name))
+    return [int(path.name) for path in step_directories(directory) if is_finished(path)]
+
+
+def newest_step(directory: Path) -> int | None:
+    """Return the newest finished step of a directory of checkpoints, None without one; newer ones, left out, are named on stderr."""
+    left_out = []
+    for path in reversed(step_directories(directory)):
+        fault = find_fault(path)
+        if fault is None:
+            if left_out and jax.process_index() == 0:
+                print("\n".join(left_out), file=sys.stderr)
+            return int(path.name)
+        left_out.append(f"{path} is no finished checkpoint and is left out: {fault}")
+    return None
 
 
 def read_metadata(step_directory: Path) -> dict[str, Any]:
     """Return the JSON object that was saved with a step."""
     return json.loads((step_directory / "metadata" / "metadata").read_text())
+
+
+def read_eval_loss(step_directory: Path) -> float | None:
+    """Return the evaluation loss that a step was saved with, None without one."""
+    path = step_directory / "metrics" / "metrics"
+    return json.loads(path.read_text()).get("eval_loss") if path.is_file() else None
+
+
+def barrier(name: str) -> None:
+    """Wait for all processes."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
 
 
 def write_params(directory: Path, params: Params) -> None:

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-# The rows of DESIGN's table. This project's additions: `progress`; `bits`, `quantization`, `cache`, `rope` and `model_config` (parts of
-# `model`); the three parts of `checkpoint`; `request`, `rows` and `scheduler` (parts of `decode`); `generate` (one question to one
-# model); `measure`.
+# The rows of DESIGN's table. This project's additions: `progress` and `preemption`; `bits`, `quantization`, `cache`, `rope` and
+# `model_config` (parts of `model`); the four parts of `checkpoint`; `request`, `rows` and `scheduler` (parts of `decode`); `generate` (one
+# question to one model); `measure`.
 TABLE = """
-bits progress config sharding preemption chat grading quantization attention cache rope model_config flops model
-safetensors_io hf_weights orbax_params checkpoint state_store
+bits progress preemption config sharding chat grading quantization attention cache rope model_config flops model
+safetensors_io hf_weights orbax_params state_store checkpoint
 data packing loss optimizer train_step train_log train
 sampling budget request decode rows scheduler generate benchmarks metrics evaluate sweep measure plot preflight
 """

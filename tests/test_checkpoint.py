@@ -18,10 +18,12 @@ import pytest
 from safetensors import deserialize
 from safetensors.numpy import save_file
 
-from s1jax import checkpoint, hf_weights, orbax_params, safetensors_io
+from s1jax import checkpoint, hf_weights, safetensors_io
 from s1jax.config import listed
 from s1jax.model import abstract_params
+from s1jax.orbax_params import finished_steps
 from s1jax.sharding import MeshConfig, ShardingRules, make_mesh
+from s1jax.state_store import StateStore
 
 ROOT = Path(__file__).resolve().parents[1]
 RULES = ShardingRules()
@@ -246,6 +248,7 @@ jax.distributed.initialize(f"localhost:{port}", 2, process)
 import numpy as np
 from s1jax import checkpoint, safetensors_io
 from s1jax.sharding import MeshConfig, ShardingRules, make_mesh
+from s1jax.state_store import StateStore
 num_read = 0
 read_exactly = safetensors_io.read_exactly
 def counting(file, buffer, offset):
@@ -268,7 +271,7 @@ for mesh in (halves, columns, copies):
     print("share", held / sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
 checkpoint.save_hf(out + "/hf", config, params, None, None)
 checkpoint.save_params(out + "/orbax", config, params, source)
-store = checkpoint.StateStore(out + "/run/checkpoints", keep=1)
+store = StateStore(out + "/run/checkpoints", keep=1)
 store.save(1, {"params": params}, {"a": 1})
 store.save(2, {"params": params}, {"a": 2})
 store.close()
@@ -294,7 +297,7 @@ def test_each_of_two_processes_reads_only_what_its_devices_hold_and_they_save_to
         shares = [float(line.split()[1]) for line in output.splitlines() if line.startswith("share")]
         assert len(shares) == 3 and shares[0] < 0.6 and shares[1] < 0.6 and shares[2] == 1.0
     assert raw(tmp_path / "hf") == raw(source)
-    assert checkpoint.finished_steps(tmp_path / "run" / "checkpoints") == [2]
+    assert finished_steps(tmp_path / "run" / "checkpoints") == [2]
     shutil.copy(source / "config.json", tmp_path / "run")
     expected = load(source)[1]
     assert_same(load(tmp_path / "orbax")[1], expected)
@@ -306,6 +309,7 @@ import sys
 import jax
 from s1jax import checkpoint
 from s1jax.sharding import MeshConfig, ShardingRules, make_mesh
+from s1jax.state_store import StateStore
 def mebibytes(key):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key)) / 1024
 tiny, source = sys.argv[1:]
@@ -684,103 +688,6 @@ def abstract_of(state):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
 
 
-def test_a_state_is_restored_bit_for_bit_on_another_mesh(tmp_path):
-    _, state = make_state(mesh_of())
-    store = checkpoint.StateStore(tmp_path / "checkpoints")
-    assert store.latest_step() is None
-    store.save(3, state, {"config": {"seed": 1}})
-    store.close()
-    _, elsewhere = make_state(mesh_of(2, 1, 2), seed=1)
-    store = checkpoint.StateStore(tmp_path / "checkpoints")
-    restored = store.restore(store.latest_step(), abstract_of(elsewhere))
-    store.close()
-    assert orbax_params.read_metadata(tmp_path / "checkpoints" / "3") == {"config": {"seed": 1}}
-    assert_same(restored, state)
-    assert isinstance(restored, State)
-    for leaf, wanted in zip(jax.tree.leaves(restored), jax.tree.leaves(elsewhere), strict=True):
-        assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
-
-
-def test_only_the_last_states_are_kept_and_a_saved_step_is_not_saved_again(tmp_path):
-    _, state = make_state(mesh_of())
-    store = checkpoint.StateStore(tmp_path, keep=2)
-    for step in (1, 2, 3, 10):
-        store.save(step, state, {"step": step})
-    store.wait()
-    assert checkpoint.finished_steps(tmp_path) == [3, 10] and store.latest_step() == 10
-    with pytest.raises(ValueError, match="already has step 10"):
-        store.save(10, state, {})
-    with pytest.raises(ValueError, match=r"has no step 2; it has \[3, 10\]"):
-        store.restore(2, abstract_of(state))
-    store.close()
-
-
-def test_a_state_that_is_donated_while_it_is_saved_is_saved_as_it_was(tmp_path):
-    mesh = mesh_of()
-    x = jax.device_put(jnp.arange(1 << 20, dtype=jnp.float32).reshape(1024, 1024), mesh_sharding(mesh))
-    expected = np.array(x)
-    store = checkpoint.StateStore(tmp_path)
-    increment = jax.jit(lambda x: x + 1, donate_argnums=0)
-    store.save(1, {"x": x}, {})
-    for _ in range(20):
-        x = increment(x)
-    jax.block_until_ready(x)
-    store.wait()
-    restored = store.restore(1, abstract_of({"x": x}))
-    store.close()
-    np.testing.assert_array_equal(np.asarray(restored["x"]), expected)
-
-
-def mesh_sharding(mesh):
-    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp", "tensor"))
-
-
-def test_half_written_and_damaged_steps_are_not_taken_for_checkpoints(tmp_path, capsys):
-    config, state = make_state(mesh_of())
-    run = tmp_path / "run"
-    checkpoint.write_model_files(run, config, None)
-    store = checkpoint.StateStore(run / "checkpoints", keep=5)
-    for step in (1, 2, 3, 4):
-        store.save(step, state._replace(step=state.step + step), {})
-    store.close()
-    steps = run / "checkpoints"
-    (steps / "4" / "_CHECKPOINT_METADATA").unlink()
-    shutil.rmtree(steps / "3" / "state")
-    (steps / "9").mkdir()
-    (steps / "11.orbax-checkpoint-tmp").mkdir()
-    (steps / "notes.txt").write_text("")
-    assert checkpoint.finished_steps(steps) == [1, 2]
-    assert_same(load(run)[1], state.params)
-    store = checkpoint.StateStore(steps, keep=5)
-    assert store.latest_step() == 2
-    assert "9 is no finished checkpoint: renamed to 9.damaged" in capsys.readouterr().err
-    store.save(3, state, {})
-    store.save(4, state, {})
-    store.close()
-    assert checkpoint.finished_steps(steps) == [1, 2, 3, 4]
-    largest = max((steps / "4" / "state").rglob("d/*"), key=lambda path: path.stat().st_size)
-    os.truncate(largest, largest.stat().st_size - 1)
-    next((steps / "3" / "state").rglob("d/*")).unlink()
-    assert checkpoint.finished_steps(steps) == [1, 2]
-    assert_same(load(run)[1], state.params)
-
-
-def test_a_state_that_cannot_be_read_is_named_with_the_others(tmp_path):
-    store = checkpoint.StateStore(tmp_path, keep=5)
-    state = {"x": jnp.arange(100_000.0)}
-    for step in (1, 2):
-        store.save(step, state, {})
-    store.wait()
-    (tmp_path / "2" / "s1jax_files.json").unlink()
-    for path in (tmp_path / "2" / "state").rglob("d/*"):
-        os.truncate(path, path.stat().st_size // 2)
-    with pytest.raises(ValueError, match=r"cannot read checkpoint .*/2 .*; its other steps: \[1\]"):
-        store.restore(2, abstract_of(state))
-    with pytest.raises(ValueError, match=r"cannot read checkpoint .*/1 "):
-        store.restore(1, {"x": jax.ShapeDtypeStruct((5,), jnp.float32, sharding=state["x"].sharding)})
-    store.close()
-
-
 def test_a_pre_sharded_checkpoint_that_lost_a_file_is_refused(tmp_path):
     source = write_checkpoint(tmp_path / "in", tiny_tensors())
     checkpoint.save_params(tmp_path / "orbax", *load(source), source)
@@ -796,7 +703,7 @@ def test_a_training_run_and_each_of_its_steps_is_a_model(tmp_path, qwen_tokenize
     _, second = make_state(mesh, seed=2)
     checkpoint.write_model_files(run, config, shared / "qwen2.5-tokenizer")
     checkpoint.write_model_files(run, config, run)
-    store = checkpoint.StateStore(run / "checkpoints", keep=2)
+    store = StateStore(run / "checkpoints", keep=2)
     store.save(5, first, {})
     store.save(10, second, {})
     store.close()
@@ -816,7 +723,7 @@ def test_optimizer_state_is_not_read_for_a_model(tmp_path):
     checkpoint.write_model_files(tmp_path, config, None)
     noise = np.random.default_rng(0).normal(size=(512, 512)).astype(np.float32)
     moments = jax.tree.map(lambda x: jnp.asarray(noise) if x.ndim == 2 else x, state.opt_state)
-    store = checkpoint.StateStore(tmp_path / "checkpoints")
+    store = StateStore(tmp_path / "checkpoints")
     store.save(1, state._replace(opt_state=moments), {})
     store.close()
     before = int(Path("/proc/self/io").read_text().split()[1])
