@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-# The rows of DESIGN's table. This project's additions: `progress`; `bits`, `quantization`, `cache`, `rope` and `model_config` (parts of
-# `model`); the three parts of `checkpoint`; `request`, `rows` and `scheduler` (parts of `decode`); `generate` (one question to one
-# model); `measure`.
+# The rows of DESIGN's table. This project's additions: `progress`; `flash_attention` (part of `attention`); `bits`, `quantization`,
+# `cache`, `rope` and `model_config` (parts of `model`); the three parts of `checkpoint`; `request`, `rows` and `scheduler` (parts of
+# `decode`); `generate` (one question to one model); `measure`.
 TABLE = """
-bits progress config sharding chat grading quantization attention cache rope model_config model
+bits progress config sharding chat grading quantization flash_attention attention cache rope model_config model
 safetensors_io hf_weights orbax_params checkpoint
 data train
 sampling budget request decode rows scheduler generate benchmarks metrics evaluate sweep measure plot preflight
@@ -31,6 +31,7 @@ MAX_LINES, MAX_LINES_OF_A_COMMAND = 420, 80  # "about 400"; "under ~80"
 NEEDED_ON_BARE_MACHINES = {"jax", "flax", "optax", "numpy"}
 BARE_MODULES = [
     "attention",
+    "flash_attention",
     "rope",
     "model",
     "sharding",
