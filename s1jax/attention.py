@@ -8,22 +8,43 @@ Rows of queries may share what came before them: a `Prefix` row serves several c
 only what lies before a position of their own. So samples share a prompt, and answers a thinking trace.
 
 Keys and values may be quantized (`quantization.py`), with a scale for each of the S.
+
+Rows over themselves (training) go through a kernel that never holds all scores (`flash_attention.py`); each device sees whole rows of
+its share of the heads, also where the mesh splits the length (arXiv 2309.14509), so that work is balanced and every backend can serve.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
+from s1jax.flash_attention import (
+    LARGEST_BLOCK,
+    MASKED_SCORE,
+    blocked_attention,
+    cudnn_attention,
+    pallas_attention,
+    splash_attention,
+)
 from s1jax.quantization import values_and_scale
+from s1jax.sharding import ShardingRules, constrain
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
 
-MASKED_SCORE = -1e30
+Backend = Literal["xla", "cudnn", "pallas", "splash"]
+PLATFORMS: dict[str, tuple[str, ...]] = {
+    "xla": ("cpu", "gpu", "tpu"),
+    "cudnn": ("gpu",),
+    "pallas": ("gpu", "cpu"),
+    "splash": ("tpu", "cpu"),
+}
+"""Where each backend runs; `pallas` and `splash` are interpreted on a CPU, slowly, for tests."""
 
 
 class Prefix(NamedTuple):
@@ -45,12 +66,111 @@ def attention(
     kv_segment_ids: Int[Array, "B S"],
     prefixes: Sequence[Prefix] = (),
     prefix_end: Int[Array, " B"] | None = None,
+    backend: Backend | None = None,
+    packed: bool = True,
+    rules: ShardingRules | None = None,
 ) -> Float[Array, "B T N H"]:
     """Return softmax(q k^T / sqrt(H)) v under the module's mask, each key/value head serving N / K query heads.
 
     Of the prefixes a row sees the keys of its segment at positions before `prefix_end`, which is needed if there are any. Scores and
     softmax are float32; the output has the dtype of `q`.
+
+    Rows over themselves (the very same arrays as `q_positions` and `kv_positions`, and as segment ids) go through the `backend`, or the
+    platform's `default_backend`, each device with its share of batch and heads by `rules` under a mesh. All else is `xla`'s alone.
+    `packed=False` promises one segment a row, with its padding after it. Raises ValueError where a backend cannot do what it is given.
     """
+    # The same arrays, not equal ones: values are not known when this is traced.
+    over_itself = q_positions is kv_positions and q_segment_ids is kv_segment_ids and not prefixes
+    if not over_itself:
+        if backend not in (None, "xla"):
+            raise ValueError(
+                f"attention backend {backend} serves rows over themselves only: leave cache and prefixes to xla"
+            )
+        return _whole(q, k, v, q_positions, kv_positions, q_segment_ids, kv_segment_ids, prefixes, prefix_end)
+    backend = backend or default_backend(platform())
+    _check(backend, platform(), q.dtype, packed)
+    return _over_themselves(q, k, v, q_positions, q_segment_ids, backend, rules)
+
+
+def platform() -> str:
+    """Return `cpu`, `gpu` or `tpu`: of the mesh set by `jax.set_mesh`, which may be of devices that are not here, or JAX's default."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    name = jax.default_backend() if device is None else device.platform
+    return "gpu" if name in ("cuda", "rocm") else name
+
+
+def default_backend(platform: str) -> Backend:
+    """Return the fastest backend of a platform that honours packed rows and every dtype."""
+    return {"gpu": "pallas", "tpu": "splash"}.get(platform, "xla")  # type: ignore[return-value]
+
+
+def _check(backend: str, platform: str, dtype: jnp.dtype, packed: bool) -> None:
+    if backend not in PLATFORMS:
+        raise ValueError(f'attention backend "{backend}" is none of {", ".join(get_args(Backend))}')
+    if platform not in PLATFORMS[backend]:
+        raise ValueError(
+            f"attention backend {backend} runs on {' and '.join(PLATFORMS[backend])}, not on {platform}, "
+            f"whose default is {default_backend(platform)}"
+        )
+    if backend == "cudnn":
+        if packed:
+            raise ValueError(
+                "attention backend cudnn knows no segments: take pallas, or promise packed=False (one segment a row, then padding)"
+            )
+        if dtype not in (jnp.bfloat16, jnp.float16):
+            raise ValueError(f"attention backend cudnn computes in bfloat16 or float16, not {dtype}: take pallas")
+
+
+def _over_themselves(q, k, v, positions, segment_ids, backend: Backend, rules: ShardingRules | None) -> jax.Array:
+    interpret = platform() == "cpu"
+
+    def kernel(q, k, v, positions, segment_ids):
+        row = (positions, segment_ids)
+        match backend:
+            case "xla" if q.shape[1] > LARGEST_BLOCK:
+                return blocked_attention(q, k, v, *row)
+            case "xla":
+                return _whole(q, k, v, positions, positions, segment_ids, segment_ids)
+            case "cudnn":
+                return cudnn_attention(q, k, v, *row)
+            case "pallas":
+                return pallas_attention(q, k, v, *row, interpret=interpret)
+            case "splash":
+                return splash_attention(q, k, v, *row, interpret=interpret)
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if rules is None or mesh.empty or mesh.size == 1:
+        return kernel(q, k, v, positions, segment_ids)
+    num_heads, num_kv_heads = q.shape[2], k.shape[1]
+    axes = (*rules.heads, *(axis for axis in rules.length if axis not in rules.heads))
+    shards = math.prod(mesh.shape[axis] for axis in axes)
+    if num_heads % shards:
+        if any(mesh.shape[axis] > 1 for axis in rules.length):
+            sizes = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in axes)
+            raise ValueError(
+                f"{num_heads} attention heads cannot be shared out over {sizes} devices: where the length is split, "
+                f"the product of these must divide the number of heads"
+            )
+        axes, shards = (), 1
+    # As projected: each device with the tokens that it holds. A length that goes and heads that come are one all-to-all.
+    q = constrain(q, rules, "batch", "length", "heads", None)
+    k, v = (
+        constrain(k, rules, "batch", "kv_heads", None, "length"),
+        constrain(v, rules, "batch", "kv_heads", "length", None),
+    )
+    # As many copies as give each device one of its own; their number still divides that of the query heads.
+    k, v = (jnp.repeat(x, math.lcm(num_kv_heads, shards) // num_kv_heads, axis=1) for x in (k, v))
+    (batch,) = rules.spec(("batch",), q.shape[:1], mesh.shape)
+    of_q, of_kv, of_tokens = PartitionSpec(batch, None, axes), PartitionSpec(batch, axes), PartitionSpec(batch)
+    # The kernels' gradients are their own, which the check of varying axes cannot follow.
+    kernel = jax.shard_map(kernel, in_specs=(of_q, of_kv, of_kv, of_tokens, of_tokens), out_specs=of_q, check_vma=False)
+    return constrain(kernel(q, k, v, positions, segment_ids), rules, "batch", "length", "heads", None)
+
+
+def _whole(
+    q, k, v, q_positions, kv_positions, q_segment_ids, kv_segment_ids, prefixes=(), prefix_end=None
+) -> jax.Array:
+    """Return `attention`, with all scores held at once."""
     B, T, N, H = q.shape
     q = q.reshape(B, T, k.shape[1], -1, H)
     causal = kv_positions[:, None, :] <= q_positions[:, :, None]

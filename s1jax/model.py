@@ -14,15 +14,16 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from s1jax.attention import Prefix, attention
+from s1jax.attention import Backend, Prefix, attention
 from s1jax.bits import take_layer
 from s1jax.cache import KVCache, empty_cache, write
+from s1jax.flash_attention import saves_attention
 from s1jax.model_config import Int8, ModelConfig
 from s1jax.quantization import is_quantized, quantize
 from s1jax.rope import apply_rope, rope_attention_factor, rope_frequencies
@@ -33,6 +34,15 @@ if TYPE_CHECKING:
 
 Params = dict[str, Any]
 Layout = Literal["stacked", "per_layer"]
+Remat = Literal["none", "dots", "attention", "full"]
+REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, saves_attention
+    ),
+    "attention": saves_attention,
+    "full": None,
+}
+"""Of the policies but `none`, what they keep of each layer, besides its input: see `Qwen2.__call__`."""
 
 
 def init_cache(config: ModelConfig, batch_size: int, capacity: int, rules: ShardingRules) -> KVCache:
@@ -126,7 +136,8 @@ class Past(NamedTuple):
 class Attention(nnx.Module):
     """Grouped-query self-attention with biases on q, k and v."""
 
-    def __init__(self, config: ModelConfig, param: ParamFactory):
+    def __init__(self, config: ModelConfig, rules: ShardingRules, param: ParamFactory):
+        self.rules = rules
         D, N, K, H = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
         heads, kv_heads = ("heads", None, "embed"), ("kv_heads", None, "embed")
         self.q_proj = Projection(param, (N, H, D), heads, config, has_bias=True)
@@ -135,18 +146,19 @@ class Attention(nnx.Module):
         self.o_proj = Projection(param, (D, N, H), ("embed", "heads", None), config, num_in=2)
         self.rope_factor = rope_attention_factor(config.yarn)
 
-    def __call__(self, x, angles, positions, segment_ids, past=None):
+    def __call__(self, x, angles, positions, segment_ids, past=None, backend=None, packed=True):
         """Return the output [B, T, D] and, given this layer's `past`, its cache's new k and v."""
+        how = dict(backend=backend, packed=packed, rules=self.rules)
         q = apply_rope(self.q_proj(x), angles, self.rope_factor)
         k = apply_rope(self.k_proj(x), angles, self.rope_factor).transpose(0, 2, 3, 1)
         v = self.v_proj(x).swapaxes(1, 2)
         if past is None:
-            return self.o_proj(attention(q, k, v, positions, positions, segment_ids, segment_ids)), None
+            return self.o_proj(attention(q, k, v, positions, positions, segment_ids, segment_ids, **how)), None
         if is_quantized(past.k):
             k, v = quantize(k, (2,)), quantize(v, (3,))
         k, v = write(past.k, k, past.slot, axis=3), write(past.v, v, past.slot, axis=2)
         masks = (positions, past.positions, segment_ids, past.segment_ids)
-        return self.o_proj(attention(q, k, v, *masks, past.prefixes, past.prefix_end)), (k, v)
+        return self.o_proj(attention(q, k, v, *masks, past.prefixes, past.prefix_end, **how)), (k, v)
 
 
 class MLP(nnx.Module):
@@ -169,13 +181,13 @@ class Block(nnx.Module):
     def __init__(self, config: ModelConfig, rules: ShardingRules, param: ParamFactory):
         self.rules = rules
         self.input_layernorm = RMSNorm(param, config.embed_dim, config.rms_norm_eps)
-        self.self_attn = Attention(config, param)
+        self.self_attn = Attention(config, rules, param)
         self.post_attention_layernorm = RMSNorm(param, config.embed_dim, config.rms_norm_eps)
         self.mlp = MLP(config, param)
 
-    def __call__(self, x, angles, positions, segment_ids, past=None):
+    def __call__(self, x, angles, positions, segment_ids, past=None, **how):
         """Return the layer's output [B, T, D] and its cache's new (k, v); see `Attention`."""
-        attended, kv = self.self_attn(self.input_layernorm(x), angles, positions, segment_ids, past)
+        attended, kv = self.self_attn(self.input_layernorm(x), angles, positions, segment_ids, past, **how)
         x = constrain(x + attended, self.rules, "batch", "length", None)
         x = x + self.mlp(self.post_attention_layernorm(x))
         return constrain(x, self.rules, "batch", "length", None), kv
@@ -225,14 +237,22 @@ class Qwen2(nnx.Module):
         cache: KVCache | None = None,
         prefixes: Sequence[KVCache] = (),
         prefix_end: Int[Array, " B"] | None = None,
-        remat: bool = False,
+        remat: Remat | bool = "none",
+        attention: Backend | None = None,
+        packed: bool = True,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
         """Return the final hidden states and, when a cache is given, the cache with these T tokens appended.
 
         `prefixes` are caches of what came before, read in place and shared by consecutive rows; of them a row sees what lies before its
-        `prefix_end` (`attention.py`). `remat` recomputes each layer in the backward pass (stacked layout). A cache needs the
-        per-layer layout.
+        `prefix_end` (`attention.py`). A cache needs the per-layer layout. `attention` and `packed` are the backend and the promise of
+        `attention.attention`.
+
+        `remat` says what the backward pass (stacked layout) recomputes of each layer, by what is kept; values per token and layer:
+        `none`: all that it needs. `dots`: D for the layer's input, the products with weights ((N + 2 K) H + 2 F + 2 D) and what
+        `attention` keeps; only norms, rotations and the activation are computed anew. `attention`: D + N H and N float32 of the softmax;
+        all but attention itself is computed anew. `full`: D; a whole forward pass is computed anew.
         """
+        how = dict(backend=attention, packed=packed)
         x = constrain(self.embed_tokens(tokens), self.rules, "batch", "length", None)
         angles = positions[:, :, None].astype(jnp.float32) * rope_frequencies(
             self.config.head_dim, self.config.rope_theta, self.config.yarn
@@ -240,23 +260,30 @@ class Qwen2(nnx.Module):
         if self.layout == "stacked":
             if cache is not None:
                 raise ValueError("a cache needs the per-layer layout: unstack the parameters first")
-            x = self._scan_layers(x, angles, positions, segment_ids, remat)
+            x = self._scan_layers(x, angles, positions, segment_ids, remat, how)
         else:
-            x, cache = self._walk_layers(x, angles, positions, segment_ids, cache, prefixes, prefix_end)
+            x, cache = self._walk_layers(x, angles, positions, segment_ids, cache, prefixes, prefix_end, how)
         return self.norm(x), cache
 
-    def _scan_layers(self, x, angles, positions, segment_ids, remat):
+    def _scan_layers(self, x, angles, positions, segment_ids, remat, how):
         block, stack = nnx.split(self.layers)
 
         def step(x, layer):
-            return nnx.merge(block, layer)(x, angles, positions, segment_ids)[0], None
+            return nnx.merge(block, layer)(x, angles, positions, segment_ids, **how)[0], None
 
-        return jax.lax.scan(jax.checkpoint(step) if remat else step, x, stack)[0]
+        if isinstance(remat, bool):
+            remat = "full" if remat else "none"
+        if remat != "none":
+            if remat not in REMAT_POLICIES:
+                raise ValueError(f'remat policy "{remat}" is none of {", ".join(get_args(Remat))}')
+            # In a scan the compiler cannot undo it by finding the two passes' common parts.
+            step = jax.checkpoint(step, policy=REMAT_POLICIES[remat], prevent_cse=False)
+        return jax.lax.scan(step, x, stack)[0]
 
-    def _walk_layers(self, x, angles, positions, segment_ids, cache, prefixes, prefix_end):
+    def _walk_layers(self, x, angles, positions, segment_ids, cache, prefixes, prefix_end, how):
         if cache is None:
             for layer in self.layers:
-                x, _ = layer(x, angles, positions, segment_ids)
+                x, _ = layer(x, angles, positions, segment_ids, **how)
             return x, None
         slot = cache.num_written % cache.capacity
         all_positions = write(cache.positions, positions, slot, axis=1)
@@ -265,7 +292,7 @@ class Qwen2(nnx.Module):
         for i, layer in enumerate(self.layers):
             before = tuple(Prefix(p.k[i], p.v[i], p.positions, p.segment_ids) for p in prefixes)
             past = Past(cache.k[i], cache.v[i], all_positions, all_segment_ids, slot, before, prefix_end)
-            x, new = layer(x, angles, positions, segment_ids, past)
+            x, new = layer(x, angles, positions, segment_ids, past, **how)
             kv.append(new)
         ks, vs = zip(*kv, strict=True)
         return x, KVCache(ks, vs, all_positions, all_segment_ids, cache.num_written + positions.shape[1])

@@ -29,7 +29,7 @@ class MeshConfig:
     fsdp: int = -1
     """Shards of weights and optimizer state; the batch is split over these too."""
     sequence: int = 1
-    """Shards of the sequence length."""
+    """Shards of the sequence length, and more shards of weights and optimizer state. With `tensor`, it must divide the heads."""
     tensor: int = 1
     """Shards of heads, of the MLP and of the vocabulary."""
 
@@ -40,7 +40,7 @@ class ShardingRules:
 
     batch: tuple[str, ...] = ("data", "fsdp")
     length: tuple[str, ...] = ("sequence",)
-    embed: tuple[str, ...] = ("fsdp",)
+    embed: tuple[str, ...] = ("fsdp", "sequence")
     heads: tuple[str, ...] = ("tensor",)
     kv_heads: tuple[str, ...] = ("tensor",)
     mlp: tuple[str, ...] = ("tensor",)

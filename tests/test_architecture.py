@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-# The rows of DESIGN's table. This project's additions: `progress` and `preemption`; `bits`, `quantization`, `cache`, `rope` and
-# `model_config` (parts of `model`); the four parts of `checkpoint`; `request`, `rows` and `scheduler` (parts of `decode`); `generate` (one
+# The rows of DESIGN's table. This project's additions: `progress` and `preemption`; `flash_attention` (part of `attention`); `bits`,
+# `quantization`, `cache`, `rope` and `model_config` (parts of `model`); `flops`; `lora`; the four parts of `checkpoint`; `packing`, `loss`,
+# `optimizer`, `train_step` and `train_log` (parts of `train`); `request`, `rows` and `scheduler` (parts of `decode`); `generate` (one
 # question to one model); `measure`.
 TABLE = """
-bits progress preemption config sharding chat grading quantization attention cache rope model_config flops model
+bits progress preemption config sharding chat grading quantization flash_attention attention cache rope model_config flops model
 safetensors_io hf_weights orbax_params state_store checkpoint
 data packing loss optimizer train_step train_log train
 sampling budget request decode rows scheduler generate benchmarks metrics evaluate sweep measure plot preflight
@@ -31,6 +32,7 @@ MAX_LINES, MAX_LINES_OF_A_COMMAND = 420, 80  # "about 400"; "under ~80"
 NEEDED_ON_BARE_MACHINES = {"jax", "flax", "optax", "numpy"}
 BARE_MODULES = [
     "attention",
+    "flash_attention",
     "rope",
     "model",
     "sharding",

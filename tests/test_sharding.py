@@ -49,11 +49,10 @@ def test_a_mesh_that_does_not_fit_is_refused_with_its_numbers(config, words):
 
 def test_a_named_dimension_is_split_over_its_axes_only_where_they_divide_it():
     mesh = make_mesh(MeshConfig(fsdp=2, tensor=4))
-    assert sharding_for(mesh, RULES, ("embed", "heads", None), (64, 8, 16)).spec == PartitionSpec(
-        "fsdp", "tensor", None
-    )
+    over = ("fsdp", "sequence")  # those that share the tokens of rows share out weights too
+    assert sharding_for(mesh, RULES, ("embed", "heads", None), (64, 8, 16)).spec == PartitionSpec(over, "tensor", None)
     # Three key/value heads on four devices, and a dimension without a name: whole on each.
-    assert sharding_for(mesh, RULES, ("embed", "kv_heads", None), (64, 3, 16)).spec == PartitionSpec("fsdp", None, None)
+    assert sharding_for(mesh, RULES, ("embed", "kv_heads", None), (64, 3, 16)).spec == PartitionSpec(over, None, None)
     assert sharding_for(mesh, RULES, (None,), (64,)).spec == PartitionSpec(None)
     assert sharding_for(mesh, RULES, ("batch", "length"), (8, 32)).spec == PartitionSpec(("data", "fsdp"), "sequence")
 
