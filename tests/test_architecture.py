@@ -13,10 +13,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 # The rows of DESIGN's table. This project's additions: `progress`; `bits`, `quantization`, `cache`, `rope` and `model_config` (parts of
-# `model`); the three parts of `checkpoint`; `request`, `rows` and `scheduler` (parts of `decode`); `generate` (one question to one
+# `model`); `lora`; the three parts of `checkpoint`; `request`, `rows` and `scheduler` (parts of `decode`); `generate` (one question to one
 # model); `measure`.
 TABLE = """
-bits progress config sharding chat grading quantization attention cache rope model_config model
+bits progress config sharding chat grading quantization attention cache rope model_config model lora
 safetensors_io hf_weights orbax_params checkpoint
 data train
 sampling budget request decode rows scheduler generate benchmarks metrics evaluate sweep measure plot preflight
