@@ -24,8 +24,8 @@ from s1jax.attention import Backend, Prefix, attention
 from s1jax.bits import take_layer
 from s1jax.cache import KVCache, empty_cache, write
 from s1jax.flash_attention import saves_attention
-from s1jax.model_config import Int8, ModelConfig
-from s1jax.quantization import is_quantized, quantize
+from s1jax.model_config import Int8, LoraConfig, ModelConfig
+from s1jax.quantization import is_quantized, matmul, nf4_shapes, quantize, quantize_matrices, stored_product
 from s1jax.rope import apply_rope, rope_attention_factor, rope_frequencies
 from s1jax.sharding import ShardingRules, constrain, sharding_for
 
@@ -51,23 +51,6 @@ def init_cache(config: ModelConfig, batch_size: int, capacity: int, rules: Shard
     return empty_cache(config.num_layers, shape, config.dtype, rules, "cache" in config.int8)
 
 
-def matmul(
-    x: Float[Array, "B T I"], weight: Float[Array, "*O I"], scale: Float[Array, "*O"] | None, dtype: Any
-) -> Float[Array, "B T *O"]:
-    """Return the product of `x` with the rows of `weight`, each of them scaled, in `dtype`."""
-    if scale is not None:
-        return (matmul(x, weight, None, jnp.float32) * scale).astype(dtype)
-    B, T, I = x.shape
-    outer, weight = weight.shape[:-1], weight.astype(x.dtype)
-    if T == 1 and (num_blocks := math.gcd(8, math.prod(outer))) > 1:
-        # Decoding, where a CPU is much faster with the weights on the left. In blocks, else XLA would turn the product around again.
-        blocks = weight.reshape(num_blocks, -1, I)
-        y = jnp.einsum("noI,BI->noB", blocks, x[:, 0], preferred_element_type=dtype).transpose(2, 0, 1)
-    else:
-        y = jnp.einsum("BTI,OI->BTO", x, weight.reshape(-1, I), preferred_element_type=dtype)
-    return y.reshape(B, T, *outer)
-
-
 class ParamFactory:
     """Creates parameters with named dimensions; with `num_stacked`, one leading dimension for the layers of a stack."""
 
@@ -89,20 +72,45 @@ class ParamFactory:
 
 
 class Projection(nnx.Module):
-    """A linear map from the last `num_in` dimensions of x and of the kernel to the kernel's others, with an optional bias on those."""
+    """A linear map from the last `num_in` dimensions of x and of the kernel to the kernel's others, with an optional bias on those.
+
+    It may be given a low-rank adapter, which is float32 and computed in the compute dtype.
+    """
+
+    lora_a: nnx.Param | None = None
+    lora_b: nnx.Param | None = None
 
     def __init__(self, param: ParamFactory, shape, names, config: ModelConfig, num_in: int = 1, has_bias: bool = False):
         self.num_in, self.dtype = num_in, config.dtype
-        self.kernel = param(shape, names)
-        self.scale = param(shape[:-num_in], names[:-num_in], scale=None) if "weights" in config.int8 else None
+        self.shape, self.names = shape, names
+        kernel_shape, scale_shape, scale_names = shape, shape[:-num_in], names[:-num_in]
+        if config.nf4:
+            (kernel_shape, scale_shape), scale_names = nf4_shapes(shape), names
+        self.kernel = param(kernel_shape, names)
+        is_stored = config.nf4 or "weights" in config.int8
+        self.scale = param(scale_shape, scale_names, scale=None) if is_stored else None
         self.bias = param(shape[:-num_in], names[:-num_in], scale=0) if has_bias else None
+
+    def add_adapter(self, param: ParamFactory, lora: LoraConfig) -> None:
+        """Add A, normal with the variance of PEFT's uniform, and B = 0."""
+        num_out = len(self.shape) - self.num_in
+        (outer, inner), (outer_names, inner_names) = [(x[:num_out], x[num_out:]) for x in (self.shape, self.names)]
+        self.lora_scale = lora.scale
+        self.lora_a = param((lora.rank, *inner), (None, *inner_names), scale=(3 * math.prod(inner)) ** -0.5)
+        self.lora_b = param((*outer, lora.rank), (*outer_names, None), scale=0)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Apply the map in the compute dtype."""
-        kernel, scale = self.kernel[...], None if self.scale is None else self.scale[...]
-        outer, num_inner = kernel.shape[: -self.num_in], math.prod(kernel.shape[-self.num_in :])
-        x = x.reshape(*x.shape[:2], num_inner).astype(self.dtype)
-        y = matmul(x, kernel.reshape(*outer, num_inner), scale, self.dtype)
+        x = x.reshape(*x.shape[:2], -1).astype(self.dtype)
+        if self.scale is None:
+            kernel = self.kernel[...]
+            y = matmul(x, kernel.reshape(*kernel.shape[: -self.num_in], -1), None, self.dtype)
+        else:
+            y = stored_product(x, self.kernel[...], self.scale[...], self.num_in)
+        if self.lora_a is not None and self.lora_b is not None:
+            a = self.lora_a[...]
+            low = matmul(x, a.reshape(len(a), -1), None, self.dtype)
+            y = y + (self.lora_scale * matmul(low, self.lora_b[...], None, jnp.float32)).astype(self.dtype)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 
@@ -184,6 +192,9 @@ class Block(nnx.Module):
         self.self_attn = Attention(config, rules, param)
         self.post_attention_layernorm = RMSNorm(param, config.embed_dim, config.rms_norm_eps)
         self.mlp = MLP(config, param)
+        for path, module in nnx.iter_modules(self):
+            if config.lora is not None and path and path[-1] in config.lora.targets:
+                module.add_adapter(param, config.lora)
 
     def __call__(self, x, angles, positions, segment_ids, past=None, **how):
         """Return the layer's output [B, T, D] and its cache's new (k, v); see `Attention`."""
@@ -227,7 +238,7 @@ class Qwen2(nnx.Module):
             self.lm_head = None
         else:
             shape, names = (config.vocab_size, config.embed_dim), ("vocab", "embed")
-            self.lm_head = Projection(param, shape, names, config)
+            self.lm_head = Projection(param, shape, names, dataclasses.replace(config, nf4=False))
 
     def __call__(
         self,
@@ -340,20 +351,33 @@ def abstract_params(
     _, shapes, names = _abstract(config, rules, layout)
 
     def leaf(path, shape, dims):
-        kind = jnp.float32 if path[-1].key == "scale" else jnp.int8 if _is_quantized(path, config) else dtype
+        kind = _storage_dtype(path, config) or dtype
         return jax.ShapeDtypeStruct(shape.shape, kind, sharding=sharding_for(mesh, rules, dims, shape.shape))
 
     return jax.tree_util.tree_map_with_path(leaf, shapes, names, is_leaf=lambda x: isinstance(x, jax.ShapeDtypeStruct))
 
 
 def constrain_params(params: Params, config: ModelConfig, rules: ShardingRules) -> Params:
-    """Pin stacked parameters, or arrays of their shapes, to where parameters lie on the mesh of `jax.set_mesh`."""
-    names = _abstract(config, rules, "stacked")[2]
-    return jax.tree.map(lambda x, dims: constrain(x, rules, *dims), params, names)
+    """Pin stacked parameters, a part of their tree, or arrays of their shapes, to where they lie on the mesh of `jax.set_mesh`."""
+
+    def pin(node: Any, names: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: pin(value, names[key]) for key, value in node.items()}
+        return constrain(node, rules, *names)
+
+    return pin(params, _abstract(config, rules, "stacked")[2])
 
 
-def _is_quantized(path: tuple[Any, ...], config: ModelConfig) -> bool:
-    return "weights" in config.int8 and (path[-1].key == "kernel" or path[0].key == "embed_tokens")
+def _storage_dtype(path: tuple[Any, ...], config: ModelConfig) -> Any:
+    """Return the dtype of a parameter that has one of its own: adapters, and what is quantized."""
+    first, name = path[0].key, path[-1].key
+    if name in ("lora_a", "lora_b"):
+        return jnp.float32
+    if config.nf4 and first == "layers" and name in ("kernel", "scale"):
+        return jnp.uint8 if name == "kernel" else jnp.bfloat16
+    if "weights" in config.int8 and (name in ("kernel", "scale") or first == "embed_tokens"):
+        return jnp.float32 if name == "scale" else jnp.int8
+    return None
 
 
 def init_params(
@@ -365,11 +389,12 @@ def init_params(
     dtype: str = "float32",
 ) -> Params:
     """Return random parameters, created in place on the devices that hold them."""
-    shardings = jax.tree.map(lambda x: x.sharding, abstract_params(config, rules, layout, mesh, dtype))
+    target = abstract_params(config, rules, layout, mesh, dtype)
+    shardings = jax.tree.map(lambda x: x.sharding, target)
 
     def create():
         params = nnx.to_pure_dict(nnx.state(Qwen2(config, rules, layout, nnx.Rngs(seed))))
-        return jax.tree.map(lambda x: x.astype(dtype), params)
+        return jax.tree.map(lambda x, wanted: x.astype(wanted.dtype), params, target)
 
     return jax.jit(create, out_shardings=shardings)()
 
@@ -389,29 +414,16 @@ def unstack(params: Params, num_layers: int, target: Params | None = None, donat
 
 
 def store_in_int8(config: ModelConfig, params: Params, int8: Sequence[Int8]) -> tuple[ModelConfig, Params]:
-    """Return the model with these parts stored in 8 bits; per-layer parameters, which are given up."""
+    """Return the model with these parts stored in 8 bits; parameters of either layout, which are given up."""
     if unknown := set(int8) - {"weights", "cache"}:
         raise ValueError(f"int8 is {tuple(int8)}: {', '.join(sorted(unknown))} is neither weights nor cache")
     if "weights" in int8:
-        params = _quantize_matrices(params)
+        params = quantize_matrices(params, "int8")
     return dataclasses.replace(config, int8=tuple(sorted(set(int8)))), params
 
 
-def _quantize_matrices(params: Params) -> Params:
-    quantized = {}
-    for name, value in params.items():
-        if not isinstance(value, dict):
-            quantized[name] = value
-        elif (matrix := "weight" if name == "embed_tokens" else "kernel") in value:
-            # One after another: each is given up before the next, and its reductions over devices don't meet those of the next.
-            values, scale = jax.block_until_ready(_quantize_kernel(value.pop(matrix), 2 if name == "o_proj" else 1))
-            quantized[name] = value | {matrix: values, "scale": scale}
-        else:
-            quantized[name] = _quantize_matrices(value)
-    return quantized
-
-
-@functools.partial(jax.jit, static_argnames="num_in")
-def _quantize_kernel(kernel: jax.Array, num_in: int) -> tuple[jax.Array, jax.Array]:
-    quantized = quantize(kernel, tuple(range(kernel.ndim - num_in, kernel.ndim)))
-    return quantized.qvalue, quantized.scale.reshape(kernel.shape[:-num_in])
+def store_in_nf4(config: ModelConfig, params: Params) -> tuple[ModelConfig, Params]:
+    """Return the model with its layers' projections stored in 4 bits; parameters of either layout, which are given up."""
+    if "weights" in config.int8:
+        raise ValueError("the weights are stored in 8 bits already: store those that were loaded in 4")
+    return dataclasses.replace(config, nf4=True), quantize_matrices(params, "nf4")

@@ -5,6 +5,7 @@ Source of the sizes: the `config.json` of each `Qwen/Qwen2.5-<size>-Instruct`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from s1jax.rope import YarnConfig
 
 DType = Literal["bfloat16", "float32"]
 Int8 = Literal["weights", "cache"]
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # Embed, mlp, layers, heads, key/value heads, whether embeddings are tied, vocabulary.
 SIZES = {
     "0.5B": (896, 4864, 24, 14, 2, True, 151936),
@@ -22,6 +24,35 @@ SIZES = {
     "32B": (5120, 27648, 64, 40, 8, False, 152064),
     "72B": (8192, 29568, 80, 64, 8, False, 152064),
 }
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters (arXiv 2106.09685): a projection computes W x + (alpha / rank) B A x, and only A and B are trained.
+
+    All projections are adapted, since adapters on attention alone learn less than all weights do at any rank, and the learning rate is to be
+    about ten times that of full fine-tuning (https://thinkingmachines.ai/blog/lora). There, too, the best learning rate hardly depends
+    on the rank under alpha / rank, PEFT's default; rsLoRA's alpha / sqrt(rank) (arXiv 2312.03732) is the same with another alpha.
+    """
+
+    rank: int = 32
+    alpha: float = 32.0
+    targets: tuple[str, ...] = PROJECTIONS
+    """Names of the projections that are adapted, in every layer."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"rank is {self.rank}: it must be at least 1")
+        if not 0 < self.alpha < math.inf:
+            raise ValueError(f"alpha is {self.alpha}: it must be positive and finite")
+        unknown = [name for name in self.targets if name not in PROJECTIONS]
+        if unknown or not self.targets:
+            raise ValueError(f"targets is {self.targets}: choose one or more of {', '.join(PROJECTIONS)}")
+
+    @property
+    def scale(self) -> float:
+        """What the product of an adapter is multiplied with."""
+        return self.alpha / self.rank
 
 
 @dataclass(frozen=True)
@@ -44,6 +75,10 @@ class ModelConfig:
     """Compute dtype: bfloat16 or float32."""
     int8: tuple[Int8, ...] = ()
     """What is stored in 8 bits (`quantization.py`)."""
+    nf4: bool = False
+    """Whether the layers' projections are stored in 4 bits (`quantization.py`)."""
+    lora: LoraConfig | None = None
+    """The adapters that the parameters hold, if they do (`lora.py`)."""
 
     @property
     def context_length(self) -> int:

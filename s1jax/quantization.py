@@ -1,15 +1,30 @@
-"""8-bit storage: an array -> int8 values with a float32 scale for each of its channels.
+"""Storage in 8 and 4 bits: an array -> small integers and scales, and products with what they stand for.
 
-Symmetric, by the largest magnitude of a channel. A product takes the values as they are and scales what comes out. A compiler that fuses
-the conversion into the product reads one byte per number; XLA for CPU writes the converted numbers first, and gains room, not speed.
+8 bits: int8 with a float32 scale for each channel, by its largest magnitude. A product takes the values as they are and scales what comes
+out. A compiler that fuses the conversion into the product reads one byte per number; XLA for CPU writes the converted numbers first, and
+gains room, not speed.
+
+4 bits: NF4 (QLoRA, arXiv 2305.14314), an index into 16 levels of a normal distribution with a bfloat16 scale for each tile of 64 numbers
+of the last dimension: 4.25 bits a number. Two indices lie in one uint8, since XLA for CPU widens a stack of uint4 before it slices it.
+A product takes the floats, of one matrix at a time.
+
+Invariant: what is stored is never trained, and no derivative keeps the floats it stands for.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+import math
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+Kind = Literal["int8", "nf4"]
+NF4_TILE = 64
 
 
 def quantize(x: jax.Array, axis: tuple[int, ...]) -> Any:
@@ -29,3 +44,111 @@ def values_and_scale(x: Any) -> tuple[jax.Array, jax.Array | None]:
 def is_quantized(x: Any) -> bool:
     """Return whether an array is quantized."""
     return hasattr(x, "qvalue")
+
+
+def nf4_shapes(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the shapes of the values and of the scales of an array of this shape in NF4."""
+    tile = math.gcd(NF4_TILE, shape[-1])
+    if tile % 2:
+        raise ValueError(f"an array of shape {shape} cannot be stored in NF4: its last dimension must be even")
+    return (*shape[:-1], shape[-1] // 2), (*shape[:-1], shape[-1] // tile)
+
+
+def quantize_nf4(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the values of `x` in NF4, two in each uint8, and their scales; see `nf4_shapes`."""
+    import qwix
+
+    num_tiles = nf4_shapes(x.shape)[1][-1]
+    tiles = {x.ndim - 1: x.shape[-1] // num_tiles}
+    q = qwix.quantize(x.astype(jnp.float32), "nf4", channelwise_axes=range(x.ndim - 1), tiled_axes=tiles)
+    low, high = jnp.moveaxis(q.qvalue.astype(jnp.uint8).reshape(*x.shape[:-1], -1, 2), -1, 0)
+    return low | high << 4, q.scale.astype(jnp.bfloat16)
+
+
+def dequantize(values: jax.Array, scale: jax.Array) -> jax.Array:
+    """Return the float32 numbers that a stored matrix stands for, int8 or NF4."""
+    scale = scale.astype(jnp.float32)
+    if values.dtype == jnp.int8:
+        return values.astype(jnp.float32) * scale.reshape(scale.shape + (1,) * (values.ndim - scale.ndim))
+    import qwix
+
+    levels = qwix.dequantize(qwix.QArray(jnp.arange(16, dtype=jnp.uint4), jnp.ones(1), qtype="nf4"))
+    pairs = jnp.stack([values & 15, values >> 4], axis=-1)
+    return (levels[pairs].reshape(*scale.shape, -1) * scale[..., None]).reshape(*values.shape[:-1], -1)
+
+
+def matmul(
+    x: Float[Array, "B T I"], weight: Float[Array, "*O I"], scale: Float[Array, "*O"] | None, dtype: Any
+) -> Float[Array, "B T *O"]:
+    """Return the product of `x` with the rows of `weight`, each of them scaled, in `dtype`."""
+    if scale is not None:
+        return (matmul(x, weight, None, jnp.float32) * scale).astype(dtype)
+    B, T, I = x.shape
+    outer, weight = weight.shape[:-1], weight.astype(x.dtype)
+    if T == 1 and (num_blocks := math.gcd(8, math.prod(outer))) > 1:
+        # Decoding, where a CPU is much faster with the weights on the left. In blocks, else XLA would turn the product around again.
+        blocks = weight.reshape(num_blocks, -1, I)
+        y = jnp.einsum("noI,BI->noB", blocks, x[:, 0], preferred_element_type=dtype).transpose(2, 0, 1)
+    else:
+        y = jnp.einsum("BTI,OI->BTO", x, weight.reshape(-1, I), preferred_element_type=dtype)
+    return y.reshape(B, T, *outer)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def stored_product(x: jax.Array, values: jax.Array, scale: jax.Array, num_in: int) -> jax.Array:
+    """Return `matmul` with a matrix stored in 8 or 4 bits, whose last `num_in` dimensions are summed over.
+
+    The backward pass, towards `x` only, reads what is stored again: else the floats of all layers would be kept for it.
+    """
+    if values.dtype == jnp.int8:
+        return matmul(x, values.reshape(*scale.shape, -1), scale, x.dtype)
+    weight = dequantize(values, scale).astype(x.dtype)
+    return matmul(x, weight.reshape(*weight.shape[:-num_in], -1), None, x.dtype)
+
+
+def _stored_forward(x, values, scale, num_in):
+    return stored_product(x, values, scale, num_in), (jax.ShapeDtypeStruct(x.shape, x.dtype), values, scale)
+
+
+def _stored_backward(num_in, kept, dy):
+    x, values, scale = kept
+    transpose = jax.linear_transpose(lambda x: stored_product.fun(x, values, scale, num_in), x)
+    return (*transpose(dy), None, None)
+
+
+stored_product.defvjp(_stored_forward, _stored_backward)
+
+
+def quantize_matrices(params: dict[str, Any], kind: Kind) -> dict[str, Any]:
+    """Return parameters with their matrices in `kind`; the floats are given up, one after another.
+
+    In 8 bits these are all matrices, in 4 those of the layers only, as in QLoRA. Either layout; a stack is converted layer by layer.
+    """
+    rest = {name: value for name, value in params.items() if name != "layers"}
+    layers = _quantize_tree(params["layers"], kind, stacked=0 not in params["layers"])
+    return (_quantize_tree(rest, kind, stacked=False) if kind == "int8" else rest) | {"layers": layers}
+
+
+def _quantize_tree(tree: dict[Any, Any], kind: Kind, stacked: bool) -> dict[Any, Any]:
+    quantized: dict[Any, Any] = {}
+    for name, value in tree.items():
+        if not isinstance(value, dict):
+            quantized[name] = value
+        elif (matrix := "weight" if name == "embed_tokens" else "kernel") in value:
+            # One after another: each is given up before the next, and its reductions over devices don't meet those of the next.
+            num_in = 2 if name == "o_proj" else 1
+            values, scale = jax.block_until_ready(_quantize_matrix(value.pop(matrix), kind, num_in, stacked))
+            quantized[name] = value | {matrix: values, "scale": scale}
+        else:
+            quantized[name] = _quantize_tree(value, kind, stacked)
+    return quantized
+
+
+@functools.partial(jax.jit, static_argnames=("kind", "num_in", "stacked"))
+def _quantize_matrix(x: jax.Array, kind: Kind, num_in: int, stacked: bool) -> tuple[jax.Array, jax.Array]:
+    if stacked:
+        return jax.lax.map(lambda layer: _quantize_matrix(layer, kind, num_in, False), x)
+    if kind == "nf4":
+        return quantize_nf4(x)
+    q = quantize(x, tuple(range(x.ndim - num_in, x.ndim)))
+    return q.qvalue, q.scale.reshape(x.shape[:-num_in])
