@@ -6,8 +6,8 @@ Run on two CPU cores by `launch/quickstart.sh`: 126 s; 95.0% of 120 held-out pro
 """
 
 from s1jax.data import DataConfig
-from s1jax.sharding import MeshConfig
 from s1jax.optimizer import OptimizerConfig
+from s1jax.sharding import MeshConfig
 from s1jax.train import TrainConfig
 from s1jax.train_step import StepConfig
 
@@ -19,6 +19,6 @@ CONFIG = TrainConfig(
     mesh=MeshConfig(data=-1, fsdp=1),
     dtype="float32",
     export_dtype="float32",
-    step=StepConfig(remat=False),
+    step=StepConfig(remat="none"),
     save_every=100,
 )

@@ -169,7 +169,7 @@ def packed_batches(tokenizer: Tokenizer, config: TinyBaseConfig) -> Iterator[dic
             batch["tokens"][row, span], batch["targets"][row, span] = ids[:-1], ids[1:]
             batch["positions"][row, span], batch["segment_ids"][row, span] = np.arange(n), num_texts[row]
             batch["loss_weights"][row, span] = weights[1:]
-        batch["loss_weights"] /= batch["loss_weights"].sum()
+        batch["loss_weights"] = batch["loss_weights"] / batch["loss_weights"].sum()
         yield {name: x[None] for name, x in batch.items()} | {"num_passes": np.array(1, np.int32)}
 
 
@@ -215,12 +215,12 @@ def pretrain(config: TinyBaseConfig, tokenizer: Tokenizer) -> Params:
     params = jax.tree_util.tree_map_with_path(scaled, params)
     optimizer = make_pretraining_optimizer(config)
     state = TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
-    step_fn = make_train_step(config.model, rules, optimizer, StepConfig(loss_chunk=config.length, remat=False))
+    step_fn = make_train_step(config.model, rules, optimizer, StepConfig(loss_chunk=config.length, remat="none"))
     batches, started, losses = packed_batches(tokenizer, config), time.monotonic(), []
     with jax.set_mesh(mesh):
         for step in range(1, config.num_steps + 1):
             batch = {name: jnp.asarray(array) for name, array in next(batches).items()}
-            state, metrics = step_fn(state, batch)
+            state, metrics = step_fn(state, {}, batch)
             losses.append(metrics["loss"])
             if step % 50 == 0 or step == config.num_steps:
                 loss, elapsed = float(np.mean(jax.device_get(losses))), time.monotonic() - started

@@ -133,6 +133,16 @@ def fingerprint(source: str | Path) -> str:
     return digest.hexdigest()[:12]
 
 
+def tokenizer_fingerprint(source: str | Path) -> str:
+    """Return a hash of the tokenizer files of a source."""
+    directory = _files_directory(source)
+    digest = hashlib.sha256()
+    for name in TOKENIZER_FILES:
+        if (directory / name).is_file():
+            digest.update(name.encode() + (directory / name).read_bytes())
+    return digest.hexdigest()[:12]
+
+
 def read_config(source: str | Path, dtype: str = "bfloat16") -> tuple[ModelConfig, dict[str, Any]]:
     """Return the config of a source, without its weights, and the whole dict of its config.json. Raises ValueError naming the file."""
     directory = _files_directory(source)

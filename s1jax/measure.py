@@ -22,12 +22,36 @@ import numpy as np
 from s1jax.budget import Limits
 from s1jax.chat import MADE_UP_DELIMITERS
 from s1jax.model import init_params, store_in_int8
-from s1jax.model_config import ModelConfig
+from s1jax.model_config import ModelConfig, qwen2_5
 from s1jax.request import Completion, Request
 from s1jax.scheduler import Decoder
 from s1jax.sharding import MeshConfig, ShardingRules, make_mesh
 
 Figures = dict[str, Any]
+
+
+def figures(args: Any) -> Iterator[Figures]:
+    """Yield what the command line of `launch/benchmark.py decode` or `sweep` asks for."""
+    mesh = MeshConfig(data=-1, fsdp=1, tensor=args.tensor)
+    num_prompts = max(args.batch) if args.what == "decode" else args.problems
+    if args.model:
+        from s1jax.chat import encode_prompt, encode_text
+        from s1jax.scheduler import load_decoder
+
+        decoder, tokenizer = load_decoder(args.model, args.dtype, mesh, int8=tuple(args.int8))
+        questions = [f"What is {i + 12} times 17? Explain every step." for i in range(num_prompts)]
+        prompts = [tuple(encode_prompt(tokenizer, question)) for question in questions]
+        wait = tuple(encode_text(tokenizer, "Wait"))
+    else:
+        config = dataclasses.replace(qwen2_5(args.size, args.dtype), int8=tuple(args.int8))
+        decoder, wait = random_decoder(config, mesh), (7,)
+        prompts = random_prompts(decoder, num_prompts, args.prompt)
+    if args.what == "decode":
+        yield from decode_figures(decoder, prompts, args.batch, args.tokens)
+        return
+    points = [Limits(budget, budget) for budget in args.budgets]
+    points += [Limits(max(args.budgets), num_ignore=ignores) for ignores in args.waits]
+    yield sweep_figures(decoder, prompts, points, wait, args.answer)
 
 
 def random_decoder(config: ModelConfig, mesh: MeshConfig) -> Decoder:

@@ -248,7 +248,7 @@ class Qwen2(nnx.Module):
         cache: KVCache | None = None,
         prefixes: Sequence[KVCache] = (),
         prefix_end: Int[Array, " B"] | None = None,
-        remat: Remat | bool = "none",
+        remat: Remat = "none",
         attention: Backend | None = None,
         packed: bool = True,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
@@ -282,8 +282,6 @@ class Qwen2(nnx.Module):
         def step(x, layer):
             return nnx.merge(block, layer)(x, angles, positions, segment_ids, **how)[0], None
 
-        if isinstance(remat, bool):
-            remat = "full" if remat else "none"
         if remat != "none":
             if remat not in REMAT_POLICIES:
                 raise ValueError(f'remat policy "{remat}" is none of {", ".join(get_args(Remat))}')
@@ -316,7 +314,7 @@ class Qwen2(nnx.Module):
     def output_weight(self) -> Float[Array, "V D"]:
         """Return the weight that logits are made with (`loss.py`)."""
         weight, scale = self._output_layer()
-        return weight if scale is None else weight * scale[:, None]
+        return weight if scale is None else (weight * scale[:, None]).astype(self.config.dtype)
 
     def _output_layer(self) -> tuple[jax.Array, jax.Array | None]:
         if self.lm_head is None:

@@ -86,13 +86,20 @@ def step_examples(num_examples: int, config: DataConfig) -> grain.MapDataset[Int
 class Packer:
     """Makes the batches of a run."""
 
-    def __init__(self, examples: Examples, config: DataConfig, num_shards: int = 1):
+    def __init__(
+        self,
+        examples: Examples,
+        config: DataConfig,
+        num_shards: int = 1,
+        steps: Sequence[np.ndarray] | None = None,
+    ):
         """Find the shape that serves every step; a pass has a multiple of `num_shards` rows.
 
+        `steps` are the examples of each, by default those of `step_examples`.
         Raises ValueError for an example that is longer than `row_length`, or `rows_per_pass` that is no multiple of `num_shards`.
         """
         self.examples, self.config = examples, config
-        self.steps = step_examples(len(examples), config)
+        self.steps = step_examples(len(examples), config) if steps is None else steps
         longest = int(examples.lengths.max())
         length = config.row_length or math.ceil(longest / config.pad_multiple) * config.pad_multiple
         if longest > length:

@@ -15,20 +15,21 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import optax
 
-from s1jax import data
+from s1jax import data, lora
 from s1jax.config import counted
 from s1jax.data import DataConfig
 from s1jax.flops import peak_flops, train_flops
-from s1jax.model import abstract_params
-from s1jax.model_config import DType
+from s1jax.model import Params, abstract_params
+from s1jax.model_config import DType, Int8, LoraConfig
 from s1jax.optimizer import OptimizerConfig, learning_rate, make_optimizer
 from s1jax.packing import Packer, num_steps
 from s1jax.preemption import Preemption
+from s1jax.quantization import quantize_matrices
 from s1jax.sharding import MeshConfig, ShardingRules, make_mesh
 from s1jax.train_log import Tracker, TrainLog
 from s1jax.train_step import (
@@ -68,6 +69,10 @@ class TrainConfig:
     """Dtype of master weights and optimizer state; bfloat16 is rounded stochastically."""
     export_dtype: DType = "bfloat16"
     """Dtype of the exported weights."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters over frozen weights; they are merged on export."""
+    frozen: Literal["float", "int8", "nf4"] = "float"
+    """How LoRA's frozen weights are stored: in the compute dtype, in 8 bits, or in 4 (QLoRA)."""
     eval_source: str | None = None
     """Rows to measure the loss on that are not trained on; a source as `data.source`."""
     eval_every: int = 63
@@ -88,6 +93,14 @@ class TrainConfig:
         for name in ("dtype", "param_dtype", "export_dtype"):
             if getattr(self, name) not in get_args(DType):
                 raise ValueError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(get_args(DType))}")
+        if self.frozen not in ("float", "int8", "nf4"):
+            raise ValueError(f"frozen is {self.frozen!r}: choose one of float, int8, nf4")
+        if self.lora is None and self.frozen != "float":
+            raise ValueError(f"frozen is {self.frozen}, but all weights are trained: set lora, or leave frozen away")
+        if self.lora is not None and self.param_dtype != "float32":
+            raise ValueError(
+                f"param_dtype is {self.param_dtype}: LoRA's adapters are float32 (the frozen weights have the compute dtype)"
+            )
 
 
 def identity_of(config: TrainConfig, examples: data.Examples, weights: str) -> dict[str, Any]:
@@ -111,7 +124,7 @@ def train(config: TrainConfig) -> Path:
             run = _Run(config)
             if not run.is_finished:
                 run.load()
-        with jax.set_mesh(run.mesh):
+        with jax.set_mesh(run.mesh), closing(run.store):
             run.advance(preemption)
         with preemption.nothing_to_save("exporting"):
             return run.export()
@@ -128,7 +141,9 @@ class _Run:
 
         self.config, self.output = config, Path(config.output)
         self.mesh = make_mesh(config.mesh)
-        self.model_config, _ = checkpoint.read_config(config.model, config.dtype)
+        plain, _ = checkpoint.read_config(config.model, config.dtype)
+        int8: tuple[Int8, ...] = ("weights",) if config.frozen == "int8" else ()
+        self.model_config = replace(plain, lora=config.lora, int8=int8, nf4=config.frozen == "nf4")
         tokenizer = checkpoint.load_tokenizer(config.model)
         self.examples, self.rejects = self._read(config.data, tokenizer)
         num_shards = math.prod(self.mesh.shape[axis] for axis in config.rules.batch)
@@ -141,8 +156,11 @@ class _Run:
             self.rejects += rejects
         self.num_steps = num_steps(len(self.examples), config.data)
         self.optimizer = make_optimizer(config.optimizer, self.num_steps)
-        target = abstract_params(self.model_config, config.rules, "stacked", self.mesh, config.param_dtype)
-        self.target = abstract_state(self.optimizer, target, self.mesh)
+        # Of weights that are all trained: master weights. LoRA's frozen ones need no more than the compute dtype.
+        self.weight_dtype = config.param_dtype if config.lora is None else config.dtype
+        target = abstract_params(self.model_config, config.rules, "stacked", self.mesh, self.weight_dtype)
+        self.frozen_target, target = ({}, target) if config.lora is None else lora.split(target)
+        self.target = abstract_state(self.optimizer, target, self.mesh, config.step.offload_optimizer)
         self.identity = identity_of(config, self.examples, checkpoint.fingerprint(config.model))
         self.tokenizer_hash = checkpoint.tokenizer_fingerprint(config.model)
         self.store = StateStore(self.output / "checkpoints", keep=config.keep, keep_best=self.eval_packer is not None)
@@ -194,25 +212,44 @@ class _Run:
         checkpoint.write_model_files(self.output, self.model_config, config.model)
         if jax.process_index() == 0:
             data.write_rejects(self.output / REJECTS_NAME, self.rejects)
-        with jax.set_mesh(self.mesh):
-            shardings = jax.tree.map(lambda x: x.sharding, self.target)
-            step = make_train_step(
-                self.model_config, config.rules, self.optimizer, config.step, config.data.seed, shardings
-            )
-            batch = abstract_batch(self.packer.shape, self.mesh, config.rules)
-            self.step = step.lower(self.target, batch).compile()
-            if self.eval_packer is not None:
-                batch = abstract_batch(self.eval_packer.shape, self.mesh, config.rules)
-                loss = make_loss_step(self.model_config, config.rules, config.step)
-                self.loss = loss.lower(self.target.params, batch).compile()
+        if self.first_step < self.num_steps:
+            self._compile()
+        self.frozen: Params = {}
+        if config.lora is not None:
+            self.frozen = self._load_weights()
         if self.first_step:
             _say(f"resuming {self.output} after step {self.first_step} of {self.num_steps}")
             self.state = self.store.restore(self.first_step, self.target)
             return
-        _, params = checkpoint.load_model(
-            config.model, self.mesh, config.rules, "stacked", dtype=config.dtype, param_dtype=config.param_dtype
-        )
-        self.state = init_state(self.optimizer, params, self.mesh)
+        if config.lora is None:
+            params = self._load_weights()
+        else:
+            params = lora.init_adapters(self.model_config, config.rules, self.mesh, config.data.seed)
+        self.state = init_state(self.optimizer, params, self.mesh, config.step.offload_optimizer)
+
+    def _compile(self) -> None:
+        """Compile all that the run computes, so that nothing is left to compile once there is something to lose."""
+        with jax.set_mesh(self.mesh):
+            shardings = jax.tree.map(lambda x: x.sharding, self.target)
+            how = (self.config.step, self.config.data.pack)
+            step = make_train_step(
+                self.model_config, self.config.rules, self.optimizer, *how, self.config.data.seed, shardings
+            )
+            batch = abstract_batch(self.packer.shape, self.mesh, self.config.rules)
+            self.step = step.lower(self.target, self.frozen_target, batch).compile()
+            if self.eval_packer is not None:
+                batch = abstract_batch(self.eval_packer.shape, self.mesh, self.config.rules)
+                loss = make_loss_step(self.model_config, self.config.rules, *how)
+                self.loss = loss.lower(self.target.params, self.frozen_target, batch).compile()
+
+    def _load_weights(self) -> Params:
+        """Return the source model's weights, stored as the config says."""
+        from s1jax.checkpoint import load_model
+
+        config = self.config
+        how = dict(layout="stacked", dtype=config.dtype, param_dtype=self.weight_dtype)
+        _, params = load_model(config.model, self.mesh, config.rules, **how)  # type: ignore[arg-type]
+        return params if config.frozen == "float" else quantize_matrices(params, config.frozen)
 
     def advance(self, preemption: Preemption) -> None:
         """Make the steps that are left."""
@@ -224,12 +261,12 @@ class _Run:
         peak = peak_flops(jax.devices()[0].device_kind, config.dtype)
         peak = None if peak is None else peak * self.mesh.size
         log = TrainLog(self.output, self.first_step, self.num_steps, config.trackers, self.identity)
-        with closing(self.store), log:
+        with log:
             pending: Callable[..., None] | None = None
             for step in range(self.first_step, self.num_steps):
                 indices = self.packer.steps[step]
                 batch = to_device(self.packer.make_batch(indices), self.mesh, config.rules)
-                self.state, metrics = self.step(self.state, batch)
+                self.state, metrics = self.step(self.state, self.frozen, batch)
                 # The metrics of the step before are read while the devices run this one.
                 if pending is not None:
                     pending()
@@ -269,7 +306,7 @@ class _Run:
                 return None
             share = packer.num_targets[indices].sum() if self.config.data.loss_average == "token" else len(indices)
             batch = to_device(packer.make_batch(indices), self.mesh, self.config.rules)
-            total += float(share) * float(self.loss(self.state.params, batch))
+            total += float(share) * float(self.loss(self.state.params, self.frozen, batch))
             weight += float(share)
         return total / weight
 
@@ -290,14 +327,18 @@ class _Run:
         from s1jax import checkpoint
 
         if not self.is_finished:
-            config, params = self.config, self.state.params
+            config, model_config, params = self.config, self.model_config, self.state.params
+            if config.lora is not None:
+                model_config, params = lora.merge(
+                    model_config, config.rules, self.mesh, self.frozen, params, config.export_dtype, donate=True
+                )
             checkpoint.save_hf(
-                self.output / "hf", self.model_config, params, config.export_dtype, config.model, overwrite=True
+                self.output / "hf", model_config, params, config.export_dtype, config.model, overwrite=True
             )
         return self.output / "hf"
 
 
-def check_finite(params: Any, step: int) -> None:
+def check_finite(params: Params, step: int) -> None:
     """Raise ValueError for parameters that the update of a step has destroyed: its loss was measured before it."""
     norm = float(jax.jit(optax.tree.norm)(params))
     if not math.isfinite(norm):

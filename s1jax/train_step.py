@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,10 @@ import numpy as np
 import optax
 from flax import nnx
 
+from s1jax.attention import Backend
+from s1jax.lora import combine
 from s1jax.loss import weighted_cross_entropy
-from s1jax.model import Params, constrain_params, graphdef
+from s1jax.model import Params, Remat, constrain_params, graphdef
 from s1jax.model_config import ModelConfig
 from s1jax.optimizer import update
 from s1jax.packing import Shape
@@ -47,23 +49,20 @@ class StepConfig:
 
     loss_chunk: int = 1024
     """Positions of a device whose logits exist at a time."""
-    remat: bool = True
-    """Recompute each layer in the backward pass."""
+    remat: Remat = "full"
+    """What of each layer the backward pass recomputes (`model.Qwen2`): `full` needs the least memory, `none` the least time."""
+    attention: Backend | None = None
+    """Attention backend; by default that of the platform."""
+    offload_optimizer: bool = False
+    """Keep the optimizer's moments in host memory."""
 
     def __post_init__(self) -> None:
         if self.loss_chunk < 1:
             raise ValueError(f"loss_chunk is {self.loss_chunk}: it must be at least 1")
-
-
-def batch_loss(
-    config: ModelConfig, rules: ShardingRules, step: StepConfig, params: Params, rows: DeviceBatch
-) -> Float[Array, ""]:
-    """Return the weighted loss of the rows of one pass."""
-    model = nnx.merge(graphdef(config, rules, "stacked"), params)
-    hidden, _ = model(rows["tokens"], rows["positions"], rows["segment_ids"], remat=step.remat)
-    return weighted_cross_entropy(
-        hidden, model.output_weight(), rows["targets"], rows["loss_weights"], rules, step.loss_chunk
-    )
+        for name, choices in (("remat", Remat), ("attention", Backend)):
+            value = getattr(self, name)
+            if value is not None and value not in get_args(choices):
+                raise ValueError(f"{name} is {value!r}: choose one of {', '.join(get_args(choices))}")
 
 
 def make_train_step(
@@ -71,21 +70,25 @@ def make_train_step(
     rules: ShardingRules,
     optimizer: optax.GradientTransformation,
     step_config: StepConfig,
+    packed: bool = True,
     seed: int = 0,
     shardings: TrainState | None = None,
 ) -> Any:
-    """Return the jitted step (state, batch) -> (state, metrics); the state is donated, and comes back on `shardings`.
+    """Return the jitted step (state, frozen, batch) -> (state, metrics); the state is donated, and comes back on `shardings`.
 
-    Call it under `jax.set_mesh`. Metrics: `loss` and `grad_norm` (before clipping), float32 scalars. `seed` decides how bfloat16 state
-    is rounded.
+    `frozen` is what the model has besides the state's parameters (`lora.py`), {} for nothing. `packed=False` promises one example a row;
+    `seed` decides how bfloat16 state is rounded. Metrics: `loss` and `grad_norm` (before clipping), float32 scalars. Call it under
+    `jax.set_mesh`.
     """
 
-    def loss_and_grads(params: Params, batch: DeviceBatch) -> tuple[jax.Array, Params]:
-        cast = _cast_matrices(params, config.dtype)
+    def loss_and_grads(params: Params, frozen: Params, batch: DeviceBatch) -> tuple[jax.Array, Params]:
+        cast, frozen = _cast_matrices(params, config.dtype), _cast_matrices(frozen, config.dtype)
 
         def of_pass(i: Any) -> tuple[jax.Array, Params]:
-            rows = {name: x[i] for name, x in batch.items() if name != "num_passes"}
-            loss, grads = jax.value_and_grad(lambda p: batch_loss(config, rules, step_config, p, rows))(cast)
+            def of_params(params: Params) -> jax.Array:
+                return _loss_of_pass(config, rules, step_config, packed, combine(frozen, params), batch, i)
+
+            loss, grads = jax.value_and_grad(of_params)(cast)
             return loss, constrain_params(grads, config, rules)
 
         if batch["tokens"].shape[0] == 1:
@@ -99,40 +102,60 @@ def make_train_step(
         start = (jnp.zeros((), jnp.float32), constrain_params(zeros, config, rules))
         return jax.lax.fori_loop(0, batch["num_passes"], add, start)
 
-    def step(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, Metrics]:
-        loss, grads = loss_and_grads(state.params, batch)
+    def step(state: TrainState, frozen: Params, batch: DeviceBatch) -> tuple[TrainState, Metrics]:
+        loss, grads = loss_and_grads(state.params, frozen, batch)
+        opt_state = state.opt_state
+        if step_config.offload_optimizer:
+            opt_state = jax.tree.map(lambda x: jax.device_put(x, jax.memory.Space.Device), opt_state)
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        params, opt_state = update(optimizer, grads, state.opt_state, state.params, key)
+        params, opt_state = update(optimizer, grads, opt_state, state.params, key)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(jax.tree.map(lambda x: x.astype(jnp.float32), grads))}
         return TrainState(params, opt_state, state.step + 1), metrics
 
     return jax.jit(step, donate_argnums=0, out_shardings=None if shardings is None else (shardings, None))
 
 
-def make_loss_step(config: ModelConfig, rules: ShardingRules, step_config: StepConfig) -> Any:
-    """Return the jitted function (params, batch) -> loss of a batch, without gradients. Call it under `jax.set_mesh`."""
+def make_loss_step(config: ModelConfig, rules: ShardingRules, step_config: StepConfig, packed: bool = True) -> Any:
+    """Return the jitted function (params, frozen, batch) -> loss of a batch, without gradients. Call it under `jax.set_mesh`."""
 
-    def loss(params: Params, batch: DeviceBatch) -> jax.Array:
-        cast = _cast_matrices(params, config.dtype)
+    def loss(params: Params, frozen: Params, batch: DeviceBatch) -> jax.Array:
+        whole = combine(_cast_matrices(frozen, config.dtype), _cast_matrices(params, config.dtype))
 
         def add(i: jax.Array, total: jax.Array) -> jax.Array:
-            rows = {name: x[i] for name, x in batch.items() if name != "num_passes"}
-            return total + batch_loss(config, rules, step_config, cast, rows)
+            return total + _loss_of_pass(config, rules, step_config, packed, whole, batch, i)
 
         return jax.lax.fori_loop(0, batch["num_passes"], add, jnp.zeros((), jnp.float32))
 
     return jax.jit(loss)
 
 
+def _loss_of_pass(config, rules, step_config, packed, params, batch, i) -> Float[Array, ""]:
+    """Return the weighted loss of the rows of pass `i`."""
+    rows = {name: x[i] for name, x in batch.items() if name != "num_passes"}
+    model = nnx.merge(graphdef(config, rules, "stacked"), params)
+    how = dict(remat=step_config.remat, attention=step_config.attention, packed=packed)
+    hidden, _ = model(rows["tokens"], rows["positions"], rows["segment_ids"], **how)
+    weight = model.output_weight()
+    return weighted_cross_entropy(hidden, weight, rows["targets"], rows["loss_weights"], rules, step_config.loss_chunk)
+
+
 def _cast_matrices(params: Params, dtype: str) -> Params:
+    """Return parameters with their float matrices in the compute dtype."""
+
     def cast(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
-        return x.astype(dtype) if path[-1].key == "kernel" or path[0].key == "embed_tokens" else x
+        is_matrix = path[-1].key == "kernel" or (path[0].key, path[-1].key) == ("embed_tokens", "weight")
+        return x.astype(dtype) if is_matrix and jnp.issubdtype(x.dtype, jnp.floating) else x
 
     return jax.tree_util.tree_map_with_path(cast, params)
 
 
-def abstract_state(optimizer: optax.GradientTransformation, params: Params, mesh: jax.sharding.Mesh) -> TrainState:
-    """Return the train state of these (abstract) parameters as `jax.ShapeDtypeStruct`s: optimizer moments lie where their parameters do."""
+def abstract_state(
+    optimizer: optax.GradientTransformation, params: Params, mesh: jax.sharding.Mesh, offload: bool = False
+) -> TrainState:
+    """Return the train state of these (abstract) parameters as `jax.ShapeDtypeStruct`s.
+
+    Optimizer moments lie where their parameters do; with `offload`, in the memory of that device's host.
+    """
     replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
     def with_sharding(leaf: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
@@ -140,7 +163,9 @@ def abstract_state(optimizer: optax.GradientTransformation, params: Params, mesh
 
     opt_state = optax.tree.map_params(
         optimizer,
-        lambda moment, param: with_sharding(moment, param.sharding),
+        lambda moment, param: with_sharding(
+            moment, param.sharding.with_memory_kind("pinned_host") if offload else param.sharding
+        ),
         jax.eval_shape(optimizer.init, params),
         params,
         transform_non_params=lambda leaf: with_sharding(leaf, replicated),
@@ -149,9 +174,11 @@ def abstract_state(optimizer: optax.GradientTransformation, params: Params, mesh
     return TrainState(jax.tree.map(lambda p: with_sharding(p, p.sharding), params), opt_state, step)
 
 
-def init_state(optimizer: optax.GradientTransformation, params: Params, mesh: jax.sharding.Mesh) -> TrainState:
-    """Return the state at step 0."""
-    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(optimizer, params, mesh))
+def init_state(
+    optimizer: optax.GradientTransformation, params: Params, mesh: jax.sharding.Mesh, offload: bool = False
+) -> TrainState:
+    """Return the state at step 0, placed as `abstract_state` says."""
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(optimizer, params, mesh, offload))
     opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
     return TrainState(params, opt_state, jax.device_put(jnp.zeros((), jnp.int32), shardings.step))
 

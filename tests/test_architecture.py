@@ -20,7 +20,7 @@ TABLE = """
 bits progress preemption config sharding chat grading quantization flash_attention attention cache rope model_config flops model lora
 safetensors_io hf_weights orbax_params state_store checkpoint
 data packing loss optimizer train_step train_log train
-sampling budget request decode rows scheduler generate benchmarks metrics evaluate sweep measure plot preflight
+sampling budget request decode rows scheduler generate benchmarks metrics evaluate sweep measure measure_train plot preflight
 """
 ROWS = TABLE.split()
 # DESIGN's four, of which `decode` is used through `request` and `scheduler`; `config` and `progress` for the command line, and `data`
@@ -43,6 +43,7 @@ BARE_MODULES = [
     "decode",
     "scheduler",
     "measure",
+    "measure_train",
 ]
 
 PACKAGE = sorted(path for path in (ROOT / "s1jax").glob("*.py") if path.stem != "__init__")

@@ -159,9 +159,13 @@ def test_row_length_is_the_longest_example_rounded_up(pad_multiple, expected):
 
 def test_shapes_that_fit_no_example_or_mesh_are_refused():
     examples = make_examples([3, 9])
-    with pytest.raises(ValueError, match=r"row_length is 8, but example 1 has 9 tokens: raise it to 9, or set max_length"):
+    with pytest.raises(
+        ValueError, match=r"row_length is 8, but example 1 has 9 tokens: raise it to 9, or set max_length"
+    ):
         Packer(examples, DataConfig("rows", row_length=8))
-    with pytest.raises(ValueError, match=r"rows_per_pass 6 is no multiple of 4, .* data x fsdp\): choose a multiple of 4"):
+    with pytest.raises(
+        ValueError, match=r"rows_per_pass 6 is no multiple of 4, .* data x fsdp\): choose a multiple of 4"
+    ):
         Packer(examples, DataConfig("rows", rows_per_pass=6), num_shards=4)
 
 

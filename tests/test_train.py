@@ -1,4 +1,4 @@
-"""`train.py`: the step against torch and against itself under other splits, the recipe's schedule, and a whole run with resume."""
+"""`train.py`: whole runs: what they learn and leave behind, how they stop and go on, and what they refuse."""
 
 import json
 import os
@@ -9,149 +9,25 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from test_chat import byte_tokenizer
+from test_train_step import CONFIG, OPTIMIZER, ROWS, RULES
 
-from s1jax import checkpoint, data, train
+from s1jax import checkpoint, train
 from s1jax.data import DataConfig
 from s1jax.model import init_params
-from s1jax.model_config import ModelConfig
-from s1jax.sharding import MeshConfig, ShardingRules, make_mesh
+from s1jax.model_config import LoraConfig
+from s1jax.sharding import MeshConfig, make_mesh
+from s1jax.train_step import StepConfig
 
-CONFIG = ModelConfig(
-    vocab_size=272, embed_dim=32, mlp_dim=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, rope_theta=1e4,
-    rms_norm_eps=1e-6, max_position_embeddings=512, tie_word_embeddings=True, dtype="float32",
-)  # fmt: skip
 ROOT = Path(__file__).resolve().parents[1]
-RULES = ShardingRules()
-OPTIMIZER = train.OptimizerConfig(learning_rate=3e-3, weight_decay=0.1, clip_norm=0.5)
-ROWS = [
-    dict(id=str(i), question=f"What is {i} + {i + 3}?", thinking=f"{i} and {i + 3} make {2 * i + 3}." * (1 + i % 3),
-         answer=str(2 * i + 3), reference=str(2 * i + 3), source="test", domain="sums")
-    for i in range(20)
-]  # fmt: skip
-
-
-def batches(**changes):
-    config = DataConfig(source="-", max_length=512, batch_size=8, num_epochs=2, pad_multiple=64, **changes)
-    examples, _ = data.encode_rows(ROWS, byte_tokenizer(), config)
-    return data.make_batches(examples, config)
-
-
-def run_steps(num_steps=4, mesh_config=None, num_micro_batches=1, loss_chunk=1024, remat=True, gather=True):
-    mesh = make_mesh(mesh_config or MeshConfig(fsdp=1), jax.devices()[: 8 if mesh_config else 1])
-    optimizer = train.make_optimizer(OPTIMIZER, num_steps=6)
-    state = train.init_state(optimizer, init_params(CONFIG, RULES, "stacked", mesh, seed=0), mesh)
-    step = train.make_train_step(CONFIG, RULES, optimizer, num_micro_batches, loss_chunk, remat)
-    metrics, ds = [], batches()
-    with jax.set_mesh(mesh):
-        for i in range(num_steps):
-            state, m = step(state, train.to_device(ds[i], mesh, RULES))
-            metrics.append((float(m["loss"]), float(m["grad_norm"])))
-    return np.array(metrics), jax.device_get(state.params) if gather else None
-
-
-@pytest.fixture(scope="module")
-def reference():
-    return run_steps()
-
-
-def assert_same_run(run, reference):
-    np.testing.assert_allclose(run[0], reference[0], rtol=2e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), run[1], reference[1])
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        dict(num_micro_batches=4),
-        dict(loss_chunk=24),
-        dict(remat=False),
-        dict(mesh_config=MeshConfig(fsdp=8)),
-        dict(mesh_config=MeshConfig(data=2, fsdp=2, tensor=2), num_micro_batches=2),
-        dict(mesh_config=MeshConfig(data=2, fsdp=1, sequence=2, tensor=2)),
-    ],
-)
-def test_how_the_work_is_split_changes_no_step(changes, reference):
-    assert_same_run(run_steps(**changes), reference)
-
-
-def test_steps_equal_torch(tmp_path, reference):
-    """Same weights, batches and recipe under transformers and torch.optim.AdamW."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    mesh = make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
-    params = init_params(CONFIG, RULES, "stacked", mesh, seed=0)
-    first = jax.device_get(params)
-    checkpoint.save_hf(tmp_path / "hf", CONFIG, params, "float32", None)
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
-    no_decay = [p for n, p in model.named_parameters() if "bias" in n or "norm" in n]
-    decay = [p for n, p in model.named_parameters() if not ("bias" in n or "norm" in n)]
-    groups = [dict(params=decay, weight_decay=0.1), dict(params=no_decay, weight_decay=0.0)]
-    adamw = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.95), eps=1e-8)
-    schedule = train.learning_rate(OPTIMIZER, 6)
-    ds = batches()
-    for step in range(4):
-        batch = {name: torch.tensor(x) for name, x in ds[step].items()}
-        logits = model(batch["tokens"].long(), attention_mask=batch["segment_ids"]).logits
-        losses = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), batch["targets"].long().flatten(), reduction="none"
-        )
-        loss = (losses * batch["loss_weights"].flatten()).sum()
-        adamw.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIMIZER.clip_norm)
-        for group in adamw.param_groups:
-            group["lr"] = float(schedule(step))
-        adamw.step()
-        np.testing.assert_allclose([loss.item(), norm.item()], reference[0][step], rtol=1e-4)
-        assert norm > OPTIMIZER.clip_norm and (step == 0 or adamw.param_groups[0]["lr"] > 1e-3)
-    model.save_pretrained(tmp_path / "torch")
-    _, trained = checkpoint.load_model(tmp_path / "torch", mesh, RULES, "stacked", dtype="float32")
-
-    def moved_alike(path, ours, theirs, start):
-        name = jax.tree_util.keystr(path)
-        np.testing.assert_allclose(ours, theirs, atol=3e-5, err_msg=name)
-        assert np.abs(theirs - start).max() > 5e-3, name
-
-    jax.tree_util.tree_map_with_path(moved_alike, reference[1], jax.device_get(trained), first)
-
-
-def test_the_loss_weighs_each_sequence_the_same_by_default(reference):
-    """The first step's loss, recomputed with whole logits and means by hand."""
-    from flax import nnx
-
-    from s1jax.model import graphdef
-
-    mesh = make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
-    batch = batches()[0]
-    model = nnx.merge(graphdef(CONFIG, RULES, "stacked"), init_params(CONFIG, RULES, "stacked", mesh, seed=0))
-    logits = model.logits(model(batch["tokens"], batch["positions"], batch["segment_ids"])[0])
-    losses = np.array(optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"]))
-    mask = batch["loss_weights"] > 0
-    by_sequence = np.mean([losses[b][mask[b]].mean() for b in range(8)])
-    np.testing.assert_allclose(reference[0][0, 0], by_sequence, rtol=1e-5)
-    assert abs(losses[mask].mean() - by_sequence) > 1e-4
-
-
-def test_the_schedule_is_the_recipes():
-    schedule = train.learning_rate(train.OptimizerConfig(), num_steps=315)
-    cosine = [1e-5 * 0.5 * (1 + np.cos(np.pi * (step - 16) / 299)) for step in (157, 314)]
-    np.testing.assert_allclose(
-        [float(schedule(s)) for s in (0, 8, 16, 157, 314, 315)], [0, 0.5e-5, 1e-5, *cosine, 0], rtol=1e-4, atol=1e-12
-    )
-
-
-def test_a_thousand_rows_make_315_steps():
-    assert data.num_steps(1000, DataConfig(source="-")) == 315
 
 
 @pytest.fixture
@@ -191,33 +67,234 @@ def test_a_run_learns_exports_and_keeps_rejected_rows_aside(run_config):
     )
 
 
-def test_a_killed_run_resumes_to_the_bit(run_config, tmp_path):
+@pytest.fixture
+def start(run_config, tmp_path):
+    """Start a run in a process of its own, whose every step takes `pause` seconds longer; with several processes, one of them."""
+
+    def start(config=run_config, pause=0.3, devices=8, process=0, num_processes=1, port=0, patch=""):
+        script = tmp_path / f"script{process}.py"
+        script.write_text(
+            f"import os, time\nos.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count={devices}'\n"
+            "import jax\nfrom s1jax.sharding import *\nfrom s1jax.data import *\nfrom s1jax.model_config import *\n"
+            "from s1jax.train_step import *\nfrom s1jax.train import *\nfrom s1jax import train\n"
+            + (f"jax.distributed.initialize('localhost:{port}', {num_processes}, {process})\n" if port else "")
+            + f"train.to_device = lambda *args: (time.sleep({pause}), to_device(*args))[1]\n{patch}\n"
+            f"train.train({config!r})\n"
+        )
+        return subprocess.Popen([sys.executable, script], stderr=subprocess.PIPE, text=True)
+
+    running = []
+    yield lambda *args, **how: running.append(start(*args, **how)) or running[-1]
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(process, condition, seconds=180):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline and process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+
+
+def num_lines(log):
+    return log.read_text().count("\n") if log.exists() else 0
+
+
+def exported(config):
+    return (Path(config.output) / "hf" / "model.safetensors").read_bytes()
+
+
+def test_a_run_killed_at_three_random_moments_resumes_to_the_bit(run_config, tmp_path, start):
+    run_config = replace(run_config, save_every=2)
     whole = replace(run_config, output=str(tmp_path / "whole"))
     train.train(whole)
-    script = tmp_path / "script.py"
-    # Steps are slowed down, so that the kill comes between a finished checkpoint and the end.
-    script.write_text(
-        "import os, time\nos.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'\n"
-        "from s1jax.sharding import *\nfrom s1jax.data import *\nfrom s1jax.train import *\nfrom s1jax import train\n"
-        "train.to_device = lambda *args: (time.sleep(0.5), to_device(*args))[1]\n"
-        f"train.train({run_config!r})\n"
-    )
-    output, steps = Path(run_config.output), Path(run_config.output) / "checkpoints"
-    log = output / "metrics.jsonl"
-    process = subprocess.Popen([sys.executable, script], stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
-    while not checkpoint.finished_steps(steps) or log.read_text().count("\n") < 6:
-        assert time.monotonic() < deadline and process.poll() is None, process.stderr.read().decode()
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert 0 < max(checkpoint.finished_steps(steps)) < log.read_text().count("\n") < 12
-    with log.open("a") as file:
-        file.write('{"step": 7, "lo')
+    output, rng = Path(run_config.output), np.random.default_rng()
+    log, steps = output / "metrics.jsonl", output / "checkpoints"
+    moments = sorted(rng.choice(np.arange(3, 12), 3, replace=False))
+    for moment in moments:
+        process = start(run_config)
+        wait_for(process, lambda moment=moment: num_lines(log) >= moment and checkpoint.finished_steps(steps))
+        time.sleep(rng.uniform(0, 0.3))
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, f"it ended before it was killed, after {moment} of 12 steps"
+        with log.open("a") as file:
+            file.write('{"step": 7, "lo')
     train.train(run_config)
-    assert losses_of(output) == losses_of(whole.output)
-    ours, theirs = (Path(c.output) / "hf" / "model.safetensors" for c in (run_config, whole))
-    assert ours.read_bytes() == theirs.read_bytes()
+    assert losses_of(output) == losses_of(whole.output) and len(losses_of(output)) == 12, moments
+    assert exported(run_config) == exported(whole), moments
+
+
+def test_sigterm_saves_the_step_it_is_at_and_the_run_resumes_to_the_bit(run_config, tmp_path, start):
+    run_config = replace(run_config, save_every=100)
+    whole = replace(run_config, output=str(tmp_path / "whole"))
+    train.train(whole)
+    output = Path(run_config.output)
+    process = start(run_config)
+    wait_for(process, lambda: num_lines(output / "metrics.jsonl") >= 4)
+    process.terminate()
+    told = process.communicate()[1]
+    (saved,) = checkpoint.finished_steps(output / "checkpoints")
+    assert process.returncode == 143 and f"saved step {saved}; the same command resumes" in told and 4 <= saved < 12
+    assert "Traceback" not in told
+    train.train(run_config)
+    assert losses_of(output) == losses_of(whole.output) and exported(run_config) == exported(whole)
+
+
+@pytest.mark.parametrize(
+    ("patch", "doing", "saved"),
+    [
+        ("lower = type(jax.jit(lambda: 0)).lower\nmake_train_step = train.make_train_step\n"
+         "train.make_train_step = lambda *a, **k: (print('compiling', file=sys.stderr, flush=True), time.sleep(30))", "starting", []),
+        ("evaluate = train.make_loss_step\nclass Slow:\n"
+         "    def __init__(self, step): self.step = step\n"
+         "    def lower(self, *a): self.step = self.step.lower(*a); return self\n"
+         "    def compile(self): self.step = self.step.compile(); return self\n"
+         "    def __call__(self, *a): print('evaluating', file=sys.stderr, flush=True); time.sleep(2); return self.step(*a)\n"
+         "train.make_loss_step = lambda *a: Slow(evaluate(*a))", "evaluating", [4]),
+    ],
+    ids=["compilation", "evaluation"],
+)  # fmt: skip
+def test_sigterm_ends_a_run_that_compiles_or_evaluates(patch, doing, saved, run_config, start):
+    config = replace(run_config, eval_source=run_config.data.source, eval_every=4, save_every=100)
+    process = start(config, patch="import sys\n" + patch, pause=0)
+    for line in process.stderr:
+        if line.strip() in ("compiling", "evaluating"):
+            break
+    began = time.monotonic()
+    process.terminate()
+    told = process.communicate()[1]
+    assert process.returncode == 143 and time.monotonic() - began < 15
+    assert "the same command resumes" in told and "Traceback" not in told and (saved or f"while {doing}" in told)
+    assert checkpoint.finished_steps(Path(config.output) / "checkpoints") == saved
+
+
+@pytest.mark.parametrize(
+    ("devices", "mesh"),
+    [
+        (8, MeshConfig(data=2, fsdp=4)),
+        (8, MeshConfig(fsdp=2, sequence=2, tensor=2)),
+        (4, MeshConfig()),
+        (1, MeshConfig()),
+    ],
+)
+def test_a_run_resumed_on_another_mesh_equals_the_uninterrupted_one(devices, mesh, run_config, tmp_path, monkeypatch):
+    whole = replace(run_config, output=str(tmp_path / "whole"), export_dtype="float32")
+    train.train(whole)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 6)
+        with pytest.raises(OSError, match="stopped"):
+            train.train(replace(whole, output=run_config.output))
+    monkeypatch.setattr(train, "make_mesh", lambda config: make_mesh(config, jax.devices()[:devices]))
+    train.train(replace(whole, output=run_config.output, mesh=mesh))
+    np.testing.assert_allclose(losses_of(run_config.output), losses_of(whole.output), rtol=1e-5)
+    params = [
+        checkpoint.load_model(output, make_mesh(MeshConfig()), RULES, "stacked", dtype="float32")[1]
+        for output in (run_config.output, whole.output)
+    ]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *params)
+
+
+def test_two_processes_take_over_a_run_of_one_stop_together_and_give_it_back(run_config, tmp_path, start, monkeypatch):
+    whole = replace(run_config, output=str(tmp_path / "whole"), export_dtype="float32", mesh=MeshConfig(data=2, fsdp=4))
+    train.train(whole)
+    config = replace(whole, output=run_config.output)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5)
+        with pytest.raises(OSError, match="stopped"):
+            train.train(config)
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        port = s.getsockname()[1]
+    processes = [start(config, devices=4, process=i, num_processes=2, port=port) for i in range(2)]
+    log = Path(config.output) / "metrics.jsonl"
+    wait_for(processes[0], lambda: num_lines(log) >= 7)
+    processes[1].terminate()
+    told = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [143, 143], told
+    (saved,) = checkpoint.finished_steps(Path(config.output) / "checkpoints")
+    assert 7 <= saved < 12 and f"saved step {saved}" in told[0]
+    train.train(config)
+    np.testing.assert_allclose(losses_of(config.output), losses_of(whole.output), rtol=1e-5)
+
+
+def test_held_out_loss_is_measured_and_the_best_checkpoint_kept(run_config, tmp_path):
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text("".join(json.dumps(row) + "\n" for row in ROWS[:5]))
+    config = replace(run_config, eval_source=str(held_out), eval_every=2, save_every=2)
+    train.train(config)
+    rows = [json.loads(line) for line in (Path(config.output) / "metrics.jsonl").read_text().splitlines()]
+    losses = {row["step"] + 1: row["eval_loss"] for row in rows if "eval_loss" in row}
+    assert list(losses) == [2, 4, 6, 8, 10, 12] and losses[12] < losses[2]
+    # By hand: the mean over examples of each example's mean.
+    _, params = checkpoint.load_model(config.output, make_mesh(MeshConfig()), RULES, "stacked", dtype="float32")
+    alone = [replace(config.data, source=str(held_out), num_epochs=1, batch_size=1)]
+    run = train._Run(replace(config, output=str(tmp_path / "other"), data=alone[0]))
+    run.load()
+    run.state = run.state._replace(params=params)
+    with jax.set_mesh(run.mesh), train.Preemption() as preemption:
+        np.testing.assert_allclose(run._evaluate(preemption), losses[12], rtol=1e-5)
+    best = min(losses, key=lambda step: losses[step])
+    assert {best, 12} == set(checkpoint.finished_steps(Path(config.output) / "checkpoints"))
+
+
+@pytest.mark.parametrize("frozen", ["float", "nf4"])
+def test_a_lora_run_learns_resumes_and_exports_a_merged_model(frozen, run_config, monkeypatch):
+    config = replace(
+        run_config, lora=LoraConfig(rank=8), frozen=frozen, optimizer=replace(OPTIMIZER, learning_rate=3e-2),
+        eval_source=run_config.data.source, eval_every=4, export_dtype="float32",
+    )  # fmt: skip
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5)
+        with pytest.raises(OSError, match="stopped"):
+            train.train(config)
+    hf = train.train(config)
+    losses = losses_of(config.output)
+    assert len(losses) == 12 and losses[-1] < 0.9 * losses[0]
+    last = json.loads((Path(config.output) / "metrics.jsonl").read_text().splitlines()[-1])["eval_loss"]
+    # The export is a plain model of the same loss.
+    plain = replace(
+        config, model=str(hf), output=config.output + "2", lora=None, frozen="float", eval_every=1,
+        data=replace(config.data, batch_size=20, num_epochs=1), optimizer=replace(OPTIMIZER, learning_rate=1e-30),
+    )  # fmt: skip
+    train.train(plain)
+    first = json.loads((Path(plain.output) / "metrics.jsonl").read_text().splitlines()[0])["eval_loss"]
+    np.testing.assert_allclose(first, last, rtol=1e-4)
+
+
+def test_tensorboard_holds_the_metrics(run_config):
+    from tensorboardX.proto.event_pb2 import Event
+
+    train.train(replace(run_config, data=replace(run_config.data, num_epochs=1)))
+    (path,) = (Path(run_config.output) / "tensorboard").iterdir()
+    content, found = path.read_bytes(), {}
+    while content:  # length (8 bytes), its checksum (4), event, its checksum (4)
+        size = int.from_bytes(content[:8], "little")
+        event = Event.FromString(content[12 : 12 + size])
+        content = content[12 + size + 4 :]
+        for value in event.summary.value:
+            found.setdefault(value.tag, []).append((event.step, value.simple_value))
+    np.testing.assert_allclose([loss for _, loss in found["loss"]], losses_of(run_config.output), rtol=1e-6)
+    assert {"grad_norm", "learning_rate", "tokens_per_s"} <= set(found)
+
+
+def test_trackers_are_given_every_step_and_an_absent_one_is_named(run_config, monkeypatch):
+    told = []
+
+    class Run:
+        def log(self, numbers, step):
+            told.append((step, numbers["loss"]))
+
+        def finish(self):
+            told.append("finished")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **_: Run()))
+    config = replace(run_config, data=replace(run_config.data, num_epochs=1), trackers=("wandb",))
+    train.train(config)
+    assert told == [*enumerate(losses_of(config.output)), "finished"]
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    with pytest.raises(ValueError, match="tracker trackio needs the package trackio: pip install trackio"):
+        train.train(replace(config, output=config.output + "2", trackers=("trackio",)))
 
 
 def stop_after(monkeypatch, num_steps):
@@ -244,8 +321,8 @@ def test_a_run_goes_on_with_other_fields_that_change_no_result_and_without_the_s
     monkeypatch.setattr(checkpoint, "load_model", None)
     hf = train.train(
         replace(
-            run_config, data=replace(run_config.data, source=str(rows)), mesh=MeshConfig(fsdp=2, tensor=4), remat=False,
-            micro_batch_size=4, loss_chunk=100, save_every=5, keep=2, export_dtype="float32",
+            run_config, data=replace(run_config.data, source=str(rows), pack=False, rows_per_pass=4), mesh=MeshConfig(fsdp=2, tensor=4),
+            step=StepConfig(remat="none", loss_chunk=100), save_every=5, keep=2, export_dtype="float32",
         )
     )  # fmt: skip
     assert len(losses_of(run_config.output)) == 12 and checkpoint.stored_dtype(hf) == "float32"
@@ -260,7 +337,7 @@ def test_a_finished_run_is_done_and_only_its_missing_export_is_made_again(run_co
     stop_after(monkeypatch, 0)
     with monkeypatch.context() as patch:
         patch.setattr(train, "init_state", None)
-        patch.setattr(checkpoint, "StateStore", None)
+        patch.setattr(train, "make_train_step", None)
         assert train.train(run_config) == hf
     assert "is finished: nothing to do" in capsys.readouterr().err
     shutil.rmtree(hf)
@@ -309,7 +386,7 @@ def test_cut_examples_are_reported(run_config, capsys):
     cut = replace(run_config.data, max_length=100, too_long="truncate", num_epochs=1)
     train.train(replace(run_config, data=cut))
     told = re.search(
-        r"20 examples, (\d+) of them cut to max_length 100, 1 rejected \(1 x .*thinking.*; see .*rejects.jsonl\); 3 steps of 8",
+        r"20 examples, (\d+) of them cut to max_length 100, 1 rejected \(1 x .*thinking.*; see .*rejects.jsonl\)\n3 steps of 8 examples",
         capsys.readouterr().err,
     )
     assert told and 0 < int(told[1]) < 20
@@ -328,81 +405,36 @@ def test_a_destroyed_model_stops_the_run_before_it_is_saved(save_every, told, ru
     assert saved == ([1] if save_every == 1 else []), "step 0 has no learning rate yet"
 
 
-def test_a_micro_batch_must_divide_the_batch(run_config):
-    with pytest.raises(ValueError, match="micro_batch_size 3 does not divide the batch size 8"):
-        replace(run_config, micro_batch_size=3)
+def test_a_loss_that_is_not_finite_names_its_step_and_the_rows_in_it(run_config):
+    with pytest.raises(ValueError, match=r"step \d+: loss (nan|inf).*Its rows: \d+(, \d+){7}") as error:
+        train.train(replace(run_config, optimizer=replace(OPTIMIZER, learning_rate=1.0, weight_decay=1e30)))
+    named = set(re.search("Its rows: (.*)", str(error.value))[1].split(", "))
+    assert named <= {row["id"] for row in ROWS} and len(named) == 8
 
 
 @pytest.mark.parametrize(
-    ("micro_batch_size", "mesh", "told"),
+    ("mesh", "rows", "told"),
     [
-        (None, MeshConfig(data=8, fsdp=2), r"batch_size 8 is no multiple of 16, .* \(data 8 x fsdp 2\): choose a multiple of 16"),
-        (4, MeshConfig(data=2, fsdp=4), r"micro_batch_size 4 is no multiple of 8, .* \(data 2 x fsdp 4\): choose a multiple"),
+        (MeshConfig(data=2, fsdp=4), 4, r"rows_per_pass 4 is no multiple of 8, .* choose a multiple of 8"),
+        (MeshConfig(fsdp=1, sequence=8), None, r"4 .*heads.* 8"),
     ],
-)  # fmt: skip
-def test_every_device_group_must_get_rows_of_its_own(micro_batch_size, mesh, told):
-    mesh = jax.sharding.AbstractMesh((mesh.data, mesh.fsdp, 1, 1), ("data", "fsdp", "sequence", "tensor"))
+)
+def test_what_the_mesh_cannot_share_out_is_refused(mesh, rows, told, run_config):
     with pytest.raises(ValueError, match=told):
-        config = train.TrainConfig("model", "output", DataConfig("rows", batch_size=8))
-        train.check_mesh(replace(config, micro_batch_size=micro_batch_size), mesh)
+        train.train(replace(run_config, mesh=mesh, data=replace(run_config.data, rows_per_pass=rows)))
 
 
 @pytest.mark.parametrize(
     ("field", "value", "told"),
     [
         ("save_every", 0, "at least 1"),
-        ("loss_chunk", 0, "at least 1"),
-        ("micro_batch_size", 0, "at least 1"),
-        ("micro_batch_size", -1, "at least 1"),
+        ("eval_every", 0, "at least 1"),
         ("keep", 0, "at least 1"),
         ("export_dtype", "float16", "choose one of bfloat16, float32"),
-        ("learning_rate", 0.0, "positive"),
-        ("learning_rate", float("nan"), "positive"),
-        ("learning_rate", 1.5, "at most 1"),
-        ("weight_decay", float("inf"), "finite"),
-        ("warmup_fraction", 1.0, "below 1"),
-        ("beta2", 1.0, "below 1"),
-        ("weight_decay", -0.1, "at least 0"),
-        ("clip_norm", 0.0, "positive"),
+        ("frozen", "int4", "choose one of float, int8, nf4"),
+        ("frozen", "nf4", "set lora"),
     ],
 )
 def test_values_that_make_no_sense_are_refused(field, value, told):
-    optimizer = field in {f.name for f in fields(train.OptimizerConfig)}
     with pytest.raises(ValueError, match=f"{field} is .*{value}.*: .*{told}"):
-        train.OptimizerConfig(**{field: value}) if optimizer else train.TrainConfig(
-            "model", "output", DataConfig("rows"), **{field: value}
-        )
-
-
-TWO_PROCESSES = """
-import os, sys
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
-import jax
-process, port = int(sys.argv[1]), sys.argv[2]
-jax.distributed.initialize(f"localhost:{port}", 2, process)
-import numpy as np
-import test_train
-from s1jax.sharding import MeshConfig, make_mesh
-# Neighbours along tensor are devices of different processes.
-devices = np.array(jax.devices()).reshape(2, 4).T.ravel()
-test_train.make_mesh = lambda config, _: make_mesh(config, devices)
-metrics, _ = test_train.run_steps(num_steps=2, mesh_config=MeshConfig(data=2, fsdp=2, tensor=2), gather=False)
-print("metrics", *metrics.ravel())
-"""
-
-
-def test_two_processes_equal_one_when_rows_span_them(reference):
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        port = str(s.getsockname()[1])
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    command = [sys.executable, "-c", TWO_PROCESSES]
-    processes = [
-        subprocess.Popen([*command, str(i), port], env=env, text=True, stdout=-1, stderr=subprocess.STDOUT)
-        for i in range(2)
-    ]
-    for output in [process.communicate(timeout=300)[0] for process in processes]:
-        lines = [line.split()[1:] for line in output.splitlines() if line.startswith("metrics")]
-        assert len(lines) == 1, output
-        np.testing.assert_allclose(np.array(lines[0], float), reference[0][:2].ravel(), rtol=2e-5)
+        train.TrainConfig("model", "output", DataConfig("rows"), **{field: value})
