@@ -362,3 +362,14 @@ def test_a_full_disk_ends_the_run_with_one_clear_message_and_the_checkpoint_befo
     store.save(2, wanted, {})
     store.close()
     assert finished_steps(steps) == [2]
+
+
+def test_a_save_does_not_count_in_the_agreement_on_preemption(tmp_path, monkeypatch):
+    from jax.experimental import multihost_utils
+
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", lambda step: counted.append(step))
+    counted = []
+    store = StateStore(tmp_path)
+    store.save(3, noise(0), {})
+    store.close()
+    assert not counted
