@@ -308,7 +308,8 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
         assert step >= before + 5 and store.read_metadata(step) == {"step": step}
         assert_same(store.restore(step, abstract_of(wanted)), wanted)
         store.close()
-        assert [path.name for path in tmp_path.iterdir()] == [str(step)]
+        # The kill may come between a save and the removal of the one before.
+        assert {path.name for path in tmp_path.iterdir()} in ({str(step)}, {str(step - 1), str(step)})
 
 
 FILL_THE_DISK = """
