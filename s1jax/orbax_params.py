@@ -111,7 +111,7 @@ def finished_steps(directory: Path) -> list[int]:
 
 def newest_step(directory: Path) -> int | None:
     """Return the newest finished step of a directory of checkpoints, None without one; newer ones, left out, are named on stderr."""
-    left_out = []
+    left_out: list[str] = []
     for path in reversed(step_directories(directory)):
         fault = find_fault(path)
         if fault is None:

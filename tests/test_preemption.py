@@ -81,12 +81,24 @@ run_command(main)
 """
 
 
+STARTED = []
+
+
+@pytest.fixture(autouse=True)
+def kill_what_is_left():
+    yield
+    while STARTED:
+        with STARTED.pop() as process:
+            process.kill()
+
+
 def start(*arguments, devices=1):
     env = os.environ | {
         "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
     }  # fmt: skip
     command = [sys.executable, "-c", LOOP, *map(str, arguments)]
-    return subprocess.Popen(command, env=env, text=True, stdout=-1, stderr=-1)
+    STARTED.append(subprocess.Popen(command, env=env, text=True, stdout=-1, stderr=-1))
+    return STARTED[-1]
 
 
 def wait_for(process, line):
