@@ -31,7 +31,12 @@ SAVED = "attention"
 
 def saves_attention(primitive, *_, **params) -> bool:
     """Whether an operation's result is what a kernel's backward pass needs: a policy of `jax.checkpoint`."""
-    return params.get("name") == SAVED or primitive.name in ("pallas_call", "dot_product_attention_fwd_wrapper")
+    kernels = (
+        "pallas_call",
+        "custom_vjp_call",
+        "dot_product_attention_fwd_wrapper",
+    )  # custom_vjp_call: the Triton kernel within
+    return params.get("name") == SAVED or primitive.name in kernels
 
 
 # Blocks in XLA.
