@@ -1,4 +1,4 @@
-"""Compilation for hardware that is not there: a shape and a topology -> a compiled program, with its memory and its text.
+"""Compilation for hardware that is not there: a config and a topology -> a compiled program, with its memory and its text.
 
 Needs jax's own packages for the platform (`libtpu`; for H100 `jax-cuda12-plugin`, `jax-cuda12-pjrt`, `nvidia-cudnn-cu12` and
 `nvidia-cuda-nvcc-cu12`), but no such device.
@@ -6,10 +6,14 @@ Needs jax's own packages for the platform (`libtpu`; for H100 `jax-cuda12-plugin
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
-from collections.abc import Sequence
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -21,10 +25,15 @@ from s1jax.budget import RowSettings
 from s1jax.cache import KVCache
 from s1jax.chat import MADE_UP_DELIMITERS
 from s1jax.decode import Rows, advance, empty_prompts, empty_state, make_vocabulary
+from s1jax.flops import peak_flops, train_flops
 from s1jax.model import abstract_params
-from s1jax.model_config import ModelConfig
+from s1jax.model_config import SIZES, ModelConfig, qwen2_5
+from s1jax.optimizer import make_optimizer
+from s1jax.packing import Shape
 from s1jax.sampling import SamplingSettings
 from s1jax.sharding import MeshConfig, ShardingRules, make_mesh, sharding_for
+from s1jax.train import TrainConfig, split_params, weight_dtype, with_adapters
+from s1jax.train_step import abstract_batch, abstract_state, make_train_step
 
 # What the compiler asks of the card (NVIDIA's data sheet of the H100 SXM5; limits of compute capability 9.0).
 H100 = """
@@ -41,6 +50,11 @@ dnn_version_info { major: 9 minor: 8 }
 runtime_version { major: 12 minor: 9 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
+
+
+# Bytes of a device's memory that programs can have, and bytes per second at which it is read (makers' data sheets).
+MEMORY = {"h100": (80e9, 3.35e12), "v5e": (16 * 2**30, 0.82e12), "v5p": (95 * 2**30, 2.77e12), "v6e": (31.25 * 2**30, 1.64e12)}
+REMATERIALISATION = "Involuntary full rematerialization"
 
 
 def topology_devices(topology: str) -> Sequence[jax.Device]:
@@ -60,13 +74,102 @@ def topology_devices(topology: str) -> Sequence[jax.Device]:
     return description.devices
 
 
+def check_train(config: TrainConfig, model_config: ModelConfig, topology: str) -> dict[str, Any]:
+    """Compile the training step of a config and return what it needs, as figures for `launch/preflight.py`.
+
+    Rows are of `row_length`, or of `max_length` where the config leaves it to the examples; a step has as many passes as a whole batch of
+    examples of that length needs.
+    """
+    devices = make_mesh(config.mesh, topology_devices(topology))
+    num_shards = math.prod(devices.shape[axis] for axis in config.rules.batch)
+    rows = config.data.rows_per_pass or num_shards
+    length = config.data.row_length or config.data.max_length
+    shape = Shape(math.ceil(config.data.batch_size / rows), rows, length)
+    started = time.perf_counter()
+    with stderr_to_text() as text:
+        compiled = compile_train(config, model_config, devices, platform_of(topology), shape)
+    memory = compiled.memory_analysis()
+    if memory is None:
+        raise ValueError(f"the compiler for {topology} does not tell how much memory the step needs")
+    total = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    total += memory.output_size_in_bytes - memory.alias_size_in_bytes
+    room = MEMORY.get(topology.partition(":")[0], (None, None))[0]
+    flops = train_flops(model_config, [length] * config.data.batch_size)
+    peak = peak_flops(devices.devices.flat[0].device_kind, config.dtype)
+    return dict(
+        topology=topology,
+        devices=devices.size,
+        mesh=" x ".join(f"{axis} {size}" for axis, size in devices.shape.items()),
+        rows=f"{rows} x {length}",
+        passes=shape.num_passes,
+        state_gib=round(memory.argument_size_in_bytes / 2**30, 2),
+        temporaries_gib=round(memory.temp_size_in_bytes / 2**30, 2),
+        total_gib=round(total / 2**30, 2),
+        memory_gib=None if room is None else round(room / 2**30, 2),
+        fits=None if room is None else total < room,
+        step_pflops=round(flops / 1e15, 2),
+        roofline_step_s=None if peak is None else round(flops / peak / devices.size, 3),
+        involuntary_rematerialisations=text().count(REMATERIALISATION),
+        compile_s=round(time.perf_counter() - started, 1),
+    )
+
+
+def compile_train(
+    config: TrainConfig, model_config: ModelConfig, mesh: jax.sharding.Mesh, platform: str, shape: Shape
+) -> jax.stages.Compiled:
+    """Compile the training step of a config for batches of this shape, with the mesh's devices there or not."""
+    optimizer = make_optimizer(config.optimizer, 315)
+    model_config = with_adapters(config, model_config)
+    frozen, params = split_params(config, abstract_params(model_config, config.rules, "stacked", mesh, weight_dtype(config)))
+    target = abstract_state(optimizer, params, mesh, config.step.offload_optimizer)
+    shardings = jax.tree.map(lambda x: x.sharding, target)
+    with jax.set_mesh(mesh):
+        step = make_train_step(
+            model_config, config.rules, optimizer, config.step, config.data.pack, config.data.seed, shardings
+        )
+        traced = step.trace(target, frozen, abstract_batch(shape, mesh, config.rules))
+        return traced.lower(lowering_platforms=(platform,)).compile()
+
+
+@contextlib.contextmanager
+def stderr_to_text() -> Iterator[Callable[[], str]]:
+    """Catch what is written to standard error, by compilers too; pass it on at the end. Yields what returns it, then."""
+    sys.stderr.flush()
+    original = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        caught = ""
+        try:
+            yield lambda: caught
+        finally:
+            sys.stderr.flush()
+            os.dup2(original, 2)
+            os.close(original)
+            file.seek(0)
+            caught = file.read().decode(errors="replace")
+            sys.stderr.write(caught)
+
+
+def published_config(model: str, dtype: str) -> ModelConfig:
+    """Return the config of a published Qwen2.5 by its hub id, without the hub; of any other source as it is read."""
+    if (found := re.fullmatch(r"Qwen/Qwen2\.5-([\d.]+B)(-Instruct)?", model)) and found[1] in SIZES:
+        return qwen2_5(found[1], dtype)
+    from s1jax.checkpoint import read_config
+
+    return read_config(model, dtype)[0]
+
+
+def platform_of(topology: str) -> str:
+    """Return the platform that programs for a topology are lowered for."""
+    return {"h100": "cuda", "cpu": "cpu"}.get(topology.partition(":")[0], "tpu")
+
+
 def compile_decode(
     config: ModelConfig, topology: str, mesh: MeshConfig, num_rows: int, prompt_capacity: int, capacity: int
 ) -> jax.stages.Compiled:
     """Compile the decode loop for `num_rows` rows of `capacity` tokens, each after a prompt of its own."""
     rules = ShardingRules()
     devices = make_mesh(mesh, topology_devices(topology))
-    platform = {"h100": "cuda", "cpu": "cpu"}.get(topology.partition(":")[0], "tpu")
     vocabulary, allowed = jax.eval_shape(
         lambda: make_vocabulary(MADE_UP_DELIMITERS, np.zeros(config.vocab_size, bool), config.vocab_size)
     )
@@ -103,7 +206,7 @@ def compile_decode(
         params = abstract_params(config, rules, "per_layer", devices, config.dtype)
         step = jax.ShapeDtypeStruct((), jnp.int32)
         traced = advance.trace(params, vocabulary, allowed, rows, (placed(prompts.cache),), state, step, step, **static)
-        return traced.lower(lowering_platforms=(platform,)).compile()
+        return traced.lower(lowering_platforms=(platform_of(topology),)).compile()
 
 
 def written_in_loops(compiled: jax.stages.Compiled) -> list[tuple[str, str, int]]:

@@ -25,7 +25,7 @@ from s1jax.config import counted
 from s1jax.data import DataConfig
 from s1jax.flops import peak_flops, train_flops
 from s1jax.model import Params, abstract_params
-from s1jax.model_config import DType, Int8, LoraConfig
+from s1jax.model_config import DType, Int8, LoraConfig, ModelConfig
 from s1jax.optimizer import OptimizerConfig, learning_rate, make_optimizer
 from s1jax.packing import Packer, num_steps
 from s1jax.preemption import Preemption
@@ -112,6 +112,22 @@ def identity_of(config: TrainConfig, examples: data.Examples, weights: str) -> d
     return fields | {"training examples": examples.fingerprint, "weights": weights}
 
 
+def with_adapters(config: TrainConfig, model_config: ModelConfig) -> ModelConfig:
+    """Return the model as it is trained: with LoRA's adapters and stored weights, where the config asks for them."""
+    int8: tuple[Int8, ...] = ("weights",) if config.frozen == "int8" else ()
+    return replace(model_config, lora=config.lora, int8=int8, nf4=config.frozen == "nf4")
+
+
+def weight_dtype(config: TrainConfig) -> str:
+    """Return the dtype of weights: that of master weights if they are trained, else the compute dtype."""
+    return config.param_dtype if config.lora is None else config.dtype
+
+
+def split_params(config: TrainConfig, params: Params) -> tuple[Params, Params]:
+    """Return what of a model's parameters is frozen, and what is trained."""
+    return ({}, params) if config.lora is None else lora.split(params)
+
+
 def train(config: TrainConfig) -> Path:
     """Run (or resume) the fine-tuning that `config` describes; return the directory of the Hugging Face export.
 
@@ -142,8 +158,7 @@ class _Run:
         self.config, self.output = config, Path(config.output)
         self.mesh = make_mesh(config.mesh)
         plain, _ = checkpoint.read_config(config.model, config.dtype)
-        int8: tuple[Int8, ...] = ("weights",) if config.frozen == "int8" else ()
-        self.model_config = replace(plain, lora=config.lora, int8=int8, nf4=config.frozen == "nf4")
+        self.model_config = with_adapters(config, plain)
         tokenizer = checkpoint.load_tokenizer(config.model)
         self.examples, self.rejects = self._read(config.data, tokenizer)
         num_shards = math.prod(self.mesh.shape[axis] for axis in config.rules.batch)
@@ -156,10 +171,8 @@ class _Run:
             self.rejects += rejects
         self.num_steps = num_steps(len(self.examples), config.data)
         self.optimizer = make_optimizer(config.optimizer, self.num_steps)
-        # Of weights that are all trained: master weights. LoRA's frozen ones need no more than the compute dtype.
-        self.weight_dtype = config.param_dtype if config.lora is None else config.dtype
-        target = abstract_params(self.model_config, config.rules, "stacked", self.mesh, self.weight_dtype)
-        self.frozen_target, target = ({}, target) if config.lora is None else lora.split(target)
+        target = abstract_params(self.model_config, config.rules, "stacked", self.mesh, weight_dtype(config))
+        self.frozen_target, target = split_params(config, target)
         self.target = abstract_state(self.optimizer, target, self.mesh, config.step.offload_optimizer)
         self.identity = identity_of(config, self.examples, checkpoint.fingerprint(config.model))
         self.tokenizer_hash = checkpoint.tokenizer_fingerprint(config.model)
@@ -247,7 +260,7 @@ class _Run:
         from s1jax.checkpoint import load_model
 
         config = self.config
-        how = dict(layout="stacked", dtype=config.dtype, param_dtype=self.weight_dtype)
+        how = dict(layout="stacked", dtype=config.dtype, param_dtype=weight_dtype(config))
         _, params = load_model(config.model, self.mesh, config.rules, **how)  # type: ignore[arg-type]
         return params if config.frozen == "float" else quantize_matrices(params, config.frozen)
 
