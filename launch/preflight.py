@@ -2,8 +2,8 @@
 
 python launch/preflight.py s1_32b --topology h100:2x8
 
-Topologies: h100:HOSTSxGPUS, TPU ones as v5p:2x2x4 or v6e:4x8, and cpu:N for this machine. It needs the platform's compiler, but no device: pip
-install libtpu, or jax-cuda12-plugin jax-cuda12-pjrt nvidia-cudnn-cu12 nvidia-cuda-nvcc-cu12. Exits with 1 if the step does not fit.
+Topologies: h100:HOSTSxGPUS, TPU ones as v5p:2x2x4 or v6e:4x8, and cpu:N for this machine. It needs the platform's compiler, but no device:
+pip install libtpu, or jax-cuda12-plugin jax-cuda12-pjrt nvidia-cudnn-cu12 nvidia-cuda-nvcc-cu12. Exits with 1 if the step does not fit.
 """
 
 import json

@@ -46,16 +46,11 @@ def weighted_cross_entropy(
     mesh = jax.sharding.get_abstract_mesh()
     axes, specs = _Axes(), None
     if not mesh.empty:
-        batch, length, _ = map(_names, rules.spec(("batch", "length", None), hidden.shape, mesh.shape))
-        vocab, embed = map(_names, rules.spec(("vocab", "embed"), weight.shape, mesh.shape))
+        batch, length, _ = rules.axes(("batch", "length", None), hidden.shape, mesh.shape)
+        vocab, embed = rules.axes(("vocab", "embed"), weight.shape, mesh.shape)
         axes = _Axes(batch + length, vocab, embed if set(embed) <= {*batch, *length} else ())
         specs = (PartitionSpec(batch, length, None), PartitionSpec(vocab, axes.embed), PartitionSpec(batch, length))
     return _loss(hidden, weight, targets, loss_weights, chunk, axes, specs)
-
-
-def _names(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    """Return one dimension of a partition spec as a tuple."""
-    return (axes,) if isinstance(axes, str) else axes or ()
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))

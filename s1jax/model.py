@@ -23,6 +23,7 @@ from flax import nnx
 from s1jax.attention import Backend, Prefix, attention
 from s1jax.bits import take_layer
 from s1jax.cache import KVCache, empty_cache, write
+from s1jax.embedding import embed
 from s1jax.flash_attention import saves_attention
 from s1jax.model_config import Int8, LoraConfig, ModelConfig
 from s1jax.quantization import is_quantized, matmul, nf4_shapes, quantize, quantize_matrices, stored_product
@@ -207,14 +208,14 @@ class Block(nnx.Module):
 class Embedding(nnx.Module):
     """The token table."""
 
-    def __init__(self, config: ModelConfig, param: ParamFactory):
-        self.dtype = config.dtype
+    def __init__(self, config: ModelConfig, rules: ShardingRules, param: ParamFactory):
+        self.dtype, self.rules = config.dtype, rules
         self.weight = param((config.vocab_size, config.embed_dim), ("vocab", "embed"))
         self.scale = param((config.vocab_size,), ("vocab",), scale=None) if "weights" in config.int8 else None
 
     def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Return the tokens' rows in the compute dtype."""
-        x = self.weight[...].at[tokens].get(mode="clip").astype(self.dtype)
+        x = embed(self.weight[...], tokens, self.rules, self.dtype)
         if self.scale is None:
             return x
         return (x * self.scale[...].at[tokens].get(mode="clip")[:, :, None]).astype(self.dtype)
@@ -226,7 +227,7 @@ class Qwen2(nnx.Module):
     def __init__(self, config: ModelConfig, rules: ShardingRules, layout: Layout, rngs: nnx.Rngs):
         self.config, self.rules, self.layout = config, rules, layout
         param = ParamFactory(rngs)
-        self.embed_tokens = Embedding(config, param)
+        self.embed_tokens = Embedding(config, rules, param)
         self.layers: Any
         if layout == "stacked":
             self.layers = Block(config, rules, ParamFactory(rngs, config.num_layers))

@@ -53,7 +53,12 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 
 
 # Bytes of a device's memory that programs can have, and bytes per second at which it is read (makers' data sheets).
-MEMORY = {"h100": (80e9, 3.35e12), "v5e": (16 * 2**30, 0.82e12), "v5p": (95 * 2**30, 2.77e12), "v6e": (31.25 * 2**30, 1.64e12)}
+MEMORY = {
+    "h100": (80e9, 3.35e12),
+    "v5e": (16 * 2**30, 0.82e12),
+    "v5p": (95 * 2**30, 2.77e12),
+    "v6e": (31.25 * 2**30, 1.64e12),
+}
 REMATERIALISATION = "Involuntary full rematerialization"
 
 
@@ -120,7 +125,9 @@ def compile_train(
     """Compile the training step of a config for batches of this shape, with the mesh's devices there or not."""
     optimizer = make_optimizer(config.optimizer, 315)
     model_config = with_adapters(config, model_config)
-    frozen, params = split_params(config, abstract_params(model_config, config.rules, "stacked", mesh, weight_dtype(config)))
+    frozen, params = split_params(
+        config, abstract_params(model_config, config.rules, "stacked", mesh, weight_dtype(config))
+    )
     target = abstract_state(optimizer, params, mesh, config.step.offload_optimizer)
     shardings = jax.tree.map(lambda x: x.sharding, target)
     with jax.set_mesh(mesh):

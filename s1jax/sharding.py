@@ -52,14 +52,20 @@ class ShardingRules:
                 if axis not in MESH_AXES:
                     raise ValueError(f'{field.name}: "{axis}" is no mesh axis; the axes are {", ".join(MESH_AXES)}')
 
-    def spec(self, names: Sequence[str | None], shape: Sequence[int], mesh_shape: Mapping[str, int]) -> PartitionSpec:
-        """Return the partition spec of an array whose dimensions have these names (None: replicated)."""
+    def axes(
+        self, names: Sequence[str | None], shape: Sequence[int], mesh_shape: Mapping[str, int]
+    ) -> list[tuple[str, ...]]:
+        """Return the mesh axes that split each dimension of an array whose dimensions have these names (None: replicated)."""
 
-        def axes_of(name: str | None, size: int) -> tuple[str, ...] | None:
+        def axes_of(name: str | None, size: int) -> tuple[str, ...]:
             axes = getattr(self, name) if name else ()
-            return axes if axes and size % math.prod(mesh_shape[axis] for axis in axes) == 0 else None
+            return axes if size % math.prod(mesh_shape[axis] for axis in axes) == 0 else ()
 
-        return PartitionSpec(*[axes_of(name, size) for name, size in zip(names, shape, strict=True)])
+        return [axes_of(name, size) for name, size in zip(names, shape, strict=True)]
+
+    def spec(self, names: Sequence[str | None], shape: Sequence[int], mesh_shape: Mapping[str, int]) -> PartitionSpec:
+        """Return the same as a partition spec."""
+        return PartitionSpec(*[axes or None for axes in self.axes(names, shape, mesh_shape)])
 
 
 def start_processes() -> None:

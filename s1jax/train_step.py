@@ -140,11 +140,11 @@ def _loss_of_pass(config, rules, step_config, packed, params, batch, i) -> Float
 
 
 def _cast_matrices(params: Params, dtype: str) -> Params:
-    """Return parameters with their float matrices in the compute dtype."""
+    """Return parameters with the layers' float matrices in the compute dtype (the output layer's is cast in `loss.py`)."""
 
     def cast(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
-        is_matrix = path[-1].key == "kernel" or (path[0].key, path[-1].key) == ("embed_tokens", "weight")
-        return x.astype(dtype) if is_matrix and jnp.issubdtype(x.dtype, jnp.floating) else x
+        is_matrix = path[0].key == "layers" and path[-1].key == "kernel" and jnp.issubdtype(x.dtype, jnp.floating)
+        return x.astype(dtype) if is_matrix else x
 
     return jax.tree_util.tree_map_with_path(cast, params)
 
