@@ -314,4 +314,4 @@ def test_a_row_of_32k_compiles_forward_and_backward_in_memory_of_its_length(topo
         lowered = traced.lower(lowering_platforms=("cuda" if topology.startswith("h100") else "tpu",))
         memory = lowered.compile().memory_analysis()
     one = T * N * H * 2 / mesh.size  # bytes of the queries
-    assert memory.temp_size_in_bytes < 10 * one < T * T
+    assert memory.temp_size_in_bytes < 10 * one  # all scores would take 512 times `one`, in float32
