@@ -194,7 +194,7 @@ class Block(nnx.Module):
         self.post_attention_layernorm = RMSNorm(param, config.embed_dim, config.rms_norm_eps)
         self.mlp = MLP(config, param)
         for path, module in nnx.iter_modules(self):
-            if config.lora is not None and path and path[-1] in config.lora.targets:
+            if config.lora is not None and isinstance(module, Projection) and path[-1] in config.lora.targets:
                 module.add_adapter(param, config.lora)
 
     def __call__(self, x, angles, positions, segment_ids, past=None, **how):

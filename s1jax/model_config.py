@@ -30,9 +30,9 @@ SIZES = {
 class LoraConfig:
     """Low-rank adapters (arXiv 2106.09685): a projection computes W x + (alpha / rank) B A x, and only A and B are trained.
 
-    All projections are adapted, since adapters on attention alone learn less than all weights do at any rank, and the learning rate is to
-    be about ten times that of full fine-tuning (https://thinkingmachines.ai/blog/lora). There, too, the best learning rate hardly depends
-    on the rank under alpha / rank, PEFT's default; rsLoRA's alpha / sqrt(rank) (arXiv 2312.03732) is the same with another alpha.
+    All projections are adapted, since adapters on attention alone learn less than all weights do at any rank, and the learning rate
+    should be about ten times that of full fine-tuning (https://thinkingmachines.ai/blog/lora). Under alpha / rank, PEFT's default, the
+    best one hardly depends on the rank; rsLoRA's alpha / sqrt(rank) (arXiv 2312.03732) is, for one rank, another alpha.
     """
 
     rank: int = 32

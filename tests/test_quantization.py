@@ -1,4 +1,4 @@
-"""8-bit weights and cache: what is stored, and that products with it are those with the numbers it stands for."""
+"""Weights and cache in few bits: what is stored, and that products with it are those with the numbers it stands for."""
 
 import dataclasses
 import json
@@ -14,8 +14,8 @@ from test_decode import CONFIG, RULES, WAIT, at_point, make_decoder
 from s1jax.attention import attention
 from s1jax.budget import Limits
 from s1jax.chat import encode_prompt
-from s1jax.model import abstract_params, graphdef, init_cache, init_params, store_in_int8
-from s1jax.quantization import quantize
+from s1jax.model import abstract_params, graphdef, init_cache, init_params, store_in_int8, store_in_nf4, unstack
+from s1jax.quantization import dequantize, quantize, quantize_nf4
 from s1jax.request import Request
 from s1jax.scheduler import load_decoder
 from s1jax.sharding import MeshConfig, make_mesh
@@ -32,6 +32,35 @@ def test_numbers_are_kept_to_half_a_step_of_their_channel_and_zeros_stay_zeros()
     assert stored.qvalue.dtype == jnp.int8 and stored.scale.shape == (5, 7, 1) and stored.scale.dtype == jnp.float32
     step = np.abs(x).max(axis=2, keepdims=True) / 127
     assert (np.abs(dequantized(stored) - x) <= 0.51 * step).all()
+
+
+@pytest.mark.parametrize("length", [24, 192])
+def test_four_bits_keep_the_nearest_of_the_normal_levels_of_each_tile(length):
+    x = jax.random.normal(jax.random.key(0), (5, length)) * jnp.logspace(-3, 3, 5)[:, None]
+    values, scale = jax.jit(quantize_nf4)(x)
+    tile = 64 if length == 192 else 8
+    assert values.dtype == jnp.uint8 and values.shape == (5, length // 2) and scale.shape == (5, length // tile)
+    tiles = np.asarray(x).reshape(5, -1, tile)
+    largest = abs(tiles).max(axis=2, keepdims=True)
+    np.testing.assert_allclose(scale, largest[..., 0], rtol=2**-8)  # bfloat16
+    normal = [-1, -0.69619, -0.52507, -0.39492, -0.28444, -0.18477, -0.09105, 0]  # the paper's appendix E
+    normal += [0.07958, 0.16093, 0.24611, 0.33792, 0.44071, 0.56262, 0.72296, 1]
+    nearest = abs((tiles / largest)[..., None] - np.array(normal)).argmin(axis=-1)
+    wanted = np.array(normal)[nearest] * largest
+    np.testing.assert_allclose(dequantize(values, scale).reshape(wanted.shape), wanted, rtol=2**-8, atol=1e-4 * 2**-8)
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_a_stack_is_stored_as_its_layers_are(kind):
+    mesh = make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
+    store = store_in_nf4 if kind == "nf4" else lambda *args: store_in_int8(*args, ["weights"])
+    params = init_params(CONFIG, RULES, "stacked", mesh, seed=0)
+    # Storing takes the matrices out of the tree it is given, and the embedding would be in both.
+    config, wanted = store(CONFIG, jax.tree.map(jnp.copy, unstack(params, CONFIG.num_layers)))
+    config, stacked = store(CONFIG, params)
+    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), abstract_params(config, RULES, "stacked", mesh))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), stacked) == shapes
+    jax.tree.map(np.testing.assert_array_equal, unstack(stacked, CONFIG.num_layers), wanted)
 
 
 def test_attention_reads_what_the_stored_keys_and_values_stand_for():
