@@ -31,9 +31,7 @@ from s1jax.config import write_file
 from s1jax.model import Layout, Params
 from s1jax.model_config import ModelConfig
 from s1jax.orbax_params import barrier, find_fault, newest_step
-from s1jax.orbax_params import finished_steps as finished_steps
 from s1jax.sharding import ShardingRules
-from s1jax.state_store import StateStore as StateStore
 
 Kind = Literal["hugging_face", "params", "state"]
 

@@ -18,12 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_chat import byte_tokenizer
-from test_train_step import CONFIG, OPTIMIZER, ROWS, RULES
+from test_train_step import CONFIG, OPTIMIZER, ROWS, RULES, params_on
 
 from s1jax import checkpoint, train
 from s1jax.data import DataConfig
-from s1jax.model import init_params
 from s1jax.model_config import LoraConfig
+from s1jax.orbax_params import finished_steps
 from s1jax.sharding import MeshConfig, make_mesh
 from s1jax.train_step import StepConfig
 
@@ -35,7 +35,7 @@ def run_config(tmp_path):
     mesh = make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
     tokenizer = byte_tokenizer(eos_token="<|im_end|>", pad_token="<|endoftext|>")
     tokenizer.save_pretrained(tmp_path / "base")
-    params = init_params(CONFIG, RULES, "stacked", mesh, seed=0)
+    params = params_on(mesh)
     checkpoint.save_hf(tmp_path / "base2", CONFIG, params, "float32", str(tmp_path / "base"))
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in [*ROWS, {"id": "bad", "question": "no trace?"}]))
@@ -87,7 +87,8 @@ def start(run_config, tmp_path):
     yield lambda *args, **how: running.append(start(*args, **how)) or running[-1]
     for process in running:
         process.kill()
-        process.communicate()
+        process.wait()
+        process.stderr.close()
 
 
 def wait_for(process, condition, seconds=180):
@@ -114,7 +115,7 @@ def test_a_run_killed_at_three_random_moments_resumes_to_the_bit(run_config, tmp
     moments = sorted(rng.choice(np.arange(3, 12), 3, replace=False))
     for moment in moments:
         process = start(run_config)
-        wait_for(process, lambda moment=moment: num_lines(log) >= moment and checkpoint.finished_steps(steps))
+        wait_for(process, lambda moment=moment: num_lines(log) >= moment and finished_steps(steps))
         time.sleep(rng.uniform(0, 0.3))
         os.kill(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, f"it ended before it was killed, after {moment} of 12 steps"
@@ -134,7 +135,7 @@ def test_sigterm_saves_the_step_it_is_at_and_the_run_resumes_to_the_bit(run_conf
     wait_for(process, lambda: num_lines(output / "metrics.jsonl") >= 4)
     process.terminate()
     told = process.communicate()[1]
-    (saved,) = checkpoint.finished_steps(output / "checkpoints")
+    (saved,) = finished_steps(output / "checkpoints")
     assert process.returncode == 143 and f"saved step {saved}; the same command resumes" in told and 4 <= saved < 12
     assert "Traceback" not in told
     train.train(run_config)
@@ -166,7 +167,7 @@ def test_sigterm_ends_a_run_that_compiles_or_evaluates(patch, doing, saved, run_
     told = process.communicate()[1]
     assert process.returncode == 143 and time.monotonic() - began < 15
     assert "the same command resumes" in told and "Traceback" not in told and (saved or f"while {doing}" in told)
-    assert checkpoint.finished_steps(Path(config.output) / "checkpoints") == saved
+    assert finished_steps(Path(config.output) / "checkpoints") == saved
 
 
 @pytest.mark.parametrize(
@@ -212,7 +213,7 @@ def test_two_processes_take_over_a_run_of_one_stop_together_and_give_it_back(run
     processes[1].terminate()
     told = [process.communicate(timeout=120)[1] for process in processes]
     assert [process.returncode for process in processes] == [143, 143], told
-    (saved,) = checkpoint.finished_steps(Path(config.output) / "checkpoints")
+    (saved,) = finished_steps(Path(config.output) / "checkpoints")
     assert 7 <= saved < 12 and f"saved step {saved}" in told[0]
     train.train(config)
     np.testing.assert_allclose(losses_of(config.output), losses_of(whole.output), rtol=1e-5)
@@ -235,7 +236,7 @@ def test_held_out_loss_is_measured_and_the_best_checkpoint_kept(run_config, tmp_
     with jax.set_mesh(run.mesh), train.Preemption() as preemption:
         np.testing.assert_allclose(run._evaluate(preemption), losses[12], rtol=1e-5)
     best = min(losses, key=lambda step: losses[step])
-    assert {best, 12} == set(checkpoint.finished_steps(Path(config.output) / "checkpoints"))
+    assert {best, 12} == set(finished_steps(Path(config.output) / "checkpoints"))
 
 
 @pytest.mark.parametrize("frozen", ["float", "nf4"])
@@ -326,7 +327,7 @@ def test_a_run_goes_on_with_other_fields_that_change_no_result_and_without_the_s
         )
     )  # fmt: skip
     assert len(losses_of(run_config.output)) == 12 and checkpoint.stored_dtype(hf) == "float32"
-    assert checkpoint.finished_steps(Path(run_config.output) / "checkpoints") == [10, 12]
+    assert finished_steps(Path(run_config.output) / "checkpoints") == [10, 12]
 
 
 def test_a_finished_run_is_done_and_only_its_missing_export_is_made_again(run_config, monkeypatch, capsys):
@@ -401,7 +402,7 @@ def test_a_destroyed_model_stops_the_run_before_it_is_saved(save_every, told, ru
         train.train(replace(run_config, optimizer=optimizer, save_every=save_every))
     assert not any("nan" in str(loss).lower() for loss in losses_of(run_config.output))
     assert not (Path(run_config.output) / "hf").exists()
-    saved = checkpoint.finished_steps(Path(run_config.output) / "checkpoints")
+    saved = finished_steps(Path(run_config.output) / "checkpoints")
     assert saved == ([1] if save_every == 1 else []), "step 0 has no learning rate yet"
 
 

@@ -1,5 +1,6 @@
 """One step: against torch, and against itself under other packings, passes, backends, meshes and processes."""
 
+import functools
 import os
 import socket
 import subprocess
@@ -15,9 +16,9 @@ import pytest
 from flax import nnx
 from test_chat import byte_tokenizer
 
-from s1jax import checkpoint, data, lora
+from s1jax import checkpoint, data, lora, sharding
 from s1jax.data import DataConfig
-from s1jax.model import graphdef, init_params
+from s1jax.model import abstract_params, graphdef, init_params
 from s1jax.model_config import LoraConfig, ModelConfig
 from s1jax.optimizer import OptimizerConfig, learning_rate, make_optimizer
 from s1jax.packing import Packer
@@ -48,6 +49,24 @@ ROWS = [
 DATA = DataConfig(source="-", max_length=512, batch_size=8, num_epochs=2, pad_multiple=64, pack=False)
 
 
+@functools.cache
+def initial_params():
+    """On the host: random numbers take long to compile for each mesh anew."""
+    return jax.device_get(
+        init_params(CONFIG, RULES, "stacked", sharding.make_mesh(MeshConfig(), jax.local_devices()[:1]), seed=0)
+    )
+
+
+def params_on(mesh, dtype="float32"):
+    target = abstract_params(CONFIG, RULES, "stacked", mesh, dtype)
+
+    def place(x, leaf):
+        # Not shared between devices: a step gives them up.
+        return jax.make_array_from_callback(x.shape, leaf.sharding, lambda index: np.array(x[index], leaf.dtype))
+
+    return jax.tree.map(place, initial_params(), target)
+
+
 def make_packer(num_shards=1, **changes) -> Packer:
     examples, _ = data.encode_rows(ROWS, byte_tokenizer(), DATA)
     return Packer(examples, replace(DATA, **changes), num_shards)
@@ -60,7 +79,7 @@ def run_steps(num_steps=4, mesh_config=None, gather=True, config=CONFIG, param_d
     optimizer = make_optimizer(OPTIMIZER, num_steps=6)
     step_config = StepConfig(**how)
     offload = step_config.offload_optimizer
-    params = init_params(config, RULES, "stacked", mesh, seed=0, dtype=param_dtype)
+    params = params_on(mesh, param_dtype)
     state = init_state(optimizer, params, mesh, offload)
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(optimizer, params, mesh, offload))
     step = make_train_step(config, RULES, optimizer, step_config, packer.config.pack, shardings=shardings)
@@ -117,7 +136,7 @@ def test_how_the_work_is_split_changes_no_step(changes, reference):
 def gradients(packer, step):
     """Of the mean over a step's examples, one pass after another, each compiled alone."""
     mesh = make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
-    params = init_params(CONFIG, RULES, "stacked", mesh, seed=0)
+    params = params_on(mesh)
     # The update of plain descent at a rate of 1 is the gradient.
     optimizer = optax.sgd(1.0)
     with jax.set_mesh(mesh):
@@ -131,23 +150,25 @@ def gradients(packer, step):
 def one_by_one(loss_average, step):
     """The same by hand: each example alone, weighed as the average says."""
     mesh = make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
-    params = init_params(CONFIG, RULES, "stacked", mesh, seed=0)
+    params = params_on(mesh)
     packer = make_packer()
     indices = packer.steps[step]
     counts = packer.num_targets[indices]
     shares = counts / counts.sum() if loss_average == "token" else np.full(len(indices), 1 / len(indices))
     total = (0.0, jax.tree.map(jnp.zeros_like, params))
+
+    @jax.jit
+    @jax.value_and_grad
+    def mean_loss(params, tokens, mask):
+        model = nnx.merge(graphdef(CONFIG, RULES, "stacked"), params)
+        hidden, _ = model(tokens[None], jnp.arange(len(tokens))[None], jnp.ones((1, len(tokens)), jnp.int32))
+        losses = optax.softmax_cross_entropy_with_integer_labels(model.logits(hidden)[0, :-1], tokens[1:])
+        return jnp.sum(losses * mask[1:]) / jnp.sum(mask[1:])
+
     for index, share in zip(indices, shares, strict=True):
-        tokens, mask = packer.examples[index]
-
-        def mean_loss(params, tokens=tokens, mask=mask):
-            model = nnx.merge(graphdef(CONFIG, RULES, "stacked"), params)
-            hidden, _ = model(tokens[None], jnp.arange(len(tokens))[None], jnp.ones((1, len(tokens)), jnp.int32))
-            logits = model.logits(hidden)[0, :-1]
-            return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[1:])[mask[1:]].mean()
-
-        value = jax.value_and_grad(mean_loss)(params)
-        total = jax.tree.map(lambda a, b, share=share: a + share * b, total, value)
+        # What follows an example changes nothing of it.
+        tokens, mask = (np.pad(x, (0, 128 - len(x))) for x in packer.examples[index])
+        total = jax.tree.map(lambda a, b, share=share: a + share * b, total, mean_loss(params, tokens, mask))
     return float(total[0]), total[1]
 
 
@@ -166,7 +187,7 @@ def test_steps_equal_torch(tmp_path, reference):
     from transformers import AutoModelForCausalLM
 
     mesh = make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
-    params = init_params(CONFIG, RULES, "stacked", mesh, seed=0)
+    params = params_on(mesh)
     first = jax.device_get(params)
     checkpoint.save_hf(tmp_path / "hf", CONFIG, params, "float32", None)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
@@ -211,7 +232,7 @@ def test_bfloat16_state_follows_float32(reference):
 
 def test_the_loss_without_gradients_is_that_of_the_step(reference):
     mesh = make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
-    params = init_params(CONFIG, RULES, "stacked", mesh, seed=0)
+    params = params_on(mesh)
     with jax.set_mesh(mesh):
         loss = make_loss_step(CONFIG, RULES, StepConfig())
         np.testing.assert_allclose(
@@ -224,7 +245,7 @@ def test_the_loss_without_gradients_is_that_of_the_step(reference):
 def test_adapters_alone_are_trained_and_hold_all_the_state():
     config = replace(CONFIG, lora=LoraConfig(rank=4))
     mesh = make_mesh(MeshConfig(fsdp=4), jax.devices()[:4])
-    frozen = init_params(CONFIG, RULES, "stacked", mesh, seed=0)
+    frozen = params_on(mesh)
     before = jax.device_get(frozen)
     optimizer = make_optimizer(OPTIMIZER, 6)
     packer = make_packer(4, **PACKED)
@@ -246,7 +267,7 @@ def test_a_step_compiles_ahead_for_the_batches_it_is_given():
     mesh = make_mesh(MeshConfig(fsdp=4, sequence=2))
     packer = make_packer(4, pack=True)
     optimizer = make_optimizer(OPTIMIZER, 6)
-    params = init_params(CONFIG, RULES, "stacked", mesh, seed=0)
+    params = params_on(mesh)
     target = abstract_state(optimizer, params, mesh)
     shardings = jax.tree.map(lambda x: x.sharding, target)
     with jax.set_mesh(mesh):
