@@ -32,7 +32,7 @@ from s1jax.flash_attention import (
     splash_attention,
 )
 from s1jax.quantization import values_and_scale
-from s1jax.sharding import ShardingRules, constrain
+from s1jax.sharding import ShardingRules, constrain, platform
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
@@ -90,13 +90,6 @@ def attention(
     backend = backend or default_backend(platform())
     _check(backend, platform(), q.dtype, packed)
     return _over_themselves(q, k, v, q_positions, q_segment_ids, backend, rules)
-
-
-def platform() -> str:
-    """Return `cpu`, `gpu` or `tpu`: of the mesh set by `jax.set_mesh`, which may be of devices that are not here, or JAX's default."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    name = jax.default_backend() if device is None else device.platform
-    return "gpu" if name in ("cuda", "rocm") else name
 
 
 def default_backend(platform: str) -> Backend:

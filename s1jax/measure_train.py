@@ -37,7 +37,8 @@ def figures(args: Any) -> Iterator[Figures]:
     """Yield what the command line of `launch/benchmark.py train` asks for."""
     mesh = MeshConfig(sequence=args.sequence, tensor=args.tensor)
     lengths = s1k_lengths(args.examples, args.divide)
-    data = DataConfig("-", num_epochs=1, pack=not args.no_pack, row_length=args.row_length)
+    multiple = max(32, int(128 / args.divide))
+    data = DataConfig("-", num_epochs=1, pack=not args.no_pack, row_length=args.row_length, pad_multiple=multiple)
     step_config = StepConfig(loss_chunk=args.loss_chunk, remat=args.remat, attention=args.attention)
     params = None
     if args.model:

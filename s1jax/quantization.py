@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import jax
 import jax.numpy as jnp
 
+from s1jax.sharding import platform
+
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
@@ -89,9 +91,34 @@ def matmul(
         # Decoding, where a CPU is much faster with the weights on the left. In blocks, else XLA would turn the product around again.
         blocks = weight.reshape(num_blocks, -1, I)
         y = jnp.einsum("noI,BI->noB", blocks, x[:, 0], preferred_element_type=dtype).transpose(2, 0, 1)
+    elif platform() == "cpu" and x.dtype == dtype:
+        y = _product(x, weight.reshape(-1, I))
     else:
         y = jnp.einsum("BTI,OI->BTO", x, weight.reshape(-1, I), preferred_element_type=dtype)
     return y.reshape(B, T, *outer)
+
+
+@jax.custom_vjp
+def _product(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """Return the product of [B, T, I] and [O, I], with derivatives that a CPU computes half as fast again.
+
+    XLA would transpose the activations, element by element within the operations that make them, for the weight's derivative; here
+    that derivative is transposed instead.
+    """
+    return jnp.einsum("BTI,OI->BTO", x, weight)
+
+
+def _product_forward(x, weight):
+    return _product.fun(x, weight), (x, weight)
+
+
+def _product_backward(kept, dy):
+    x, weight = kept
+    x, dy = jax.lax.optimization_barrier((x, dy))
+    return jnp.einsum("BTO,OI->BTI", dy, weight), jnp.einsum("BTI,BTO->IO", x, dy).T
+
+
+_product.defvjp(_product_forward, _product_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

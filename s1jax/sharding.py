@@ -110,6 +110,13 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 4, devices=devices)
 
 
+def platform() -> str:
+    """Return `cpu`, `gpu` or `tpu`: of the mesh set by `jax.set_mesh`, which may be of devices that are not here, or JAX's default."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    name = jax.default_backend() if device is None else device.platform
+    return "gpu" if name in ("cuda", "rocm") else name
+
+
 def sharding_for(mesh: Mesh, rules: ShardingRules, names: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
     """Return the sharding of an array of this shape whose dimensions have these names."""
     return NamedSharding(mesh, rules.spec(names, shape, mesh.shape))
