@@ -6,14 +6,20 @@ Hardware and hours: 16 H100 for 26 minutes in the paper (7 H100-hours); here not
 `--data.source simplescaling/s1K` is the first release, a path is a local file. With s1K-1.1 the paper's authors cut examples at
 20,000 tokens, for want of memory; here none is cut.
 
+A row holds several examples and lies on 8 GPUs, since 16 examples on 16 GPUs would all wait for the longest. Compiled ahead of time for
+16 H100 a step needs 45 GiB of each (`docs/benchmarks.md`); on one host of 8, add `--param-dtype bfloat16`. `--mesh.sequence` times
+`--mesh.tensor` must divide the 40 heads.
+
     python launch/train.py s1_32b
 """
 
 from s1jax.data import DataConfig
+from s1jax.sharding import MeshConfig
 from s1jax.train import TrainConfig
 
 CONFIG = TrainConfig(
     model="Qwen/Qwen2.5-32B-Instruct",
     output="runs/s1_32b",
     data=DataConfig(source="simplescaling/s1K-1.1", max_length=32768),
+    mesh=MeshConfig(sequence=8),
 )

@@ -4,13 +4,14 @@ The vocabulary has 152 thousand entries, so logits exist for `chunk` positions o
 weight: they are moved to the front, and no more chunks are computed than hold any. The gradients of a chunk are taken while its logits
 exist, so they are computed once (as in Liger, arXiv 2410.10989, section 3.2).
 
-Invariant: on a mesh each device works on its own positions with the whole weight (its part of the vocabulary), gathered once in the compute
-dtype; the weight's gradient is summed in float32 and shared out once.
+Invariant: on a mesh no device has the whole weight, nor its gradient. The weight's columns are traded for a share of the vocabulary; the
+devices that did so work on the chunks of all of them together, each on its share.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -24,11 +25,12 @@ if TYPE_CHECKING:
 
 
 class _Axes(NamedTuple):
-    """Mesh axes that share out positions, the vocabulary and the weight's other dimension."""
+    """Mesh axes that share out positions, and the weight's two dimensions."""
 
     rows: tuple[str, ...] = ()
     vocab: tuple[str, ...] = ()
     embed: tuple[str, ...] = ()
+    """Some of `rows`: those that columns are traded over."""
 
 
 def weighted_cross_entropy(
@@ -90,10 +92,17 @@ def _on_one_device(hidden, weight, targets, loss_weights, *, chunk: int, axes: _
     hidden, targets, loss_weights = (jnp.asarray(x).reshape(-1, *x.shape[2:]) for x in (hidden, targets, loss_weights))
     num_positions = targets.shape[0]
     chunk = min(chunk, num_positions)
-    whole = weight.astype(dtype)
+
+    # [V, D / n] -> [V / n, D] in the compute dtype; the vocabulary of this device is `ids`, those at `vocab_size` or past it do not exist.
+    vocab_size, num_shares = weight.shape[0], math.prod(jax.lax.axis_size(axis) for axis in axes.embed)
+    share = jnp.pad(weight.astype(dtype), ((0, -vocab_size % num_shares), (0, 0)))
+    ids = jnp.arange(share.shape[0] // num_shares)
     if axes.embed:
-        whole = jax.lax.all_gather(whole, axes.embed, axis=1, tiled=True)
-    first_id = jax.lax.axis_index(axes.vocab) * whole.shape[0] if axes.vocab else 0
+        share = jax.lax.all_to_all(share, axes.embed, split_axis=0, concat_axis=1, tiled=True)
+        ids += jax.lax.axis_index(axes.embed) * len(ids)
+    exists = ids < vocab_size
+    if axes.vocab:
+        ids += jax.lax.axis_index(axes.vocab) * vocab_size
 
     # Positions past the end are read as zeros and never written.
     order = jnp.argsort(loss_weights == 0, stable=True)
@@ -101,38 +110,43 @@ def _on_one_device(hidden, weight, targets, loss_weights, *, chunk: int, axes: _
     num_chunks = -(-jnp.count_nonzero(loss_weights) // chunk)
     if axes.rows:  # collectives inside the loop: all devices go round equally often
         num_chunks = jax.lax.pmax(num_chunks, (*axes.rows, *axes.vocab))
+    sharing = (*axes.vocab, *axes.embed)
 
     def over_vocabulary(reduce: Any, x: jax.Array) -> jax.Array:
-        return reduce(x, axes.vocab) if axes.vocab else x
+        return reduce(x, sharing) if sharing else x
 
     def add_chunk(i: jax.Array, carry: Any) -> Any:
         places = jax.lax.dynamic_slice_in_dim(order, i * chunk, chunk)
-        h, target, w = (x.at[places].get(mode="fill", fill_value=0) for x in (hidden, targets, loss_weights))
-        logits = jnp.einsum("PD,VD->PV", h, whole, preferred_element_type=jnp.float32)
+        mine = [x.at[places].get(mode="fill", fill_value=0) for x in (hidden, targets, loss_weights)]
+        h, target, w = (jax.lax.all_gather(x, axes.embed, tiled=True) if axes.embed else x for x in mine)
+        logits = jnp.einsum("PD,VD->PV", h, share, preferred_element_type=jnp.float32)
+        logits = jnp.where(exists, logits, -jnp.inf)
         largest = over_vocabulary(jax.lax.pmax, logits.max(axis=-1, keepdims=True))
         exponentials = jnp.exp(logits - largest)
         total = over_vocabulary(jax.lax.psum, exponentials.sum(axis=-1, keepdims=True))
-        is_target = jnp.arange(whole.shape[0]) == (target - first_id)[:, None]
+        is_target = (ids == target[:, None]) & exists
         of_target = over_vocabulary(jax.lax.psum, jnp.sum(jnp.where(is_target, logits - largest, 0), axis=-1))
         loss = carry[0] + jnp.sum(w * (jnp.log(total[:, 0]) - of_target))
         if not with_gradients:
             return (loss,)
         of_logits = ((exponentials / total - is_target) * w[:, None]).astype(dtype)
-        of_h = jnp.einsum("PV,VD->PD", of_logits, whole, preferred_element_type=jnp.float32)
-        of_h = over_vocabulary(jax.lax.psum, of_h).astype(dtype)
-        of_whole = jnp.einsum("PV,PD->VD", of_logits, h, preferred_element_type=jnp.float32)
-        return loss, carry[1].at[places].set(of_h, mode="drop"), carry[2] + of_whole
+        of_h = jnp.einsum("PV,VD->PD", of_logits, share, preferred_element_type=jnp.float32)
+        of_h = jax.lax.psum(of_h, axes.vocab) if axes.vocab else of_h
+        of_h = jax.lax.psum_scatter(of_h, axes.embed, tiled=True) if axes.embed else of_h
+        of_share = jnp.einsum("PV,PD->VD", of_logits, h, preferred_element_type=jnp.float32)
+        return loss, carry[1].at[places].set(of_h.astype(dtype), mode="drop"), carry[2] + of_share
 
     carry: Any = (jnp.zeros((), jnp.float32),)
     if with_gradients:
-        carry += (jnp.zeros_like(hidden), jnp.zeros(whole.shape, jnp.float32))
+        carry += (jnp.zeros_like(hidden), jnp.zeros(share.shape, jnp.float32))
     loss, *gradients = jax.lax.fori_loop(0, num_chunks, add_chunk, carry)
-    loss = jax.lax.psum(loss, axes.rows) if axes.rows else loss
+    # Devices that shared their chunks have counted the same.
+    others = tuple(axis for axis in axes.rows if axis not in axes.embed)
+    loss = jax.lax.psum(loss, others) if others else loss
     if not with_gradients:
         return (loss,)
     of_hidden, of_weight = gradients
-    if others := tuple(axis for axis in axes.rows if axis not in axes.embed):
-        of_weight = jax.lax.psum(of_weight, others)
+    of_weight = jax.lax.psum(of_weight, others) if others else of_weight
     if axes.embed:
-        of_weight = jax.lax.psum_scatter(of_weight, axes.embed, scatter_dimension=1, tiled=True)
-    return loss, of_hidden.reshape(shape), of_weight.astype(weight.dtype)
+        of_weight = jax.lax.all_to_all(of_weight, axes.embed, split_axis=1, concat_axis=0, tiled=True)
+    return loss, of_hidden.reshape(shape), of_weight[:vocab_size].astype(weight.dtype)

@@ -41,10 +41,14 @@ def figures(args: Any) -> Iterator[Figures]:
     data = DataConfig("-", num_epochs=1, pack=not args.no_pack, row_length=args.row_length, pad_multiple=multiple)
     step_config = StepConfig(loss_chunk=args.loss_chunk, remat=args.remat, attention=args.attention)
     params = None
-    if args.model:
+    if args.model and not args.slice:
         from s1jax.checkpoint import load_model
 
         config, params = load_model(args.model, make_mesh(mesh), ShardingRules(), "stacked", args.dtype)
+    elif args.model:
+        from s1jax.checkpoint import read_config
+
+        config = read_config(args.model, args.dtype)[0]
     else:
         config = qwen2_5(args.size, args.dtype)
     if args.slice:

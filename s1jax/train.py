@@ -69,8 +69,10 @@ class TrainConfig:
     """Dtype of master weights and optimizer state; bfloat16 is rounded stochastically."""
     export_dtype: DType = "bfloat16"
     """Dtype of the exported weights."""
-    lora: LoraConfig | None = None
-    """Train low-rank adapters over frozen weights; they are merged on export."""
+    lora_rank: int | None = None
+    """Train low-rank adapters of this rank over frozen weights, to be merged on export; needs about ten times the learning rate."""
+    lora_alpha: float = 32.0
+    """What adapters are multiplied with is this over their rank."""
     frozen: Literal["float", "int8", "nf4"] = "float"
     """How LoRA's frozen weights are stored: in the compute dtype, in 8 bits, or in 4 (QLoRA)."""
     eval_source: str | None = None
@@ -96,11 +98,18 @@ class TrainConfig:
         if self.frozen not in ("float", "int8", "nf4"):
             raise ValueError(f"frozen is {self.frozen!r}: choose one of float, int8, nf4")
         if self.lora is None and self.frozen != "float":
-            raise ValueError(f"frozen is {self.frozen}, but all weights are trained: set lora, or leave frozen away")
+            raise ValueError(
+                f"frozen is {self.frozen}, but all weights are trained: set lora_rank, or leave frozen away"
+            )
         if self.lora is not None and self.param_dtype != "float32":
             raise ValueError(
                 f"param_dtype is {self.param_dtype}: LoRA's adapters are float32 (the frozen weights have the compute dtype)"
             )
+
+    @property
+    def lora(self) -> LoraConfig | None:
+        """The adapters, if there are any."""
+        return None if self.lora_rank is None else LoraConfig(self.lora_rank, self.lora_alpha)
 
 
 def identity_of(config: TrainConfig, examples: data.Examples, weights: str) -> dict[str, Any]:

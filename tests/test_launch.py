@@ -185,7 +185,17 @@ def test_a_benchmark_runs_from_a_command_line_and_prints_json(tiny_model):
     small = ["--problems", "2", "--budgets", "4", "9", "--waits", "1", "--answer", "4"]
     sweep = json.loads(run("sweep", "--model", tiny_model, *small).stdout)
     assert sweep["points"] == 3 and sweep["identical"]
-    for arguments in (["decode", "--batch", "0"], ["decode", "--size", "1B"], ["decode", "--model", "/nonesuch"]):
+    short = ["--examples", "20", "--divide", "100", "--attention", "xla"]
+    train = json.loads(run("train", "--model", tiny_model, *short).stdout)
+    assert train["steps"] == 2 and train["filling"] > 0.5 and train["useful_tokens_per_s"] > 0 and 0 < train["mfu"] < 1
+    sliced = json.loads(run("train", "--model", tiny_model, *short, "--slice", "1", "2").stdout)
+    assert sliced["layers"] == [1, 2] and sliced["whole_step_s"] == pytest.approx(sliced["step_s"][1], abs=2e-3)
+    for arguments in (
+        ["decode", "--batch", "0"],
+        ["decode", "--size", "1B"],
+        ["train", "--model", tiny_model, "--remat", "some"],
+        ["decode", "--model", "/nonesuch"],
+    ):
         failed = run(*arguments)
         assert failed.returncode and failed.stderr.startswith("error: ") and "Traceback" not in failed.stderr
 
@@ -205,6 +215,7 @@ def test_help_explains_the_command_and_every_field(script, run, monkeypatch):
         generate=(GenerateConfig, None),
         plot=(plot.PlotConfig, None),
         sweep=(SweepConfig, "quickstart_budgets"),
+        preflight=(TrainConfig, "s1_0_5b"),
         train=(TrainConfig, "quickstart"),
     )
     config_type, name = types[script]

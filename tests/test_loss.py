@@ -9,7 +9,7 @@ import pytest
 from s1jax.loss import weighted_cross_entropy
 from s1jax.sharding import MeshConfig, ShardingRules, make_mesh
 
-B, T, D, V = 4, 24, 16, 64
+B, T, D, V = 4, 24, 16, 60
 RULES = ShardingRules(embed=("fsdp", "sequence"))
 
 

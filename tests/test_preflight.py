@@ -1,9 +1,15 @@
-"""The decode loop as it is compiled: for this machine always, for H100 and TPU where their compilers are installed."""
+"""Decode loop and training step as they are compiled: for this machine always, for H100 and TPU where their compilers are installed."""
 
 import importlib.util
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from configs.s1_32b import CONFIG as S1_32B
 from s1jax import preflight
 from s1jax.model_config import ModelConfig, qwen2_5
 from s1jax.sharding import MeshConfig
@@ -75,3 +81,50 @@ def test_thirty_two_billion_decode_on_eight_devices_without_gathering_weights(to
     if topology.startswith("h100"):
         gathered = [size for name, kind, size in preflight.written_in_loops(compiled) if "all-gather" in kind]
         assert all(size < 2 * config.embed_dim**2 // 8 for size in gathered), gathered
+
+
+def test_a_training_config_is_checked_from_the_command_line(tiny_model):
+    command = [sys.executable, Path(preflight.__file__).parents[1] / "launch" / "preflight.py", "s1_0_5b"]
+    command += ["--topology", "cpu:1", "--model", tiny_model, "--data.max-length", "256", "--dtype", "float32"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    # Parameters, two moments of each and counters, all float32; 16 examples of the longest kind, one a pass.
+    num_params = 264 * 32 + 2 * (32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 64 + 64 + 32 + 32) + 32
+    assert figures["passes"] == 16 and figures["rows"] == "1 x 256"
+    assert figures["state_gib"] == round(12 * num_params / 2**30, 2) and figures["involuntary_rematerialisations"] == 0
+
+
+def test_a_warning_of_the_partitioner_is_counted(capfd):
+    import os
+
+    with preflight.stderr_to_text() as text:
+        os.write(2, b"[SPMD] Involuntary full rematerialization. The compiler ...\n")
+    assert text().count(preflight.REMATERIALISATION) == 1
+    assert "Involuntary" in capfd.readouterr().err
+
+
+BF16 = dict(param_dtype="bfloat16")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("topology", "changes", "gib"),
+    [
+        pytest.param("h100:2x8", {}, 65, marks=needs("jax_cuda12_plugin")),
+        pytest.param(
+            "h100:2x8",
+            dict(mesh=MeshConfig(), data=replace(S1_32B.data, pack=False)),
+            65,
+            marks=needs("jax_cuda12_plugin"),
+        ),
+        pytest.param("h100:1x8", BF16, 74, marks=needs("jax_cuda12_plugin")),
+        pytest.param("v5p:2x2x4", {}, 95, marks=needs("libtpu")),
+        pytest.param("v6e:4x8", {}, 31.25, marks=needs("libtpu")),
+    ],
+    ids=["h100", "h100, a row for each example", "8 h100, bfloat16 state", "v5p", "v6e"],
+)
+def test_the_recipe_for_thirty_two_billion_fits(topology, changes, gib):
+    figures = preflight.check_train(replace(S1_32B, **changes), qwen2_5("32B"), topology)
+    print(figures)
+    assert figures["total_gib"] <= gib and figures["involuntary_rematerialisations"] == 0

@@ -22,7 +22,6 @@ from test_train_step import CONFIG, OPTIMIZER, ROWS, RULES, params_on
 
 from s1jax import checkpoint, train
 from s1jax.data import DataConfig
-from s1jax.model_config import LoraConfig
 from s1jax.orbax_params import finished_steps
 from s1jax.sharding import MeshConfig, make_mesh
 from s1jax.train_step import StepConfig
@@ -242,7 +241,7 @@ def test_held_out_loss_is_measured_and_the_best_checkpoint_kept(run_config, tmp_
 @pytest.mark.parametrize("frozen", ["float", "nf4"])
 def test_a_lora_run_learns_resumes_and_exports_a_merged_model(frozen, run_config, monkeypatch):
     config = replace(
-        run_config, lora=LoraConfig(rank=8), frozen=frozen, optimizer=replace(OPTIMIZER, learning_rate=3e-2),
+        run_config, lora_rank=8, frozen=frozen, optimizer=replace(OPTIMIZER, learning_rate=3e-2),
         eval_source=run_config.data.source, eval_every=4, export_dtype="float32",
     )  # fmt: skip
     with monkeypatch.context() as patch:
@@ -255,7 +254,7 @@ def test_a_lora_run_learns_resumes_and_exports_a_merged_model(frozen, run_config
     last = json.loads((Path(config.output) / "metrics.jsonl").read_text().splitlines()[-1])["eval_loss"]
     # The export is a plain model of the same loss.
     plain = replace(
-        config, model=str(hf), output=config.output + "2", lora=None, frozen="float", eval_every=1,
+        config, model=str(hf), output=config.output + "2", lora_rank=None, frozen="float", eval_every=1,
         data=replace(config.data, batch_size=20, num_epochs=1), optimizer=replace(OPTIMIZER, learning_rate=1e-30),
     )  # fmt: skip
     train.train(plain)
@@ -433,9 +432,10 @@ def test_what_the_mesh_cannot_share_out_is_refused(mesh, rows, told, run_config)
         ("keep", 0, "at least 1"),
         ("export_dtype", "float16", "choose one of bfloat16, float32"),
         ("frozen", "int4", "choose one of float, int8, nf4"),
-        ("frozen", "nf4", "set lora"),
+        ("frozen", "nf4", "set lora_rank"),
+        ("lora_rank", 0, "at least 1"),
     ],
 )
 def test_values_that_make_no_sense_are_refused(field, value, told):
-    with pytest.raises(ValueError, match=f"{field} is .*{value}.*: .*{told}"):
+    with pytest.raises(ValueError, match=f"{field.removeprefix('lora_')} is .*{value}.*: .*{told}"):
         train.TrainConfig("model", "output", DataConfig("rows"), **{field: value})
