@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -50,6 +51,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Run one measurement."""
     args = parse()
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")  # as launch/train.py
     import jax
 
     jax.config.update("jax_enable_compilation_cache", False)  # compilation is measured too

@@ -19,7 +19,7 @@ def main() -> None:
     from s1jax.preflight import check_train, published_config
     from s1jax.train import TrainConfig
 
-    argv = sys.argv[1:]
+    argv = [part for arg in sys.argv[1:] for part in (arg.split("=", 1) if arg.startswith("--topology=") else [arg])]
     if "--topology" in argv[:-1]:
         place = argv.index("--topology")
         topology, argv = argv[place + 1], argv[:place] + argv[place + 2 :]

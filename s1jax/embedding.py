@@ -34,7 +34,8 @@ def embed(
             for is_traded in (False, True)
         )
         in_order = all(axes == stay + go for axes, stay, go in zip((rows, length), kept, traded, strict=True))
-        if in_order and {*traded[0], *traded[1]} == set(columns) and not {*vocab} & {*rows, *length}:
+        one_each = all(len(axes) <= 1 for axes in traded)  # several would come out in another order
+        if in_order and one_each and {*traded[0], *traded[1]} == set(columns) and not {*vocab} & {*rows, *length}:
             lookup = functools.partial(_on_one_device, rows=rows, columns=columns, vocab=vocab, dtype=dtype)
             specs = (PartitionSpec(vocab, columns), PartitionSpec(*kept))
             result = PartitionSpec(rows, length)

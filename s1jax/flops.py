@@ -1,8 +1,8 @@
 """Arithmetic of training: a shape and the lengths of examples -> floating-point operations; and what devices can do at most.
 
 Convention of every MFU (model FLOPs utilisation, arXiv 2204.02311, appendix B) in this project: 6 operations per token and weight of a
-matrix product, the output layer included and the embedding's look-up not, and attention counted over the pairs that the causal mask
-keeps, within each example. What is recomputed, or computed for padding, does not count.
+matrix product (4 where it is frozen), the output layer included and the embedding's look-up not, and attention counted over the pairs
+that the causal mask keeps, within each example. What is recomputed, or computed for padding, does not count.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ def train_flops(config: ModelConfig, lengths: Sequence[int] | np.ndarray) -> flo
     pairs = (n * (n + 1) / 2).sum()
     # Scores and weighted values: 2 products of H for each pair and head, forward; twice that backward.
     attention = 3 * 2 * 2 * config.num_layers * config.num_heads * config.head_dim * pairs
-    return float(6 * num_matrix_weights(config) * n.sum() + attention)
+    per_weight = 6 if config.lora is None else 4  # frozen weights have no gradient
+    return float(per_weight * num_matrix_weights(config) * n.sum() + attention)
 
 
 def peak_flops(device_kind: str, dtype: str) -> float | None:

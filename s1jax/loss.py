@@ -4,7 +4,8 @@ The vocabulary has 152 thousand entries, so logits exist for `chunk` positions o
 weight: they are moved to the front, and no more chunks are computed than hold any. The gradients of a chunk are taken while its logits
 exist, so they are computed once (as in Liger, arXiv 2410.10989, section 3.2).
 
-Invariant: on a mesh no device has the whole weight, nor its gradient. The weight's columns are traded for a share of the vocabulary; the
+Invariant: on a mesh no device has the whole weight, nor its gradient (but under rules that split columns where positions are not). The
+weight's columns are traded for a share of the vocabulary; the
 devices that did so work on the chunks of all of them together, each on its share.
 """
 
@@ -50,6 +51,7 @@ def weighted_cross_entropy(
     if not mesh.empty:
         batch, length, _ = rules.axes(("batch", "length", None), hidden.shape, mesh.shape)
         vocab, embed = rules.axes(("vocab", "embed"), weight.shape, mesh.shape)
+        vocab = () if {*vocab} & {*batch, *length} else vocab
         axes = _Axes(batch + length, vocab, embed if set(embed) <= {*batch, *length} else ())
         specs = (PartitionSpec(batch, length, None), PartitionSpec(vocab, axes.embed), PartitionSpec(batch, length))
     return _loss(hidden, weight, targets, loss_weights, chunk, axes, specs)

@@ -157,8 +157,8 @@ def slice_figures(
         )
     times = []
     for layers in num_layers:
-        part = dataclasses.replace(config, num_layers=layers)
-        times.append(train_figures(part, mesh, lengths, data, step_config)["step_s"])
+        part = train_figures(dataclasses.replace(config, num_layers=layers), mesh, lengths, data, step_config)
+        times.append(float(np.sum(lengths)) / part["useful_tokens_per_s"] / part["steps"])
     layer_s = (times[1] - times[0]) / (large - small)
     step_s = times[0] + (config.num_layers - small) * layer_s
     flops = train_flops(config, lengths) / (len(lengths) / data.batch_size)
@@ -167,6 +167,8 @@ def slice_figures(
         layers=list(num_layers),
         step_s=[round(seconds, 3) for seconds in times],
         layer_s=round(layer_s, 4),
+        useful_tokens_per_s=[round(float(np.mean(lengths)) * data.batch_size / s, 1) for s in times],
+        peak_bytes=part["peak_bytes"],
         whole_step_s=round(step_s, 3),
         whole_mfu=round(flops / step_s / peak / jax.device_count(), 4),
         roofline_step_s=round(flops / peak / jax.device_count(), 3),
@@ -178,6 +180,11 @@ def peak_bytes(compiled: jax.stages.Compiled) -> int:
     stats = jax.local_devices()[0].memory_stats()
     if stats and "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"]
+    return needed_bytes(compiled)
+
+
+def needed_bytes(compiled: jax.stages.Compiled) -> int:
+    """Return the bytes of each device that a program needs, by its compiler. Raises ValueError where it does not tell."""
     memory = compiled.memory_analysis()
     if memory is None:
         raise ValueError("the compiler does not tell how much memory the step needs")

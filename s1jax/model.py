@@ -26,7 +26,15 @@ from s1jax.cache import KVCache, empty_cache, write
 from s1jax.embedding import embed
 from s1jax.flash_attention import saves_attention
 from s1jax.model_config import Int8, LoraConfig, ModelConfig
-from s1jax.quantization import is_quantized, matmul, nf4_shapes, quantize, quantize_matrices, stored_product
+from s1jax.quantization import (
+    is_quantized,
+    matmul,
+    nf4_shapes,
+    quantize,
+    quantize_matrices,
+    storage_dtype,
+    stored_product,
+)
 from s1jax.rope import apply_rope, rope_attention_factor, rope_frequencies
 from s1jax.sharding import ShardingRules, constrain, sharding_for
 
@@ -350,7 +358,7 @@ def abstract_params(
     _, shapes, names = _abstract(config, rules, layout)
 
     def leaf(path, shape, dims):
-        kind = _storage_dtype(path, config) or dtype
+        kind = storage_dtype(path, config) or dtype
         return jax.ShapeDtypeStruct(shape.shape, kind, sharding=sharding_for(mesh, rules, dims, shape.shape))
 
     return jax.tree_util.tree_map_with_path(leaf, shapes, names, is_leaf=lambda x: isinstance(x, jax.ShapeDtypeStruct))
@@ -365,18 +373,6 @@ def constrain_params(params: Params, config: ModelConfig, rules: ShardingRules) 
         return constrain(node, rules, *names)
 
     return pin(params, _abstract(config, rules, "stacked")[2])
-
-
-def _storage_dtype(path: tuple[Any, ...], config: ModelConfig) -> Any:
-    """Return the dtype of a parameter that has one of its own: adapters, and what is quantized."""
-    first, name = path[0].key, path[-1].key
-    if name in ("lora_a", "lora_b"):
-        return jnp.float32
-    if config.nf4 and first == "layers" and name in ("kernel", "scale"):
-        return jnp.uint8 if name == "kernel" else jnp.bfloat16
-    if "weights" in config.int8 and (name in ("kernel", "scale") or first == "embed_tokens"):
-        return jnp.float32 if name == "scale" else jnp.int8
-    return None
 
 
 def init_params(

@@ -196,6 +196,10 @@ def _target(
     """Return the tree to restore, after comparing the stored one with the model's."""
     target = abstract_params(config, rules, "stacked", mesh)
     wanted, found = _by_name(target), _by_name(stored)
+    if any(name.endswith(".lora_a") for name in found):
+        raise ValueError(
+            f"{directory} holds adapters only: the model they were merged into is the run's export, in its hf/"
+        )
     problems = [f"{name} is missing" for name in wanted if name not in found]
     problems += [f"{name} is unexpected" for name in found if name not in wanted]
     problems += [

@@ -45,6 +45,20 @@ class Shape:
     """T, in tokens."""
 
 
+def shape_of(config: DataConfig, most_rows: int, row_length: int, num_shards: int) -> Shape:
+    """Return the shape of batches of at most `most_rows` rows, where a pass has a multiple of `num_shards` of them.
+
+    Raises ValueError for `rows_per_pass` that is none.
+    """
+    rows = config.rows_per_pass or math.ceil(1 if config.pack else most_rows / num_shards) * num_shards
+    if rows % num_shards:
+        raise ValueError(
+            f"rows_per_pass {rows} is no multiple of {num_shards}, the shards of a batch on this mesh (its data x fsdp): "
+            f"choose a multiple of {num_shards}, or give more of the devices to the mesh's sequence or tensor"
+        )
+    return Shape(math.ceil(most_rows / rows), rows, row_length)
+
+
 def pack(lengths: Sequence[int] | np.ndarray, row_length: int) -> list[list[int]]:
     """Share out items of these lengths to rows; return the items of each row.
 
@@ -111,13 +125,7 @@ class Packer:
         most_rows = config.batch_size
         if config.pack:
             most_rows = max(len(pack(examples.lengths[indices], length)) for indices in self.steps)
-        rows = config.rows_per_pass or math.ceil(1 if config.pack else most_rows / num_shards) * num_shards
-        if rows % num_shards:
-            raise ValueError(
-                f"rows_per_pass {rows} is no multiple of {num_shards}, the shards of a batch on this mesh (its data x fsdp): "
-                f"choose a multiple of {num_shards}, or give more of the devices to the mesh's sequence or tensor"
-            )
-        self.shape = Shape(math.ceil(most_rows / rows), rows, length)
+        self.shape = shape_of(config, most_rows, length, num_shards)
         # The first token of an example is nobody's target.
         self.num_targets = np.array([examples[i][1][1:].sum() for i in range(len(examples))])
 

@@ -7,6 +7,7 @@ Needs jax's own packages for the platform (`libtpu`; for H100 `jax-cuda12-plugin
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import math
 import os
 import re
@@ -26,10 +27,11 @@ from s1jax.cache import KVCache
 from s1jax.chat import MADE_UP_DELIMITERS
 from s1jax.decode import Rows, advance, empty_prompts, empty_state, make_vocabulary
 from s1jax.flops import peak_flops, train_flops
+from s1jax.measure_train import needed_bytes
 from s1jax.model import abstract_params
 from s1jax.model_config import SIZES, ModelConfig, qwen2_5
 from s1jax.optimizer import make_optimizer
-from s1jax.packing import Shape
+from s1jax.packing import Shape, shape_of
 from s1jax.sampling import SamplingSettings
 from s1jax.sharding import MeshConfig, ShardingRules, make_mesh, sharding_for
 from s1jax.train import TrainConfig, split_params, weight_dtype, with_adapters
@@ -52,12 +54,12 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 """
 
 
-# Bytes of a device's memory that programs can have, and bytes per second at which it is read (makers' data sheets).
-MEMORY = {
-    "h100": (80e9, 3.35e12),
-    "v5e": (16 * 2**30, 0.82e12),
-    "v5p": (95 * 2**30, 2.77e12),
-    "v6e": (31.25 * 2**30, 1.64e12),
+# Bytes of a device's memory that programs can have: of a GPU what JAX is told to take (`launch/train.py`), of a TPU what the compiler
+# grants.
+MEMORY = {"h100": 0.95 * 80e9, "v5e": 15.75 * 2**30, "v5p": 95 * 2**30, "v6e": 31.25 * 2**30}
+COMPILERS = {
+    "libtpu": "pip install libtpu",
+    "jax_cuda12_plugin": "pip install jax-cuda12-plugin jax-cuda12-pjrt nvidia-cudnn-cu12 nvidia-cuda-nvcc-cu12",
 }
 REMATERIALISATION = "Involuntary full rematerialization"
 
@@ -65,7 +67,16 @@ REMATERIALISATION = "Involuntary full rematerialization"
 def topology_devices(topology: str) -> Sequence[jax.Device]:
     """Return the devices of `h100:HOSTSxGPUS`, of a TPU topology such as `v5p:2x2x1`, or the first `N` here, as `cpu:N`."""
     kind, _, shape = topology.partition(":")
+    if not re.fullmatch(r"cpu:\d+|h100:\d+x\d+|v\d\w*:\d+x\d+(x\d+)?|tpu7x:\d+x\d+x\d+", topology):
+        raise ValueError(
+            f"topology {topology!r} is none of h100:HOSTSxGPUS, a TPU's as v5p:2x2x4 or v6e:4x8, and cpu:N"
+        )
+    package = {"cpu": "jax", "h100": "jax_cuda12_plugin"}.get(kind, "libtpu")
+    if importlib.util.find_spec(package) is None:
+        raise ValueError(f"compiling for {kind} needs a compiler that is not installed here: {COMPILERS[package]}")
     if kind == "cpu":
+        if int(shape) > jax.device_count():
+            raise ValueError(f"topology {topology} has more devices than there are here, {jax.device_count()}")
         return jax.devices("cpu")[: int(shape)]
     if kind == "h100":
         os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
@@ -87,25 +98,21 @@ def check_train(config: TrainConfig, model_config: ModelConfig, topology: str) -
     """
     devices = make_mesh(config.mesh, topology_devices(topology))
     num_shards = math.prod(devices.shape[axis] for axis in config.rules.batch)
-    rows = config.data.rows_per_pass or num_shards
     length = config.data.row_length or config.data.max_length
-    shape = Shape(math.ceil(config.data.batch_size / rows), rows, length)
+    shape = shape_of(config.data, config.data.batch_size, length, num_shards)
     started = time.perf_counter()
     with stderr_to_text() as text:
         compiled = compile_train(config, model_config, devices, platform_of(topology), shape)
-    memory = compiled.memory_analysis()
-    if memory is None:
-        raise ValueError(f"the compiler for {topology} does not tell how much memory the step needs")
-    total = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    total += memory.output_size_in_bytes - memory.alias_size_in_bytes
-    room = MEMORY.get(topology.partition(":")[0], (None, None))[0]
+    total, memory = needed_bytes(compiled), compiled.memory_analysis()
+    assert memory is not None
+    room = MEMORY.get(topology.partition(":")[0])
     flops = train_flops(model_config, [length] * config.data.batch_size)
     peak = peak_flops(devices.devices.flat[0].device_kind, config.dtype)
     return dict(
         topology=topology,
         devices=devices.size,
         mesh=" x ".join(f"{axis} {size}" for axis, size in devices.shape.items()),
-        rows=f"{rows} x {length}",
+        rows=f"{shape.rows_per_pass} x {length}",
         passes=shape.num_passes,
         state_gib=round(memory.argument_size_in_bytes / 2**30, 2),
         temporaries_gib=round(memory.temp_size_in_bytes / 2**30, 2),
@@ -123,7 +130,7 @@ def compile_train(
     config: TrainConfig, model_config: ModelConfig, mesh: jax.sharding.Mesh, platform: str, shape: Shape
 ) -> jax.stages.Compiled:
     """Compile the training step of a config for batches of this shape, with the mesh's devices there or not."""
-    optimizer = make_optimizer(config.optimizer, 315)
+    optimizer = make_optimizer(config.optimizer, num_steps=100)  # whose number changes nothing
     model_config = with_adapters(config, model_config)
     frozen, params = split_params(
         config, abstract_params(model_config, config.rules, "stacked", mesh, weight_dtype(config))

@@ -25,6 +25,8 @@ from s1jax.sharding import platform
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
+    from s1jax.model_config import ModelConfig
+
 Kind = Literal["int8", "nf4"]
 NF4_TILE = 64
 
@@ -179,3 +181,15 @@ def _quantize_matrix(x: jax.Array, kind: Kind, num_in: int, stacked: bool) -> tu
         return quantize_nf4(x)
     q = quantize(x, tuple(range(x.ndim - num_in, x.ndim)))
     return q.qvalue, q.scale.reshape(x.shape[:-num_in])
+
+
+def storage_dtype(path: tuple[Any, ...], config: ModelConfig) -> Any:
+    """Return the dtype of a parameter that has one of its own: adapters, and what is quantized."""
+    first, name = path[0].key, path[-1].key
+    if name in ("lora_a", "lora_b"):
+        return jnp.float32
+    if config.nf4 and first == "layers" and name in ("kernel", "scale"):
+        return jnp.uint8 if name == "kernel" else jnp.bfloat16
+    if "weights" in config.int8 and (name in ("kernel", "scale") or first == "embed_tokens"):
+        return jnp.float32 if name == "scale" else jnp.int8
+    return None

@@ -31,7 +31,7 @@ from s1jax.packing import Packer, num_steps
 from s1jax.preemption import Preemption
 from s1jax.quantization import quantize_matrices
 from s1jax.sharding import MeshConfig, ShardingRules, make_mesh
-from s1jax.train_log import Tracker, TrainLog
+from s1jax.train_log import Tracker, TrainLog, check_trackers
 from s1jax.train_step import (
     StepConfig,
     abstract_batch,
@@ -78,11 +78,11 @@ class TrainConfig:
     eval_source: str | None = None
     """Rows to measure the loss on that are not trained on; a source as `data.source`."""
     eval_every: int = 63
-    """Steps between evaluations; the last step is always evaluated."""
+    """Steps between evaluations; the last step is always evaluated, and what is evaluated is saved."""
     save_every: int = 63
     """Steps between checkpoints; the last step is always saved."""
-    keep: int = 1
-    """Number of checkpoints kept, and besides them the one of the least evaluation loss."""
+    keep: int = 2
+    """Number of checkpoints kept (the older for where the newer is damaged), and besides them the one of the least evaluation loss."""
     trackers: tuple[Tracker, ...] = ("tensorboard",)
     """What metrics are reported to, besides metrics.jsonl."""
 
@@ -184,7 +184,8 @@ class _Run:
         self.frozen_target, target = split_params(config, target)
         self.target = abstract_state(self.optimizer, target, self.mesh, config.step.offload_optimizer)
         self.identity = identity_of(config, self.examples, checkpoint.fingerprint(config.model))
-        self.tokenizer_hash = checkpoint.tokenizer_fingerprint(config.model)
+        self.identity["tokenizer"] = checkpoint.tokenizer_fingerprint(config.model)
+        check_trackers(config.trackers)
         self.store = StateStore(self.output / "checkpoints", keep=config.keep, keep_best=self.eval_packer is not None)
         self.first_step = self.store.latest_step() or 0
         if self.first_step:
@@ -250,7 +251,7 @@ class _Run:
         self.state = init_state(self.optimizer, params, self.mesh, config.step.offload_optimizer)
 
     def _compile(self) -> None:
-        """Compile all that the run computes, so that nothing is left to compile once there is something to lose."""
+        """Compile steps and evaluations, so that nothing large is left to compile once there is something to lose."""
         with jax.set_mesh(self.mesh):
             shardings = jax.tree.map(lambda x: x.sharding, self.target)
             how = (self.config.step, self.config.data.pack)
@@ -308,15 +309,17 @@ class _Run:
                 evaluates = self.eval_packer is not None and (ends or done % config.eval_every == 0)
                 if not (ends or stops or evaluates or done % config.save_every == 0):
                     continue
+                log.stop_clock(metrics)
+                check_finite(self.state.params, step)
                 eval_loss = self._evaluate(preemption) if evaluates and not stops else None
                 pending(eval_loss=eval_loss)
                 pending = None
                 stops = stops or preemption.requested()
-                if ends or stops or done % config.save_every == 0:
-                    self._save(done, eval_loss)
+                self._save(done, eval_loss)
                 if stops and not ends:
                     self.store.wait()
                     preemption.stop(done)
+                log.start_clock()
 
     def _evaluate(self, preemption: Preemption) -> float | None:
         """Return the loss on the held-out rows, averaged as in training; None where SIGTERM came before it was done."""
@@ -330,17 +333,17 @@ class _Run:
             batch = to_device(packer.make_batch(indices), self.mesh, self.config.rules)
             total += float(share) * float(self.loss(self.state.params, self.frozen, batch))
             weight += float(share)
+        if not math.isfinite(total):
+            raise ValueError(f"the loss on {self.config.eval_source} is {total}; stopped before it could be saved")
         return total / weight
 
     def _save(self, step: int, eval_loss: float | None) -> None:
         """Begin to save the state, with all that a run needs to go on from it."""
-        check_finite(self.state.params, step - 1)
         metadata = {
             "identity": self.identity,
             "config": asdict(self.config),
             "next_batch": step,  # all there is of the data's state: a batch is a function of its number
-            "seed": self.config.data.seed,
-            "tokenizer": self.tokenizer_hash,
+            "seed": self.config.data.seed,  # all there is of random state: keys are made of it and the step
         }
         self.store.save(step, self.state, metadata, eval_loss)
 

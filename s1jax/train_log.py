@@ -8,8 +8,11 @@ Invariant: the file holds each step once, also after a run was killed and resume
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import json
 import math
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +24,7 @@ from s1jax.config import write_file
 from s1jax.progress import progress
 
 Tracker = Literal["tensorboard", "wandb", "trackio"]
+PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "trackio": "trackio"}
 
 
 class _Run(Protocol):
@@ -49,6 +53,7 @@ class TrainLog:
             self.runs = [_start_tracker(name, output, first_step, config) for name in trackers]
         self.bar = progress(num_steps, "train", "step", initial=first_step, hidden=not self.writes)
         self.last = time.monotonic()
+        self.stopped: float | None = None
 
     def __enter__(self) -> TrainLog:
         self.last = time.monotonic()
@@ -60,6 +65,15 @@ class TrainLog:
             self.file.close()
         for run in self.runs:
             run.finish()
+
+    def stop_clock(self, metrics: dict[str, jax.Array]) -> None:
+        """Wait for the metrics of a step, whose time ends here: what follows until its `write` is no part of it."""
+        jax.block_until_ready(metrics)
+        self.stopped = time.monotonic()
+
+    def start_clock(self) -> None:
+        """Let the time of the next step begin here."""
+        self.last = time.monotonic()
 
     def write(
         self,
@@ -83,8 +97,8 @@ class TrainLog:
                 f"step {step}: loss {loss}, gradient norm {grad_norm}; stopped before it could be saved. "
                 f"Its rows: {', '.join(row_ids)}"
             )
-        now = time.monotonic()
-        seconds, self.last = now - self.last, now
+        now = self.stopped or time.monotonic()
+        seconds, self.last, self.stopped = now - self.last, now, None
         mfu = None if peak_flops is None else flops / seconds / peak_flops
         row: dict[str, Any] = dict(
             step=step, loss=loss, grad_norm=grad_norm, learning_rate=learning_rate, tokens=num_tokens,
@@ -118,18 +132,24 @@ class _TensorBoard:
         self.writer.close()
 
 
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise ValueError for a tracker that does not exist, or whose package is not installed."""
+    for name in names:
+        if name not in PACKAGES:
+            raise ValueError(f"trackers has {name!r}: choose of {', '.join(PACKAGES)}")
+        if sys.modules.get(PACKAGES[name]) is None and importlib.util.find_spec(PACKAGES[name]) is None:
+            raise ValueError(f"tracker {name} needs the package {PACKAGES[name]}: pip install {PACKAGES[name]}")
+
+
 def _start_tracker(name: Tracker, output: Path, first_step: int, config: dict[str, Any]) -> _Run:
-    """Return a running tracker. Raises ValueError where its package is not installed."""
-    try:
-        if name == "tensorboard":
-            return _TensorBoard(output / "tensorboard", first_step)
-        if name == "wandb":
-            import wandb
+    """Return a running tracker, which goes on with what the same run directory reported before."""
+    if name == "tensorboard":
+        return _TensorBoard(output / "tensorboard", first_step)
+    run_id = hashlib.sha256(str(output.absolute()).encode()).hexdigest()[:12]
+    if name == "wandb":
+        import wandb
 
-            return wandb.init(project="s1jax", id=output.name, dir=str(output), config=config, resume="allow")
-        import trackio
+        return wandb.init(project="s1jax", id=run_id, name=output.name, dir=str(output), config=config, resume="allow")
+    import trackio
 
-        return trackio.init(project="s1jax", name=output.name, config=config, resume="allow")
-    except ImportError as error:
-        package = {"tensorboard": "tensorboardX"}.get(name, name)
-        raise ValueError(f"tracker {name} needs the package {package}: pip install {package}") from error
+    return trackio.init(project="s1jax", name=f"{output.name}-{run_id}", config=config, resume="allow")

@@ -723,7 +723,7 @@ def test_optimizer_state_is_not_read_for_a_model(tmp_path):
     checkpoint.write_model_files(tmp_path, config, None)
     noise = np.random.default_rng(0).normal(size=(512, 512)).astype(np.float32)
     moments = jax.tree.map(lambda x: jnp.asarray(noise) if x.ndim == 2 else x, state.opt_state)
-    store = StateStore(tmp_path / "checkpoints")
+    store = StateStore(tmp_path / "checkpoints", keep=2)
     store.save(1, state._replace(opt_state=moments), {})
     store.close()
     before = int(Path("/proc/self/io").read_text().split()[1])

@@ -22,7 +22,13 @@ MESHES = [
 
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 @pytest.mark.parametrize(
-    "rules", [ShardingRules(), ShardingRules(embed=("sequence", "fsdp")), ShardingRules(embed=("tensor",), vocab=())]
+    "rules",
+    [
+        ShardingRules(),
+        ShardingRules(embed=("sequence", "fsdp")),
+        ShardingRules(embed=("tensor",), vocab=()),
+        ShardingRules(embed=("data", "fsdp")),
+    ],
 )
 def test_any_mesh_finds_the_rows_and_sums_their_gradients(mesh, rules):
     rng = np.random.default_rng(0)

@@ -65,12 +65,12 @@ def test_bfloat16_loses_little():
 
 
 def test_only_positions_with_a_weight_are_computed_and_no_more_logits_exist_than_a_chunk():
-    def num_rounds(share):
-        """How often the loop ran: positions without a weight may hold anything, so NaNs show what is read."""
+    def with_nans(share):
+        """Value and gradients where positions without a weight hold NaNs, which show what is read."""
         hidden, weight, targets, weights = inputs(share)
         hidden = jnp.where(weights[..., None] > 0, hidden, jnp.nan)
         return both(chunked(1), (hidden, weight, targets, weights))
 
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(num_rounds(0.3)))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(with_nans(0.3)))
     compiled = jax.jit(jax.grad(chunked(4), (0, 1))).lower(*inputs()).compile()
     assert f"f32[{4},{V}]" in compiled.as_text() and f"f32[{B * T},{V}]" not in compiled.as_text()

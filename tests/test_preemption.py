@@ -109,7 +109,7 @@ def wait_for(process, line):
 
 
 def check_saved(directory, step):
-    store = StateStore(directory)
+    store = StateStore(directory, keep=2)
     assert store.latest_step() == step
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     restored = store.restore(step, {"x": jax.ShapeDtypeStruct((8,), jnp.float32, sharding=sharding)})

@@ -22,12 +22,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def test_a_state_is_restored_bit_for_bit_on_another_mesh(tmp_path):
     _, state = make_state(mesh_of())
-    store = StateStore(tmp_path / "checkpoints")
+    store = StateStore(tmp_path / "checkpoints", keep=2)
     assert store.latest_step() is None
     store.save(3, state, {"config": {"seed": 1}})
     store.close()
     _, elsewhere = make_state(mesh_of(2, 1, 2), seed=1)
-    store = StateStore(tmp_path / "checkpoints")
+    store = StateStore(tmp_path / "checkpoints", keep=2)
     restored = store.restore(store.latest_step(), abstract_of(elsewhere))
     store.close()
     assert orbax_params.read_metadata(tmp_path / "checkpoints" / "3") == {"config": {"seed": 1}}
@@ -55,7 +55,7 @@ def test_a_state_that_is_donated_while_it_is_saved_is_saved_as_it_was(tmp_path):
     mesh = mesh_of()
     x = jax.device_put(jnp.arange(1 << 20, dtype=jnp.float32).reshape(1024, 1024), mesh_sharding(mesh))
     expected = np.array(x)
-    store = StateStore(tmp_path)
+    store = StateStore(tmp_path, keep=2)
     increment = jax.jit(lambda x: x + 1, donate_argnums=0)
     store.save(1, {"x": x}, {})
     for _ in range(20):
@@ -218,7 +218,7 @@ def test_arrays_in_host_memory_are_saved_and_restored_there(tmp_path):
     spec = jax.sharding.PartitionSpec("fsdp")
     host = jax.sharding.NamedSharding(mesh_of(), spec, memory_kind="pinned_host")
     state = jax.tree.map(lambda x: jax.device_put(x, host), noise(0))
-    store = StateStore(tmp_path)
+    store = StateStore(tmp_path, keep=2)
     store.save(1, state, {})
     store.wait()
     restored = store.restore(1, abstract_of(state))
@@ -267,11 +267,11 @@ def run_two_processes(directory):
 def test_what_two_processes_saved_one_restores_and_the_other_way_round(tmp_path):
     run_two_processes(tmp_path / "two")
     _, state = make_state(mesh_of(4, 1, 1), seed=7)
-    store = StateStore(tmp_path / "two")
+    store = StateStore(tmp_path / "two", keep=2)
     assert store.read_metadata(7) == {"seed": 7}
     assert_same(store.restore(7, abstract_of(state)), state)
     store.close()
-    store = StateStore(tmp_path / "one")
+    store = StateStore(tmp_path / "one", keep=2)
     store.save(3, make_state(mesh_of(1, 2, 1), seed=3)[1], {"seed": 3})
     store.close()
     run_two_processes(tmp_path / "one")
@@ -370,7 +370,7 @@ def test_a_save_does_not_count_in_the_agreement_on_preemption(tmp_path, monkeypa
 
     monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", lambda step: counted.append(step))
     counted = []
-    store = StateStore(tmp_path)
+    store = StateStore(tmp_path, keep=2)
     store.save(3, noise(0), {})
     store.close()
     assert not counted
