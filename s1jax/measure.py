@@ -21,8 +21,9 @@ import numpy as np
 
 from s1jax.budget import Limits
 from s1jax.chat import MADE_UP_DELIMITERS
-from s1jax.model import init_params, store_in_int8
+from s1jax.model import init_params
 from s1jax.model_config import ModelConfig, qwen2_5
+from s1jax.quantization import store_in_int8
 from s1jax.request import Completion, Request
 from s1jax.scheduler import Decoder
 from s1jax.sharding import MeshConfig, ShardingRules, make_mesh

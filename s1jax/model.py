@@ -25,13 +25,12 @@ from s1jax.bits import take_layer
 from s1jax.cache import KVCache, empty_cache, write
 from s1jax.embedding import embed
 from s1jax.flash_attention import saves_attention
-from s1jax.model_config import Int8, LoraConfig, ModelConfig
+from s1jax.model_config import LoraConfig, ModelConfig
 from s1jax.quantization import (
     is_quantized,
     matmul,
     nf4_shapes,
     quantize,
-    quantize_matrices,
     storage_dtype,
     stored_product,
 )
@@ -406,19 +405,3 @@ def unstack(params: Params, num_layers: int, target: Params | None = None, donat
             jax.block_until_ready(layers)
             stack.delete()
     return params | {"layers": {i: jax.tree.unflatten(tree, leaves) for i, leaves in enumerate(layers)}}
-
-
-def store_in_int8(config: ModelConfig, params: Params, int8: Sequence[Int8]) -> tuple[ModelConfig, Params]:
-    """Return the model with these parts stored in 8 bits; parameters of either layout, which are given up."""
-    if unknown := set(int8) - {"weights", "cache"}:
-        raise ValueError(f"int8 is {tuple(int8)}: {', '.join(sorted(unknown))} is neither weights nor cache")
-    if "weights" in int8:
-        params = quantize_matrices(params, "int8")
-    return dataclasses.replace(config, int8=tuple(sorted(set(int8)))), params
-
-
-def store_in_nf4(config: ModelConfig, params: Params) -> tuple[ModelConfig, Params]:
-    """Return the model with its layers' projections stored in 4 bits; parameters of either layout, which are given up."""
-    if "weights" in config.int8:
-        raise ValueError("the weights are stored in 8 bits already: store those that were loaded in 4")
-    return dataclasses.replace(config, nf4=True), quantize_matrices(params, "nf4")

@@ -13,6 +13,7 @@ Invariant: what is stored is never trained, and no derivative keeps the floats i
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,9 +24,11 @@ import jax.numpy as jnp
 from s1jax.sharding import platform
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from jaxtyping import Array, Float
 
-    from s1jax.model_config import ModelConfig
+    from s1jax.model_config import Int8, ModelConfig
 
 Kind = Literal["int8", "nf4"]
 NF4_TILE = 64
@@ -193,3 +196,21 @@ def storage_dtype(path: tuple[Any, ...], config: ModelConfig) -> Any:
     if "weights" in config.int8 and (name in ("kernel", "scale") or first == "embed_tokens"):
         return jnp.float32 if name == "scale" else jnp.int8
     return None
+
+
+def store_in_int8(
+    config: ModelConfig, params: dict[str, Any], int8: Sequence[Int8]
+) -> tuple[ModelConfig, dict[str, Any]]:
+    """Return the model with these parts stored in 8 bits; parameters of either layout, which are given up."""
+    if unknown := set(int8) - {"weights", "cache"}:
+        raise ValueError(f"int8 is {tuple(int8)}: {', '.join(sorted(unknown))} is neither weights nor cache")
+    if "weights" in int8:
+        params = quantize_matrices(params, "int8")
+    return dataclasses.replace(config, int8=tuple(sorted(set(int8)))), params
+
+
+def store_in_nf4(config: ModelConfig, params: dict[str, Any]) -> tuple[ModelConfig, dict[str, Any]]:
+    """Return the model with its layers' projections stored in 4 bits; parameters of either layout, which are given up."""
+    if "weights" in config.int8:
+        raise ValueError("the weights are stored in 8 bits already: store those that were loaded in 4")
+    return dataclasses.replace(config, nf4=True), quantize_matrices(params, "nf4")

@@ -28,8 +28,9 @@ from s1jax.budget import End, Limits, Phase, find_end
 from s1jax.cache import pin
 from s1jax.chat import Delimiters, find_delimiters, newline_ids
 from s1jax.decode import MOST_STEPS, empty_prompts, make_vocabulary, prefill, put_prompts
-from s1jax.model import Params, store_in_int8
+from s1jax.model import Params
 from s1jax.model_config import Int8, ModelConfig
+from s1jax.quantization import store_in_int8
 from s1jax.request import Completion, Request
 from s1jax.rows import Log, RowBatch, power_of_two, round_up
 from s1jax.sharding import MeshConfig, ShardingRules, make_mesh

@@ -17,9 +17,9 @@ from model_cases import RULES, one_device, random_tokens
 
 from s1jax import checkpoint
 from s1jax.lora import abstract_adapters, combine, init_adapters, merge, split
-from s1jax.model import abstract_params, graphdef, store_in_int8, store_in_nf4
+from s1jax.model import abstract_params, graphdef
 from s1jax.model_config import PROJECTIONS, LoraConfig, ModelConfig
-from s1jax.quantization import dequantize
+from s1jax.quantization import dequantize, store_in_int8, store_in_nf4
 from s1jax.sharding import MeshConfig, make_mesh
 
 LORA = LoraConfig(rank=3, alpha=6.0)

@@ -14,8 +14,8 @@ from test_decode import CONFIG, RULES, WAIT, at_point, make_decoder
 from s1jax.attention import attention
 from s1jax.budget import Limits
 from s1jax.chat import encode_prompt
-from s1jax.model import abstract_params, graphdef, init_cache, init_params, store_in_int8, store_in_nf4, unstack
-from s1jax.quantization import dequantize, quantize, quantize_nf4
+from s1jax.model import abstract_params, graphdef, init_cache, init_params, unstack
+from s1jax.quantization import dequantize, quantize, quantize_nf4, store_in_int8, store_in_nf4
 from s1jax.request import Request
 from s1jax.scheduler import load_decoder
 from s1jax.sharding import MeshConfig, make_mesh
