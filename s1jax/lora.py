@@ -1,7 +1,8 @@
 """Low-rank fine-tuning: a frozen model and a small tree of adapters -> one tree to compute with, and in the end a merged model.
 
 A projection computes W x + (alpha / rank) B A x (arXiv 2106.09685, `model.Projection`); W may be stored in 8 or 4 bits (QLoRA,
-arXiv 2305.14314; `quantization.py`). `ModelConfig.lora` says which projections have adapters. These are the whole of what is trained: a float32 tree in the stacked layout, of which alone gradients, optimizer state and checkpoints are made.
+arXiv 2305.14314; `quantization.py`). `ModelConfig.lora` says which projections have adapters. These are the whole of what is trained: a
+float32 tree in the stacked layout, of which alone gradients, optimizer state and checkpoints are made.
 
     def loss_fn(adapters, frozen, batch):
         model = nnx.merge(graphdef(config, rules, "stacked"), combine(frozen, adapters))
