@@ -25,7 +25,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", help="Hugging Face directory or hub id, or one of our own checkpoints")
     parser.add_argument("--size", default="0.5B", help="without --model: random weights of this Qwen2.5 size")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
-    parser.add_argument("--int8", choices=["weights", "cache"], nargs="+", default=[], help="what is stored in 8 bits")
+    parser.add_argument(
+        "--int8", choices=["weights", "cache"], nargs="+", default=[], help="decode, sweep: what is stored in 8 bits"
+    )
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32], help="decode: rows decoded together")
     parser.add_argument("--tokens", type=int, default=112, help="decode: thinking tokens of each row")
     parser.add_argument("--prompt", type=int, default=64, help="without --model: tokens of each prompt")

@@ -95,6 +95,8 @@ class DataConfig:
         ):  # fmt: skip
             if (value := getattr(self, name)) is not None and value < least:
                 raise ValueError(f"{name} is {value}: it must be at least {least}")
+        if self.seed >= 2**32:
+            raise ValueError(f"seed is {self.seed}: it must be below 2**32")
         for name, choices in (("too_long", TooLong), ("loss_on", LossOn), ("loss_average", LossAverage)):
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(get_args(choices))}")

@@ -36,6 +36,10 @@ Figures = dict[str, Any]
 def figures(args: Any) -> Iterator[Figures]:
     """Yield what the command line of `launch/benchmark.py train` asks for."""
     mesh = MeshConfig(sequence=args.sequence, tensor=args.tensor)
+    if args.examples < 1 or not 1 <= args.divide <= 250:
+        raise ValueError(
+            f"examples is {args.examples} and divide {args.divide}: at least 1 example, and lengths divided by 1 to 250"
+        )
     lengths = s1k_lengths(args.examples, args.divide)
     multiple = max(32, int(128 / args.divide))
     data = DataConfig("-", num_epochs=1, pack=not args.no_pack, row_length=args.row_length, pad_multiple=multiple)

@@ -33,6 +33,7 @@ from s1jax.quantization import (
     quantize,
     storage_dtype,
     stored_product,
+    trained_matmul,
 )
 from s1jax.rope import apply_rope, rope_attention_factor, rope_frequencies
 from s1jax.sharding import ShardingRules, constrain, sharding_for
@@ -112,7 +113,7 @@ class Projection(nnx.Module):
         x = x.reshape(*x.shape[:2], -1).astype(self.dtype)
         if self.scale is None:
             kernel = self.kernel[...]
-            y = matmul(x, kernel.reshape(*kernel.shape[: -self.num_in], -1), None, self.dtype)
+            y = trained_matmul(x, kernel.reshape(*kernel.shape[: -self.num_in], -1), self.dtype)
         else:
             y = stored_product(x, self.kernel[...], self.scale[...], self.num_in)
         if self.lora_a is not None and self.lora_b is not None:

@@ -56,6 +56,10 @@ def shape_of(config: DataConfig, most_rows: int, row_length: int, num_shards: in
             f"rows_per_pass {rows} is no multiple of {num_shards}, the shards of a batch on this mesh (its data x fsdp): "
             f"choose a multiple of {num_shards}, or give more of the devices to the mesh's sequence or tensor"
         )
+    if rows * row_length >= 2**31:
+        raise ValueError(
+            f"a pass of {rows} rows of {row_length} tokens: no array has room for it; lower rows_per_pass or row_length"
+        )
     return Shape(math.ceil(most_rows / rows), rows, row_length)
 
 

@@ -96,11 +96,17 @@ def matmul(
         # Decoding, where a CPU is much faster with the weights on the left. In blocks, else XLA would turn the product around again.
         blocks = weight.reshape(num_blocks, -1, I)
         y = jnp.einsum("noI,BI->noB", blocks, x[:, 0], preferred_element_type=dtype).transpose(2, 0, 1)
-    elif platform() == "cpu" and x.dtype == dtype:
-        y = _product(x, weight.reshape(-1, I))
     else:
         y = jnp.einsum("BTI,OI->BTO", x, weight.reshape(-1, I), preferred_element_type=dtype)
     return y.reshape(B, T, *outer)
+
+
+def trained_matmul(x: Float[Array, "B T I"], weight: Float[Array, "*O I"], dtype: Any) -> Float[Array, "B T *O"]:
+    """Return `matmul` with a weight that may be trained."""
+    if platform() != "cpu" or x.shape[1] == 1 or x.dtype != dtype:
+        return matmul(x, weight, None, dtype)
+    y = _product(x, weight.reshape(-1, weight.shape[-1]).astype(dtype))
+    return y.reshape(*x.shape[:2], *weight.shape[:-1])
 
 
 @jax.custom_vjp

@@ -123,6 +123,10 @@ def identity_of(config: TrainConfig, examples: data.Examples, weights: str) -> d
 
 def with_adapters(config: TrainConfig, model_config: ModelConfig) -> ModelConfig:
     """Return the model as it is trained: with LoRA's adapters and stored weights, where the config asks for them."""
+    if config.lora_rank is not None and config.lora_rank > model_config.embed_dim:
+        raise ValueError(
+            f"lora_rank is {config.lora_rank}: the model's matrices have no more than rank {model_config.embed_dim}"
+        )
     int8: tuple[Int8, ...] = ("weights",) if config.frozen == "int8" else ()
     return replace(model_config, lora=config.lora, int8=int8, nf4=config.frozen == "nf4")
 
@@ -188,6 +192,11 @@ class _Run:
         check_trackers(config.trackers)
         self.store = StateStore(self.output / "checkpoints", keep=config.keep, keep_best=self.eval_packer is not None)
         self.first_step = self.store.latest_step() or 0
+        damaged = sorted(path.name for path in (self.output / "checkpoints").glob("*.damaged"))
+        if damaged and not self.first_step:
+            raise ValueError(
+                f"no checkpoint of {self.output} is whole, only {', '.join(damaged)} is there: remove {self.output} to begin anew"
+            )
         if self.first_step:
             self._compare(self.store.read_metadata(self.first_step)["identity"])
 
@@ -227,10 +236,10 @@ class _Run:
         from s1jax import checkpoint
 
         config, shape = self.config, self.packer.shape
+        passes = f"{shape.num_passes} pass{'es' if shape.num_passes > 1 else ''}"
         _say(
-            f"{counted(self.num_steps, 'step')} of {config.data.batch_size} examples, up to {counted(shape.num_passes, 'pass')} "
-            f"a step of {counted(shape.rows_per_pass, 'row')} of {shape.row_length} tokens; {self.packer.filling():.0%} of it "
-            "is not padding"
+            f"{counted(self.num_steps, 'step')} of {config.data.batch_size} examples, up to {passes} a step of "
+            f"{counted(shape.rows_per_pass, 'row')} of {shape.row_length} tokens; {self.packer.filling():.0%} of it is not padding"
         )
         checkpoint.write_model_files(self.output, self.model_config, config.model)
         if jax.process_index() == 0:
@@ -272,7 +281,10 @@ class _Run:
         config = self.config
         how = dict(layout="stacked", dtype=config.dtype, param_dtype=weight_dtype(config))
         _, params = load_model(config.model, self.mesh, config.rules, **how)  # type: ignore[arg-type]
-        return params if config.frozen == "float" else quantize_matrices(params, config.frozen)
+        if config.frozen == "float":
+            return params
+        shardings = jax.tree.map(lambda x: x.sharding, self.frozen_target)
+        return jax.device_put(quantize_matrices(params, config.frozen), shardings)
 
     def advance(self, preemption: Preemption) -> None:
         """Make the steps that are left."""

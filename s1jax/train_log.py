@@ -44,7 +44,7 @@ class TrainLog:
         path = output / "metrics.jsonl"
         # A line torn by a kill is of a step after the checkpoint.
         whole = path.read_text().split("\n")[:-1] if first_step and path.exists() else []
-        kept = [line for line in whole if json.loads(line)["step"] < first_step]
+        kept = [line for number, line in enumerate(whole, 1) if _step_of(path, number, line) < first_step]
         self.writes = jax.process_index() == 0
         self.runs: list[_Run] = []
         if self.writes:
@@ -130,6 +130,14 @@ class _TensorBoard:
 
     def finish(self) -> None:
         self.writer.close()
+
+
+def _step_of(path: Path, number: int, line: str) -> int:
+    """Return the step of a line of metrics. Raises ValueError where it is none."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}, line {number} is no JSON object with a step: remove that line") from error
 
 
 def check_trackers(names: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # `optimizer`, `train_step` and `train_log` (parts of `train`); `request`, `rows` and `scheduler` (parts of `decode`); `generate` (one
 # question to one model); `measure`.
 TABLE = """
-bits progress preemption config sharding chat grading quantization flash_attention attention embedding cache rope model_config flops
+bits progress preemption config sharding chat grading rope model_config quantization flash_attention attention embedding cache flops
 model lora
 safetensors_io hf_weights orbax_params state_store checkpoint
 data packing loss optimizer train_step train_log train
