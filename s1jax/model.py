@@ -91,6 +91,7 @@ class Projection(nnx.Module):
 
     def __init__(self, param: ParamFactory, shape, names, config: ModelConfig, num_in: int = 1, has_bias: bool = False):
         self.num_in, self.dtype = num_in, config.dtype
+        self.is_trained = config.lora is None
         self.shape, self.names = shape, names
         kernel_shape, scale_shape, scale_names = shape, shape[:-num_in], names[:-num_in]
         if config.nf4:
@@ -113,7 +114,8 @@ class Projection(nnx.Module):
         x = x.reshape(*x.shape[:2], -1).astype(self.dtype)
         if self.scale is None:
             kernel = self.kernel[...]
-            y = trained_matmul(x, kernel.reshape(*kernel.shape[: -self.num_in], -1), self.dtype)
+            multiply = trained_matmul if self.is_trained else matmul
+            y = multiply(x, kernel.reshape(*kernel.shape[: -self.num_in], -1), dtype=self.dtype)
         else:
             y = stored_product(x, self.kernel[...], self.scale[...], self.num_in)
         if self.lora_a is not None and self.lora_b is not None:

@@ -85,7 +85,7 @@ def dequantize(values: jax.Array, scale: jax.Array) -> jax.Array:
 
 
 def matmul(
-    x: Float[Array, "B T I"], weight: Float[Array, "*O I"], scale: Float[Array, "*O"] | None, dtype: Any
+    x: Float[Array, "B T I"], weight: Float[Array, "*O I"], scale: Float[Array, "*O"] | None = None, dtype: Any = None
 ) -> Float[Array, "B T *O"]:
     """Return the product of `x` with the rows of `weight`, each of them scaled, in `dtype`."""
     if scale is not None:

@@ -187,7 +187,9 @@ def test_a_benchmark_runs_from_a_command_line_and_prints_json(tiny_model):
     assert sweep["points"] == 3 and sweep["identical"]
     short = ["--examples", "20", "--divide", "100", "--attention", "xla"]
     train = json.loads(run("train", "--model", tiny_model, *short).stdout)
-    assert train["steps"] == 2 and train["filling"] > 0.5 and train["useful_tokens_per_s"] > 0 and 0 < train["mfu"] < 1
+    assert (
+        train["steps"] == 2 and 0 < train["filling"] <= 1 and train["useful_tokens_per_s"] > 0 and 0 < train["mfu"] < 1
+    )
     sliced = json.loads(run("train", "--model", tiny_model, *short, "--slice", "1", "2").stdout)
     assert sliced["layers"] == [1, 2] and sliced["whole_step_s"] == pytest.approx(sliced["step_s"][1], abs=2e-3)
     for arguments in (
