@@ -166,7 +166,6 @@ class _Run:
         """Read the config, the rows and what is there of the run; no weights."""
         # Here, so that a training step itself needs no more than jax, flax, optax and numpy.
         from s1jax import checkpoint
-        from s1jax.state_store import StateStore
 
         self.config, self.output = config, Path(config.output)
         self.mesh = make_mesh(config.mesh)
@@ -190,8 +189,10 @@ class _Run:
         self.identity = identity_of(config, self.examples, checkpoint.fingerprint(config.model))
         self.identity["tokenizer"] = checkpoint.tokenizer_fingerprint(config.model)
         check_trackers(config.trackers)
-        self.store = StateStore(self.output / "checkpoints", keep=config.keep, keep_best=self.eval_packer is not None)
-        self.first_step = self.store.latest_step() or 0
+        self.first_step = 0
+        if (self.output / "checkpoints").is_dir():
+            self._open_store()
+            self.first_step = self.store.latest_step() or 0
         damaged = sorted(path.name for path in (self.output / "checkpoints").glob("*.damaged"))
         if damaged and not self.first_step:
             raise ValueError(
@@ -233,7 +234,6 @@ class _Run:
 
     def load(self) -> None:
         """Compile the step, and put the state on the devices."""
-        from s1jax import checkpoint
 
         config, shape = self.config, self.packer.shape
         passes = f"{shape.num_passes} pass{'es' if shape.num_passes > 1 else ''}"
@@ -241,9 +241,6 @@ class _Run:
             f"{counted(self.num_steps, 'step')} of {config.data.batch_size} examples, up to {passes} a step of "
             f"{counted(shape.rows_per_pass, 'row')} of {shape.row_length} tokens; {self.packer.filling():.0%} of it is not padding"
         )
-        checkpoint.write_model_files(self.output, self.model_config, config.model)
-        if jax.process_index() == 0:
-            data.write_rejects(self.output / REJECTS_NAME, self.rejects)
         if self.first_step < self.num_steps:
             self._compile()
         self.frozen: Params = {}
@@ -252,12 +249,30 @@ class _Run:
         if self.first_step:
             _say(f"resuming {self.output} after step {self.first_step} of {self.num_steps}")
             self.state = self.store.restore(self.first_step, self.target)
+            self._write_files()
             return
         if config.lora is None:
             params = self._load_weights()
         else:
             params = lora.init_adapters(self.model_config, config.rules, self.mesh, config.data.seed)
         self.state = init_state(self.optimizer, params, self.mesh, config.step.offload_optimizer)
+        if not hasattr(self, "store"):
+            self._open_store()
+        self._write_files()
+
+    def _open_store(self) -> None:
+        from s1jax.state_store import StateStore
+
+        best = self.eval_packer is not None
+        self.store = StateStore(self.output / "checkpoints", keep=self.config.keep, keep_best=best)
+
+    def _write_files(self) -> None:
+        """Write what the run directory needs besides checkpoints; only once nothing is left to refuse."""
+        from s1jax import checkpoint
+
+        checkpoint.write_model_files(self.output, self.model_config, self.config.model)
+        if jax.process_index() == 0:
+            data.write_rejects(self.output / REJECTS_NAME, self.rejects)
 
     def _compile(self) -> None:
         """Compile steps and evaluations, so that nothing large is left to compile once there is something to lose."""
