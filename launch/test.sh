@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run the tests, from a bare clone: makes .venv, installs the test extra, checks style and types, runs pytest.
+# Run the tests, from a bare clone: makes .venv, installs the test extra, checks style and types, runs pytest in as many processes as there are cores, up to 4.
 #   bash launch/test.sh [pytest arguments]      e.g.  bash launch/test.sh -m slow
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -8,4 +8,4 @@ install "[test]"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-.venv/bin/python -m pytest "$@"
+.venv/bin/python -m pytest -n logical --maxprocesses 4 --dist worksteal "$@"

@@ -33,6 +33,9 @@ Figures = dict[str, Any]
 
 def figures(args: Any) -> Iterator[Figures]:
     """Yield what the command line of `launch/benchmark.py decode` or `sweep` asks for."""
+    for name, least in dict(batch=1, tokens=2, prompt=1, problems=1, budgets=1, waits=1, answer=1, tensor=1).items():
+        if np.min(getattr(args, name), initial=least) < least:
+            raise ValueError(f"{name} is {getattr(args, name)}: it must be at least {least}")
     mesh = MeshConfig(data=-1, fsdp=1, tensor=args.tensor)
     num_prompts = max(args.batch) if args.what == "decode" else args.problems
     if args.model:
@@ -76,12 +79,9 @@ def decode_figures(
 ) -> Iterator[Figures]:
     """Yield the speed of decoding `num_tokens` of thinking for each batch size, and of its steps alone.
 
-    Times are the fastest of three; a step's is the difference between the whole and its first half.
+    Times are the fastest of three; a step's is the difference between the whole and its first half. There must be as many prompts as the
+    largest batch has rows, and at least 2 tokens.
     """
-    if min(*batch_sizes, num_tokens - 1) < 1 or max(batch_sizes) > len(prompts):
-        raise ValueError(
-            f"batch sizes {list(batch_sizes)} must be from 1 to the {len(prompts)} prompts, and {num_tokens} tokens at least 2"
-        )
     for batch in batch_sizes:
         whole = [_request(prompt, i, num_tokens) for i, prompt in enumerate(prompts[:batch])]
         half = [_request(prompt, i, num_tokens // 2) for i, prompt in enumerate(prompts[:batch])]

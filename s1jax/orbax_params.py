@@ -27,6 +27,7 @@ from s1jax.sharding import ShardingRules
 CHUNK_BYTES = 64 * 2**20
 FILES_NAME = "s1jax_files.json"
 STEP_METADATA_NAME = "_CHECKPOINT_METADATA"
+EVAL_LOSS = Path("metrics", "metrics")
 # Orbax lets each process write into a folder of its own.
 OTHERS_FILE = re.compile(r"/ocdbt\.process_[1-9]")
 
@@ -36,7 +37,8 @@ def record_files(directory: Path, checksums: bool = False) -> None:
 
     With `checksums` also the CRC-32 of those that it wrote itself, which are all of them where it is the only process.
     """
-    left_out = {FILES_NAME, STEP_METADATA_NAME}  # Orbax changes the latter when it commits
+    # Orbax changes the second when it commits, and an evaluation may come later.
+    left_out = {FILES_NAME, STEP_METADATA_NAME, EVAL_LOSS.name}
     files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name not in left_out)
     names = [path.relative_to(directory).as_posix() for path in files]
     record: dict[str, int | list[int]] = {name: path.stat().st_size for name, path in zip(names, files, strict=True)}
@@ -128,9 +130,14 @@ def read_metadata(step_directory: Path) -> dict[str, Any]:
 
 
 def read_eval_loss(step_directory: Path) -> float | None:
-    """Return the evaluation loss that a step was saved with, None without one."""
-    path = step_directory / "metrics" / "metrics"
+    """Return the evaluation loss of a step, None without one."""
+    path = step_directory / EVAL_LOSS
     return json.loads(path.read_text()).get("eval_loss") if path.is_file() else None
+
+
+def write_eval_loss(step_directory: Path, eval_loss: float) -> None:
+    """Write the evaluation loss of a step, where Orbax looks for it."""
+    write_file(step_directory / EVAL_LOSS, json.dumps({"eval_loss": eval_loss}))
 
 
 def barrier(name: str) -> None:

@@ -33,6 +33,9 @@ is no example), and float32 `loss_weights` (of predicting `targets`), all [M, R,
 number of passes that hold anything."""
 
 
+MOST_VISITS = 50_000_000
+
+
 @dataclass(frozen=True)
 class Shape:
     """The one shape of all batches of a run."""
@@ -86,7 +89,15 @@ def pack(lengths: Sequence[int] | np.ndarray, row_length: int) -> list[list[int]
 
 
 def num_steps(num_examples: int, config: DataConfig) -> int:
-    """Return the number of steps of the whole run; an epoch's last one may take fewer examples."""
+    """Return the number of steps of the whole run; an epoch's last one may take fewer examples.
+
+    Raises ValueError for more than `MOST_VISITS` examples over all epochs: each step is packed before the first is made.
+    """
+    if num_examples * config.num_epochs > MOST_VISITS:
+        raise ValueError(
+            f"num_epochs is {config.num_epochs}, which makes {num_examples * config.num_epochs:,} examples of {num_examples}: "
+            f"no more than {MOST_VISITS:,} are planned"
+        )
     return math.ceil(num_examples / config.batch_size) * config.num_epochs
 
 

@@ -1,13 +1,13 @@
-"""SIGTERM, as Slurm and TPU preemption send it: the run saves and leaves, or leaves at once where there is nothing to save.
+"""SIGTERM, as Slurm and TPU preemption send it, and Ctrl-C: the run saves and leaves, or leaves at once where there is nothing to save.
 
 A Python signal handler runs in the main thread only, and not while that one is inside a long C++ call (compiling, waiting for a device).
 So the handler here does nothing; the interpreter also writes each signal's number to a pipe, and a thread that reads it acts at once.
 
 Several processes must stop after the same step. JAX's own agreement on it (`reached_preemption_sync_point`) tells all of them of one
-process's SIGTERM; its handler, a C function that `jax.distributed.initialize` installed, is called by the thread here.
+process's signal; its handler of SIGTERM, a C function that `jax.distributed.initialize` installed, is called by the thread here.
 
-Invariant: after SIGTERM a process ends with exit code 143 (128 + 15), never 0: the run is not finished, and what restarts failed jobs
-should start it again.
+Invariant: after SIGTERM a process ends with exit code 143 (128 + 15), after Ctrl-C with 130, never 0: the run is not finished, and what
+restarts failed jobs should start it again.
 """
 
 from __future__ import annotations
@@ -24,18 +24,21 @@ from typing import NoReturn
 
 import jax
 
-EXIT_CODE = 128 + signal.SIGTERM
+SIGNALS = {signal.SIGTERM: "terminated", signal.SIGINT: "interrupted"}
 
 # JAX's agreement counts calls, and over the whole life of the process.
 _calls = itertools.count(1)
 
 
 class Preemption:
-    """Listens to SIGTERM while it is entered; only the main thread can enter it, after `jax.distributed.initialize` if that is called."""
+    """Listens to SIGTERM and SIGINT while it is entered.
+
+    Only the main thread can enter it, after `jax.distributed.initialize` if that is called.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._received = threading.Event()
+        self._received: signal.Signals | None = None
         self._agreed = False
         self._idle: str | None = None
         self._tell_jax: Callable[[], None] | None = None
@@ -46,15 +49,16 @@ class Preemption:
         os.set_blocking(write, False)
         if jax.distributed.is_initialized():
             self._tell_jax, self._restore_jax = _jax_handler()
-        self._handler = signal.signal(signal.SIGTERM, lambda *_: None)
+        self._handlers = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
         self._fd, self._old_fd = write, signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-        self._thread = threading.Thread(target=self._watch, name="sigterm", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         signal.set_wakeup_fd(self._old_fd)
-        signal.signal(signal.SIGTERM, self._handler)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
         if self._restore_jax is not None:
             self._restore_jax()
         os.close(self._fd)
@@ -63,14 +67,14 @@ class Preemption:
 
     @contextlib.contextmanager
     def nothing_to_save(self, doing: str) -> Iterator[None]:
-        """Let SIGTERM end the process at once while the body runs, which is `doing` ("compiling") and has nothing that a save would keep.
+        """Let a signal end the process at once while the body runs, which is `doing` ("compiling") and has nothing that a save would keep.
 
         No save may be under way. Exit handlers are not run.
         """
         with self._lock:
             before, self._idle = self._idle, doing
-            if self._received.is_set():
-                self._end(doing)
+            if self._received is not None:
+                self._end(self._received, doing)
         try:
             yield
         finally:
@@ -83,7 +87,7 @@ class Preemption:
         It costs microseconds: call it after each step, and between the batches of an evaluation.
         """
         if self._tell_jax is None:
-            return self._received.is_set()
+            return self._received is not None
         if not self._agreed:
             from jax.experimental import multihost_utils
 
@@ -92,29 +96,40 @@ class Preemption:
 
     def stop(self, step: int) -> NoReturn:
         """End the process, after `step` was saved and is on disk, by SystemExit."""
+        number = self._received or signal.SIGTERM  # else another process received it
         if jax.process_index() == 0:
-            print(f"terminated: saved step {step}; the same command resumes", file=sys.stderr)
-        raise SystemExit(EXIT_CODE)
+            print(f"{SIGNALS[number]}: saved step {step}; the same command resumes", file=sys.stderr)
+        raise SystemExit(128 + number)
 
     def _watch(self) -> None:
         while number := os.read(self._pipe, 1):
-            if number[0] != signal.SIGTERM:
+            if number[0] not in SIGNALS:
                 continue
+            received = signal.Signals(number[0])
             with self._lock:
                 if self._idle is not None:
-                    self._end(self._idle)
-                if not self._received.is_set():
-                    _write("SIGTERM: saving after this step\n")
-                self._received.set()
+                    self._end(received, self._idle)
+                if self._received == received == signal.SIGINT:
+                    _leave(
+                        received, "interrupted twice: left at once; the same command resumes from the last checkpoint"
+                    )
+                if self._received is None:
+                    again = "; again to leave at once" if received == signal.SIGINT else ""
+                    _write(f"{received.name}: saving after this step{again}\n")
+                    self._received = received
             if self._tell_jax is not None:
                 self._tell_jax()
 
-    def _end(self, doing: str) -> NoReturn:
-        _write(f"terminated while {doing}: nothing new to save; the same command resumes\n")
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):  # who read it is gone
-                stream.flush()
-        os._exit(EXIT_CODE)
+    def _end(self, received: signal.Signals, doing: str) -> NoReturn:
+        _leave(received, f"{SIGNALS[received]} while {doing}: nothing new to save; the same command resumes")
+
+
+def _leave(received: signal.Signals, message: str) -> NoReturn:
+    _write(message + "\n")
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # who read it is gone
+            stream.flush()
+    os._exit(128 + received)
 
 
 def _write(message: str) -> None:

@@ -18,6 +18,11 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "sequence", "tensor")
+# Named dimensions that one array has.
+TOGETHER = (
+    ("embed", "heads"), ("embed", "kv_heads"), ("embed", "mlp"), ("embed", "vocab"),
+    ("batch", "length", "heads"), ("batch", "length", "kv_heads"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,12 @@ class ShardingRules:
             for axis in getattr(self, field.name):
                 if axis not in MESH_AXES:
                     raise ValueError(f'{field.name}: "{axis}" is no mesh axis; the axes are {", ".join(MESH_AXES)}')
+        for names in TOGETHER:
+            axes = [axis for name in names for axis in getattr(self, name)]
+            if twice := {axis for axis in axes if axes.count(axis) > 1}:
+                raise ValueError(
+                    f"{' and '.join(names)}: mesh axis {min(twice)} is there twice, but can split only one dimension of an array"
+                )
 
     def axes(
         self, names: Sequence[str | None], shape: Sequence[int], mesh_shape: Mapping[str, int]

@@ -25,7 +25,15 @@ from typing import Any
 import jax
 
 from s1jax import orbax_params
-from s1jax.orbax_params import barrier, find_damage, find_fault, finished_steps, newest_step, read_eval_loss
+from s1jax.orbax_params import (
+    barrier,
+    find_damage,
+    find_fault,
+    finished_steps,
+    newest_step,
+    read_eval_loss,
+    write_eval_loss,
+)
 
 TEMPORARY = ".orbax-checkpoint-tmp"
 REMOVED = "removed"
@@ -93,13 +101,24 @@ class StateStore:
             if not self._manager.save(step, args=args, metrics=metrics, force=True):
                 raise OSError("Orbax declined")
 
+    def add_eval_loss(self, step: int, eval_loss: float) -> None:
+        """Give a finished step that was saved without it its evaluation loss. Raises ValueError for a step that is not there."""
+        path = self._finished(step)
+        if jax.process_index() == 0:
+            write_eval_loss(path, eval_loss)
+        barrier(f"evaluated {path}")
+
+    def eval_loss(self, step: int) -> float | None:
+        """Return the evaluation loss of a step, None without one."""
+        return read_eval_loss(self.directory / str(step))
+
     def latest_step(self) -> int | None:
         """Return the newest finished step."""
         return newest_step(self.directory)
 
     def best_step(self) -> int | None:
         """Return the finished step of the lowest evaluation loss, the newest of equals; None where none has a finite one."""
-        ranks = {step: _rank({"eval_loss": self._eval_loss(step)}) for step in finished_steps(self.directory)}
+        ranks = {step: _rank({"eval_loss": self.eval_loss(step)}) for step in finished_steps(self.directory)}
         ranked = [step for step, rank in ranks.items() if rank < math.inf]
         return min(ranked, key=lambda step: (ranks[step], -step), default=None)
 
@@ -139,9 +158,6 @@ class StateStore:
         if step not in steps:
             raise ValueError(f"{self.directory} has no step {step}; it has {steps or 'none'}")
         return self.directory / str(step)
-
-    def _eval_loss(self, step: int) -> float | None:
-        return read_eval_loss(self.directory / str(step))
 
     def _empty_removed(self) -> None:
         if jax.process_index() == 0 and (self.directory / REMOVED).is_dir():

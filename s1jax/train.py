@@ -13,15 +13,15 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import jax
 import optax
 
 from s1jax import data, lora
-from s1jax.config import counted
+from s1jax.config import check_writable, counted
 from s1jax.data import DataConfig
 from s1jax.flops import peak_flops, train_flops
 from s1jax.model import Params, abstract_params
@@ -41,6 +41,9 @@ from s1jax.train_step import (
     make_train_step,
     to_device,
 )
+
+if TYPE_CHECKING:
+    from s1jax.state_store import StateStore
 
 REJECTS_NAME = "rejects.jsonl"
 # Fields that change no result but for rounding (or, as `data.source`, are told by what was read): a run may go on with others.
@@ -144,9 +147,9 @@ def split_params(config: TrainConfig, params: Params) -> tuple[Params, Params]:
 def train(config: TrainConfig) -> Path:
     """Run (or resume) the fine-tuning that `config` describes; return the directory of the Hugging Face export.
 
-    A run directory that holds a checkpoint is resumed from it, and a finished one is done already. SIGTERM saves and ends the process
-    (`preemption.py`). Raises ValueError where the run's config (but for `NEUTRAL_FIELDS`), examples or source weights were others, and
-    where examples, model and mesh do not fit.
+    A run directory that holds a checkpoint is resumed from it, and a finished one is done already. SIGTERM and Ctrl-C save and end the
+    process (`preemption.py`). Raises ValueError where the run's config (but for `NEUTRAL_FIELDS`), examples or source weights were others,
+    and where examples, model and mesh do not fit.
     """
     with Preemption() as preemption:
         with preemption.nothing_to_save("starting"):
@@ -168,11 +171,15 @@ class _Run:
         from s1jax import checkpoint
 
         self.config, self.output = config, Path(config.output)
+        if self.output.resolve() == Path(config.model).expanduser().resolve():
+            raise ValueError(f"output {config.output} is the model itself: give the run another directory")
+        check_writable(self.output / REJECTS_NAME)
         self.mesh = make_mesh(config.mesh)
         plain, _ = checkpoint.read_config(config.model, config.dtype)
         self.model_config = with_adapters(config, plain)
         tokenizer = checkpoint.load_tokenizer(config.model)
         self.examples, self.rejects = self._read(config.data, tokenizer)
+        self.num_steps = num_steps(len(self.examples), config.data)
         num_shards = math.prod(self.mesh.shape[axis] for axis in config.rules.batch)
         self.packer = Packer(self.examples, config.data, num_shards)
         self.eval_packer = None
@@ -181,7 +188,6 @@ class _Run:
             examples, rejects = self._read(held_out, tokenizer)
             self.eval_packer = Packer(examples, held_out, num_shards)
             self.rejects += rejects
-        self.num_steps = num_steps(len(self.examples), config.data)
         self.optimizer = make_optimizer(config.optimizer, self.num_steps)
         target = abstract_params(self.model_config, config.rules, "stacked", self.mesh, weight_dtype(config))
         self.frozen_target, target = split_params(config, target)
@@ -191,7 +197,6 @@ class _Run:
         check_trackers(config.trackers)
         self.first_step = 0
         if (self.output / "checkpoints").is_dir():
-            self._open_store()
             self.first_step = self.store.latest_step() or 0
         damaged = sorted(path.name for path in (self.output / "checkpoints").glob("*.damaged"))
         if damaged and not self.first_step:
@@ -241,8 +246,7 @@ class _Run:
             f"{counted(self.num_steps, 'step')} of {config.data.batch_size} examples, up to {passes} a step of "
             f"{counted(shape.rows_per_pass, 'row')} of {shape.row_length} tokens; {self.packer.filling():.0%} of it is not padding"
         )
-        if self.first_step < self.num_steps:
-            self._compile()
+        self._compile()
         self.frozen: Params = {}
         if config.lora is not None:
             self.frozen = self._load_weights()
@@ -256,15 +260,15 @@ class _Run:
         else:
             params = lora.init_adapters(self.model_config, config.rules, self.mesh, config.data.seed)
         self.state = init_state(self.optimizer, params, self.mesh, config.step.offload_optimizer)
-        if not hasattr(self, "store"):
-            self._open_store()
         self._write_files()
 
-    def _open_store(self) -> None:
+    @cached_property
+    def store(self) -> StateStore:
+        """The run's checkpoints; a new run has no directory of them before it is asked for."""
         from s1jax.state_store import StateStore
 
         best = self.eval_packer is not None
-        self.store = StateStore(self.output / "checkpoints", keep=self.config.keep, keep_best=best)
+        return StateStore(self.output / "checkpoints", keep=self.config.keep, keep_best=best)
 
     def _write_files(self) -> None:
         """Write what the run directory needs besides checkpoints; only once nothing is left to refuse."""
@@ -275,8 +279,10 @@ class _Run:
             data.write_rejects(self.output / REJECTS_NAME, self.rejects)
 
     def _compile(self) -> None:
-        """Compile steps and evaluations, so that nothing large is left to compile once there is something to lose."""
+        """Compile the steps and evaluations that are left, so that nothing large is compiled once there is something to lose."""
         with jax.set_mesh(self.mesh):
+            if self.first_step == self.num_steps and not self._evaluates(self.num_steps):
+                return
             shardings = jax.tree.map(lambda x: x.sharding, self.target)
             how = (self.config.step, self.config.data.pack)
             step = make_train_step(
@@ -313,6 +319,12 @@ class _Run:
         log = TrainLog(self.output, self.first_step, self.num_steps, config.trackers, self.identity)
         with log:
             pending: Callable[..., None] | None = None
+            if self.first_step and self._evaluates(self.first_step):  # a signal came before it was done
+                eval_loss = self._evaluate(preemption)
+                if eval_loss is None:
+                    preemption.stop(self.first_step)
+                log.add_eval_loss(self.first_step - 1, eval_loss)
+                self.store.add_eval_loss(self.first_step, eval_loss)
             for step in range(self.first_step, self.num_steps):
                 indices = self.packer.steps[step]
                 batch = to_device(self.packer.make_batch(indices), self.mesh, config.rules)
@@ -332,8 +344,7 @@ class _Run:
                     row_ids=[self.examples.row_ids[i] for i in indices],
                 )
                 done, stops = step + 1, preemption.requested()
-                ends = done == self.num_steps
-                evaluates = self.eval_packer is not None and (ends or done % config.eval_every == 0)
+                ends, evaluates = done == self.num_steps, self._evaluates(done)
                 if not (ends or stops or evaluates or done % config.save_every == 0):
                     continue
                 log.stop_clock(metrics)
@@ -348,8 +359,14 @@ class _Run:
                     preemption.stop(done)
                 log.start_clock()
 
+    def _evaluates(self, done: int) -> bool:
+        """Whether the loss on the held-out rows is to be measured after this many steps, and is not yet."""
+        if self.eval_packer is None or (done != self.num_steps and done % self.config.eval_every):
+            return False
+        return done != self.first_step or self.store.eval_loss(done) is None
+
     def _evaluate(self, preemption: Preemption) -> float | None:
-        """Return the loss on the held-out rows, averaged as in training; None where SIGTERM came before it was done."""
+        """Return the loss on the held-out rows, averaged as in training; None where a signal came before it was done."""
         packer = self.eval_packer
         assert packer is not None
         total = weight = 0.0

@@ -41,7 +41,7 @@ class TrainLog:
     def __init__(
         self, output: Path, first_step: int, num_steps: int, trackers: Sequence[Tracker], config: dict[str, Any]
     ):
-        path = output / "metrics.jsonl"
+        self.path = path = output / "metrics.jsonl"
         # A line torn by a kill is of a step after the checkpoint.
         whole = path.read_text().split("\n")[:-1] if first_step and path.exists() else []
         kept = [line for number, line in enumerate(whole, 1) if _step_of(path, number, line) < first_step]
@@ -65,6 +65,17 @@ class TrainLog:
             self.file.close()
         for run in self.runs:
             run.finish()
+
+    def add_eval_loss(self, step: int, eval_loss: float) -> None:
+        """Add to the last line, which is of `step`, an evaluation that was made later."""
+        if self.writes:
+            *before, last = self.path.read_text().splitlines()
+            row = json.loads(last) | {"eval_loss": eval_loss}
+            self.file.close()
+            write_file(self.path, "".join(line + "\n" for line in (*before, json.dumps(row))))
+            self.file = self.path.open("a")
+        for run in self.runs:
+            run.log({"eval_loss": eval_loss}, step=step)
 
     def stop_clock(self, metrics: dict[str, jax.Array]) -> None:
         """Wait for the metrics of a step, whose time ends here: what follows until its `write` is no part of it."""

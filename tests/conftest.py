@@ -4,19 +4,37 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Many tests, and the processes they start, compile the same programs.
-_compiled = tempfile.TemporaryDirectory(prefix="s1jax-compiled-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+# Many tests, and the processes they start, compile the same programs; workers of one run share what they compiled.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _compiled = tempfile.TemporaryDirectory(prefix="s1jax-compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
-import pytest  # noqa: E402
+import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def quick_compilation() -> Iterator[None]:
+    """Compiles without most optimisations, in this process and those it starts: for modules that compare within a tolerance.
+
+    Not for those that promise the same tokens of different programs: there, optimisations are what could break the promise.
+    """
+    import jax
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")
@@ -40,9 +58,10 @@ def qwen_tokenizer(shared):
 def real_model(shared) -> Path:
     """A real pretrained 135M chat model as a Qwen2 checkpoint, fetched once per machine."""
     path = ROOT / ".cache" / "smollm2-135m"
-    if not (path / "config.json").exists():
-        path.parent.mkdir(exist_ok=True)
-        subprocess.run([sys.executable, shared / "tools" / "fetch_real_model.py", path], check=True)
+    path.parent.mkdir(exist_ok=True)
+    with FileLock(path.parent / "fetch.lock"):
+        if not (path / "config.json").exists():
+            subprocess.run([sys.executable, shared / "tools" / "fetch_real_model.py", path], check=True)
     return path
 
 

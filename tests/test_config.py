@@ -112,6 +112,8 @@ def test_a_positional_argument_is_not_listed_as_a_flag():
         (["stray"], "stray"),
         (["--optimizer.learning-rate", "1e38"], "learning_rate is 1e[+]38: it must be positive and at most 1"),
         (["--rules.batch", "foo"], '"foo" is no mesh axis; the axes are data, fsdp, sequence, tensor$'),
+        (["--rules.batch", "data", "data"], "batch and length and heads: mesh axis data is there twice"),
+        (["--rules.embed", "tensor"], "embed and heads: mesh axis tensor is there twice"),
         (["--output", " "], "output is empty"),
     ],
 )
@@ -226,3 +228,29 @@ def test_what_a_command_compiles_is_kept_for_the_next_one_unless_told_otherwise(
     for extra, kept in (({"JAX_COMPILATION_CACHE_DIR": ""}, False), ({}, True)):
         subprocess.run([sys.executable, "-c", code], check=True, cwd=config.ROOT, env=quick | extra)
         assert any((tmp_path / "s1jax").rglob("*jit*")) == kept
+
+
+@pytest.mark.parametrize(
+    ("script", "given", "tunables", "restarts"),
+    [
+        ("launch/train.py", "always [madvise] never", None, True),
+        ("launch/train.py", "[always] madvise never", None, False),
+        ("launch/train.py", "always [madvise] never", "glibc.malloc.hugetlb=1", False),
+        ("tests/test_config.py", "always [madvise] never", None, False),
+    ],
+)
+def test_a_command_starts_anew_with_huge_pages_where_they_are_given_on_request(
+    script, given, tunables, restarts, monkeypatch
+):
+    started = []
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(config.ROOT / script), raising=False)
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-u", script, "s1_32b"])
+    monkeypatch.setattr(Path, "read_text", lambda path: given)
+    monkeypatch.setattr(os, "execv", lambda *args: started.append((*args, os.environ["GLIBC_TUNABLES"])))
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if tunables is not None:
+        monkeypatch.setenv("GLIBC_TUNABLES", tunables)
+    config.run_command(lambda: None)
+    command = [sys.executable, "-u", script, "s1_32b"]
+    assert started == ([(sys.executable, command, "glibc.malloc.hugetlb=1")] if restarts else [])
+    os.environ.pop("GLIBC_TUNABLES", None)

@@ -10,6 +10,8 @@ import pytest
 from s1jax.embedding import embed
 from s1jax.sharding import MeshConfig, ShardingRules, make_mesh, sharding_for
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 V, D, B, T = 48, 32, 8, 16
 MESHES = [
     MeshConfig(fsdp=8),
@@ -26,7 +28,7 @@ MESHES = [
     [
         ShardingRules(),
         ShardingRules(embed=("sequence", "fsdp")),
-        ShardingRules(embed=("tensor",), vocab=()),
+        ShardingRules(embed=("tensor",), heads=(), kv_heads=(), mlp=(), vocab=()),
         ShardingRules(embed=("data", "fsdp")),
     ],
 )

@@ -94,7 +94,7 @@ def started(config, **env):
 
 
 def test_a_run_killed_twice_loses_and_repeats_no_row(config, tmp_path):
-    questions = [dict(question=f"{i} + 1?", answer=str(i + 1)) for i in range(30)]
+    questions = [dict(question=f"{i} + 1?", answer=str(i + 1)) for i in range(12)]
     (tmp_path / "sums.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
     whole = replace(config, decoding=replace(config.decoding, output=str(tmp_path / "whole.jsonl")))
     # One row at a time, so that rows are written from the beginning on.
@@ -108,7 +108,7 @@ def test_a_run_killed_twice_loses_and_repeats_no_row(config, tmp_path):
                 time.sleep(0.002)
             os.kill(process.pid, signal.SIGKILL)
         num_rows = output.read_text().count("\n")
-        assert 0 < num_rows < 180
+        assert 0 < num_rows < 72
     assert comparable(sweep(config)) == comparable(sweep(whole))
 
 

@@ -21,6 +21,8 @@ from s1jax.model_config import ModelConfig
 from s1jax.preflight import topology_devices
 from s1jax.sharding import MeshConfig, ShardingRules, make_mesh, sharding_for
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 RULES = ShardingRules()
 ON_CPU = ["xla", "pallas", "splash"]
 

@@ -22,6 +22,8 @@ from s1jax.model_config import PROJECTIONS, LoraConfig, ModelConfig
 from s1jax.quantization import dequantize, store_in_int8, store_in_nf4
 from s1jax.sharding import MeshConfig, make_mesh
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 LORA = LoraConfig(rank=3, alpha=6.0)
 BASE = ModelConfig(
     vocab_size=264, embed_dim=32, mlp_dim=96, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8, rope_theta=1e4,

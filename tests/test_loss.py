@@ -9,8 +9,10 @@ import pytest
 from s1jax.loss import weighted_cross_entropy
 from s1jax.sharding import MeshConfig, ShardingRules, make_mesh
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 B, T, D, V = 4, 24, 16, 60
-RULES = ShardingRules(embed=("fsdp", "sequence"))
+RULES = ShardingRules()
 
 
 def inputs(share=0.6, dtype="float32"):
@@ -48,7 +50,14 @@ def test_chunks_equal_whole_logits_in_value_and_gradients(chunk, share):
     "mesh",
     [MeshConfig(fsdp=8), MeshConfig(data=2, fsdp=2, tensor=2), MeshConfig(fsdp=2, sequence=2, tensor=2), MeshConfig(fsdp=1, sequence=8)],
 )  # fmt: skip
-@pytest.mark.parametrize("rules", [RULES, ShardingRules(embed=("fsdp",)), ShardingRules(embed=("tensor",), vocab=())])
+@pytest.mark.parametrize(
+    "rules",
+    [
+        RULES,
+        ShardingRules(embed=("fsdp",)),
+        ShardingRules(embed=("tensor",), heads=(), kv_heads=(), mlp=(), vocab=()),
+    ],
+)
 def test_any_mesh_gives_what_one_device_does(mesh, rules):
     arguments = inputs()
     alone = both(chunked(5), arguments)

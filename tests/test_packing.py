@@ -174,3 +174,9 @@ def test_filling_is_the_share_of_positions_that_hold_tokens():
     computed = sum(int(batch["num_passes"]) * math.prod(batch["tokens"].shape[1:]) for batch in packer)
     held = sum(int(np.count_nonzero(batch["segment_ids"])) for batch in packer)
     assert packer.filling() == held / computed == 0.9
+
+
+def test_more_epochs_than_can_be_planned_are_refused():
+    assert num_steps(1000, DataConfig("rows", num_epochs=5)) == 315
+    with pytest.raises(ValueError, match="num_epochs is 1000000, which makes 1,000,000,000 examples of 1000"):
+        num_steps(1000, DataConfig("rows", num_epochs=1_000_000))

@@ -72,11 +72,15 @@ def test_attention_reads_what_the_stored_keys_and_values_stand_for():
 
 
 def logits(config, params, num_tokens=6, with_cache=False):
-    model = nnx.merge(graphdef(config, RULES, "per_layer"), params)
     tokens = jnp.arange(num_tokens)[None]
-    cache = init_cache(config, 1, 8, RULES) if with_cache else None
-    hidden, _ = model(tokens, tokens, jnp.ones_like(tokens), cache)
-    return model.logits(hidden)
+
+    @jax.jit
+    def compute(params):
+        model = nnx.merge(graphdef(config, RULES, "per_layer"), params)
+        cache = init_cache(config, 1, 8, RULES) if with_cache else None
+        return model.logits(model(tokens, tokens, jnp.ones_like(tokens), cache)[0])
+
+    return compute(params)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -110,7 +114,15 @@ def test_what_cannot_be_stored_in_eight_bits_is_refused():
         store_in_int8(CONFIG, {}, ["weight"])
 
 
-@pytest.mark.parametrize("int8", [("weights",), ("cache",), ("weights", "cache")])
+@pytest.mark.parametrize(
+    "int8",
+    [
+        pytest.param(("weights",), marks=pytest.mark.slow),
+        pytest.param(("cache",), marks=pytest.mark.slow),
+        ("weights", "cache"),
+    ],
+    ids="+".join,
+)
 def test_forks_rows_and_devices_change_no_token_in_eight_bits(int8):
     decoder = int8_decoder(*int8)
     points = (Limits(40, 0, 2), Limits(9), Limits(40), Limits(30, 20))
@@ -136,9 +148,14 @@ def test_a_real_model_says_nearly_the_same_in_eight_bits(real_model, shared, int
         decoder, tokenizer = load_decoder(str(real_model), "float32", int8=int8)
         tokens = jnp.array([encode_prompt(tokenizer, question)])
         positions = jnp.arange(tokens.shape[1])[None]
-        model = nnx.merge(graphdef(decoder.config, RULES, "per_layer"), decoder.params)
-        cache = init_cache(decoder.config, 1, 256, RULES)
-        return jax.nn.log_softmax(model.logits(model(tokens, positions, jnp.ones_like(tokens), cache)[0])[0])
+
+        @jax.jit
+        def compute(params):
+            model = nnx.merge(graphdef(decoder.config, RULES, "per_layer"), params)
+            cache = init_cache(decoder.config, 1, 256, RULES)
+            return jax.nn.log_softmax(model.logits(model(tokens, positions, jnp.ones_like(tokens), cache)[0])[0])
+
+        return compute(decoder.params)
 
     wanted, ours = log_probabilities(()), log_probabilities(int8)
     divergence = float((jnp.exp(wanted) * (wanted - ours)).sum(axis=-1).mean())

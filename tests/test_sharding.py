@@ -17,6 +17,8 @@ from s1jax.model import abstract_params, graphdef, init_params, unstack
 from s1jax.model_config import ModelConfig
 from s1jax.sharding import MESH_AXES, MeshConfig, ShardingRules, constrain, make_mesh, sharding_for
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 RULES = ShardingRules()
 CONFIG = ModelConfig(
     vocab_size=512, embed_dim=64, mlp_dim=96, num_layers=2, num_heads=8, num_kv_heads=2, head_dim=8, rope_theta=1e4,

@@ -24,7 +24,10 @@ from s1jax import checkpoint, train
 from s1jax.data import DataConfig
 from s1jax.orbax_params import finished_steps
 from s1jax.sharding import MeshConfig, make_mesh
+from s1jax.state_store import StateStore
 from s1jax.train_step import StepConfig
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -64,6 +67,11 @@ def test_a_run_learns_exports_and_keeps_rejected_rows_aside(run_config):
     jax.tree.map(
         lambda a, b: np.testing.assert_array_equal(a, b.astype(jnp.bfloat16).astype(jnp.float32)), exported, state
     )
+
+
+def eval_losses_of(output):
+    rows = [json.loads(line) for line in (Path(output) / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"] + 1: row["eval_loss"] for row in rows if "eval_loss" in row}
 
 
 @pytest.fixture
@@ -167,6 +175,13 @@ def test_sigterm_ends_a_run_that_compiles_or_evaluates(patch, doing, saved, run_
     assert process.returncode == 143 and time.monotonic() - began < 15
     assert "the same command resumes" in told and "Traceback" not in told and (saved or f"while {doing}" in told)
     assert finished_steps(Path(config.output) / "checkpoints") == saved
+    if saved:  # what was cut short is made up for
+        assert eval_losses_of(config.output) == {}
+        train.train(config)
+        whole = replace(config, output=config.output + "2")
+        train.train(whole)
+        assert list(eval_losses_of(config.output)) == [4, 8, 12]
+        assert eval_losses_of(config.output) == eval_losses_of(whole.output)
 
 
 @pytest.mark.parametrize(
@@ -223,8 +238,7 @@ def test_held_out_loss_is_measured_and_the_best_checkpoint_kept(run_config, tmp_
     held_out.write_text("".join(json.dumps(row) + "\n" for row in ROWS[:5]))
     config = replace(run_config, eval_source=str(held_out), eval_every=2, save_every=4, keep=1)
     train.train(config)
-    rows = [json.loads(line) for line in (Path(config.output) / "metrics.jsonl").read_text().splitlines()]
-    losses = {row["step"] + 1: row["eval_loss"] for row in rows if "eval_loss" in row}
+    losses = eval_losses_of(config.output)
     assert list(losses) == [2, 4, 6, 8, 10, 12] and losses[12] < losses[2]
     # By hand: the mean over examples of each example's mean.
     _, params = checkpoint.load_model(config.output, make_mesh(MeshConfig()), RULES, "stacked", dtype="float32")
@@ -439,3 +453,23 @@ def test_what_the_mesh_cannot_share_out_is_refused(mesh, rows, told, run_config)
 def test_values_that_make_no_sense_are_refused(field, value, told):
     with pytest.raises(ValueError, match=f"{field.removeprefix('lora_')} is .*{value}.*: .*{told}"):
         train.TrainConfig("model", "output", DataConfig("rows"), **{field: value})
+
+
+def test_a_run_does_not_take_the_models_own_directory(run_config):
+    with pytest.raises(ValueError, match="is the model itself"):
+        train.train(replace(run_config, output=run_config.model))
+
+
+def test_an_evaluation_that_is_made_later_counts_for_the_best(run_config, monkeypatch):
+    config = replace(run_config, eval_source=run_config.data.source, eval_every=2, save_every=2, keep=1)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4 + 2 * 3)  # steps 0 to 3, and two evaluations of three batches each
+        with pytest.raises(OSError, match="stopped"):
+            train.train(config)
+    (step,) = finished_steps(Path(config.output) / "checkpoints")
+    store = StateStore(Path(config.output) / "checkpoints", keep=1, keep_best=True)
+    store.add_eval_loss(step, 0.0)
+    assert store.best_step() == step
+    store.close()
+    train.train(config)
+    assert finished_steps(Path(config.output) / "checkpoints") == [step, 12]
