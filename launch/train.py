@@ -9,12 +9,14 @@ def main() -> None:
     """Parse the config and train."""
     # JAX would take no more than three quarters of a GPU's memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
-    from s1jax.sharding import start_processes
+    from s1jax.sharding import is_first_process, start_processes
     from s1jax.train import TrainConfig, train
 
     config = parse_command(__doc__, TrainConfig)
     start_processes()
-    print(train(config))
+    directory = train(config)
+    if is_first_process():
+        print(directory)
 
 
 if __name__ == "__main__":

@@ -135,7 +135,7 @@ def _over_themselves(q, k, v, positions, segment_ids, backend: Backend, rules: S
     if rules is None or mesh.empty or mesh.size == 1:
         return kernel(q, k, v, positions, segment_ids)
     num_heads, num_kv_heads = q.shape[2], k.shape[1]
-    axes = (*rules.heads, *(axis for axis in rules.length if axis not in rules.heads))
+    axes = (*rules.heads, *rules.length)
     shards = math.prod(mesh.shape[axis] for axis in axes)
     if num_heads % shards:
         if any(mesh.shape[axis] > 1 for axis in rules.length):

@@ -252,10 +252,11 @@ def _ask_for_huge_pages() -> None:
     """Start this command again with GLIBC_TUNABLES, unless it is set: arrays on huge pages, where Linux gives them to who asks.
 
     A training step on a CPU touches gigabytes of fresh memory, and in small pages a sixth of its time goes into mapping them. glibc reads
-    the variable only as a process starts; nothing is lost by starting anew, before anything large is imported.
+    the variable only as a process starts. A script that others run within their process (tests, say) is left alone.
     """
-    script = getattr(sys.modules["__main__"], "__file__", None)
-    ours = script is not None and Path(script).resolve().parent in (ROOT / "launch", ROOT / "data_tools")
+    script, spec = (getattr(sys.modules["__main__"], name, None) for name in ("__file__", "__spec__"))
+    named = script in sys.orig_argv or (spec is not None and spec.name in sys.orig_argv)
+    ours = named and Path(script or "").resolve().parent in (ROOT / "launch", ROOT / "data_tools")
     with contextlib.suppress(OSError):  # no such file: another system, or no huge pages
         given = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
         if ours and "[madvise]" in given and "GLIBC_TUNABLES" not in os.environ:

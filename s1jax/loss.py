@@ -5,8 +5,8 @@ weight: they are moved to the front, and no more chunks are computed than hold a
 exist, so they are computed once (as in Liger, arXiv 2410.10989, section 3.2).
 
 Invariant: on a mesh no device has the whole weight, nor its gradient (but under rules that split columns where positions are not). The
-weight's columns are traded for a share of the vocabulary; the
-devices that did so work on the chunks of all of them together, each on its share.
+weight's columns are traded for a share of the vocabulary; the devices that did so work on the chunks of all of them together, each on its
+share.
 """
 
 from __future__ import annotations

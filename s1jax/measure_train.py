@@ -131,7 +131,7 @@ def train_figures(
         rows=f"{packer.shape.rows_per_pass} x {packer.shape.row_length}",
         most_passes=packer.shape.num_passes,
         filling=round(packer.filling(), 3),
-        step_s=round(seconds / len(packer), 3),
+        step_s=round(seconds / len(packer), 6),
         useful_tokens_per_s=round(float(np.sum(lengths)) / seconds, 1),
         mfu=round(train_flops(config, lengths) / seconds / of_device / devices.size, 4),
         mfu_of="data sheet" if peak else "measured product",
@@ -162,16 +162,16 @@ def slice_figures(
     times = []
     for layers in num_layers:
         part = train_figures(dataclasses.replace(config, num_layers=layers), mesh, lengths, data, step_config)
-        times.append(float(np.sum(lengths)) / part["useful_tokens_per_s"] / part["steps"])
+        times.append(part["step_s"])
     layer_s = (times[1] - times[0]) / (large - small)
     step_s = times[0] + (config.num_layers - small) * layer_s
-    flops = train_flops(config, lengths) / (len(lengths) / data.batch_size)
+    flops, num_tokens = train_flops(config, lengths) / part["steps"], float(np.sum(lengths)) / part["steps"]
     peak = peak_flops(jax.devices()[0].device_kind, config.dtype) or measured_flops(config.dtype)
     return dict(
         layers=list(num_layers),
         step_s=[round(seconds, 3) for seconds in times],
         layer_s=round(layer_s, 4),
-        useful_tokens_per_s=[round(float(np.mean(lengths)) * data.batch_size / s, 1) for s in times],
+        useful_tokens_per_s=[round(num_tokens / s, 1) for s in times],
         peak_bytes=part["peak_bytes"],
         whole_step_s=round(step_s, 3),
         whole_mfu=round(flops / step_s / peak / jax.device_count(), 4),

@@ -57,6 +57,7 @@ def find_damage(directory: Path, checksums: bool = False) -> str | None:
     """
     record = directory / FILES_NAME
     files: dict[str, int | list[int]] = json.loads(record.read_text()) if record.is_file() else {}
+    files.pop(EVAL_LOSS.as_posix(), None)  # records have had it
     summed = {name: value for name, value in files.items() if isinstance(value, list)}
     for name, value in files.items():
         path, size = directory / name, value[0] if isinstance(value, list) else value

@@ -33,7 +33,8 @@ is no example), and float32 `loss_weights` (of predicting `targets`), all [M, R,
 number of passes that hold anything."""
 
 
-MOST_VISITS = 50_000_000
+MOST_EXAMPLES = 50_000_000
+"""Of a run, all epochs counted: each step is packed before the first is made."""
 
 
 @dataclass(frozen=True)
@@ -91,12 +92,12 @@ def pack(lengths: Sequence[int] | np.ndarray, row_length: int) -> list[list[int]
 def num_steps(num_examples: int, config: DataConfig) -> int:
     """Return the number of steps of the whole run; an epoch's last one may take fewer examples.
 
-    Raises ValueError for more than `MOST_VISITS` examples over all epochs: each step is packed before the first is made.
+    Raises ValueError for more than `MOST_EXAMPLES`.
     """
-    if num_examples * config.num_epochs > MOST_VISITS:
+    if num_examples * config.num_epochs > MOST_EXAMPLES:
         raise ValueError(
-            f"num_epochs is {config.num_epochs}, which makes {num_examples * config.num_epochs:,} examples of {num_examples}: "
-            f"no more than {MOST_VISITS:,} are planned"
+            f"num_epochs is {config.num_epochs}: with {num_examples:,} examples a run can have at most "
+            f"{MOST_EXAMPLES // num_examples or 'no'} epochs"
         )
     return math.ceil(num_examples / config.batch_size) * config.num_epochs
 

@@ -19,6 +19,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
@@ -39,6 +40,7 @@ class Preemption:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._received: signal.Signals | None = None
+        self._received_at = 0.0
         self._agreed = False
         self._idle: str | None = None
         self._tell_jax: Callable[[], None] | None = None
@@ -49,7 +51,9 @@ class Preemption:
         os.set_blocking(write, False)
         if jax.distributed.is_initialized():
             self._tell_jax, self._restore_jax = _jax_handler()
-        self._handlers = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+        # What runs in the background of a shell ignores Ctrl-C, and goes on to.
+        heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        self._handlers = {number: signal.signal(number, lambda *_: None) for number in heeded}
         self._fd, self._old_fd = write, signal.set_wakeup_fd(write, warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
         self._thread.start()
@@ -109,14 +113,14 @@ class Preemption:
             with self._lock:
                 if self._idle is not None:
                     self._end(received, self._idle)
-                if self._received == received == signal.SIGINT:
-                    _leave(
-                        received, "interrupted twice: left at once; the same command resumes from the last checkpoint"
-                    )
+                # A launcher may pass on what the terminal has sent already.
+                again = self._received is not None and time.monotonic() > self._received_at + 0.5
+                if received == signal.SIGINT and again:
+                    _leave(received, "interrupted again: left at once; the same command resumes from the last save")
                 if self._received is None:
-                    again = "; again to leave at once" if received == signal.SIGINT else ""
-                    _write(f"{received.name}: saving after this step{again}\n")
-                    self._received = received
+                    how_to_leave = "; again to leave at once" if received == signal.SIGINT else ""
+                    _write(f"{received.name}: saving after this step{how_to_leave}\n")
+                    self._received, self._received_at = received, time.monotonic()
             if self._tell_jax is not None:
                 self._tell_jax()
 

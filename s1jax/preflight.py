@@ -97,12 +97,18 @@ def check_train(config: TrainConfig, model_config: ModelConfig, topology: str) -
     examples of that length needs.
     """
     devices = make_mesh(config.mesh, topology_devices(topology))
+    model_config = with_adapters(config, model_config)
     num_shards = math.prod(devices.shape[axis] for axis in config.rules.batch)
     length = config.data.row_length or config.data.max_length
     shape = shape_of(config.data, config.data.batch_size, length, num_shards)
     started = time.perf_counter()
     with stderr_to_text() as text:
-        compiled = compile_train(config, model_config, devices, platform_of(topology), shape)
+        try:
+            compiled = compile_train(config, model_config, devices, platform_of(topology), shape)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise ValueError(f"the step does not fit {topology}: {str(error).splitlines()[0]}") from error
     total, memory = needed_bytes(compiled), compiled.memory_analysis()
     assert memory is not None
     room = MEMORY.get(topology.partition(":")[0])
@@ -129,9 +135,11 @@ def check_train(config: TrainConfig, model_config: ModelConfig, topology: str) -
 def compile_train(
     config: TrainConfig, model_config: ModelConfig, mesh: jax.sharding.Mesh, platform: str, shape: Shape
 ) -> jax.stages.Compiled:
-    """Compile the training step of a config for batches of this shape, with the mesh's devices there or not."""
+    """Compile the training step of a config for batches of this shape, with the mesh's devices there or not.
+
+    `model_config` is that of `train.with_adapters`.
+    """
     optimizer = make_optimizer(config.optimizer, num_steps=100)  # whose number changes nothing
-    model_config = with_adapters(config, model_config)
     frozen, params = split_params(
         config, abstract_params(model_config, config.rules, "stacked", mesh, weight_dtype(config))
     )

@@ -80,10 +80,10 @@ class ShardingRules:
 
 
 def start_processes() -> None:
-    """Join the processes of a multi-host run: under Slurm or MPI, on a TPU pod, or where JAX_COORDINATOR_ADDRESS,
+    """Join the processes of a multi-host run: under srun or Open MPI, on TPUs of GKE, or where JAX_COORDINATOR_ADDRESS,
     JAX_NUM_PROCESSES and JAX_PROCESS_ID are set.
 
-    Alone, this does nothing.
+    Alone, this does nothing. Raises ValueError where some of these are missing.
     """
     env = os.environ
     if "JAX_COORDINATOR_ADDRESS" in env:
@@ -92,11 +92,18 @@ def start_processes() -> None:
             raise ValueError(f"JAX_COORDINATOR_ADDRESS is set, but not {' and '.join(missing)}: set all three, or none")
         jax.distributed.initialize(num_processes=int(env["JAX_NUM_PROCESSES"]), process_id=int(env["JAX_PROCESS_ID"]))
     elif (
-        int(env.get("SLURM_NTASKS", 1)) > 1
+        (int(env.get("SLURM_NTASKS", 1)) > 1 and "SLURM_STEP_NODELIST" in env)  # else not started by srun, and alone
         or int(env.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
-        or "," in env.get("TPU_WORKER_HOSTNAMES", "")
+        or "," in env.get("TPU_PROCESS_ADDRESSES", env.get("TPU_WORKER_HOSTNAMES", ""))
     ):
         jax.distributed.initialize()
+    elif (
+        jax.process_count() > 1
+    ):  # a TPU knows of its neighbours by itself, but could not agree with them on when to stop
+        raise ValueError(
+            f"these devices are of {jax.process_count()} processes: set JAX_COORDINATOR_ADDRESS (the first one's host:port), "
+            "JAX_NUM_PROCESSES and JAX_PROCESS_ID on each"
+        )
 
 
 def is_first_process() -> bool:

@@ -26,6 +26,7 @@ import jax
 
 from s1jax import orbax_params
 from s1jax.orbax_params import (
+    FILES_NAME,
     barrier,
     find_damage,
     find_fault,
@@ -111,6 +112,10 @@ class StateStore:
     def eval_loss(self, step: int) -> float | None:
         """Return the evaluation loss of a step, None without one."""
         return read_eval_loss(self.directory / str(step))
+
+    def saved_at(self, step: int) -> float:
+        """Return when a finished step was written, in seconds since the epoch by the clock of its disk."""
+        return (self._finished(step) / FILES_NAME).stat().st_mtime
 
     def latest_step(self) -> int | None:
         """Return the newest finished step."""

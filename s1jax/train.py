@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import jax
-import optax
 
 from s1jax import data, lora
 from s1jax.config import check_writable, counted
@@ -36,6 +34,7 @@ from s1jax.train_step import (
     StepConfig,
     abstract_batch,
     abstract_state,
+    check_finite,
     init_state,
     make_loss_step,
     make_train_step,
@@ -46,9 +45,9 @@ if TYPE_CHECKING:
     from s1jax.state_store import StateStore
 
 REJECTS_NAME = "rejects.jsonl"
-# Fields that change no result but for rounding (or, as `data.source`, are told by what was read): a run may go on with others.
+# Fields that change no result but for rounding (or, as `model` and `data.source`, are told by what was read): a run may go on with others.
 NEUTRAL_FIELDS = {
-    "output", "data.source", "data.pack", "data.row_length", "data.rows_per_pass", "data.pad_multiple", "mesh", "rules", "step",
+    "model", "output", "data.source", "data.pack", "data.row_length", "data.rows_per_pass", "data.pad_multiple", "mesh", "rules", "step",
     "export_dtype", "eval_source", "eval_every", "save_every", "keep", "trackers",
 }  # fmt: skip
 
@@ -235,7 +234,10 @@ class _Run:
         """Whether all steps are made and exported as asked."""
         from s1jax.checkpoint import stored_dtype
 
-        return self.first_step == self.num_steps and stored_dtype(self.output / "hf") == self.config.export_dtype
+        if self.first_step != self.num_steps or stored_dtype(self.output / "hf") != self.config.export_dtype:
+            return False
+        # Else of an earlier run in the same place, whose checkpoints were removed.
+        return (self.output / "hf").stat().st_mtime >= self.store.saved_at(self.first_step)
 
     def load(self) -> None:
         """Compile the step, and put the state on the devices."""
@@ -318,13 +320,14 @@ class _Run:
         peak = None if peak is None else peak * self.mesh.size
         log = TrainLog(self.output, self.first_step, self.num_steps, config.trackers, self.identity)
         with log:
-            pending: Callable[..., None] | None = None
+            pending: partial[None] | None = None
             if self.first_step and self._evaluates(self.first_step):  # a signal came before it was done
                 eval_loss = self._evaluate(preemption)
                 if eval_loss is None:
                     preemption.stop(self.first_step)
                 log.add_eval_loss(self.first_step - 1, eval_loss)
                 self.store.add_eval_loss(self.first_step, eval_loss)
+                log.start_clock()
             for step in range(self.first_step, self.num_steps):
                 indices = self.packer.steps[step]
                 batch = to_device(self.packer.make_batch(indices), self.mesh, config.rules)
@@ -348,13 +351,14 @@ class _Run:
                 if not (ends or stops or evaluates or done % config.save_every == 0):
                     continue
                 log.stop_clock(metrics)
+                log.check(step, metrics, pending.keywords["row_ids"])
                 check_finite(self.state.params, step)
                 eval_loss = self._evaluate(preemption) if evaluates and not stops else None
                 pending(eval_loss=eval_loss)
                 pending = None
                 stops = stops or preemption.requested()
                 self._save(done, eval_loss)
-                if stops and not ends:
+                if stops:
                     self.store.wait()
                     preemption.stop(done)
                 log.start_clock()
@@ -405,13 +409,6 @@ class _Run:
                 self.output / "hf", model_config, params, config.export_dtype, config.model, overwrite=True
             )
         return self.output / "hf"
-
-
-def check_finite(params: Params, step: int) -> None:
-    """Raise ValueError for parameters that the update of a step has destroyed: its loss was measured before it."""
-    norm = float(jax.jit(optax.tree.norm)(params))
-    if not math.isfinite(norm):
-        raise ValueError(f"step {step}: parameters of norm {norm} after its update; stopped before they could be saved")
 
 
 def _say(message: str) -> None:

@@ -67,12 +67,12 @@ class TrainLog:
             run.finish()
 
     def add_eval_loss(self, step: int, eval_loss: float) -> None:
-        """Add to the last line, which is of `step`, an evaluation that was made later."""
+        """Add to the line of `step` an evaluation that was made later; where that line is lost, to a new one."""
         if self.writes:
-            *before, last = self.path.read_text().splitlines()
-            row = json.loads(last) | {"eval_loss": eval_loss}
             self.file.close()
-            write_file(self.path, "".join(line + "\n" for line in (*before, json.dumps(row))))
+            rows = {row["step"]: row for row in map(json.loads, self.path.read_text().splitlines())}
+            rows[step] = rows.get(step, {"step": step}) | {"eval_loss": eval_loss}
+            write_file(self.path, "".join(json.dumps(row) + "\n" for row in rows.values()))
             self.file = self.path.open("a")
         for run in self.runs:
             run.log({"eval_loss": eval_loss}, step=step)
@@ -85,6 +85,16 @@ class TrainLog:
     def start_clock(self) -> None:
         """Let the time of the next step begin here."""
         self.last = time.monotonic()
+
+    def check(self, step: int, metrics: dict[str, jax.Array], row_ids: Sequence[str]) -> tuple[float, float]:
+        """Return the loss and the norm of the gradient. Raises ValueError, naming step and rows, if they are not finite."""
+        loss, grad_norm = float(metrics["loss"]), float(metrics["grad_norm"])
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            raise ValueError(
+                f"step {step}: loss {loss}, gradient norm {grad_norm}; stopped before it could be saved. "
+                f"Its rows: {', '.join(row_ids)}"
+            )
+        return loss, grad_norm
 
     def write(
         self,
@@ -102,12 +112,7 @@ class TrainLog:
         `num_tokens` and `flops` are of the whole batch, `peak_flops` of all devices, `row_ids` the examples in it. Raises ValueError for a
         loss or a gradient that is not finite.
         """
-        loss, grad_norm = float(metrics["loss"]), float(metrics["grad_norm"])
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise ValueError(
-                f"step {step}: loss {loss}, gradient norm {grad_norm}; stopped before it could be saved. "
-                f"Its rows: {', '.join(row_ids)}"
-            )
+        loss, grad_norm = self.check(step, metrics, row_ids)
         now = self.stopped or time.monotonic()
         seconds, self.last, self.stopped = now - self.last, now, None
         mfu = None if peak_flops is None else flops / seconds / peak_flops

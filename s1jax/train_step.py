@@ -9,6 +9,7 @@ Invariant: how a batch is split over passes, rows and devices changes nothing bu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
@@ -181,6 +182,13 @@ def init_state(
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(optimizer, params, mesh, offload))
     opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
     return TrainState(params, opt_state, jax.device_put(jnp.zeros((), jnp.int32), shardings.step))
+
+
+def check_finite(params: Params, step: int) -> None:
+    """Raise ValueError for parameters that the update of a step has destroyed: its loss was measured before it."""
+    norm = float(jax.jit(optax.tree.norm)(params))
+    if not math.isfinite(norm):
+        raise ValueError(f"step {step}: parameters of norm {norm} after its update; stopped before they could be saved")
 
 
 def to_device(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh, rules: ShardingRules) -> dict[str, jax.Array]:

@@ -231,26 +231,28 @@ def test_what_a_command_compiles_is_kept_for_the_next_one_unless_told_otherwise(
 
 
 @pytest.mark.parametrize(
-    ("script", "given", "tunables", "restarts"),
+    ("script", "command", "given", "tunables", "restarts"),
     [
-        ("launch/train.py", "always [madvise] never", None, True),
-        ("launch/train.py", "[always] madvise never", None, False),
-        ("launch/train.py", "always [madvise] never", "glibc.malloc.hugetlb=1", False),
-        ("tests/test_config.py", "always [madvise] never", None, False),
+        ("launch/train.py", ["-u", "launch/train.py", "s1_32b"], "always [madvise] never", None, True),
+        ("launch/train.py", ["-u", "launch/train.py", "s1_32b"], "[always] madvise never", None, False),
+        ("launch/train.py", ["-u", "launch/train.py", "s1_32b"], "always [madvise] never", "some", False),
+        ("launch/train.py", ["-m", "pytest"], "always [madvise] never", None, False),
+        ("tests/test_config.py", ["tests/test_config.py"], "always [madvise] never", None, False),
     ],
 )
 def test_a_command_starts_anew_with_huge_pages_where_they_are_given_on_request(
-    script, given, tunables, restarts, monkeypatch
+    script, command, given, tunables, restarts, monkeypatch
 ):
     started = []
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(config.ROOT / script), raising=False)
-    monkeypatch.setattr(sys, "orig_argv", ["python", "-u", script, "s1_32b"])
+    monkeypatch.chdir(config.ROOT)
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", script, raising=False)
+    monkeypatch.setattr(sys, "orig_argv", ["python", *command])
     monkeypatch.setattr(Path, "read_text", lambda path: given)
     monkeypatch.setattr(os, "execv", lambda *args: started.append((*args, os.environ["GLIBC_TUNABLES"])))
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     if tunables is not None:
         monkeypatch.setenv("GLIBC_TUNABLES", tunables)
     config.run_command(lambda: None)
-    command = [sys.executable, "-u", script, "s1_32b"]
-    assert started == ([(sys.executable, command, "glibc.malloc.hugetlb=1")] if restarts else [])
+    wanted = (sys.executable, [sys.executable, *command], "glibc.malloc.hugetlb=1")
+    assert started == ([wanted] if restarts else [])
     os.environ.pop("GLIBC_TUNABLES", None)

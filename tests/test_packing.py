@@ -178,5 +178,7 @@ def test_filling_is_the_share_of_positions_that_hold_tokens():
 
 def test_more_epochs_than_can_be_planned_are_refused():
     assert num_steps(1000, DataConfig("rows", num_epochs=5)) == 315
-    with pytest.raises(ValueError, match="num_epochs is 1000000, which makes 1,000,000,000 examples of 1000"):
+    with pytest.raises(
+        ValueError, match="num_epochs is 1000000: with 1,000 examples a run can have at most 50000 epochs"
+    ):
         num_steps(1000, DataConfig("rows", num_epochs=1_000_000))
