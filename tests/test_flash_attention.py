@@ -204,7 +204,7 @@ def loss_and_gradients(mesh_config: MeshConfig, num_devices: int, backend: str, 
     ("mesh_config", "backend"),
     [
         (MeshConfig(fsdp=1, sequence=8), "xla"),  # more devices than key/value heads
-        (MeshConfig(fsdp=2, sequence=2, tensor=2), "xla"),
+        pytest.param(MeshConfig(fsdp=2, sequence=2, tensor=2), "xla", marks=pytest.mark.slow),
         (MeshConfig(fsdp=2, sequence=4), "pallas"),
         (MeshConfig(data=2, fsdp=2, sequence=2), "splash"),
     ],

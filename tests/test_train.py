@@ -187,9 +187,9 @@ def test_sigterm_ends_a_run_that_compiles_or_evaluates(patch, doing, saved, run_
 @pytest.mark.parametrize(
     ("devices", "mesh"),
     [
-        (8, MeshConfig(data=2, fsdp=4)),
+        pytest.param(8, MeshConfig(data=2, fsdp=4), marks=pytest.mark.slow),
         (8, MeshConfig(fsdp=2, sequence=2, tensor=2)),
-        (4, MeshConfig()),
+        pytest.param(4, MeshConfig(), marks=pytest.mark.slow),
         (1, MeshConfig()),
     ],
 )
@@ -252,7 +252,7 @@ def test_held_out_loss_is_measured_and_the_best_checkpoint_kept(run_config, tmp_
     assert {best, 12} == set(finished_steps(Path(config.output) / "checkpoints"))
 
 
-@pytest.mark.parametrize("frozen", ["float", "nf4"])
+@pytest.mark.parametrize("frozen", [pytest.param("float", marks=pytest.mark.slow), "nf4"])
 def test_a_lora_run_learns_resumes_and_exports_a_merged_model(frozen, run_config, monkeypatch):
     config = replace(
         run_config, lora_rank=8, frozen=frozen, optimizer=replace(OPTIMIZER, learning_rate=3e-2),

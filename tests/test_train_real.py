@@ -43,7 +43,9 @@ def test_a_run_on_real_rows_lowers_held_out_loss_and_its_export_thinks_under_tra
     config = train.TrainConfig(
         model=str(real_model),
         output=str(tmp_path / "run"),
-        data=DataConfig(source=str(tmp_path / "rows.jsonl"), max_length=8192, batch_size=4, num_epochs=1),
+        data=DataConfig(
+            source=str(tmp_path / "rows.jsonl"), max_length=2048, too_long="truncate", batch_size=4, num_epochs=1
+        ),
         optimizer=OptimizerConfig(learning_rate=1e-4),
         mesh=MeshConfig(fsdp=1, data=1),
         step=StepConfig(remat="attention"),
