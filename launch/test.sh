@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Run the tests, from a bare clone: makes .venv, installs the test extra, checks style and types, runs pytest in as many processes as there are cores, up to 4.
+# Run the tests, from a bare clone: makes .venv, installs the test extra, checks style and types, runs pytest
+# in as many processes as there are cores, up to 4.
 #   bash launch/test.sh [pytest arguments]      e.g.  bash launch/test.sh -m slow
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -359,6 +359,9 @@ def test_a_finished_run_is_done_and_only_its_missing_export_is_made_again(run_co
     assert (hf / "model.safetensors").read_bytes() == exported and losses_of(log.parent) == losses
     train.train(replace(run_config, export_dtype="float32"))
     assert checkpoint.stored_dtype(hf) == "float32"
+    os.utime(hf, (0, 0))  # as what an earlier run left in the same place
+    train.train(replace(run_config, export_dtype="float32"))
+    assert hf.stat().st_mtime > 0
 
 
 def test_a_run_directory_of_another_run_is_refused(run_config):
