@@ -146,7 +146,7 @@ def encoded_texts(tokenizer: Tokenizer, config: TinyBaseConfig) -> Iterator[tupl
         yield ids, weights
 
 
-def packed_batches(tokenizer: Tokenizer, config: TinyBaseConfig) -> Iterator[dict[str, np.ndarray]]:
+def packed_batches(tokenizer: Tokenizer, config: TinyBaseConfig) -> Iterator[tuple[dict[str, np.ndarray]]]:
     """Yield batches in the form of `s1jax.packing`, each text put whole into the first row that has room for it."""
     texts = encoded_texts(tokenizer, config)
     waiting: tuple[list[int], list[float]] | None = None
@@ -170,7 +170,7 @@ def packed_batches(tokenizer: Tokenizer, config: TinyBaseConfig) -> Iterator[dic
             batch["positions"][row, span], batch["segment_ids"][row, span] = np.arange(n), num_texts[row]
             batch["loss_weights"][row, span] = weights[1:]
         batch["loss_weights"] = batch["loss_weights"] / batch["loss_weights"].sum()
-        yield {name: x[None] for name, x in batch.items()} | {"num_passes": np.array(1, np.int32)}
+        yield ({name: x[None] for name, x in batch.items()} | {"num_passes": np.array(1, np.int32)},)
 
 
 def make_pretraining_optimizer(config: TinyBaseConfig) -> optax.GradientTransformation:
@@ -219,7 +219,7 @@ def pretrain(config: TinyBaseConfig, tokenizer: Tokenizer) -> Params:
     batches, started, losses = packed_batches(tokenizer, config), time.monotonic(), []
     with jax.set_mesh(mesh):
         for step in range(1, config.num_steps + 1):
-            batch = {name: jnp.asarray(array) for name, array in next(batches).items()}
+            batch = jax.tree.map(jnp.asarray, next(batches))
             state, metrics = step_fn(state, {}, batch)
             losses.append(metrics["loss"])
             if step % 50 == 0 or step == config.num_steps:

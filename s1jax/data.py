@@ -87,11 +87,13 @@ class DataConfig:
     """Rows of a forward pass over the whole mesh. A step of more rows accumulates the gradients of several passes; default: with `pack`
     as few rows as the mesh can share out, else the whole batch."""
     pad_multiple: int = 128
+    halvings: int = 1
+    """With `pack`: how short the rows of a step's last pass may be, 1: half of `row_length`, 2: a quarter, too. Each is compiled."""
 
     def __post_init__(self) -> None:
         for name, least in (
             ("max_length", 2), ("batch_size", 1), ("num_epochs", 1), ("row_length", 2), ("rows_per_pass", 1), ("pad_multiple", 1),
-            ("seed", 0),
+            ("halvings", 0), ("seed", 0),
         ):  # fmt: skip
             if (value := getattr(self, name)) is not None and value < least:
                 raise ValueError(f"{name} is {value}: it must be at least {least}")

@@ -105,7 +105,7 @@ def train_figures(
     shardings = jax.tree.map(lambda x: x.sharding, target)
     with jax.set_mesh(devices):
         step = make_train_step(config, rules, optimizer, step_config, data.pack, shardings=shardings)
-        lowered = step.lower(target, {}, abstract_batch(packer.shape, devices, rules))
+        lowered = step.lower(target, {}, abstract_batch(packer.shapes, devices, rules))
         started = time.perf_counter()
         compiled = lowered.compile()
         compile_s = time.perf_counter() - started
@@ -128,8 +128,9 @@ def train_figures(
         layers=config.num_layers,
         steps=len(packer),
         examples_per_step=data.batch_size,
-        rows=f"{packer.shape.rows_per_pass} x {packer.shape.row_length}",
-        most_passes=packer.shape.num_passes,
+        rows_per_pass=packer.rows_per_pass,
+        row_lengths=packer.row_lengths,
+        most_passes=[shape.num_passes for shape in packer.shapes],
         filling=round(packer.filling(), 3),
         step_s=round(seconds / len(packer), 6),
         useful_tokens_per_s=round(float(np.sum(lengths)) / seconds, 1),

@@ -1,12 +1,13 @@
 """The examples of a step -> rows of several examples -> batches of one shape: of s1K's lengths, padding would be most.
 
-In: tokenised examples (`data.py`). Out: a Grain dataset whose element `step` is the global batch of that step, which every process makes
-whole: ids are small. A batch is a number of passes of the same few rows; a step that needs more rows than one pass has accumulates the
-gradients of several.
+In: tokenised examples (`data.py`). Out: the global batch of a step by its number, which every process makes whole: ids are small. A batch
+is a number of passes of the same few rows; a step that needs more rows than one pass has accumulates the gradients of several. Its last
+pass may have shorter rows: a step is 16 examples, so what its last rows leave empty would be a tenth to a third of all.
 
 Invariants:
 - A step takes exactly `batch_size` examples (an epoch's last step what is left), and each weighs what it would weigh alone: packing changes
   nothing but rounding. So rows are packed within a step, never across steps, and the packer has no state to save.
+- A step's shapes are few and fixed, so that its program is compiled once: one for each length of rows.
 - A batch is a pure function of (examples, config, step), the same in every process and after every restart; to resume is to index.
 - Every epoch covers every example once, in a new order. The loss weights of a batch sum to 1.
 """
@@ -14,7 +15,10 @@ Invariants:
 from __future__ import annotations
 
 import bisect
+import functools
+import itertools
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -27,10 +31,12 @@ if TYPE_CHECKING:
     import grain
     from jaxtyping import Int
 
-Batch = dict[str, np.ndarray]
+Passes = dict[str, np.ndarray]
 """int32 `tokens`, `targets` (the next token), `positions` (from 0 in each example) and `segment_ids` (from 1 in each row; 0 where there
 is no example), and float32 `loss_weights` (of predicting `targets`), all [M, R, T]: M passes of R rows of T tokens; `num_passes`, the
-number of passes that hold anything."""
+number of them that a step takes, the first ones."""
+Batch = tuple[Passes, ...]
+"""A step's passes, one `Passes` for each `Shape` of the run."""
 
 
 MOST_EXAMPLES = 50_000_000
@@ -39,22 +45,22 @@ MOST_EXAMPLES = 50_000_000
 
 @dataclass(frozen=True)
 class Shape:
-    """The one shape of all batches of a run."""
+    """The shape of the passes of one row length, of all steps of a run."""
 
     num_passes: int
-    """M: the most passes of a step."""
+    """M: the most that a step takes."""
     rows_per_pass: int
     """R, over the whole mesh."""
     row_length: int
     """T, in tokens."""
 
 
-def shape_of(config: DataConfig, most_rows: int, row_length: int, num_shards: int) -> Shape:
-    """Return the shape of batches of at most `most_rows` rows, where a pass has a multiple of `num_shards` of them.
+def rows_per_pass(config: DataConfig, row_length: int, num_shards: int) -> int:
+    """Return R: a multiple of `num_shards`.
 
-    Raises ValueError for `rows_per_pass` that is none.
+    Raises ValueError for a configured one that is none, and for a pass of more positions than an array has room for.
     """
-    rows = config.rows_per_pass or math.ceil(1 if config.pack else most_rows / num_shards) * num_shards
+    rows = config.rows_per_pass or math.ceil(1 if config.pack else config.batch_size / num_shards) * num_shards
     if rows % num_shards:
         raise ValueError(
             f"rows_per_pass {rows} is no multiple of {num_shards}, the shards of a batch on this mesh (its data x fsdp): "
@@ -64,29 +70,65 @@ def shape_of(config: DataConfig, most_rows: int, row_length: int, num_shards: in
         raise ValueError(
             f"a pass of {rows} rows of {row_length} tokens: no array has room for it; lower rows_per_pass or row_length"
         )
-    return Shape(math.ceil(most_rows / rows), rows, row_length)
+    return rows
 
 
-def pack(lengths: Sequence[int] | np.ndarray, row_length: int) -> list[list[int]]:
-    """Share out items of these lengths to rows; return the items of each row.
+def row_lengths(config: DataConfig, row_length: int) -> list[int]:
+    """Return the lengths that rows may have, longest first: this one and, of the last pass, its `halvings`, rounded up."""
+    lengths = [row_length]
+    for _ in range(config.halvings if config.pack else 0):
+        half = math.ceil(lengths[-1] / 2 / config.pad_multiple) * config.pad_multiple
+        if half >= lengths[-1]:
+            break
+        lengths.append(half)
+    return lengths
 
-    Best fit, longest first (Johnson 1974: at most 11/9 of the fewest rows possible, and one more). Raises ValueError for an item that is
-    longer than a row.
+
+def pack(lengths: Sequence[int] | np.ndarray, rooms: Sequence[int]) -> list[list[int]] | None:
+    """Share out items of these lengths to rows with these rooms; return the items of each row, or None if they do not fit this way.
+
+    Best fit, longest first (Johnson 1974: of equal rooms it needs at most 11/9 of the fewest possible, and one more).
     """
-    rows: list[list[int]] = []
-    by_room: list[tuple[int, int]] = []  # (room left, row), the least room first
+    rows: list[list[int]] = [[] for _ in rooms]
+    by_room = sorted((room, row) for row, room in enumerate(rooms))
     for item in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if lengths[item] > row_length:
-            raise ValueError(f"an example of {lengths[item]} tokens does not fit a row of {row_length}")
         place = bisect.bisect_left(by_room, (lengths[item], -1))
         if place == len(by_room):
-            room, row = row_length, len(rows)
-            rows.append([])
-        else:
-            room, row = by_room.pop(place)
+            return None
+        room, row = by_room.pop(place)
         rows[row].append(item)
         bisect.insort(by_room, (room - lengths[item], row))
     return rows
+
+
+def pack_step(
+    lengths: Sequence[int] | np.ndarray, row_lengths: Sequence[int], rows_per_pass: int
+) -> list[list[list[int]]]:
+    """Share out a step's items to passes of as few positions as can be; return, for each row length, the items of its rows.
+
+    Of the first row length, the longest, a step has any number of passes, of each other at most one. Raises ValueError for an item that is
+    longer than all rows.
+    """
+    if max(lengths) > row_lengths[0]:
+        raise ValueError(f"an example of {max(lengths)} tokens does not fit a row of {row_lengths[0]}")
+    for positions, numbers in _numbers_of_passes(len(lengths), tuple(row_lengths), rows_per_pass):
+        if positions < sum(lengths):
+            continue
+        rooms = [[length] * n * rows_per_pass for length, n in zip(row_lengths, numbers, strict=True)]
+        if rows := pack(lengths, [*itertools.chain(*rooms)]):
+            left = iter(rows)
+            return [list(itertools.islice(left, len(x))) for x in rooms]
+    raise AssertionError("longest rows of one item each hold them all")
+
+
+@functools.lru_cache(maxsize=16)
+def _numbers_of_passes(
+    num_items: int, row_lengths: tuple[int, ...], rows_per_pass: int
+) -> list[tuple[int, tuple[int, ...]]]:
+    """Return numbers of passes of each row length that may hold this many items, with their positions, the fewest first."""
+    most = math.ceil(num_items / rows_per_pass)
+    numbers = itertools.product(range(most + 1), *[(0, 1)] * (len(row_lengths) - 1))
+    return sorted((sum(map(operator.mul, n, row_lengths)) * rows_per_pass, n) for n in numbers)
 
 
 def num_steps(num_examples: int, config: DataConfig) -> int:
@@ -138,10 +180,14 @@ class Packer:
                 f"row_length is {length}, but example {name} has {longest} tokens: raise it to {longest}, or set max_length "
                 f"to {length} and too_long to truncate"
             )
-        most_rows = config.batch_size
-        if config.pack:
-            most_rows = max(len(pack(examples.lengths[indices], length)) for indices in self.steps)
-        self.shape = shape_of(config, most_rows, length, num_shards)
+        self.rows_per_pass = rows_per_pass(config, length, num_shards)
+        self.row_lengths = row_lengths(config, length)
+        num_rows = np.array([[len(rows) for rows in self.rows_of(indices)] for indices in self.steps])
+        num_passes = -(-num_rows // self.rows_per_pass)
+        self.num_positions = int((num_passes @ self.row_lengths).sum()) * self.rows_per_pass
+        most = dict(zip(self.row_lengths, map(int, num_passes.max(axis=0)), strict=True))
+        self.row_lengths = [length for length in self.row_lengths if most[length]]
+        self.shapes = tuple(Shape(most[length], self.rows_per_pass, length) for length in self.row_lengths)
         # The first token of an example is nobody's target.
         self.num_targets = np.array([examples[i][1][1:].sum() for i in range(len(examples))])
 
@@ -154,11 +200,12 @@ class Packer:
             raise IndexError(step)
         return self.make_batch(self.steps[step])
 
-    def rows_of(self, indices: Sequence[int] | np.ndarray) -> list[list[int]]:
-        """Return the examples of each row that a step of these examples has."""
+    def rows_of(self, indices: Sequence[int] | np.ndarray) -> list[list[list[int]]]:
+        """Return the examples of a step's rows, for each row length; some of a pass may have none."""
         if not self.config.pack:
-            return [[int(index)] for index in indices]
-        return [[int(indices[i]) for i in row] for row in pack(self.examples.lengths[indices], self.shape.row_length)]
+            return [[[int(index)] for index in indices]]
+        rows = pack_step(self.examples.lengths[indices], self.row_lengths, self.rows_per_pass)
+        return [[[int(indices[i]) for i in row] for row in of_length] for of_length in rows]
 
     def make_batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
         """Return the batch of a step of these examples."""
@@ -167,33 +214,34 @@ class Packer:
         else:
             weights = np.full(len(indices), 1 / self.num_targets[indices].sum())
         weight_of = dict(zip(map(int, indices), weights, strict=True))
-        shape = (self.shape.num_passes * self.shape.rows_per_pass, self.shape.row_length)
-        batch = {
-            "tokens": np.full(shape, self.examples.pad, np.int32),
-            "targets": np.full(shape, self.examples.pad, np.int32),
-            "positions": np.zeros(shape, np.int32),
-            "segment_ids": np.zeros(shape, np.int32),
-            "loss_weights": np.zeros(shape, np.float32),
+        return tuple(
+            self._make_passes(shape, rows, weight_of)
+            for shape, rows in zip(self.shapes, self.rows_of(indices), strict=True)
+        )
+
+    def _make_passes(self, shape: Shape, rows: list[list[int]], weight_of: dict[int, float]) -> Passes:
+        flat = (shape.num_passes * shape.rows_per_pass, shape.row_length)
+        passes = {
+            "tokens": np.full(flat, self.examples.pad, np.int32),
+            "targets": np.full(flat, self.examples.pad, np.int32),
+            "positions": np.zeros(flat, np.int32),
+            "segment_ids": np.zeros(flat, np.int32),
+            "loss_weights": np.zeros(flat, np.float32),
         }
-        rows = self.rows_of(indices)
         for row, members in enumerate(rows):
             begin = 0
             for segment, index in enumerate(members, 1):
                 tokens, loss_mask = self.examples[index]
                 end = begin + len(tokens)
-                batch["tokens"][row, begin:end] = tokens
-                batch["targets"][row, begin : end - 1] = tokens[1:]
-                batch["positions"][row, begin:end] = np.arange(len(tokens))
-                batch["segment_ids"][row, begin:end] = segment
-                batch["loss_weights"][row, begin : end - 1] = weight_of[index] * loss_mask[1:]
+                passes["tokens"][row, begin:end] = tokens
+                passes["targets"][row, begin : end - 1] = tokens[1:]
+                passes["positions"][row, begin:end] = np.arange(len(tokens))
+                passes["segment_ids"][row, begin:end] = segment
+                passes["loss_weights"][row, begin : end - 1] = weight_of[index] * loss_mask[1:]
                 begin = end
-        passes = (self.shape.num_passes, self.shape.rows_per_pass, self.shape.row_length)
-        batch = {name: x.reshape(passes) for name, x in batch.items()}
-        return batch | {"num_passes": np.array(math.ceil(len(rows) / self.shape.rows_per_pass), np.int32)}
+        passes = {name: x.reshape(-1, shape.rows_per_pass, shape.row_length) for name, x in passes.items()}
+        return passes | {"num_passes": np.array(math.ceil(len(rows) / shape.rows_per_pass), np.int32)}
 
     def filling(self) -> float:
         """Return the share of all computed positions that hold a token."""
-        rows = [len(self.rows_of(indices)) for indices in self.steps]
-        passes = sum(math.ceil(n / self.shape.rows_per_pass) for n in rows)
-        positions = passes * self.shape.rows_per_pass * self.shape.row_length
-        return int(self.examples.lengths.sum()) * self.config.num_epochs / positions
+        return int(self.examples.lengths.sum()) * self.config.num_epochs / self.num_positions

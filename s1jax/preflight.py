@@ -31,7 +31,7 @@ from s1jax.measure_train import needed_bytes
 from s1jax.model import abstract_params
 from s1jax.model_config import SIZES, ModelConfig, qwen2_5
 from s1jax.optimizer import make_optimizer
-from s1jax.packing import Shape, shape_of
+from s1jax.packing import Shape, row_lengths, rows_per_pass
 from s1jax.sampling import SamplingSettings
 from s1jax.sharding import MeshConfig, ShardingRules, make_mesh, sharding_for
 from s1jax.train import TrainConfig, split_params, weight_dtype, with_adapters
@@ -94,17 +94,19 @@ def check_train(config: TrainConfig, model_config: ModelConfig, topology: str) -
     """Compile the training step of a config and return what it needs, as figures for `launch/preflight.py`.
 
     Rows are of `row_length`, or of `max_length` where the config leaves it to the examples; a step has as many passes as a whole batch of
-    examples of that length needs.
+    examples of that length needs, and one of each shorter length.
     """
     devices = make_mesh(config.mesh, topology_devices(topology))
     model_config = with_adapters(config, model_config)
     num_shards = math.prod(devices.shape[axis] for axis in config.rules.batch)
     length = config.data.row_length or config.data.max_length
-    shape = shape_of(config.data, config.data.batch_size, length, num_shards)
+    rows = rows_per_pass(config.data, length, num_shards)
+    shapes = [Shape(1, rows, part) for part in row_lengths(config.data, length)]
+    shapes[0] = Shape(math.ceil(config.data.batch_size / rows), rows, length)
     started = time.perf_counter()
     with stderr_to_text() as text:
         try:
-            compiled = compile_train(config, model_config, devices, platform_of(topology), shape)
+            compiled = compile_train(config, model_config, devices, platform_of(topology), shapes)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -118,8 +120,8 @@ def check_train(config: TrainConfig, model_config: ModelConfig, topology: str) -
         topology=topology,
         devices=devices.size,
         mesh=" x ".join(f"{axis} {size}" for axis, size in devices.shape.items()),
-        rows=f"{shape.rows_per_pass} x {length}",
-        passes=shape.num_passes,
+        rows=f"{rows} x {length}",
+        passes=shapes[0].num_passes,
         state_gib=round(memory.argument_size_in_bytes / 2**30, 2),
         temporaries_gib=round(memory.temp_size_in_bytes / 2**30, 2),
         total_gib=round(total / 2**30, 2),
@@ -133,9 +135,9 @@ def check_train(config: TrainConfig, model_config: ModelConfig, topology: str) -
 
 
 def compile_train(
-    config: TrainConfig, model_config: ModelConfig, mesh: jax.sharding.Mesh, platform: str, shape: Shape
+    config: TrainConfig, model_config: ModelConfig, mesh: jax.sharding.Mesh, platform: str, shapes: Sequence[Shape]
 ) -> jax.stages.Compiled:
-    """Compile the training step of a config for batches of this shape, with the mesh's devices there or not.
+    """Compile the training step of a config for batches of these shapes, with the mesh's devices there or not.
 
     `model_config` is that of `train.with_adapters`.
     """
@@ -149,7 +151,7 @@ def compile_train(
         step = make_train_step(
             model_config, config.rules, optimizer, config.step, config.data.pack, config.data.seed, shardings
         )
-        traced = step.trace(target, frozen, abstract_batch(shape, mesh, config.rules))
+        traced = step.trace(target, frozen, abstract_batch(shapes, mesh, config.rules))
         return traced.lower(lowering_platforms=(platform,)).compile()
 
 

@@ -242,11 +242,11 @@ class _Run:
     def load(self) -> None:
         """Compile the step, and put the state on the devices."""
 
-        config, shape = self.config, self.packer.shape
-        passes = f"{shape.num_passes} pass{'es' if shape.num_passes > 1 else ''}"
+        config, packer = self.config, self.packer
         _say(
-            f"{counted(self.num_steps, 'step')} of {config.data.batch_size} examples, up to {passes} a step of "
-            f"{counted(shape.rows_per_pass, 'row')} of {shape.row_length} tokens; {self.packer.filling():.0%} of it is not padding"
+            f"{counted(self.num_steps, 'step')} of {config.data.batch_size} examples, in passes of "
+            f"{counted(packer.rows_per_pass, 'row')} of {' or '.join(map(str, packer.row_lengths))} tokens; "
+            f"{packer.filling():.0%} of it is not padding"
         )
         self._compile()
         self.frozen: Params = {}
@@ -290,10 +290,10 @@ class _Run:
             step = make_train_step(
                 self.model_config, self.config.rules, self.optimizer, *how, self.config.data.seed, shardings
             )
-            batch = abstract_batch(self.packer.shape, self.mesh, self.config.rules)
+            batch = abstract_batch(self.packer.shapes, self.mesh, self.config.rules)
             self.step = step.lower(self.target, self.frozen_target, batch).compile()
             if self.eval_packer is not None:
-                batch = abstract_batch(self.eval_packer.shape, self.mesh, self.config.rules)
+                batch = abstract_batch(self.eval_packer.shapes, self.mesh, self.config.rules)
                 loss = make_loss_step(self.model_config, self.config.rules, *how)
                 self.loss = loss.lower(self.target.params, self.frozen_target, batch).compile()
 

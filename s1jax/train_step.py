@@ -9,8 +9,9 @@ Invariant: how a batch is split over passes, rows and devices changes nothing bu
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
@@ -26,13 +27,14 @@ from s1jax.loss import weighted_cross_entropy
 from s1jax.model import Params, Remat, constrain_params, graphdef
 from s1jax.model_config import ModelConfig
 from s1jax.optimizer import update
-from s1jax.packing import Shape
+from s1jax.packing import Batch, Shape
 from s1jax.sharding import ShardingRules, sharding_for
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
-DeviceBatch = Mapping[str, jax.Array]
+DevicePasses = Mapping[str, jax.Array]
+DeviceBatch = tuple[DevicePasses, ...]
 Metrics = dict[str, jax.Array]
 
 
@@ -85,23 +87,22 @@ def make_train_step(
     def loss_and_grads(params: Params, frozen: Params, batch: DeviceBatch) -> tuple[jax.Array, Params]:
         cast, frozen = _cast_matrices(params, config.dtype), _cast_matrices(frozen, config.dtype)
 
-        def of_pass(i: Any) -> tuple[jax.Array, Params]:
+        def of_pass(passes: DevicePasses, i: Any) -> tuple[jax.Array, Params]:
             def of_params(params: Params) -> jax.Array:
-                return _loss_of_pass(config, rules, step_config, packed, combine(frozen, params), batch, i)
+                return _loss_of_pass(config, rules, step_config, packed, combine(frozen, params), passes, i)
 
             loss, grads = jax.value_and_grad(of_params)(cast)
             return loss, constrain_params(grads, config, rules)
 
-        if batch["tokens"].shape[0] == 1:
-            return of_pass(0)
+        if [passes["tokens"].shape[0] for passes in batch] == [1]:
+            return of_pass(batch[0], 0)
 
-        def add(i: jax.Array, total: Any) -> Any:
-            loss, grads = jax.tree.map(jnp.add, total, of_pass(i))
+        def add(passes: DevicePasses, i: jax.Array, total: Any) -> Any:
+            loss, grads = jax.tree.map(jnp.add, total, of_pass(passes, i))
             return loss, constrain_params(grads, config, rules)
 
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
-        start = (jnp.zeros((), jnp.float32), constrain_params(zeros, config, rules))
-        return jax.lax.fori_loop(0, batch["num_passes"], add, start)
+        return _over_passes(batch, add, (jnp.zeros((), jnp.float32), constrain_params(zeros, config, rules)))
 
     def step(state: TrainState, frozen: Params, batch: DeviceBatch) -> tuple[TrainState, Metrics]:
         loss, grads = loss_and_grads(state.params, frozen, batch)
@@ -122,17 +123,24 @@ def make_loss_step(config: ModelConfig, rules: ShardingRules, step_config: StepC
     def loss(params: Params, frozen: Params, batch: DeviceBatch) -> jax.Array:
         whole = combine(_cast_matrices(frozen, config.dtype), _cast_matrices(params, config.dtype))
 
-        def add(i: jax.Array, total: jax.Array) -> jax.Array:
-            return total + _loss_of_pass(config, rules, step_config, packed, whole, batch, i)
+        def add(passes: DevicePasses, i: jax.Array, total: jax.Array) -> jax.Array:
+            return total + _loss_of_pass(config, rules, step_config, packed, whole, passes, i)
 
-        return jax.lax.fori_loop(0, batch["num_passes"], add, jnp.zeros((), jnp.float32))
+        return _over_passes(batch, add, jnp.zeros((), jnp.float32))
 
     return jax.jit(loss)
 
 
-def _loss_of_pass(config, rules, step_config, packed, params, batch, i) -> Float[Array, ""]:
+def _over_passes(batch: DeviceBatch, add: Callable[[DevicePasses, jax.Array, Any], Any], total: Any) -> Any:
+    """Return the total to which `add` has added every pass that a step takes."""
+    for passes in batch:
+        total = jax.lax.fori_loop(0, passes["num_passes"], functools.partial(add, passes), total)
+    return total
+
+
+def _loss_of_pass(config, rules, step_config, packed, params, passes, i) -> Float[Array, ""]:
     """Return the weighted loss of the rows of pass `i`."""
-    rows = {name: x[i] for name, x in batch.items() if name != "num_passes"}
+    rows = {name: x[i] for name, x in passes.items() if name != "num_passes"}
     model = nnx.merge(graphdef(config, rules, "stacked"), params)
     how = dict(remat=step_config.remat, attention=step_config.attention, packed=packed)
     hidden, _ = model(rows["tokens"], rows["positions"], rows["segment_ids"], **how)
@@ -191,24 +199,27 @@ def check_finite(params: Params, step: int) -> None:
         raise ValueError(f"step {step}: parameters of norm {norm} after its update; stopped before they could be saved")
 
 
-def to_device(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh, rules: ShardingRules) -> dict[str, jax.Array]:
+def to_device(batch: Batch, mesh: jax.sharding.Mesh, rules: ShardingRules) -> DeviceBatch:
     """Return a batch on the mesh. Every process has all of it, and puts on each of its devices what that one holds."""
 
     def place(x: np.ndarray) -> jax.Array:
         return jax.make_array_from_callback(x.shape, batch_sharding(mesh, rules, x.shape), lambda index: x[index])
 
-    return {name: place(x) for name, x in batch.items()}
+    return jax.tree.map(place, batch)
 
 
-def abstract_batch(shape: Shape, mesh: jax.sharding.Mesh, rules: ShardingRules) -> dict[str, jax.ShapeDtypeStruct]:
-    """Return the batches of a shape as `jax.ShapeDtypeStruct`s on the mesh."""
+def abstract_batch(shapes: Sequence[Shape], mesh: jax.sharding.Mesh, rules: ShardingRules) -> Any:
+    """Return the batches of a run as `jax.ShapeDtypeStruct`s on the mesh."""
 
     def of(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh, rules, shape))
 
-    passes = (shape.num_passes, shape.rows_per_pass, shape.row_length)
-    batch = {name: of(passes, jnp.int32) for name in ("tokens", "targets", "positions", "segment_ids")}
-    return batch | {"loss_weights": of(passes, jnp.float32), "num_passes": of((), jnp.int32)}
+    def passes(shape: Shape) -> dict[str, jax.ShapeDtypeStruct]:
+        size = (shape.num_passes, shape.rows_per_pass, shape.row_length)
+        ids = {name: of(size, jnp.int32) for name in ("tokens", "targets", "positions", "segment_ids")}
+        return ids | {"loss_weights": of(size, jnp.float32), "num_passes": of((), jnp.int32)}
+
+    return tuple(map(passes, shapes))
 
 
 def batch_sharding(mesh: jax.sharding.Mesh, rules: ShardingRules, shape: tuple[int, ...]) -> jax.sharding.NamedSharding:

@@ -104,7 +104,7 @@ def assert_same_run(run, reference):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), run[1], reference[1])
 
 
-PACKED = dict(pack=True, pad_multiple=1)
+PACKED = dict(pack=True, pad_multiple=1, row_length=400)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ PACKED = dict(pack=True, pad_multiple=1)
         dict(batches=dict(rows_per_pass=3)),
         pytest.param(dict(batches=dict(pad_multiple=1)), marks=pytest.mark.slow),
         dict(batches=PACKED),
-        pytest.param(dict(batches=PACKED | dict(row_length=300)), marks=pytest.mark.slow),
+        pytest.param(dict(batches=PACKED | dict(row_length=None)), marks=pytest.mark.slow),
         dict(batches=PACKED | dict(row_length=512, rows_per_pass=3)),
         dict(loss_chunk=24),
         dict(remat="none"),
@@ -177,8 +177,14 @@ def one_by_one(loss_average, step):
 @pytest.mark.parametrize("loss_average", ["sequence", "token"])
 def test_packed_padded_and_single_examples_give_the_same_loss_and_gradients(loss_average):
     alone = one_by_one(loss_average, 1)
-    for changes in (PACKED, dict(pack=False), PACKED | dict(row_length=300, rows_per_pass=2)):
-        together = gradients(make_packer(loss_average=loss_average, **changes), 1)
+    for changes, num_passes in (
+        (dict(pack=False), [1]),
+        (PACKED, [2, 1]),
+        (PACKED | dict(rows_per_pass=2, halvings=2), [1, 0, 1]),
+    ):
+        packer = make_packer(loss_average=loss_average, **changes)
+        assert [int(passes["num_passes"]) for passes in packer[1]] == num_passes
+        together = gradients(packer, 1)
         np.testing.assert_allclose(together[0], alone[0], rtol=1e-6)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), together[1], alone[1])
 
@@ -200,7 +206,7 @@ def test_steps_equal_torch(tmp_path, reference):
     schedule = learning_rate(OPTIMIZER, 6)
     packer = make_packer()
     for step in range(4):
-        batch = {name: torch.tensor(x[0]) for name, x in packer[step].items() if x.ndim}
+        batch = {name: torch.tensor(x[0]) for name, x in packer[step][0].items() if x.ndim}
         logits = model(batch["tokens"].long(), attention_mask=batch["segment_ids"]).logits
         losses = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1), batch["targets"].long().flatten(), reduction="none"
@@ -274,7 +280,7 @@ def test_a_step_compiles_ahead_for_the_batches_it_is_given():
     shardings = jax.tree.map(lambda x: x.sharding, target)
     with jax.set_mesh(mesh):
         step = make_train_step(CONFIG, RULES, optimizer, StepConfig(), shardings=shardings)
-        compiled = step.lower(target, {}, abstract_batch(packer.shape, mesh, RULES)).compile()
+        compiled = step.lower(target, {}, abstract_batch(packer.shapes, mesh, RULES)).compile()
         state = init_state(optimizer, params, mesh)
         for i in range(2):
             state, _ = compiled(state, {}, to_device(packer[i], mesh, RULES))
