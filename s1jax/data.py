@@ -87,8 +87,8 @@ class DataConfig:
     """Rows of a forward pass over the whole mesh. A step of more rows accumulates the gradients of several passes; default: with `pack`
     as few rows as the mesh can share out, else the whole batch."""
     pad_multiple: int = 128
-    halvings: int = 1
-    """With `pack`: how short the rows of a step's last pass may be, 1: half of `row_length`, 2: a quarter, too. Each is compiled."""
+    halvings: int = 2
+    """With `pack`, how short the rows of a step's last passes may be: 1: half of `row_length`, 2: a quarter, too. Each is compiled."""
 
     def __post_init__(self) -> None:
         for name, least in (

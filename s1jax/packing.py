@@ -1,8 +1,8 @@
-"""The examples of a step -> rows of several examples -> batches of one shape: of s1K's lengths, padding would be most.
+"""The examples of a step -> rows of several examples -> batches of few shapes: of s1K's lengths, padding would be most.
 
 In: tokenised examples (`data.py`). Out: the global batch of a step by its number, which every process makes whole: ids are small. A batch
 is a number of passes of the same few rows; a step that needs more rows than one pass has accumulates the gradients of several. Its last
-pass may have shorter rows: a step is 16 examples, so what its last rows leave empty would be a tenth to a third of all.
+passes may have shorter rows: a step is 16 examples, so what the last rows leave empty would be a tenth to a third of all.
 
 Invariants:
 - A step takes exactly `batch_size` examples (an epoch's last step what is left), and each weighs what it would weigh alone: packing changes
@@ -74,7 +74,7 @@ def rows_per_pass(config: DataConfig, row_length: int, num_shards: int) -> int:
 
 
 def row_lengths(config: DataConfig, row_length: int) -> list[int]:
-    """Return the lengths that rows may have, longest first: this one and, of the last pass, its `halvings`, rounded up."""
+    """Return the lengths that rows may have, longest first: this one and, for the last passes, its `halvings`, rounded up."""
     lengths = [row_length]
     for _ in range(config.halvings if config.pack else 0):
         half = math.ceil(lengths[-1] / 2 / config.pad_multiple) * config.pad_multiple
@@ -165,7 +165,7 @@ class Packer:
         num_shards: int = 1,
         steps: Sequence[np.ndarray] | None = None,
     ):
-        """Find the shape that serves every step; a pass has a multiple of `num_shards` rows.
+        """Find the shapes that serve every step; a pass has a multiple of `num_shards` rows.
 
         `steps` are the examples of each, by default those of `step_examples`.
         Raises ValueError for an example that is longer than `row_length`, or `rows_per_pass` that is no multiple of `num_shards`.
@@ -239,8 +239,9 @@ class Packer:
                 passes["segment_ids"][row, begin:end] = segment
                 passes["loss_weights"][row, begin : end - 1] = weight_of[index] * loss_mask[1:]
                 begin = end
-        passes = {name: x.reshape(-1, shape.rows_per_pass, shape.row_length) for name, x in passes.items()}
-        return passes | {"num_passes": np.array(math.ceil(len(rows) / shape.rows_per_pass), np.int32)}
+        size = (shape.num_passes, shape.rows_per_pass, shape.row_length)
+        num_passes = np.array(math.ceil(len(rows) / shape.rows_per_pass), np.int32)
+        return {name: x.reshape(size) for name, x in passes.items()} | {"num_passes": num_passes}
 
     def filling(self) -> float:
         """Return the share of all computed positions that hold a token."""

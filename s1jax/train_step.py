@@ -141,6 +141,8 @@ def _over_passes(batch: DeviceBatch, add: Callable[[DevicePasses, jax.Array, Any
 def _loss_of_pass(config, rules, step_config, packed, params, passes, i) -> Float[Array, ""]:
     """Return the weighted loss of the rows of pass `i`."""
     rows = {name: x[i] for name, x in passes.items() if name != "num_passes"}
+    # Of a single pass the index is nothing to the compiler, which would take all of it out of the loop, and do it at every step.
+    rows = jax.lax.optimization_barrier((i, rows))[1]
     model = nnx.merge(graphdef(config, rules, "stacked"), params)
     how = dict(remat=step_config.remat, attention=step_config.attention, packed=packed)
     hidden, _ = model(rows["tokens"], rows["positions"], rows["segment_ids"], **how)
