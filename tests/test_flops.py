@@ -1,5 +1,7 @@
 """The arithmetic that MFU is counted by."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from test_train_step import CONFIG, RULES
 
 from s1jax.flops import num_matrix_weights, peak_flops, train_flops
 from s1jax.model import abstract_params
-from s1jax.model_config import SIZES, qwen2_5
+from s1jax.model_config import SIZES, LoraConfig, qwen2_5
 from s1jax.sharding import MeshConfig, make_mesh
 
 
@@ -28,6 +30,11 @@ def test_attention_counts_the_pairs_within_each_example():
     # Forward: a score and a weighted value of each pair and head, H multiplications and additions each; twice that backward.
     attention = 3 * pairs * CONFIG.num_layers * CONFIG.num_heads * 2 * (2 * CONFIG.head_dim)
     assert train_flops(CONFIG, lengths) == products + attention
+
+
+def test_frozen_weights_have_no_gradient_of_their_own():
+    adapted = dataclasses.replace(CONFIG, lora=LoraConfig(rank=4))
+    assert train_flops(CONFIG, [5, 9]) - train_flops(adapted, [5, 9]) == 2 * num_matrix_weights(CONFIG) * 14
 
 
 def test_peaks_are_of_the_card_that_is_named_most_closely():

@@ -229,6 +229,20 @@ def test_a_signal_that_came_before_a_phase_with_nothing_to_save_ends_it():
     assert done.returncode == 143 and done.stdout == "" and "terminated while exporting" in done.stderr
 
 
+def test_an_interrupt_that_was_ignored_stays_ignored():
+    """As of a run in the background of a shell without job control, where Ctrl-C is meant for another program."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Preemption() as preemption:
+            assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
+            assert not preemption.requested()
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_what_listened_before_listens_again_afterwards():
     received = []
     before = signal.signal(signal.SIGTERM, lambda *_: received.append(1))

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import pytest
 
 from configs.s1_32b import CONFIG as S1_32B
@@ -93,6 +94,18 @@ def test_a_training_config_is_checked_from_the_command_line(tiny_model):
     num_params = 264 * 32 + 2 * (32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 64 + 64 + 32 + 32) + 32
     assert figures["passes"] == 16 and figures["rows"] == "1 x 256"
     assert figures["state_gib"] == round(12 * num_params / 2**30, 2) and figures["involuntary_rematerialisations"] == 0
+
+
+def test_a_step_that_its_compiler_finds_no_room_for_is_told_in_a_sentence(monkeypatch):
+    """As TPU compilers do, which give up where those for GPU only say how much is needed."""
+
+    def compile_train(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: it needs 33.1G of 31.25G hbm.\nLargest allocations: ...")
+
+    monkeypatch.setattr(preflight, "compile_train", compile_train)
+    config = replace(S1_32B, mesh=MeshConfig())
+    with pytest.raises(ValueError, match=r"^the step does not fit cpu:1: .*33\.1G of 31\.25G hbm\.$"):
+        preflight.check_train(config, SMALL, "cpu:1")
 
 
 def test_a_warning_of_the_partitioner_is_counted(capfd):

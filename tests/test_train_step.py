@@ -300,7 +300,7 @@ def test_shorter_passes_share_the_memory_of_longer_ones():
             step = make_train_step(CONFIG, RULES, optimizer, StepConfig())
             compiled = step.lower(target, {}, abstract_batch(packer.shapes, mesh, RULES)).compile()
         temporaries.append(compiled.memory_analysis().temp_size_in_bytes)
-    assert temporaries[1] < 1.1 * temporaries[0]
+    assert temporaries[1] < 1.5 * temporaries[0], "1.8 where they share none"
 
 
 @pytest.mark.parametrize(
