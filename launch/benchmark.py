@@ -3,6 +3,7 @@
 python launch/benchmark.py decode --size 0.5B --batch 1 8 32
 python launch/benchmark.py sweep --model DIR --dtype float32
 python launch/benchmark.py train --model DIR --dtype float32 --divide 32
+python launch/benchmark.py convert --size 0.5B                   (both forms of a checkpoint, to disk and back)
 python launch/benchmark.py train --size 32B --slice 1 3          (a layer slice on one device, and the whole model's time from it)
 """
 
@@ -21,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["decode", "sweep", "train"])
+    parser.add_argument("what", choices=["decode", "sweep", "train", "convert"])
     parser.add_argument("--model", help="Hugging Face directory or hub id, or one of our own checkpoints")
     parser.add_argument("--size", default="0.5B", help="without --model: random weights of this Qwen2.5 size")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
@@ -59,6 +60,8 @@ def main() -> None:
     jax.config.update("jax_enable_compilation_cache", False)  # compilation is measured too
     if args.what == "train":
         from s1jax.measure_train import figures
+    elif args.what == "convert":
+        from s1jax.measure_convert import figures
     else:
         from s1jax.measure import figures
     for line in figures(args):

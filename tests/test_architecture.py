@@ -21,7 +21,8 @@ bits progress preemption config sharding chat grading rope model_config quantiza
 model lora
 safetensors_io hf_weights orbax_params state_store checkpoint
 data packing loss optimizer train_step train_log train
-sampling budget request decode rows scheduler generate benchmarks metrics evaluate sweep measure measure_train plot preflight
+sampling budget request decode rows scheduler generate benchmarks metrics evaluate sweep
+measure measure_train measure_convert plot preflight
 """
 ROWS = TABLE.split()
 # DESIGN's four, of which `decode` is used through `request` and `scheduler`; `config` and `progress` for the command line, and `data`
@@ -31,6 +32,7 @@ DATA_TOOLS_MAY_IMPORT = {"chat", "grading", "request", "scheduler", "benchmarks"
 BASE_MODEL_MAY_IMPORT = DATA_TOOLS_MAY_IMPORT | {"model", "model_config", "sharding", "checkpoint", "train_step"}
 MAX_LINES, MAX_LINES_OF_A_COMMAND = 420, 80  # "about 400"; "under ~80"
 NEEDED_ON_BARE_MACHINES = {"jax", "flax", "optax", "numpy"}
+BROUGHT_ALONG = {"ml_dtypes", "orbax_checkpoint"}  # by JAX and Flax
 BARE_MODULES = [
     "attention",
     "flash_attention",
@@ -45,6 +47,7 @@ BARE_MODULES = [
     "scheduler",
     "measure",
     "measure_train",
+    "measure_convert",
 ]
 
 PACKAGE = sorted(path for path in (ROOT / "s1jax").glob("*.py") if path.stem != "__init__")
@@ -125,7 +128,7 @@ def test_plots_know_no_model():
 
 @pytest.mark.parametrize("module", BARE_MODULES)
 def test_what_runs_on_bare_machines_names_only_jax_flax_optax_and_numpy(module):
-    assert reached_from(module)[1] - set(sys.stdlib_module_names) <= NEEDED_ON_BARE_MACHINES
+    assert reached_from(module)[1] - set(sys.stdlib_module_names) <= NEEDED_ON_BARE_MACHINES | BROUGHT_ALONG
 
 
 def test_what_runs_on_bare_machines_can_be_imported_where_nothing_else_is_installed():
@@ -133,8 +136,7 @@ def test_what_runs_on_bare_machines_can_be_imported_where_nothing_else_is_instal
     declared = project["dependencies"] + project["optional-dependencies"]["test"]
     names = {re.split(r"[^\w-]", requirement)[0].replace("-", "_") for requirement in declared}
     assert {"transformers", "grain", "jaxtyping", "tyro"} <= names
-    # Flax brings Orbax along, and JAX ml_dtypes.
-    missing = names - NEEDED_ON_BARE_MACHINES - {"orbax_checkpoint", "ml_dtypes"}
+    missing = names - NEEDED_ON_BARE_MACHINES - BROUGHT_ALONG
     code = f"import sys; sys.modules.update(dict.fromkeys({sorted(missing)})); "
     code += "; ".join(f"import s1jax.{module}" for module in BARE_MODULES)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

@@ -195,8 +195,11 @@ def test_a_benchmark_runs_from_a_command_line_and_prints_json(tiny_model):
     )
     sliced = json.loads(run("train", "--model", tiny_model, *short, "--slice", "1", "2").stdout)
     assert sliced["layers"] == [1, 2] and sliced["whole_step_s"] == pytest.approx(sliced["step_s"][1], abs=2e-3)
+    convert = json.loads(run("convert", "--model", tiny_model).stdout)
+    assert convert["identical"] and convert["hugging_face_read_s"] > 0 and convert["presharded_read_s"] > 0
     for arguments in (
         ["decode", "--batch", "0"],
+        ["convert", "--tensor", "3"],
         ["decode", "--size", "1B"],
         ["train", "--model", tiny_model, "--remat", "some"],
         ["decode", "--model", "/nonesuch"],

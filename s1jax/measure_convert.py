@@ -1,0 +1,78 @@
+"""Measurements of conversion: parameters on a mesh -> both forms on disk and back, timed, which `launch/benchmark.py convert` prints.
+
+Everything is written to a temporary directory (of `TMPDIR`), which takes twice the size of the weights. What was just written mostly lies
+in the system's cache: `plain_read_s`, the time of reading the same files without making anything of them, says what that is worth.
+
+Nothing here needs more than jax, flax (which brings Orbax along), optax, numpy.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from s1jax.bits import as_bits
+from s1jax.checkpoint import load_model, read_config, save_hf, save_params
+from s1jax.model import Params, init_params
+from s1jax.model_config import ModelConfig, qwen2_5
+from s1jax.sharding import MeshConfig, ShardingRules, make_mesh
+
+RULES = ShardingRules()
+
+
+def figures(args: Any) -> Iterator[dict[str, Any]]:
+    """Yield what the command line of `launch/benchmark.py convert` asks for."""
+    mesh = make_mesh(MeshConfig(tensor=args.tensor))
+    if args.model:
+        config = read_config(args.model, args.dtype)[0]
+        _, params = load_model(args.model, mesh, RULES, "stacked", args.dtype, args.dtype)
+    else:
+        config = qwen2_5(args.size, args.dtype)
+        params = init_params(config, RULES, "stacked", mesh, seed=0, dtype=args.dtype)
+    yield convert_figures(config, jax.block_until_ready(params), mesh)
+
+
+def convert_figures(config: ModelConfig, params: Params, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    """Return the seconds that stacked parameters take to disk and back, and whether they come back bit for bit."""
+    figures: dict[str, Any] = dict(
+        devices=mesh.size, gb=round(sum(x.nbytes for x in jax.tree.leaves(params)) / 1e9, 3), identical=True
+    )
+    forms = {
+        "hugging_face": lambda path: save_hf(path, config, params, None, None),
+        "presharded": lambda path: save_params(path, config, params, None),
+    }
+    with tempfile.TemporaryDirectory() as directory:
+        for name, write in forms.items():
+            path = Path(directory) / name
+            figures[f"{name}_write_s"], _ = _timed(lambda: write(path))  # noqa: B023
+            figures[f"{name}_plain_read_s"], _ = _timed(lambda: _read_plainly(path))  # noqa: B023
+            figures[f"{name}_read_s"], back = _timed(
+                lambda: load_model(path, mesh, RULES, "stacked", config.dtype, None)[1]  # noqa: B023
+            )
+            figures["identical"] &= jax.tree.all(jax.tree.map(_same_bits, params, back))
+            del back
+    return figures
+
+
+def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    started = time.perf_counter()
+    result = jax.block_until_ready(call())
+    return round(time.perf_counter() - started, 3), result
+
+
+def _read_plainly(directory: Path) -> None:
+    buffer = bytearray(1 << 24)
+    for path in directory.rglob("*"):
+        if path.is_file():
+            with path.open("rb", buffering=0) as file:
+                while file.readinto(buffer):
+                    pass
+
+
+def _same_bits(a: jax.Array, b: jax.Array) -> bool:
+    return a.dtype == b.dtype and bool((as_bits(a) == as_bits(b)).all())
