@@ -1,6 +1,6 @@
 """Fine-tuning of the quickstart's tiny base model on traces that check themselves: the recipe of `s1_32b`, scaled down to a laptop.
 
-Run on two CPU cores by `launch/quickstart.sh`: 126 s; 95.0% of 120 held-out problems at the largest budget (95%: 89.5 to 97.7).
+Run on two shared CPU cores by `launch/quickstart.sh`: 251 s; 96.7% of 120 held-out problems at the largest budget (95%: 91.7 to 98.7).
 
     python launch/train.py quickstart --data.source out/data/train.jsonl --output out/model
 """

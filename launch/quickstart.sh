@@ -16,6 +16,7 @@ case ${1-out} in
 *) out=$PWD/${1-out} ;;
 esac
 cd "$(dirname "$0")/.."
+out=${out#"$PWD"/} # short, where it lies in here: plots and tables name the model by it
 . launch/install.sh
 install ""
 mkdir -p "$out"
