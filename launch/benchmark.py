@@ -3,8 +3,8 @@
 python launch/benchmark.py decode --size 0.5B --batch 1 8 32
 python launch/benchmark.py sweep --model DIR --dtype float32
 python launch/benchmark.py train --model DIR --dtype float32 --divide 32
-python launch/benchmark.py convert --size 0.5B                   (both forms of a checkpoint, to disk and back)
 python launch/benchmark.py train --size 32B --slice 1 3          (a layer slice on one device, and the whole model's time from it)
+python launch/benchmark.py convert --size 0.5B                   (both forms of a checkpoint, to disk and back)
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--answer", type=int, default=32, help="sweep: most answer tokens of each point")
     parser.add_argument("--examples", type=int, default=64, help="train: examples in all, 16 a step, of s1K's lengths")
     parser.add_argument("--divide", type=float, default=1, help="train: what those lengths are divided by")
-    parser.add_argument("--row-length", type=int, help="train: tokens of a row; default: the longest example")
+    parser.add_argument(
+        "--row-length", type=int, help="train: tokens of the longest rows; default: the longest example"
+    )
     parser.add_argument("--remat", default="full", help="train: none, dots, attention or full")
     parser.add_argument("--attention", help="train: xla, cudnn, pallas or splash; default: the platform's")
     parser.add_argument("--no-pack", action="store_true", help="train: a row for each example")

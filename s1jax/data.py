@@ -59,6 +59,9 @@ _OTHER_COLUMNS: dict[str, tuple[str, ...]] = {
 }
 
 
+MOST_HALVINGS = 4
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """What to train on and how to batch it; the defaults are the paper's, for s1K."""
@@ -82,13 +85,14 @@ class DataConfig:
     pack: bool = True
     """Put several examples into a row, which see nothing of each other; else each has a row of its own, as in the paper's trainer."""
     row_length: int | None = None
-    """Tokens of a row; default: the longest example, rounded up to a multiple of `pad_multiple`."""
+    """Tokens of a row, the longest ones; default: the longest example, rounded up to a multiple of `pad_multiple`."""
     rows_per_pass: int | None = None
     """Rows of a forward pass over the whole mesh. A step of more rows accumulates the gradients of several passes; default: with `pack`
     as few rows as the mesh can share out, else the whole batch."""
     pad_multiple: int = 128
     halvings: int = 2
-    """With `pack`, how short the rows of a step's last passes may be: 1: half of `row_length`, 2: a quarter, too. Each is compiled."""
+    """With `pack`: how often the length of rows may be halved, and rounded up to `pad_multiple`, for a step's last passes. Each length that
+    a run uses is compiled; with more than one, gradients are always accumulated, in float32."""
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -97,6 +101,8 @@ class DataConfig:
         ):  # fmt: skip
             if (value := getattr(self, name)) is not None and value < least:
                 raise ValueError(f"{name} is {value}: it must be at least {least}")
+        if self.halvings > MOST_HALVINGS:
+            raise ValueError(f"halvings is {self.halvings}: it can be at most {MOST_HALVINGS}")
         if self.seed >= 2**32:
             raise ValueError(f"seed is {self.seed}: it must be below 2**32")
         for name, choices in (("too_long", TooLong), ("loss_on", LossOn), ("loss_average", LossAverage)):

@@ -1,7 +1,8 @@
 """Measurements of conversion: parameters on a mesh -> both forms on disk and back, timed, which `launch/benchmark.py convert` prints.
 
-Everything is written to a temporary directory (of `TMPDIR`), which takes twice the size of the weights. What was just written mostly lies
-in the system's cache: `plain_read_s`, the time of reading the same files without making anything of them, says what that is worth.
+Everything is written to a temporary directory (of `TMPDIR`), which takes twice the size of the weights, as do the devices, to compare them.
+Times are of a first call, as a command makes it: what JAX compiles for it is in them. What was just written mostly lies in the system's
+cache: `plain_read_s`, the time of reading the same files without making anything of them, says what that is worth.
 
 Nothing here needs more than jax, flax (which brings Orbax along), optax, numpy.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,29 +41,29 @@ def figures(args: Any) -> Iterator[dict[str, Any]]:
 
 def convert_figures(config: ModelConfig, params: Params, mesh: jax.sharding.Mesh) -> dict[str, Any]:
     """Return the seconds that stacked parameters take to disk and back, and whether they come back bit for bit."""
-    figures: dict[str, Any] = dict(
+    measured: dict[str, Any] = dict(
         devices=mesh.size, gb=round(sum(x.nbytes for x in jax.tree.leaves(params)) / 1e9, 3), identical=True
     )
     forms = {
-        "hugging_face": lambda path: save_hf(path, config, params, None, None),
-        "presharded": lambda path: save_params(path, config, params, None),
+        "hugging_face": partial(save_hf, config=config, params=params, dtype=None, source_of_tokenizer=None),
+        "presharded": partial(save_params, config=config, params=params, source_of_tokenizer=None),
     }
     with tempfile.TemporaryDirectory() as directory:
         for name, write in forms.items():
             path = Path(directory) / name
-            figures[f"{name}_write_s"], _ = _timed(lambda: write(path))  # noqa: B023
-            figures[f"{name}_plain_read_s"], _ = _timed(lambda: _read_plainly(path))  # noqa: B023
-            figures[f"{name}_read_s"], back = _timed(
-                lambda: load_model(path, mesh, RULES, "stacked", config.dtype, None)[1]  # noqa: B023
-            )
-            figures["identical"] &= jax.tree.all(jax.tree.map(_same_bits, params, back))
+            measured[f"{name}_write_s"], _ = _timed(partial(write, path))
+            measured[f"{name}_plain_read_s"], _ = _timed(partial(_read_plainly, path))
+            read = partial(load_model, path, mesh, RULES, "stacked", config.dtype, None)
+            measured[f"{name}_read_s"], (_, back) = _timed(read)
+            measured["identical"] &= jax.tree.all(jax.tree.map(_same_bits, params, back))
             del back
-    return figures
+    return measured
 
 
 def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
     started = time.perf_counter()
-    result = jax.block_until_ready(call())
+    result = call()
+    jax.block_until_ready(result)
     return round(time.perf_counter() - started, 3), result
 
 

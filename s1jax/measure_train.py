@@ -96,8 +96,8 @@ def train_figures(
     rules, devices = ShardingRules(), make_mesh(mesh)
     # In the order given: a machine to be measured needs no Grain.
     steps = np.split(np.arange(len(lengths)), range(data.batch_size, len(lengths), data.batch_size))
-    num_shards = devices.shape["data"] * devices.shape["fsdp"]
-    packer = Packer(random_examples(lengths, config.vocab_size), data, num_shards, steps)
+    num_shards, length_shards = (rules.num_shards(name, devices.shape) for name in ("batch", "length"))
+    packer = Packer(random_examples(lengths, config.vocab_size), data, num_shards, length_shards, steps)
     optimizer = make_optimizer(OptimizerConfig(), len(packer) + 1)
     if params is None:
         params = init_params(config, rules, "stacked", devices, seed=0)

@@ -2,12 +2,12 @@
 
 In: tokenised examples (`data.py`). Out: the global batch of a step by its number, which every process makes whole: ids are small. A batch
 is a number of passes of the same few rows; a step that needs more rows than one pass has accumulates the gradients of several. Its last
-passes may have shorter rows: a step is 16 examples, so what the last rows leave empty would be a tenth to a third of all.
+passes may have shorter rows: with 16 examples a step, what the last rows leave empty would be a tenth to a third of all.
 
 Invariants:
 - A step takes exactly `batch_size` examples (an epoch's last step what is left), and each weighs what it would weigh alone: packing changes
   nothing but rounding. So rows are packed within a step, never across steps, and the packer has no state to save.
-- A step's shapes are few and fixed, so that its program is compiled once: one for each length of rows.
+- A run's shapes are few and fixed, one for each length of rows, so its program is compiled once.
 - A batch is a pure function of (examples, config, step), the same in every process and after every restart; to resume is to index.
 - Every epoch covers every example once, in a new order. The loss weights of a batch sum to 1.
 """
@@ -60,7 +60,8 @@ def rows_per_pass(config: DataConfig, row_length: int, num_shards: int) -> int:
 
     Raises ValueError for a configured one that is none, and for a pass of more positions than an array has room for.
     """
-    rows = config.rows_per_pass or math.ceil(1 if config.pack else config.batch_size / num_shards) * num_shards
+    least = 1 if config.pack else config.batch_size
+    rows = config.rows_per_pass or math.ceil(least / num_shards) * num_shards
     if rows % num_shards:
         raise ValueError(
             f"rows_per_pass {rows} is no multiple of {num_shards}, the shards of a batch on this mesh (its data x fsdp): "
@@ -73,11 +74,14 @@ def rows_per_pass(config: DataConfig, row_length: int, num_shards: int) -> int:
     return rows
 
 
-def row_lengths(config: DataConfig, row_length: int) -> list[int]:
-    """Return the lengths that rows may have, longest first: this one and, for the last passes, its `halvings`, rounded up."""
-    lengths = [row_length]
+def halved_lengths(config: DataConfig, row_length: int, length_shards: int = 1) -> list[int]:
+    """Return the lengths that rows may have, longest first: this one and, for the last passes, its halves, rounded up.
+
+    They are multiples of `pad_multiple`, and of the parts that the mesh splits them into.
+    """
+    lengths, multiple = [row_length], math.lcm(config.pad_multiple, length_shards)
     for _ in range(config.halvings if config.pack else 0):
-        half = math.ceil(lengths[-1] / 2 / config.pad_multiple) * config.pad_multiple
+        half = math.ceil(lengths[-1] / 2 / multiple) * multiple
         if half >= lengths[-1]:
             break
         lengths.append(half)
@@ -104,15 +108,18 @@ def pack(lengths: Sequence[int] | np.ndarray, rooms: Sequence[int]) -> list[list
 def pack_step(
     lengths: Sequence[int] | np.ndarray, row_lengths: Sequence[int], rows_per_pass: int
 ) -> list[list[list[int]]]:
-    """Share out a step's items to passes of as few positions as can be; return, for each row length, the items of its rows.
+    """Share out a step's items to passes of as few positions as best fit finds; return, for each row length, the items of its rows.
 
-    Of the first row length, the longest, a step has any number of passes, of each other at most one. Raises ValueError for an item that is
+    Of the first row length, the longest, a step has any number of passes, of each other at most one. That a row length which is not used
+    is left out of `row_lengths` changes nothing: fewer choices, of which the best is still there. Raises ValueError for an item that is
     longer than all rows.
     """
     if max(lengths) > row_lengths[0]:
         raise ValueError(f"an example of {max(lengths)} tokens does not fit a row of {row_lengths[0]}")
+    # No two of these share a row, and no shorter row holds one.
+    large = sum(n > max(row_lengths[0] / 2, *row_lengths[1:], 0) for n in lengths)
     for positions, numbers in _numbers_of_passes(len(lengths), tuple(row_lengths), rows_per_pass):
-        if positions < sum(lengths):
+        if positions < sum(lengths) or numbers[0] * rows_per_pass < large:
             continue
         rooms = [[length] * n * rows_per_pass for length, n in zip(row_lengths, numbers, strict=True)]
         if rows := pack(lengths, [*itertools.chain(*rooms)]):
@@ -163,9 +170,10 @@ class Packer:
         examples: Examples,
         config: DataConfig,
         num_shards: int = 1,
+        length_shards: int = 1,
         steps: Sequence[np.ndarray] | None = None,
     ):
-        """Find the shapes that serve every step; a pass has a multiple of `num_shards` rows.
+        """Find the shapes that serve every step; a pass has a multiple of `num_shards` rows, each split into `length_shards` parts.
 
         `steps` are the examples of each, by default those of `step_examples`.
         Raises ValueError for an example that is longer than `row_length`, or `rows_per_pass` that is no multiple of `num_shards`.
@@ -181,12 +189,12 @@ class Packer:
                 f"to {length} and too_long to truncate"
             )
         self.rows_per_pass = rows_per_pass(config, length, num_shards)
-        self.row_lengths = row_lengths(config, length)
+        self.row_lengths = halved_lengths(config, length, length_shards)
         num_rows = np.array([[len(rows) for rows in self.rows_of(indices)] for indices in self.steps])
         num_passes = -(-num_rows // self.rows_per_pass)
-        self.num_positions = int((num_passes @ self.row_lengths).sum()) * self.rows_per_pass
+        self._num_positions = int((num_passes @ self.row_lengths).sum()) * self.rows_per_pass
         most = dict(zip(self.row_lengths, map(int, num_passes.max(axis=0)), strict=True))
-        self.row_lengths = [length for length in self.row_lengths if most[length]]
+        self.row_lengths = [length for length in self.row_lengths if most[length]]  # no program for what no step needs
         self.shapes = tuple(Shape(most[length], self.rows_per_pass, length) for length in self.row_lengths)
         # The first token of an example is nobody's target.
         self.num_targets = np.array([examples[i][1][1:].sum() for i in range(len(examples))])
@@ -245,4 +253,4 @@ class Packer:
 
     def filling(self) -> float:
         """Return the share of all computed positions that hold a token."""
-        return int(self.examples.lengths.sum()) * self.config.num_epochs / self.num_positions
+        return int(self.examples.lengths.sum()) * self.config.num_epochs / self._num_positions

@@ -31,7 +31,7 @@ from s1jax.measure_train import needed_bytes
 from s1jax.model import abstract_params
 from s1jax.model_config import SIZES, ModelConfig, qwen2_5
 from s1jax.optimizer import make_optimizer
-from s1jax.packing import Shape, row_lengths, rows_per_pass
+from s1jax.packing import Shape, halved_lengths, rows_per_pass
 from s1jax.sampling import SamplingSettings
 from s1jax.sharding import MeshConfig, ShardingRules, make_mesh, sharding_for
 from s1jax.train import TrainConfig, split_params, weight_dtype, with_adapters
@@ -98,11 +98,11 @@ def check_train(config: TrainConfig, model_config: ModelConfig, topology: str) -
     """
     devices = make_mesh(config.mesh, topology_devices(topology))
     model_config = with_adapters(config, model_config)
-    num_shards = math.prod(devices.shape[axis] for axis in config.rules.batch)
+    num_shards, length_shards = (config.rules.num_shards(name, devices.shape) for name in ("batch", "length"))
     length = config.data.row_length or config.data.max_length
     rows = rows_per_pass(config.data, length, num_shards)
-    shapes = [Shape(1, rows, part) for part in row_lengths(config.data, length)]
-    shapes[0] = Shape(math.ceil(config.data.batch_size / rows), rows, length)
+    longest, *shorter = halved_lengths(config.data, length, length_shards)
+    shapes = [Shape(math.ceil(config.data.batch_size / rows), rows, longest), *(Shape(1, rows, x) for x in shorter)]
     started = time.perf_counter()
     with stderr_to_text() as text:
         try:
@@ -122,6 +122,7 @@ def check_train(config: TrainConfig, model_config: ModelConfig, topology: str) -
         mesh=" x ".join(f"{axis} {size}" for axis, size in devices.shape.items()),
         rows=f"{rows} x {length}",
         passes=shapes[0].num_passes,
+        shorter_rows=shorter,
         state_gib=round(memory.argument_size_in_bytes / 2**30, 2),
         temporaries_gib=round(memory.temp_size_in_bytes / 2**30, 2),
         total_gib=round(total / 2**30, 2),

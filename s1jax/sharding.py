@@ -51,6 +51,10 @@ class ShardingRules:
     mlp: tuple[str, ...] = ("tensor",)
     vocab: tuple[str, ...] = ("tensor",)
 
+    def num_shards(self, name: str, mesh_shape: Mapping[str, int]) -> int:
+        """Return into how many parts a mesh splits a dimension that it divides."""
+        return math.prod(mesh_shape[axis] for axis in getattr(self, name))
+
     def __post_init__(self) -> None:
         for field in fields(self):
             for axis in getattr(self, field.name):

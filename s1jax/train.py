@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 REJECTS_NAME = "rejects.jsonl"
 # Fields that change no result but for rounding (or, as `model` and `data.source`, are told by what was read): a run may go on with others.
 NEUTRAL_FIELDS = {
-    "model", "output", "data.source", "data.pack", "data.row_length", "data.rows_per_pass", "data.pad_multiple", "mesh", "rules", "step",
-    "export_dtype", "eval_source", "eval_every", "save_every", "keep", "trackers",
+    "model", "output", "data.source", "data.pack", "data.row_length", "data.rows_per_pass", "data.pad_multiple",
+    "data.halvings", "mesh", "rules", "step", "export_dtype", "eval_source", "eval_every", "save_every", "keep", "trackers",
 }  # fmt: skip
 
 
@@ -179,13 +179,13 @@ class _Run:
         tokenizer = checkpoint.load_tokenizer(config.model)
         self.examples, self.rejects = self._read(config.data, tokenizer)
         self.num_steps = num_steps(len(self.examples), config.data)
-        num_shards = math.prod(self.mesh.shape[axis] for axis in config.rules.batch)
-        self.packer = Packer(self.examples, config.data, num_shards)
+        num_shards, length_shards = (config.rules.num_shards(x, self.mesh.shape) for x in ("batch", "length"))
+        self.packer = Packer(self.examples, config.data, num_shards, length_shards)
         self.eval_packer = None
         if config.eval_source is not None:
             held_out = replace(config.data, source=config.eval_source, num_epochs=1)
             examples, rejects = self._read(held_out, tokenizer)
-            self.eval_packer = Packer(examples, held_out, num_shards)
+            self.eval_packer = Packer(examples, held_out, num_shards, length_shards)
             self.rejects += rejects
         self.optimizer = make_optimizer(config.optimizer, self.num_steps)
         target = abstract_params(self.model_config, config.rules, "stacked", self.mesh, weight_dtype(config))

@@ -132,7 +132,7 @@ def make_loss_step(config: ModelConfig, rules: ShardingRules, step_config: StepC
 
 
 def _over_passes(batch: DeviceBatch, add: Callable[[DevicePasses, jax.Array, Any], Any], total: Any) -> Any:
-    """Return the total to which `add` has added every pass that a step takes."""
+    """Return what `add(passes, i, total)` makes of the total, pass after pass of those that a step takes."""
     for passes in batch:
         total = jax.lax.fori_loop(0, passes["num_passes"], functools.partial(add, passes), total)
     return total
@@ -141,7 +141,8 @@ def _over_passes(batch: DeviceBatch, add: Callable[[DevicePasses, jax.Array, Any
 def _loss_of_pass(config, rules, step_config, packed, params, passes, i) -> Float[Array, ""]:
     """Return the weighted loss of the rows of pass `i`."""
     rows = {name: x[i] for name, x in passes.items() if name != "num_passes"}
-    # Of a single pass the index is nothing to the compiler, which would take all of it out of the loop, and do it at every step.
+    # Where there is one pass, `x[i]` is the same in every turn: XLA would take it all out of the loop, with memory of its own, and
+    # compute it also for steps that do not take it.
     rows = jax.lax.optimization_barrier((i, rows))[1]
     model = nnx.merge(graphdef(config, rules, "stacked"), params)
     how = dict(remat=step_config.remat, attention=step_config.attention, packed=packed)
@@ -210,7 +211,9 @@ def to_device(batch: Batch, mesh: jax.sharding.Mesh, rules: ShardingRules) -> De
     return jax.tree.map(place, batch)
 
 
-def abstract_batch(shapes: Sequence[Shape], mesh: jax.sharding.Mesh, rules: ShardingRules) -> Any:
+def abstract_batch(
+    shapes: Sequence[Shape], mesh: jax.sharding.Mesh, rules: ShardingRules
+) -> tuple[dict[str, jax.ShapeDtypeStruct], ...]:
     """Return the batches of a run as `jax.ShapeDtypeStruct`s on the mesh."""
 
     def of(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:

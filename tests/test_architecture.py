@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # The rows of DESIGN's table. This project's additions: `progress` and `preemption`; `flash_attention` (part of `attention`); `bits`,
 # `quantization`, `cache`, `rope` and `model_config` (parts of `model`); `flops`; `lora`; the four parts of `checkpoint`; `packing`, `loss`,
 # `optimizer`, `train_step` and `train_log` (parts of `train`); `request`, `rows` and `scheduler` (parts of `decode`); `generate` (one
-# question to one model); `measure`.
+# question to one model); `measure` and its parts.
 TABLE = """
 bits progress preemption config sharding chat grading rope model_config quantization flash_attention attention embedding cache flops
 model lora

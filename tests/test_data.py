@@ -210,6 +210,7 @@ def test_config_refuses_values_it_does_not_know():
         ({"seed": -1}, "seed is -1: it must be at least 0"),
         ({"rows_per_pass": 0}, "rows_per_pass is 0: it must be at least 1"),
         ({"row_length": 1}, "row_length is 1: it must be at least 2"),
+        ({"halvings": 5}, "halvings is 5: it can be at most 4"),
         ({"too_long": "cut"}, "too_long is 'cut': choose one of error, truncate"),
         ({"loss_on": "trace"}, "loss_on is 'trace': choose one of reasoning_and_answer, answer"),
         ({"loss_average": "mean"}, "loss_average is 'mean': choose one of sequence, token"),

@@ -92,7 +92,7 @@ def test_a_training_config_is_checked_from_the_command_line(tiny_model):
     figures = json.loads(done.stdout)
     # Parameters, two moments of each and counters, all float32; 16 examples of the longest kind, one a pass.
     num_params = 264 * 32 + 2 * (32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 64 + 64 + 32 + 32) + 32
-    assert figures["passes"] == 16 and figures["rows"] == "1 x 256"
+    assert figures["passes"] == 16 and figures["rows"] == "1 x 256" and figures["shorter_rows"] == [128]
     assert figures["state_gib"] == round(12 * num_params / 2**30, 2) and figures["involuntary_rematerialisations"] == 0
 
 

@@ -335,8 +335,8 @@ def test_a_run_goes_on_with_other_fields_that_change_no_result_and_without_the_s
     monkeypatch.setattr(checkpoint, "load_model", None)
     hf = train.train(
         replace(
-            run_config, data=replace(run_config.data, source=str(rows), pack=False, rows_per_pass=4), mesh=MeshConfig(fsdp=2, tensor=4),
-            step=StepConfig(remat="none", loss_chunk=100), save_every=5, keep=2, export_dtype="float32",
+            run_config, data=replace(run_config.data, source=str(rows), pack=False, rows_per_pass=4, halvings=0),
+            mesh=MeshConfig(fsdp=2, tensor=4), step=StepConfig(remat="none", loss_chunk=100), save_every=5, keep=2, export_dtype="float32",
         )
     )  # fmt: skip
     assert len(losses_of(run_config.output)) == 12 and checkpoint.stored_dtype(hf) == "float32"

@@ -288,7 +288,7 @@ def test_a_step_compiles_ahead_for_the_batches_it_is_given():
 
 
 def test_shorter_passes_share_the_memory_of_longer_ones():
-    """The compiler, seeing that there is one at most, may do its work outside of the loop, whether the step takes it or not."""
+    """But for some: of a single pass nothing depends on the loop's counter, and XLA would take all of it out of the loop."""
     mesh = make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
     optimizer = make_optimizer(OPTIMIZER, 6)
     target = abstract_state(optimizer, params_on(mesh), mesh)
@@ -300,7 +300,7 @@ def test_shorter_passes_share_the_memory_of_longer_ones():
             step = make_train_step(CONFIG, RULES, optimizer, StepConfig())
             compiled = step.lower(target, {}, abstract_batch(packer.shapes, mesh, RULES)).compile()
         temporaries.append(compiled.memory_analysis().temp_size_in_bytes)
-    assert temporaries[1] < 1.5 * temporaries[0], "1.8 where they share none"
+    assert temporaries[1] < 1.5 * temporaries[0], "1.4 is what it gives, 1.8 outside of the loop"
 
 
 @pytest.mark.parametrize(
