@@ -4,7 +4,7 @@ python launch/benchmark.py decode --size 0.5B --batch 1 8 32
 python launch/benchmark.py sweep --model DIR --dtype float32
 python launch/benchmark.py train --model DIR --dtype float32 --divide 32
 python launch/benchmark.py train --size 32B --slice 1 3          (a layer slice on one device, and the whole model's time from it)
-python launch/benchmark.py convert --size 0.5B                   (both forms of a checkpoint, to disk and back)
+python launch/benchmark.py convert --size 0.5B                   (both forms of a checkpoint, to $TMPDIR and back)
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ REMATERIALISATION = "Involuntary full rematerialization"
 def topology_devices(topology: str) -> Sequence[jax.Device]:
     """Return the devices of `h100:HOSTSxGPUS`, of a TPU topology such as `v5p:2x2x1`, or the first `N` here, as `cpu:N`."""
     kind, _, shape = topology.partition(":")
-    if not re.fullmatch(r"cpu:\d+|h100:\d+x\d+|v\d\w*:\d+x\d+(x\d+)?|tpu7x:\d+x\d+x\d+", topology):
+    if not re.fullmatch(r"cpu:N|h100:NxN|v\d\w*:NxN(xN)?|tpu7x:NxNxN".replace("N", r"[1-9]\d*"), topology):
         raise ValueError(
             f"topology {topology!r} is none of h100:HOSTSxGPUS, a TPU's as v5p:2x2x4 or v6e:4x8, and cpu:N"
         )

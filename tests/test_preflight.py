@@ -96,6 +96,12 @@ def test_a_training_config_is_checked_from_the_command_line(tiny_model):
     assert figures["state_gib"] == round(12 * num_params / 2**30, 2) and figures["involuntary_rematerialisations"] == 0
 
 
+@pytest.mark.parametrize("topology", ["cpu:0", "cpu:x", "h100:0x8", "h100:8", "v5p:2x0x2", "a100:1x8"])
+def test_a_topology_of_no_devices_or_of_no_kind_is_refused(topology):
+    with pytest.raises(ValueError, match=f"topology '{topology}' is none of h100:HOSTSxGPUS"):
+        preflight.topology_devices(topology)
+
+
 def test_a_step_that_its_compiler_finds_no_room_for_is_told_in_a_sentence(monkeypatch):
     """As TPU compilers do, which give up where those for GPU only say how much is needed."""
 
