@@ -90,6 +90,7 @@ class DataConfig:
     """Rows of a forward pass over the whole mesh. A step of more rows accumulates the gradients of several passes; default: with `pack`
     as few rows as the mesh can share out, else the whole batch."""
     pad_multiple: int = 128
+    """What lengths of rows that follow from others are rounded up to a multiple of; GPU and TPU kernels work in blocks of 128."""
     halvings: int = 2
     """With `pack`: how often the length of rows may be halved, and rounded up to `pad_multiple`, for a step's last passes. Each length that
     a run uses is compiled; with more than one, gradients are always accumulated, in float32."""

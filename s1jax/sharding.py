@@ -101,9 +101,8 @@ def start_processes() -> None:
         or "," in env.get("TPU_PROCESS_ADDRESSES", env.get("TPU_WORKER_HOSTNAMES", ""))
     ):
         jax.distributed.initialize()
-    elif (
-        jax.process_count() > 1
-    ):  # a TPU knows of its neighbours by itself, but could not agree with them on when to stop
+    elif jax.process_count() > 1:
+        # A TPU knows of its neighbours by itself, but could not agree with them on when to stop.
         raise ValueError(
             f"these devices are of {jax.process_count()} processes: set JAX_COORDINATOR_ADDRESS (the first one's host:port), "
             "JAX_NUM_PROCESSES and JAX_PROCESS_ID on each"

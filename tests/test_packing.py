@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from test_data import make_examples
 
+from s1jax import packing
 from s1jax.data import DataConfig
 from s1jax.packing import Packer, halved_lengths, num_steps, pack, pack_step, step_examples
 
@@ -229,13 +230,18 @@ def test_lengths_that_no_step_needs_are_not_in_the_program():
     ("length_shards", "expected"), [(1, [404, 202, 101]), (4, [404, 204, 104]), (3, [404, 204, 102])]
 )
 def test_shorter_rows_too_are_split_over_all_of_a_mesh(length_shards, expected):
-    assert halved_lengths(DataConfig("rows", pad_multiple=1), 404, length_shards) == expected
+    config = DataConfig("rows", batch_size=2, num_epochs=1, row_length=404, pad_multiple=1)
+    assert halved_lengths(config, 404, length_shards) == expected
+    packer = Packer(make_examples([404, 300, 90, 100]), config, length_shards=length_shards)
+    assert set(packer.row_lengths) <= set(expected) and len(packer.row_lengths) > 1
 
 
-def test_many_large_examples_are_packed_as_quickly_as_they_are_counted():
-    """Each needs a row of its own: no number of passes below theirs is tried."""
-    rows = pack_step(np.full(3000, 501), [1000, 500], 1)
-    assert len(rows[0]) == 3000 and not rows[1]
+def test_no_fewer_passes_are_tried_than_the_large_examples_need(monkeypatch):
+    """Each of more than half a row needs one of its own."""
+    tried = []
+    monkeypatch.setattr(packing, "pack", lambda lengths, rooms: tried.append(len(rooms)) or pack(lengths, rooms))
+    rows = pack_step(np.full(30, 501), [1000, 500], 1)
+    assert len(rows[0]) == 30 and not rows[1] and tried == [30]
 
 
 def test_more_epochs_than_can_be_planned_are_refused():
