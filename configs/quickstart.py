@@ -8,7 +8,7 @@ Run on two shared CPU cores by `launch/quickstart.sh`: 251 s; 96.7% of 120 held-
 from s1jax.data import DataConfig
 from s1jax.optimizer import OptimizerConfig
 from s1jax.sharding import MeshConfig
-from s1jax.train import TrainConfig
+from s1jax.train_config import TrainConfig
 from s1jax.train_step import StepConfig
 
 CONFIG = TrainConfig(

@@ -15,7 +15,7 @@ A row holds several examples and lies on 8 GPUs, since 16 examples on 16 GPUs wo
 
 from s1jax.data import DataConfig
 from s1jax.sharding import MeshConfig
-from s1jax.train import TrainConfig
+from s1jax.train_config import TrainConfig
 
 CONFIG = TrainConfig(
     model="Qwen/Qwen2.5-32B-Instruct",

@@ -17,7 +17,7 @@ def main() -> None:
     """Compile, and print what a step needs."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from s1jax.preflight import check_train, published_config
-    from s1jax.train import TrainConfig
+    from s1jax.train_config import TrainConfig
 
     argv = [part for arg in sys.argv[1:] for part in (arg.split("=", 1) if arg.startswith("--topology=") else [arg])]
     if "--topology" in argv[:-1]:

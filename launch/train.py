@@ -10,7 +10,8 @@ def main() -> None:
     # JAX would take no more than three quarters of a GPU's memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
     from s1jax.sharding import is_first_process, start_processes
-    from s1jax.train import TrainConfig, train
+    from s1jax.train import train
+    from s1jax.train_config import TrainConfig
 
     config = parse_command(__doc__, TrainConfig)
     start_processes()

@@ -34,7 +34,7 @@ from s1jax.optimizer import make_optimizer
 from s1jax.packing import Shape, halved_lengths, rows_per_pass
 from s1jax.sampling import SamplingSettings
 from s1jax.sharding import MeshConfig, ShardingRules, make_mesh, sharding_for
-from s1jax.train import TrainConfig, split_params, weight_dtype, with_adapters
+from s1jax.train_config import TrainConfig, split_params, weight_dtype, with_adapters
 from s1jax.train_step import abstract_batch, abstract_state, make_train_step
 
 # What the compiler asks of the card (NVIDIA's data sheet of the H100 SXM5; limits of compute capability 9.0).
@@ -140,7 +140,7 @@ def compile_train(
 ) -> jax.stages.Compiled:
     """Compile the training step of a config for batches of these shapes, with the mesh's devices there or not.
 
-    `model_config` is that of `train.with_adapters`.
+    `model_config` is that of `train_config.with_adapters`.
     """
     optimizer = make_optimizer(config.optimizer, num_steps=100)  # whose number changes nothing
     frozen, params = split_params(

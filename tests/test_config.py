@@ -17,7 +17,7 @@ from data_tools.tiny_base import TinyBaseConfig
 from s1jax import config
 from s1jax.evaluate import EvaluateConfig
 from s1jax.sweep import SweepConfig
-from s1jax.train import TrainConfig
+from s1jax.train_config import TrainConfig
 
 COMMANDS = {"train": TrainConfig, "sweep": SweepConfig, "evaluate": EvaluateConfig}
 S1_CONFIGS = [name for name in config.config_names() if name.startswith("s1_")]
@@ -133,7 +133,7 @@ def test_a_value_that_cannot_be_read_is_one_line_naming_its_field(argv, message,
             r"mine\.py, line 4: TypeError: TrainConfig has no field foo; its fields are: model, output, data, ",
         ),
         (
-            "from s1jax.train import OptimizerConfig\nCONFIG = OptimizerConfig(beta1=3)",
+            "from s1jax.optimizer import OptimizerConfig\nCONFIG = OptimizerConfig(beta1=3)",
             r"mine\.py, line 2: beta1 is 3: it must be",
         ),
     ],

@@ -214,7 +214,7 @@ def test_help_explains_the_command_and_every_field(script, run, monkeypatch):
     from s1jax.evaluate import EvaluateConfig
     from s1jax.generate import GenerateConfig
     from s1jax.sweep import SweepConfig
-    from s1jax.train import TrainConfig
+    from s1jax.train_config import TrainConfig
 
     monkeypatch.setenv("COLUMNS", "100")
     types = dict(

@@ -82,8 +82,7 @@ def start(run_config, tmp_path):
         script = tmp_path / f"script{process}.py"
         script.write_text(
             f"import os, time\nos.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count={devices}'\n"
-            "import jax\nfrom s1jax.sharding import *\nfrom s1jax.data import *\nfrom s1jax.model_config import *\n"
-            "from s1jax.train_step import *\nfrom s1jax.train import *\nfrom s1jax import train\n"
+            "import jax\nfrom s1jax.train_step import *\nfrom s1jax.train_config import *\nfrom s1jax import train\n"
             + (f"jax.distributed.initialize('localhost:{port}', {num_processes}, {process})\n" if port else "")
             + f"train.to_device = lambda *args: (time.sleep({pause}), to_device(*args))[1]\n{patch}\n"
             f"train.train({config!r})\n"
