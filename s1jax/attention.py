@@ -11,6 +11,7 @@ Keys and values may be quantized (`quantization.py`), with a scale for each of t
 
 Rows over themselves (training) go through a kernel that never holds all scores (`flash_attention.py`); each device sees whole rows of
 its share of the heads, also where the mesh splits the length (arXiv 2309.14509), so that work is balanced and every backend can serve.
+So do queries over caches on a GPU (`cached_attention.py`); elsewhere XLA holds their scores.
 """
 
 from __future__ import annotations
@@ -76,20 +77,33 @@ def attention(
     softmax are float32; the output has the dtype of `q`.
 
     Rows over themselves (the very same arrays as `q_positions` and `kv_positions`, and as segment ids) go through the `backend`, or the
-    platform's `default_backend`, each device with its share of batch and heads by `rules` under a mesh. All else is `xla`'s alone.
-    `packed=False` promises one segment a row, with its padding after it. Raises ValueError where a backend cannot do what it is given.
+    platform's `default_backend`. All else, as caches and prefixes, is for `xla` and `pallas`, the default on a GPU, which has no gradient
+    there. Each device computes its share of batch and heads by `rules` under a mesh. `packed=False` promises one segment a row, with its
+    padding after it. Raises ValueError where a backend cannot do what it is given.
     """
     # The same arrays, not equal ones: values are not known when this is traced.
     over_itself = q_positions is kv_positions and q_segment_ids is kv_segment_ids and not prefixes
-    if not over_itself:
-        if backend not in (None, "xla"):
-            raise ValueError(
-                f"attention backend {backend} serves rows over themselves only: leave cache and prefixes to xla"
-            )
-        return _whole(q, k, v, q_positions, kv_positions, q_segment_ids, kv_segment_ids, prefixes, prefix_end)
-    backend = backend or default_backend(platform())
+    if not over_itself and backend in ("cudnn", "splash"):
+        raise ValueError(
+            f"attention backend {backend} serves rows over themselves only: leave cache and prefixes to xla or pallas"
+        )
+    if prefixes and prefix_end is None:
+        raise ValueError("prefixes need a prefix_end")
+    default = default_backend(platform())
+    backend = backend or (default if over_itself or default == "pallas" else "xla")
     _check(backend, platform(), q.dtype, packed)
-    return _over_themselves(q, k, v, q_positions, q_segment_ids, backend, rules)
+    if over_itself:
+        return _over_themselves(q, k, v, q_positions, q_segment_ids, backend, rules)
+    if backend == "xla":
+        return _whole(q, k, v, q_positions, kv_positions, q_segment_ids, kv_segment_ids, prefixes, prefix_end)
+    # Here, since importing pallas takes its time.
+    from s1jax.cached_attention import Slots, cached_attention
+
+    caches = [Slots(k, v, kv_positions, kv_segment_ids, q_positions + 1)]
+    if prefix_end is not None:
+        end = jnp.broadcast_to(prefix_end[:, None], q_positions.shape)
+        caches += [Slots(*prefix, end) for prefix in prefixes]
+    return cached_attention(q, q_segment_ids, caches, rules, interpret=platform() == "cpu")
 
 
 def default_backend(platform: str) -> Backend:
@@ -169,8 +183,6 @@ def _whole(
     causal = kv_positions[:, None, :] <= q_positions[:, :, None]
     parts = [_Part(q, k, v, causal & (q_segment_ids[:, :, None] == kv_segment_ids[:, None, :]))]
     for prefix in prefixes:
-        if prefix_end is None:
-            raise ValueError("prefixes need a prefix_end")
         shared = B // prefix.k.shape[0]
         positions, segment_ids = (jnp.repeat(x, shared, axis=0) for x in (prefix.positions, prefix.segment_ids))
         before = positions[:, None, :] < prefix_end[:, None, None]
