@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
 
 Backend = Literal["xla", "cudnn", "pallas", "splash"]
+CacheBackend = Literal["xla", "pallas"]
+"""Those that serve queries over caches too."""
 PLATFORMS: dict[str, tuple[str, ...]] = {
     "xla": ("cpu", "gpu", "tpu"),
     "cudnn": ("gpu",),
@@ -83,7 +85,7 @@ def attention(
     """
     # The same arrays, not equal ones: values are not known when this is traced.
     over_itself = q_positions is kv_positions and q_segment_ids is kv_segment_ids and not prefixes
-    if not over_itself and backend in ("cudnn", "splash"):
+    if not over_itself and backend not in (None, *get_args(CacheBackend)):
         raise ValueError(
             f"attention backend {backend} serves rows over themselves only: leave cache and prefixes to xla or pallas"
         )

@@ -6,6 +6,7 @@ nothing goes to the host per token. A row's own tokens lie in its slots of the c
 answer the trace) is read in place from caches it shares with its neighbours. `scheduler.py` decides which request sits in which row.
 
 Invariant: a row's tokens depend on its own prompt, settings and (seed, problem, sample) only, never on its batch-mates or its slot.
+A cache in 8 bits is the exception: programs of other shapes may differ in a number's last bit, and rounding can make a token of that.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 from flax import nnx
 
 from s1jax import budget, sampling
+from s1jax.attention import CacheBackend
 from s1jax.budget import Phase, RowSettings, RowState, Vocabulary
 from s1jax.cache import KVCache, pin, with_row, without_row
 from s1jax.chat import Delimiters
@@ -119,7 +121,7 @@ def empty_prompts(*, config: ModelConfig, rules: ShardingRules, num_prompts: int
     return pin(Prompts(init_cache(config, num_prompts, capacity, rules), hidden, zeros, zeros), rules)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "rules"), donate_argnames="prompts")
+@functools.partial(jax.jit, static_argnames=("config", "rules", "attention"), donate_argnames="prompts")
 def prefill(
     params: Params,
     prompts: Prompts,
@@ -128,13 +130,15 @@ def prefill(
     *,
     config: ModelConfig,
     rules: ShardingRules,
+    attention: CacheBackend | None = None,
 ) -> Prompts:
     """Run the model on the next T tokens of right-padded prompts of these lengths; `prompts` holds what came before, and is donated."""
     P, T = tokens.shape
     model = nnx.merge(graphdef(config, rules, "per_layer"), params)
     begin = prompts.cache.num_written
     positions = jnp.broadcast_to(begin + jnp.arange(T, dtype=jnp.int32), (P, T))
-    hidden, cache = model(tokens, positions, (positions < lengths[:, None]).astype(jnp.int32), prompts.cache)
+    segment_ids = (positions < lengths[:, None]).astype(jnp.int32)
+    hidden, cache = model(tokens, positions, segment_ids, prompts.cache, attention=attention)
     last = (lengths - 1 - begin)[:, None].clip(0, T - 1)
     is_here = (lengths > begin) & (lengths <= begin + T)
     prompts = Prompts(
@@ -226,7 +230,7 @@ def start_rows(
     return pin(state, rules)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "rules", "scores"), donate_argnames="state")
+@functools.partial(jax.jit, static_argnames=("config", "rules", "scores", "attention"), donate_argnames="state")
 def advance(
     params: Params,
     vocabulary: Vocabulary,
@@ -240,6 +244,7 @@ def advance(
     config: ModelConfig,
     rules: ShardingRules,
     scores: bool = False,
+    attention: CacheBackend | None = None,
 ) -> DecodeState:
     """Decode until every row is done, `most_steps` steps are made or `most_done` rows are done; the state is donated.
 
@@ -268,9 +273,8 @@ def advance(
             jax.lax.dynamic_update_slice_in_dim(held, new[:, None], state.num_steps, axis=1)
             for held, new in zip(state.emitted, told, strict=False)
         ]
-        hidden, cache = model(
-            token[:, None], state.position[:, None], live[:, None], state.cache, prefixes, rows.prefix_end
-        )
+        now = (token[:, None], state.position[:, None], live[:, None])
+        hidden, cache = model(*now, state.cache, prefixes, rows.prefix_end, attention=attention)
         return DecodeState(
             cache=without_row(cache),
             hidden=hidden[:, 0],

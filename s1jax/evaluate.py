@@ -24,6 +24,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from s1jax.attention import CacheBackend
 from s1jax.benchmarks import Problem, read_problems
 from s1jax.budget import Limits
 from s1jax.chat import encode_prompt, encode_text, split_completion
@@ -96,6 +97,8 @@ class DecodingConfig:
     """Dtype of weights, cache and compute."""
     int8: tuple[Int8, ...] = ()
     """What is stored in 8 bits instead: `weights`, `cache` or both."""
+    attention: CacheBackend | None = None
+    """What computes attention over caches; default: `pallas` on a GPU, elsewhere `xla`."""
     mesh: MeshConfig = field(default_factory=lambda: MeshConfig(fsdp=1, tensor=-1))
     """How devices share the work; by default all split each layer (tensor)."""
     rules: ShardingRules = field(default_factory=ShardingRules)
@@ -148,7 +151,7 @@ def write_samples(config: DecodingConfig, traces: Sequence[Trace]) -> Path:
 
     output, writes = Path(config.output), is_first_process()
     problems = read_problems(config.benchmark, config.limit)
-    neutral = ("output", "limit", "num_rows", "mesh", "rules")
+    neutral = ("output", "limit", "num_rows", "attention", "mesh", "rules")
     identity = config_hash(config, exclude=neutral, weights=fingerprint(config.model))
     cells = [
         (trace, problem, sample, point)
@@ -171,7 +174,9 @@ def write_samples(config: DecodingConfig, traces: Sequence[Trace]) -> Path:
         if writes:
             print(f"{output} has all {num_done} rows already", file=sys.stderr)
         return output
-    decoder, tokenizer = load_decoder(config.model, config.dtype, config.mesh, config.rules, config.int8)
+    decoder, tokenizer = load_decoder(
+        config.model, config.dtype, config.mesh, config.rules, config.int8, config.attention
+    )
     # The longest traces begin first, so that none is left alone at the end.
     jobs.sort(key=lambda job: -job[1].limits.max_thinking_tokens)
     prompts = {problem.problem_id: tuple(encode_prompt(tokenizer, problem.question)) for problem in problems}

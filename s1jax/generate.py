@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TextIO
 
+from s1jax.attention import CacheBackend
 from s1jax.chat import encode_prompt, encode_text
 from s1jax.config import counted
 from s1jax.model_config import DType, Int8
@@ -52,6 +53,8 @@ class GenerateConfig:
     """Dtype of weights, cache and compute."""
     int8: tuple[Int8, ...] = ()
     """What is stored in 8 bits instead: `weights`, `cache` or both."""
+    attention: CacheBackend | None = None
+    """What computes attention over caches; default: `pallas` on a GPU, elsewhere `xla`."""
 
 
 def generate(config: GenerateConfig, out: TextIO) -> Completion:
@@ -69,7 +72,7 @@ def generate(config: GenerateConfig, out: TextIO) -> Completion:
         min_p=config.min_p,
         seed=config.seed,
     )
-    decoder, tokenizer = load_decoder(config.model, config.dtype, int8=config.int8)
+    decoder, tokenizer = load_decoder(config.model, config.dtype, int8=config.int8, attention=config.attention)
     prompt, ignore_ids = encode_prompt(tokenizer, config.prompt), encode_text(tokenizer, config.ignore_text)
     request = dataclasses.replace(request, prompt=tuple(prompt), ignore_ids=tuple(ignore_ids))
     decoder.check(request)

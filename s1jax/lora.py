@@ -22,9 +22,8 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
-from s1jax.model import Params, Qwen2, abstract_params, unstack
+from s1jax.model import Params, abstract_params, init_params, unstack
 from s1jax.model_config import LoraConfig, ModelConfig
 from s1jax.quantization import dequantize
 from s1jax.sharding import ShardingRules
@@ -66,12 +65,7 @@ def abstract_adapters(config: ModelConfig, rules: ShardingRules, mesh: jax.shard
 def init_adapters(config: ModelConfig, rules: ShardingRules, mesh: jax.sharding.Mesh, seed: int) -> Params:
     """Return the adapters of `config.lora` at step 0, with random A and B = 0, created in place on the devices that hold them."""
     _check(config)
-    shardings = jax.tree.map(lambda x: x.sharding, abstract_adapters(config, rules, mesh))
-
-    def create():
-        return split(nnx.to_pure_dict(nnx.state(Qwen2(config, rules, "stacked", nnx.Rngs(seed)))))[1]
-
-    return jax.jit(create, out_shardings=shardings)()
+    return init_params(config, rules, "stacked", mesh, seed, part=lambda tree: split(tree)[1])
 
 
 def merge(

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from s1jax.attention import CacheBackend
 from s1jax.budget import Limits
 from s1jax.chat import MADE_UP_DELIMITERS
 from s1jax.model import init_params
@@ -42,13 +43,13 @@ def figures(args: Any) -> Iterator[Figures]:
         from s1jax.chat import encode_prompt, encode_text
         from s1jax.scheduler import load_decoder
 
-        decoder, tokenizer = load_decoder(args.model, args.dtype, mesh, int8=tuple(args.int8))
+        decoder, tokenizer = load_decoder(args.model, args.dtype, mesh, int8=tuple(args.int8), attention=args.attention)
         questions = [f"What is {i + 12} times 17? Explain every step." for i in range(num_prompts)]
         prompts = [tuple(encode_prompt(tokenizer, question)) for question in questions]
         wait = tuple(encode_text(tokenizer, "Wait"))
     else:
         config = dataclasses.replace(qwen2_5(args.size, args.dtype), int8=tuple(args.int8))
-        decoder, wait = random_decoder(config, mesh), (7,)
+        decoder, wait = random_decoder(config, mesh, args.attention), (7,)
         prompts = random_prompts(decoder, num_prompts, args.prompt)
     if args.what == "decode":
         yield from decode_figures(decoder, prompts, args.batch, args.tokens)
@@ -58,14 +59,15 @@ def figures(args: Any) -> Iterator[Figures]:
     yield sweep_figures(decoder, prompts, points, wait, args.answer)
 
 
-def random_decoder(config: ModelConfig, mesh: MeshConfig) -> Decoder:
+def random_decoder(config: ModelConfig, mesh: MeshConfig, attention: CacheBackend | None = None) -> Decoder:
     """Return a decoder with random weights, stored as the config says, and made-up delimiters."""
     rules, devices = ShardingRules(), make_mesh(mesh)
     with jax.set_mesh(devices):
         floats = dataclasses.replace(config, int8=())
         params = init_params(floats, rules, "per_layer", devices, seed=0, dtype=config.dtype)
         config, params = store_in_int8(floats, params, config.int8)
-    return Decoder(config, params, rules, devices, MADE_UP_DELIMITERS, np.arange(config.vocab_size) == 4)
+    newline = np.arange(config.vocab_size) == 4
+    return Decoder(config, params, rules, devices, MADE_UP_DELIMITERS, newline, attention)
 
 
 def random_prompts(decoder: Decoder, num: int, length: int) -> list[tuple[int, ...]]:

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from s1jax.attention import Backend, Prefix, attention
@@ -60,24 +62,31 @@ def init_cache(config: ModelConfig, batch_size: int, capacity: int, rules: Shard
     return empty_cache(config.num_layers, shape, config.dtype, rules, "cache" in config.int8)
 
 
-class ParamFactory:
-    """Creates parameters with named dimensions; with `num_stacked`, one leading dimension for the layers of a stack."""
+class Initial(NamedTuple):
+    """What a parameter is at first."""
 
-    def __init__(self, rngs: nnx.Rngs, num_stacked: int | None = None):
-        self.rngs = rngs
+    scale: float | None
+    """Standard deviation of a normal; 0: zeros, None: ones."""
+    draw: int
+    """What the seed is folded with."""
+
+
+class ParamFactory:
+    """Declares parameters with named dimensions; with `num_stacked`, one leading dimension for the layers of a stack.
+
+    It makes no values: modules are built under `nnx.eval_shape`, and `init_params` makes what `Initial` says.
+    """
+
+    def __init__(self, num_stacked: int | None = None, draws: Iterator[int] | None = None):
         self.stack = () if num_stacked is None else (num_stacked,)
+        self.draws = draws or itertools.count()
 
     def __call__(self, shape: tuple[int, ...], names: tuple[str | None, ...], scale: float | None = 0.02) -> nnx.Param:
-        """Return a float32 parameter: normal with this standard deviation (Qwen2's initializer_range), 0 or, for None, 1."""
-        shape = (*self.stack, *shape)
+        """Return a float32 parameter, by default normal with Qwen2's initializer_range."""
         names = (*(None for _ in self.stack), *names)
-        if scale is None:
-            value = jnp.ones(shape)
-        elif scale == 0:
-            value = jnp.zeros(shape)
-        else:
-            value = scale * jax.random.normal(self.rngs.params(), shape)
-        return nnx.Param(value, names=names)
+        return nnx.Param(
+            jnp.zeros((*self.stack, *shape)), names=names, initial=Initial(scale, next(self.draws) if scale else 0)
+        )
 
 
 class Projection(nnx.Module):
@@ -234,13 +243,13 @@ class Embedding(nnx.Module):
 class Qwen2(nnx.Module):
     """The whole decoder; `layout` says whether its layers are one stack or one module each."""
 
-    def __init__(self, config: ModelConfig, rules: ShardingRules, layout: Layout, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, rules: ShardingRules, layout: Layout):
         self.config, self.rules, self.layout = config, rules, layout
-        param = ParamFactory(rngs)
+        param = ParamFactory()
         self.embed_tokens = Embedding(config, rules, param)
         self.layers: Any
         if layout == "stacked":
-            self.layers = Block(config, rules, ParamFactory(rngs, config.num_layers))
+            self.layers = Block(config, rules, ParamFactory(config.num_layers, param.draws))
         else:
             self.layers = nnx.List([Block(config, rules, param) for _ in range(config.num_layers)])
         self.norm = RMSNorm(param, config.embed_dim, config.rms_norm_eps)
@@ -337,15 +346,13 @@ class Qwen2(nnx.Module):
 
 @functools.lru_cache(maxsize=16)
 def _abstract(config: ModelConfig, rules: ShardingRules, layout: Layout):
-    model = nnx.eval_shape(lambda: Qwen2(config, rules, layout, nnx.Rngs(0)))
-    graph, state = nnx.split(model)
-    shapes = nnx.to_pure_dict(state)
-    names = nnx.to_pure_dict(
-        jax.tree.map(
-            lambda p: p.replace(p.get_metadata()["names"]), state, is_leaf=lambda x: isinstance(x, nnx.Variable)
-        )
-    )
-    return graph, shapes, names
+    graph, state = nnx.split(nnx.eval_shape(lambda: Qwen2(config, rules, layout)))
+
+    def told(key: str) -> Any:
+        is_param = lambda x: isinstance(x, nnx.Variable)  # noqa: E731
+        return nnx.to_pure_dict(jax.tree.map(lambda p: p.replace(p.get_metadata()[key]), state, is_leaf=is_param))
+
+    return graph, nnx.to_pure_dict(state), told("names"), told("initial")
 
 
 def graphdef(config: ModelConfig, rules: ShardingRules, layout: Layout):
@@ -357,7 +364,7 @@ def abstract_params(
     config: ModelConfig, rules: ShardingRules, layout: Layout, mesh: jax.sharding.Mesh, dtype: str = "float32"
 ) -> Params:
     """Return the parameter tree as `jax.ShapeDtypeStruct`s with their shardings; nothing is allocated."""
-    _, shapes, names = _abstract(config, rules, layout)
+    _, shapes, names, _ = _abstract(config, rules, layout)
 
     def leaf(path, shape, dims):
         kind = storage_dtype(path, config) or dtype
@@ -384,16 +391,29 @@ def init_params(
     mesh: jax.sharding.Mesh,
     seed: int,
     dtype: str = "float32",
+    part: Callable[[Params], Params] = lambda tree: tree,
 ) -> Params:
-    """Return random parameters, created in place on the devices that hold them."""
-    target = abstract_params(config, rules, layout, mesh, dtype)
-    shardings = jax.tree.map(lambda x: x.sharding, target)
+    """Return random parameters, created in place on the devices that hold them, one after another; `part` picks those that are made."""
+    target = part(abstract_params(config, rules, layout, mesh, dtype))
+    initial = part(_abstract(config, rules, layout)[3])
 
-    def create():
-        params = nnx.to_pure_dict(nnx.state(Qwen2(config, rules, layout, nnx.Rngs(seed))))
-        return jax.tree.map(lambda x, wanted: x.astype(wanted.dtype), params, target)
+    def create(wanted: jax.ShapeDtypeStruct, initial: Initial) -> jax.Array:
+        make = _creator(wanted.shape, wanted.dtype.name, wanted.sharding, initial.scale)
+        return make(np.uint32(seed), np.uint32(initial.draw))
 
-    return jax.jit(create, out_shardings=shardings)()
+    return jax.tree.map(create, target, initial)
+
+
+@functools.lru_cache(maxsize=64)
+def _creator(shape: tuple[int, ...], dtype: str, sharding: jax.sharding.Sharding, scale: float | None):
+    """Return the jitted function (seed, draw) -> array; the many parameters of few shapes are few programs."""
+
+    def create(seed, draw):
+        if not scale:
+            return jnp.full(shape, 1 if scale is None else 0, dtype)
+        return (scale * jax.random.normal(jax.random.fold_in(jax.random.key(seed), draw), shape)).astype(dtype)
+
+    return jax.jit(create, out_shardings=sharding)
 
 
 def unstack(params: Params, num_layers: int, target: Params | None = None, donate: bool = False) -> Params:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import jax
 import numpy as np
 
+from s1jax.attention import CacheBackend
 from s1jax.budget import End, Limits, Phase, RowSettings, Vocabulary
 from s1jax.cache import KVCache, grow
 from s1jax.decode import Prompts, Rows, advance, empty_state, start_rows
@@ -37,6 +38,7 @@ class ReadyModel(Protocol):
     params: Params
     rules: ShardingRules
     mesh: jax.sharding.Mesh
+    attention: CacheBackend | None
     vocabulary: Vocabulary
     allowed: Bool[Array, " V"]
 
@@ -145,7 +147,7 @@ class RowBatch:
             decoder.params, decoder.vocabulary, decoder.allowed, self.rows, prefixes, self.state,
             np.int32(min(most_steps, self.state.cache.capacity - oldest)),
             np.int32(len(self.logs) - len(live) + most_new_done),
-            **self.static, scores=self.scores,
+            **self.static, scores=self.scores, attention=decoder.attention,
         )  # fmt: skip
         told = (state.emitted, state.row, state.num_emitted, state.num_steps)
         emitted, row, num_emitted, num_steps = _fetch(told, decoder.mesh)

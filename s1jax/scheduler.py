@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from s1jax.attention import CacheBackend
 from s1jax.budget import End, Limits, Phase, find_end
 from s1jax.cache import pin
 from s1jax.chat import Delimiters, find_delimiters, newline_ids
@@ -42,7 +43,7 @@ Results = tuple[int, tuple[Completion, ...]]
 
 
 class Decoder:
-    """A model ready to decode requests; parameters in the per-layer layout. It runs on `mesh`."""
+    """A model ready to decode requests; parameters in the per-layer layout. It runs on `mesh`, its attention by that backend."""
 
     def __init__(
         self,
@@ -52,8 +53,9 @@ class Decoder:
         mesh: jax.sharding.Mesh,
         delimiters: Delimiters,
         ends_in_newline: np.ndarray,
+        attention: CacheBackend | None = None,
     ):
-        self.config, self.params, self.rules, self.mesh = config, params, rules, mesh
+        self.config, self.params, self.rules, self.mesh, self.attention = config, params, rules, mesh, attention
         self.vocabulary, self.allowed = make_vocabulary(delimiters, ends_in_newline, config.vocab_size)
         self.longest_delimiter = len(delimiters.newline) + max(len(delimiters.final_answer), len(delimiters.answer))
 
@@ -187,7 +189,7 @@ class _Run:
         new = empty_prompts(**self.static, num_prompts=size, capacity=self.prompt_capacity)
         for begin in range(0, round_up(int(lengths.max())), PREFILL_TOKENS):
             chunk = tokens[:, begin : begin + PREFILL_TOKENS]
-            new = prefill(self.decoder.params, new, chunk, lengths, **self.static)
+            new = prefill(self.decoder.params, new, chunk, lengths, **self.static, attention=self.decoder.attention)
         nowhere = [len(self.groups)] * (size - len(places))
         self.prompts = put_prompts(self.prompts, new, np.array(places + nowhere, np.int32), rules=self.decoder.rules)
 
@@ -254,6 +256,7 @@ def load_decoder(
     mesh: MeshConfig | None = None,
     rules: ShardingRules | None = None,
     int8: tuple[Int8, ...] = (),
+    attention: CacheBackend | None = None,
 ) -> tuple[Decoder, Any]:
     """Return a model (Hugging Face directory or hub id, or our own checkpoint) ready to decode on its mesh, and its tokenizer.
 
@@ -268,7 +271,7 @@ def load_decoder(
     device_mesh = make_mesh(mesh or MeshConfig(fsdp=1, tensor=-1))
     config, params = load_model(model, device_mesh, rules, "per_layer", dtype=dtype, param_dtype=dtype)
     config, params = store_in_int8(config, params, int8)
-    return Decoder(config, params, rules, device_mesh, delimiters, newline_ids(tokenizer)), tokenizer
+    return Decoder(config, params, rules, device_mesh, delimiters, newline_ids(tokenizer), attention), tokenizer
 
 
 @functools.partial(jax.jit, static_argnames="rules")

@@ -69,12 +69,12 @@ def real_model(shared) -> Path:
 def tiny_model(tmp_path_factory) -> str:
     """A Hugging Face checkpoint of a random two-layer model over bytes, with 512 positions."""
     import jax
+    from model_cases import random_params
     from test_chat import byte_tokenizer
 
     from s1jax import checkpoint
-    from s1jax.model import init_params
     from s1jax.model_config import ModelConfig
-    from s1jax.sharding import MeshConfig, ShardingRules, make_mesh
+    from s1jax.sharding import MeshConfig, make_mesh
 
     config = ModelConfig(
         vocab_size=264, embed_dim=32, mlp_dim=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, rope_theta=1e4,
@@ -82,7 +82,7 @@ def tiny_model(tmp_path_factory) -> str:
     )  # fmt: skip
     directory = tmp_path_factory.mktemp("tiny_model")
     byte_tokenizer(eos_token="<|im_end|>", pad_token="<|endoftext|>").save_pretrained(directory / "tokenizer")
-    params = init_params(config, ShardingRules(), "stacked", make_mesh(MeshConfig()), seed=0)
+    params = random_params(config, "stacked", make_mesh(MeshConfig()))
     # Larger weights than at initialisation, so that logits differ and every id, the ends included, comes up.
     params = jax.tree.map(lambda x: x * 4 if x.ndim > 1 else x, params)
     checkpoint.save_hf(directory / "hf", config, params, "float32", directory / "tokenizer")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from s1jax.model import graphdef
+from s1jax.model import abstract_params, graphdef
 from s1jax.model_config import SIZES, ModelConfig
 from s1jax.sharding import MeshConfig, ShardingRules, make_mesh
 
@@ -56,6 +56,21 @@ def full_logits(config: ModelConfig, layout: str, params, tokens, positions=None
 
 def one_device():
     return make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+def random_params(config: ModelConfig, layout: str, mesh, seed: int = 0):
+    """What `init_params` gives, of numpy's random numbers: programs that make them take seconds to compile."""
+    rng = np.random.default_rng(seed)
+
+    def leaf(path, target):
+        module, name = (key.key for key in path[-2:])
+        if name == "bias" or "norm" in module:
+            value = np.full(target.shape, 0 if name == "bias" else 1)
+        else:
+            value = 0.02 * rng.standard_normal(target.shape)
+        return jax.device_put(value.astype(target.dtype), target.sharding)
+
+    return jax.tree_util.tree_map_with_path(leaf, abstract_params(config, RULES, layout, mesh))
 
 
 def random_tokens(config: ModelConfig, shape, seed: int = 0) -> np.ndarray:

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from model_cases import one_device
+from model_cases import one_device, random_params
 from test_flash_attention import CONFIG, RULES
 
 from s1jax.attention import Prefix, attention
 from s1jax.cached_attention import BLOCK
-from s1jax.model import graphdef, init_cache, init_params, unstack
+from s1jax.model import graphdef, init_cache, unstack
 from s1jax.quantization import quantize
 from s1jax.sharding import MeshConfig, make_mesh
 
@@ -152,7 +152,7 @@ def test_four_devices_give_what_one_gives_without_gathering_a_cache(N, K, shared
 
 def test_a_prompt_in_chunks_goes_through_a_model_as_with_all_scores():
     config = replace(CONFIG, num_layers=1)
-    params = unstack(init_params(config, RULES, "stacked", one_device(), seed=0), 1)
+    params = unstack(random_params(config, "stacked", one_device()), 1)
     tokens = jax.random.randint(jax.random.key(0), (2, 12), 0, config.vocab_size)
     positions, segment_ids = jnp.tile(jnp.arange(12), (2, 1)), jnp.ones((2, 12), jnp.int32).at[1, 9:].set(0)
 

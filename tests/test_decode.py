@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from model_cases import random_params
 
 from s1jax import decode, rows, scheduler
 from s1jax.budget import Limits
 from s1jax.chat import Delimiters
-from s1jax.model import graphdef, init_params, unstack
+from s1jax.model import graphdef, unstack
 from s1jax.model_config import ModelConfig
 from s1jax.request import Request
 from s1jax.scheduler import Decoder
@@ -39,7 +40,7 @@ COMPILED = (decode.prefill, decode.put_prompts, decode.start_rows, decode.advanc
 
 def make_decoder(mesh_config=None):
     mesh = make_mesh(mesh_config or MeshConfig(fsdp=1), jax.devices()[: 8 if mesh_config else 1])
-    params = init_params(CONFIG, RULES, "stacked", mesh, seed=0)
+    params = random_params(CONFIG, "stacked", mesh)
     # Larger weights than at initialisation, so that logits differ and every id, the ends included, comes up.
     params = jax.tree.map(lambda x: x * 4 if x.ndim > 1 else x, params)
     newline = np.arange(NUM_TOKENS) == NEWLINE

@@ -13,11 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from model_cases import random_params
 
 from s1jax import checkpoint, scheduler
 from s1jax.evaluate import DecodingConfig, EvaluateConfig, Point, evaluate
 from s1jax.metrics import SampleRow, read_samples, thinking_curve
-from s1jax.model import init_params
 from s1jax.progress import _speed, progress
 from s1jax.request import Request
 from s1jax.sharding import MeshConfig, ShardingRules, make_mesh
@@ -83,9 +83,10 @@ def started(config, **env):
     """`launch/sweep.py` with this config as a process of its own, killed at the end."""
     file = Path(config.decoding.output).with_suffix(".py")
     file.write_text(CONFIG_FILE.format(config=config))
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | env
+    if "JAX_NUM_CPU_DEVICES" in env:
+        env["XLA_FLAGS"] = ""
     command = [sys.executable, str(ROOT / "launch" / "sweep.py"), str(file)]
-    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, env=os.environ | env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         yield process
     finally:
@@ -293,7 +294,7 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tiny_model, tmp_path):
     mesh = make_mesh(MeshConfig())
     config, _ = checkpoint.load_model(tiny_model, mesh, ShardingRules(), "stacked")
     config = replace(config, vocab_size=200)
-    params = init_params(config, ShardingRules(), "stacked", mesh, seed=0)
+    params = random_params(config, "stacked", mesh)
     checkpoint.save_hf(tmp_path / "hf", config, params, "float32", tiny_model)
     with pytest.raises(ValueError, match="the tokenizer has 259 ids, the model only 200"):
         scheduler.load_decoder(str(tmp_path / "hf"), "float32")

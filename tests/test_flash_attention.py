@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from model_cases import one_device
+from model_cases import one_device, random_params
 
 from s1jax.attention import attention, default_backend
 from s1jax.flash_attention import _needed_pairs, blocked_attention
-from s1jax.model import Remat, abstract_params, graphdef, init_cache, init_params, unstack
+from s1jax.model import Remat, abstract_params, graphdef, init_cache, unstack
 from s1jax.model_config import ModelConfig
 from s1jax.preflight import topology_devices
 from s1jax.sharding import MeshConfig, ShardingRules, make_mesh, sharding_for
@@ -160,7 +160,7 @@ def test_cudnn_refuses_packed_rows_and_float32(monkeypatch):
 
 
 def test_a_cache_is_no_work_for_a_kernel_of_whole_rows():
-    params = unstack(init_params(CONFIG, RULES, "stacked", one_device(), seed=0), CONFIG.num_layers)
+    params = unstack(random_params(CONFIG, "stacked", one_device()), CONFIG.num_layers)
     tokens = np.ones((2, 4), np.int32)
 
     def forward():
@@ -186,7 +186,7 @@ CONFIG = ModelConfig(
 @functools.cache
 def loss_and_gradients(mesh_config: MeshConfig, num_devices: int, backend: str, remat: str = "attention"):
     mesh = make_mesh(mesh_config, jax.devices()[:num_devices])
-    params = init_params(CONFIG, RULES, "stacked", mesh, seed=0)
+    params = random_params(CONFIG, "stacked", mesh)
     params = jax.tree.map(lambda x: 10 * x if x.ndim > 2 else x, params)  # so that scores differ
     positions, segment_ids = rows([100, 31, 133], [20, 230], [264], [7, 8, 9])
     tokens = jax.random.randint(jax.random.key(0), positions.shape, 0, CONFIG.vocab_size)

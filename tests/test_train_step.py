@@ -14,11 +14,12 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from model_cases import random_params
 from test_chat import byte_tokenizer
 
 from s1jax import checkpoint, data, lora, sharding
 from s1jax.data import DataConfig
-from s1jax.model import abstract_params, graphdef, init_params
+from s1jax.model import abstract_params, graphdef
 from s1jax.model_config import LoraConfig, ModelConfig
 from s1jax.optimizer import OptimizerConfig, learning_rate, make_optimizer
 from s1jax.packing import Packer
@@ -53,10 +54,8 @@ DATA = DataConfig(source="-", max_length=512, batch_size=8, num_epochs=2, pad_mu
 
 @functools.cache
 def initial_params():
-    """On the host: random numbers take long to compile for each mesh anew."""
-    return jax.device_get(
-        init_params(CONFIG, RULES, "stacked", sharding.make_mesh(MeshConfig(), jax.local_devices()[:1]), seed=0)
-    )
+    """On the host; by way of a mesh of this process's own, whatever `make_mesh` here is."""
+    return jax.device_get(random_params(CONFIG, "stacked", sharding.make_mesh(MeshConfig(), jax.local_devices()[:1])))
 
 
 def params_on(mesh, dtype="float32"):
