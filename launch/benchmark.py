@@ -44,7 +44,11 @@ def parse() -> argparse.Namespace:
         "--row-length", type=int, help="train: tokens of the longest rows; default: the longest example"
     )
     parser.add_argument("--remat", default="full", help="train: none, dots, attention or full")
-    parser.add_argument("--attention", help="xla or pallas, for training cudnn or splash too; default: the platform's")
+    parser.add_argument(
+        "--attention",
+        choices=["xla", "pallas", "cudnn", "splash"],
+        help="decode, sweep: xla or pallas; train: all; default: the platform's",
+    )
     parser.add_argument("--no-pack", action="store_true", help="train: a row for each example")
     parser.add_argument("--loss-chunk", type=int, default=1024, help="train: positions whose logits exist at a time")
     parser.add_argument("--slice", type=int, nargs=2, metavar="LAYERS", help="train: two numbers of layers to measure")

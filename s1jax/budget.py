@@ -11,6 +11,8 @@ Invariant: `num_thinking` counts every token between the think and the answer de
 from __future__ import annotations
 
 import functools
+import itertools
+import operator
 from collections.abc import Sequence
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
@@ -174,8 +176,9 @@ def transition(
         thinking & tries_to_end & may_not_end,  # 5b. the ignore string is empty: draw again
         thinking & tries_to_end,  # 6. ends by itself: begin the natural delimiter
     ]  # 7. else the sampled token
+    decided = [jnp.zeros_like(thinking), *itertools.accumulate(cases, operator.or_)]
     done, in_delimiter, out_of_budget, in_ignore, swap, draw_again, natural_end = (
-        cases[i] & ~jnp.any(jnp.stack([jnp.zeros_like(thinking), *cases[:i]]), axis=0) for i in range(len(cases))
+        case & ~before for case, before in zip(cases, decided, strict=False)
     )
 
     # What each case that begins a delimiter or an ignore string puts into the queue.

@@ -9,6 +9,8 @@ import pytest
 
 from s1jax.attention import Prefix, attention
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 B, T, S, N, K, H = 2, 7, 9, 6, 2, 8
 
 

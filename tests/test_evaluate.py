@@ -97,9 +97,9 @@ def started(config, **env):
 def test_a_run_killed_twice_loses_and_repeats_no_row(config, tmp_path):
     questions = [dict(question=f"{i} + 1?", answer=str(i + 1)) for i in range(12)]
     (tmp_path / "sums.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
-    whole = replace(config, decoding=replace(config.decoding, output=str(tmp_path / "whole.jsonl")))
     # One row at a time, so that rows are written from the beginning on.
     config = replace(config, decoding=replace(config.decoding, num_rows=1))
+    whole = replace(config, decoding=replace(config.decoding, output=str(tmp_path / "whole.jsonl")))
     output, num_rows = Path(config.decoding.output), 0
     for _ in range(2):
         with started(config) as process:
@@ -118,7 +118,7 @@ def test_two_processes_write_what_one_does_once(config, tmp_path):
         s.bind(("localhost", 0))
         port = s.getsockname()[1]
     # Long enough for the cache to grow.
-    config = replace(config, max_thinking_tokens=(0, 5, 150), num_ignore=(0, 20))
+    config = replace(config, max_thinking_tokens=(0, 5, 100), num_ignore=(0, 20))
     decoding = replace(config.decoding, mesh=MeshConfig(data=4, fsdp=1, tensor=2), output=str(tmp_path / "two.jsonl"))
     two = replace(config, decoding=decoding)
     # Some rows are there already.

@@ -17,6 +17,8 @@ from model_cases import RULES, YARN, full_logits, one_device, published, random_
 from s1jax.model import abstract_params, graphdef, init_cache, unstack
 from s1jax.model_config import SIZES, ModelConfig
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 # What changes no logit.
 
 TINY = ModelConfig(

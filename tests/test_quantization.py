@@ -150,9 +150,8 @@ def test_forks_rows_and_devices_change_no_token_in_eight_bits_but_where_the_cach
             assert not a.forced[at] and not b.forced[at]
 
 
-@pytest.mark.parametrize(
-    ("int8", "most"), [(("weights",), 0.02), pytest.param(("cache",), 0.005, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("int8", "most"), [(("weights",), 0.02), (("cache",), 0.005)])
 def test_a_real_model_says_nearly_the_same_in_eight_bits(real_model, shared, int8, most):
     question = json.loads((shared / "data" / "gsm8k_test.jsonl").read_text().splitlines()[0])["question"]
 

@@ -318,6 +318,8 @@ from pathlib import Path
 from s1jax.config import run_command
 from test_state_store import *
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 def main():
     directory, share = Path(sys.argv[1]), float(sys.argv[2])
     store = StateStore(directory / "checkpoints", keep=1)
