@@ -79,21 +79,17 @@ def attention(
     softmax are float32; the output has the dtype of `q`.
 
     Rows over themselves (the very same arrays as `q_positions` and `kv_positions`, and as segment ids) go through the `backend`, or the
-    platform's `default_backend`. All else, as caches and prefixes, is for `xla` and `pallas`, the default on a GPU, which has no gradient
-    there. Each device computes its share of batch and heads by `rules` under a mesh. `packed=False` promises one segment a row, with its
-    padding after it. Raises ValueError where a backend cannot do what it is given.
+    platform's `default_backend`. All else, as caches and prefixes, goes through `xla`, or `pallas` (a GPU's default, forward only; `xla`
+    where a card has too little shared memory for it). Under a mesh each device runs a kernel on its share of batch and heads by `rules`.
+    `packed=False` promises one segment a row, with its padding after it. Raises ValueError where a backend cannot do what it is given.
     """
     # The same arrays, not equal ones: values are not known when this is traced.
     over_itself = q_positions is kv_positions and q_segment_ids is kv_segment_ids and not prefixes
-    if not over_itself and backend not in (None, *get_args(CacheBackend)):
-        raise ValueError(
-            f"attention backend {backend} serves rows over themselves only: leave cache and prefixes to xla or pallas"
-        )
     if prefixes and prefix_end is None:
         raise ValueError("prefixes need a prefix_end")
-    default = default_backend(platform())
-    backend = backend or (default if over_itself or default == "pallas" else "xla")
-    _check(backend, platform(), q.dtype, packed)
+    default = default_backend(platform(), over_itself)
+    backend = backend or default
+    _check(backend, default, over_itself, platform(), q.dtype, packed)
     if over_itself:
         return _over_themselves(q, k, v, q_positions, q_segment_ids, backend, rules)
     if backend == "xla":
@@ -108,18 +104,27 @@ def attention(
     return cached_attention(q, q_segment_ids, caches, rules, interpret=platform() == "cpu")
 
 
-def default_backend(platform: str) -> Backend:
-    """Return the fastest backend of a platform that honours packed rows and every dtype."""
-    return {"gpu": "pallas", "tpu": "splash"}.get(platform, "xla")  # type: ignore[return-value]
+def default_backend(platform: str, over_itself: bool = True) -> Backend:
+    """Return the fastest backend of a platform that honours packed rows and every dtype; or of those that serve caches."""
+    backends: dict[str, Backend] = {"gpu": "pallas", "tpu": "splash" if over_itself else "xla"}
+    return backends.get(platform, "xla")
 
 
-def _check(backend: str, platform: str, dtype: jnp.dtype, packed: bool) -> None:
+def check_cache_backend(backend: str | None) -> None:
+    """Raise ValueError for a backend that does not serve caches."""
+    if backend not in (None, *get_args(CacheBackend)):
+        raise ValueError(f"attention is {backend!r}: over caches, choose {' or '.join(get_args(CacheBackend))}")
+
+
+def _check(backend: str, default: Backend, over_itself: bool, platform: str, dtype: jnp.dtype, packed: bool) -> None:
     if backend not in PLATFORMS:
         raise ValueError(f'attention backend "{backend}" is none of {", ".join(get_args(Backend))}')
+    if not over_itself and backend not in get_args(CacheBackend):
+        raise ValueError(f"attention backend {backend} serves rows over themselves only: over caches, take {default}")
     if platform not in PLATFORMS[backend]:
         raise ValueError(
             f"attention backend {backend} runs on {' and '.join(PLATFORMS[backend])}, not on {platform}, "
-            f"whose default is {default_backend(platform)}"
+            f"whose default is {default}"
         )
     if backend == "cudnn":
         if packed:

@@ -176,9 +176,9 @@ def transition(
         thinking & tries_to_end & may_not_end,  # 5b. the ignore string is empty: draw again
         thinking & tries_to_end,  # 6. ends by itself: begin the natural delimiter
     ]  # 7. else the sampled token
-    decided = [jnp.zeros_like(thinking), *itertools.accumulate(cases, operator.or_)]
+    decided = [jnp.zeros_like(thinking), *itertools.accumulate(cases[:-1], operator.or_)]
     done, in_delimiter, out_of_budget, in_ignore, swap, draw_again, natural_end = (
-        case & ~before for case, before in zip(cases, decided, strict=False)
+        case & ~before for case, before in zip(cases, decided, strict=True)
     )
 
     # What each case that begins a delimiter or an ignore string puts into the queue.

@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 BLOCK = 64
 """Slots, and most queries, that a program multiplies at once."""
 LEAST_CHUNK = 256
-"""Slots: what a chunk of fewer leaves would be much in comparison to its keys and values."""
+"""Slots: what chunks of fewer leave would be much in comparison to their keys and values. (Of fewer slots there is one chunk.)"""
 MOST_SUMS = 2**14
-"""Queries of all chunks together: few enough for small results and, in tiles of 16 to 64, programs enough for the 132 multiprocessors of
-an H100, where there are as many slots."""
+"""Queries of all chunks together, where there is more than one: few enough for small results and, in tiles of 16 to 64, programs enough
+for the 132 multiprocessors of an H100. Like the numbers of warps and stages, not tuned on one yet."""
 
 
 class Slots(NamedTuple):
@@ -62,6 +62,7 @@ def cached_attention(
 ) -> Float[Array, "B T N H"]:
     """Return softmax(q k^T / sqrt(H)) v over all that a query sees of the caches; softmax in float32, output in the dtype of `q`.
 
+    Products are of JAX's default precision, which for float32 on a GPU is TF32.
     Under a mesh each device computes for the rows and key/value heads of a cache that it holds by `rules`, so that none is gathered.
     """
     outputs, largests, totals = zip(*[_over_slots(q, segment_ids, x, rules, interpret) for x in caches], strict=True)
@@ -94,6 +95,8 @@ def _over_slots(q, segment_ids, cache: Slots, rules: ShardingRules | None, inter
     return [x.reshape(-1, B, T, N, *x.shape[6:]) for x in unfolded]
 
 
+# Jitted: the layers of a model share one, which is lowered once.
+@functools.partial(jax.jit, static_argnames="interpret")
 def _over_chunks(
     q: Float[Array, "A K Q H"],
     end: Int[Array, "A Q"],
@@ -109,10 +112,12 @@ def _over_chunks(
     # Powers of two, and no fewer than tensor cores take.
     tile, width = max(16, min(BLOCK, pl.next_power_of_2(Q))), max(16, pl.next_power_of_2(H))
     num_tiles = pl.cdiv(Q, tile)
-    num_chunks = min(pl.cdiv(S, LEAST_CHUNK), pl.cdiv(MOST_SUMS, A * K * num_tiles * tile))
+    num_chunks = max(1, min(S // LEAST_CHUNK, MOST_SUMS // (A * K * num_tiles * tile)))
     chunk = pl.cdiv(S, num_chunks * BLOCK) * BLOCK
     num_chunks = pl.cdiv(S, chunk)
 
+    # Blocks of keys and values on their way: three of two bytes a number, two of four, or they fill the shared memory.
+    stages = 3 if q.dtype.itemsize == 2 else 2
     # What a program reads and writes, by the indices of its query tile, chunk, row and head.
     of_chunk = pl.BlockSpec((None, None), lambda i, c, a, k: (a, c))
     of_slots = pl.BlockSpec((None, chunk), lambda i, c, a, k: (a, c))
@@ -131,7 +136,7 @@ def _over_chunks(
         in_specs=[of_chunk, of_chunk, of_q, of_queries, of_queries, of_k, of_v, *of_these, of_slots, of_slots],
         out_specs=[of_output, of_sums, of_sums],
         out_shape=[jax.ShapeDtypeStruct((num_chunks, A, K, Q, *rest), jnp.float32) for rest in ((H,), (), ())],
-        compiler_params=triton.CompilerParams(num_warps=4, num_stages=3),
+        compiler_params=triton.CompilerParams(num_warps=4, num_stages=stages),
         interpret=interpret,
         name="cached_attention",
     )(*_filled(positions, segment_ids, end, chunk), q, end, q_segment_ids, k[0], v[0], *scales, positions, segment_ids)

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from s1jax.attention import CacheBackend
+from s1jax.attention import CacheBackend, check_cache_backend
 from s1jax.benchmarks import Problem, read_problems
 from s1jax.budget import Limits
 from s1jax.chat import encode_prompt, encode_text, split_completion
@@ -98,7 +98,7 @@ class DecodingConfig:
     int8: tuple[Int8, ...] = ()
     """What is stored in 8 bits instead: `weights`, `cache` or both."""
     attention: CacheBackend | None = None
-    """What computes attention over caches; default: `pallas` on a GPU, elsewhere `xla`."""
+    """What computes attention over caches; default: `pallas` on a GPU, elsewhere `xla`, for which any card's shared memory will do."""
     mesh: MeshConfig = field(default_factory=lambda: MeshConfig(fsdp=1, tensor=-1))
     """How devices share the work; by default all split each layer (tensor)."""
     rules: ShardingRules = field(default_factory=ShardingRules)
@@ -114,6 +114,7 @@ class DecodingConfig:
         for name in ("top_k", "seed"):
             check_integer(name, getattr(self, name))
         check_sampling(top_p=self.top_p, min_p=self.min_p)
+        check_cache_backend(self.attention)
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,7 @@ def write_samples(config: DecodingConfig, traces: Sequence[Trace]) -> Path:
 
     output, writes = Path(config.output), is_first_process()
     problems = read_problems(config.benchmark, config.limit)
+    # What changes no more than the last bit of a number.
     neutral = ("output", "limit", "num_rows", "attention", "mesh", "rules")
     identity = config_hash(config, exclude=neutral, weights=fingerprint(config.model))
     cells = [

@@ -54,7 +54,7 @@ class GenerateConfig:
     int8: tuple[Int8, ...] = ()
     """What is stored in 8 bits instead: `weights`, `cache` or both."""
     attention: CacheBackend | None = None
-    """What computes attention over caches; default: `pallas` on a GPU, elsewhere `xla`."""
+    """What computes attention over caches; default: `pallas` on a GPU, elsewhere `xla`, for which any card's shared memory will do."""
 
 
 def generate(config: GenerateConfig, out: TextIO) -> Completion:

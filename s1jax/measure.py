@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from s1jax.attention import CacheBackend
+from s1jax.attention import CacheBackend, check_cache_backend, default_backend
 from s1jax.budget import Limits
 from s1jax.chat import MADE_UP_DELIMITERS
 from s1jax.model import init_params
@@ -27,13 +27,14 @@ from s1jax.model_config import ModelConfig, qwen2_5
 from s1jax.quantization import store_in_int8
 from s1jax.request import Completion, Request
 from s1jax.scheduler import Decoder
-from s1jax.sharding import MeshConfig, ShardingRules, make_mesh
+from s1jax.sharding import MeshConfig, ShardingRules, make_mesh, platform
 
 Figures = dict[str, Any]
 
 
 def figures(args: Any) -> Iterator[Figures]:
     """Yield what the command line of `launch/benchmark.py decode` or `sweep` asks for."""
+    check_cache_backend(args.attention)
     for name, least in dict(batch=1, tokens=2, prompt=1, problems=1, budgets=1, waits=1, answer=1, tensor=1).items():
         if np.min(getattr(args, name), initial=least) < least:
             raise ValueError(f"{name} is {getattr(args, name)}: it must be at least {least}")
@@ -98,6 +99,7 @@ def decode_figures(
             batch=batch,
             dtype=decoder.config.dtype,
             int8=decoder.config.int8,
+            attention=backend_of(decoder),
             tokens_per_s=round(sum(len(c.tokens) for c in completions) / whole_s, 1),
             # So few tokens that the difference is noise have no step time.
             step_ms=round(1e3 * step_s, 3) if step_s > 0 else None,
@@ -146,6 +148,7 @@ def sweep_figures(
         answer_tokens=answer_tokens,
         dtype=decoder.config.dtype,
         int8=decoder.config.int8,
+        attention=backend_of(decoder),
         curve_s=round(curve_s, 2),
         largest_point_s=round(largest_s, 2),
         one_at_a_time_s=round(one_at_a_time_s, 2),
@@ -153,6 +156,11 @@ def sweep_figures(
         one_at_a_time_over_curve=round(one_at_a_time_s / curve_s, 2),
         identical=forked == single,
     )
+
+
+def backend_of(decoder: Decoder) -> str:
+    """Return what computes attention over caches."""
+    return decoder.attention or default_backend(platform(), over_itself=False)
 
 
 def step_bytes(decoder: Decoder, num_cached: int) -> int:

@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from s1jax.attention import Backend, Prefix, attention
@@ -28,6 +26,7 @@ from s1jax.cache import KVCache, empty_cache, write
 from s1jax.embedding import embed
 from s1jax.flash_attention import saves_attention
 from s1jax.model_config import LoraConfig, ModelConfig
+from s1jax.parameter import ParamFactory, create
 from s1jax.quantization import (
     is_quantized,
     matmul,
@@ -60,33 +59,6 @@ def init_cache(config: ModelConfig, batch_size: int, capacity: int, rules: Shard
     """Return an empty cache for `batch_size` rows of at most `capacity` tokens, in the compute dtype (call it under jit)."""
     shape = (batch_size, config.num_kv_heads, capacity, config.head_dim)
     return empty_cache(config.num_layers, shape, config.dtype, rules, "cache" in config.int8)
-
-
-class Initial(NamedTuple):
-    """What a parameter is at first."""
-
-    scale: float | None
-    """Standard deviation of a normal; 0: zeros, None: ones."""
-    draw: int
-    """What the seed is folded with."""
-
-
-class ParamFactory:
-    """Declares parameters with named dimensions; with `num_stacked`, one leading dimension for the layers of a stack.
-
-    It makes no values: modules are built under `nnx.eval_shape`, and `init_params` makes what `Initial` says.
-    """
-
-    def __init__(self, num_stacked: int | None = None, draws: Iterator[int] | None = None):
-        self.stack = () if num_stacked is None else (num_stacked,)
-        self.draws = draws or itertools.count()
-
-    def __call__(self, shape: tuple[int, ...], names: tuple[str | None, ...], scale: float | None = 0.02) -> nnx.Param:
-        """Return a float32 parameter, by default normal with Qwen2's initializer_range."""
-        names = (*(None for _ in self.stack), *names)
-        return nnx.Param(
-            jnp.zeros((*self.stack, *shape)), names=names, initial=Initial(scale, next(self.draws) if scale else 0)
-        )
 
 
 class Projection(nnx.Module):
@@ -348,8 +320,10 @@ class Qwen2(nnx.Module):
 def _abstract(config: ModelConfig, rules: ShardingRules, layout: Layout):
     graph, state = nnx.split(nnx.eval_shape(lambda: Qwen2(config, rules, layout)))
 
+    def is_param(x: Any) -> bool:
+        return isinstance(x, nnx.Variable)
+
     def told(key: str) -> Any:
-        is_param = lambda x: isinstance(x, nnx.Variable)  # noqa: E731
         return nnx.to_pure_dict(jax.tree.map(lambda p: p.replace(p.get_metadata()[key]), state, is_leaf=is_param))
 
     return graph, nnx.to_pure_dict(state), told("names"), told("initial")
@@ -393,27 +367,9 @@ def init_params(
     dtype: str = "float32",
     part: Callable[[Params], Params] = lambda tree: tree,
 ) -> Params:
-    """Return random parameters, created in place on the devices that hold them, one after another; `part` picks those that are made."""
+    """Return random parameters, created in place on the devices that hold them (`parameter.py`); `part` picks those that are made."""
     target = part(abstract_params(config, rules, layout, mesh, dtype))
-    initial = part(_abstract(config, rules, layout)[3])
-
-    def create(wanted: jax.ShapeDtypeStruct, initial: Initial) -> jax.Array:
-        make = _creator(wanted.shape, wanted.dtype.name, wanted.sharding, initial.scale)
-        return make(np.uint32(seed), np.uint32(initial.draw))
-
-    return jax.tree.map(create, target, initial)
-
-
-@functools.lru_cache(maxsize=64)
-def _creator(shape: tuple[int, ...], dtype: str, sharding: jax.sharding.Sharding, scale: float | None):
-    """Return the jitted function (seed, draw) -> array; the many parameters of few shapes are few programs."""
-
-    def create(seed, draw):
-        if not scale:
-            return jnp.full(shape, 1 if scale is None else 0, dtype)
-        return (scale * jax.random.normal(jax.random.fold_in(jax.random.key(seed), draw), shape)).astype(dtype)
-
-    return jax.jit(create, out_shardings=sharding)
+    return create(target, part(_abstract(config, rules, layout)[3]), seed)
 
 
 def unstack(params: Params, num_layers: int, target: Params | None = None, donate: bool = False) -> Params:

@@ -9,7 +9,7 @@ per trace to those or one and a half of them, and prompts are prefilled 1, 8 or 
 prompt need at most ten of the loop up to 32,768 tokens, and as many more for each rounded number of forks. Nothing else about a request
 compiles anything.
 
-Invariant: neither the number of rows nor the order of the requests changes a token.
+Invariant: neither the number of rows nor the order of the requests changes a token, as far as `decode.py` can promise it.
 """
 
 from __future__ import annotations
@@ -38,12 +38,17 @@ from s1jax.sharding import MeshConfig, ShardingRules, make_mesh
 
 PREFILL_TOKENS = 512  # of each prompt at a time
 PREFILL_SIZES = (64, 8, 1)
-MOST_PREFILL_SLOTS = 2**15  # of all prompts prefilled together, since each token's scores span its prompt's slots
+MOST_PREFILL_SLOTS = (
+    2**15
+)  # of all prompts prefilled together, since with `xla` each token's scores span its prompt's slots
 Results = tuple[int, tuple[Completion, ...]]
 
 
 class Decoder:
-    """A model ready to decode requests; parameters in the per-layer layout. It runs on `mesh`, its attention by that backend."""
+    """A model ready to decode requests; parameters in the per-layer layout. It runs on `mesh`.
+
+    `attention` is the backend over caches, by default the platform's.
+    """
 
     def __init__(
         self,

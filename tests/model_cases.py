@@ -59,7 +59,8 @@ def one_device():
 
 
 def random_params(config: ModelConfig, layout: str, mesh, seed: int = 0):
-    """What `init_params` gives, of numpy's random numbers: programs that make them take seconds to compile."""
+    """What `init_params` gives for a plain model, of numpy's random numbers: programs that make them take seconds to compile."""
+    assert config.lora is None and not config.int8 and not config.nf4
     rng = np.random.default_rng(seed)
 
     def leaf(path, target):

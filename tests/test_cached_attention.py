@@ -21,7 +21,7 @@ from s1jax.sharding import MeshConfig, make_mesh
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-B, S = 4, 300  # no block divides the slots, which are two chunks
+B, S = 4, 600  # no block divides the slots, which are two chunks
 
 
 def random_inputs(T=1, N=6, K=2, H=16, shared=(2, 4), seed=0, dtype="float32"):
@@ -122,19 +122,27 @@ def test_queries_that_see_nothing_give_zeros():
 
 
 @pytest.mark.parametrize(
-    ("N", "K", "shared"),
+    ("N", "K", "shared", "int8"),
     [
-        (6, 2, (2, 4)),  # the second prefix has one row, which all devices hold
-        (6, 3, ()),  # so do they hold all heads
+        (6, 2, (2, 4), False),  # the second prefix has one row, which all devices hold
+        (6, 3, (), False),  # so do they hold all heads
+        (6, 2, (2,), True),
     ],
 )
-def test_four_devices_give_what_one_gives_without_gathering_a_cache(N, K, shared):
+def test_four_devices_give_what_one_gives_without_gathering_a_cache(N, K, shared, int8):
     inputs, sees = random_inputs(N=N, K=K, shared=shared)
+    if int8:
+        q, k, v, *masks, prefixes, prefix_end = inputs
+        prefixes = [prefix._replace(k=quantize(prefix.k, (2,)), v=quantize(prefix.v, (3,))) for prefix in prefixes]
+        inputs = (q, quantize(k, (2,)), quantize(v, (3,)), *masks, prefixes, prefix_end)
     wanted = kernel(*inputs)
     mesh = make_mesh(MeshConfig(data=2, fsdp=1, tensor=2), jax.devices()[:4])
 
-    def place(x, names):
-        return jax.device_put(x, jax.sharding.NamedSharding(mesh, RULES.spec(names, x.shape, mesh.shape)))
+    def place(tree, names):
+        def leaf(x):
+            return jax.device_put(x, jax.sharding.NamedSharding(mesh, RULES.spec(names, x.shape, mesh.shape)))
+
+        return jax.tree.map(leaf, tree)
 
     of_heads = ("batch", "kv_heads", None, None)
     q, k, v, *masks, prefixes, prefix_end = inputs

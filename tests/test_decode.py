@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from model_cases import random_params
 
-from s1jax import decode, rows, scheduler
+from s1jax import cached_attention, decode, rows, scheduler
 from s1jax.budget import Limits
 from s1jax.chat import Delimiters
 from s1jax.model import graphdef, unstack
@@ -38,13 +38,13 @@ RULES = ShardingRules()
 COMPILED = (decode.prefill, decode.put_prompts, decode.start_rows, decode.advance)
 
 
-def make_decoder(mesh_config=None):
+def make_decoder(mesh_config=None, attention=None):
     mesh = make_mesh(mesh_config or MeshConfig(fsdp=1), jax.devices()[: 8 if mesh_config else 1])
     params = random_params(CONFIG, "stacked", mesh)
     # Larger weights than at initialisation, so that logits differ and every id, the ends included, comes up.
     params = jax.tree.map(lambda x: x * 4 if x.ndim > 1 else x, params)
     newline = np.arange(NUM_TOKENS) == NEWLINE
-    return Decoder(CONFIG, unstack(params, CONFIG.num_layers), RULES, mesh, DELIMITERS, newline)
+    return Decoder(CONFIG, unstack(params, CONFIG.num_layers), RULES, mesh, DELIMITERS, newline, attention)
 
 
 @pytest.fixture(scope="module")
@@ -258,6 +258,28 @@ def test_forked_answers_equal_single_runs_token_for_token(decoder, temperature, 
     for i, request in enumerate(sweeps):
         single = decoder.decode([at_point(request, point) for point in grid])
         assert list(forked[i]) == single
+
+
+def test_the_kernel_over_caches_computes_prompts_rows_and_forks(decoder, monkeypatch):
+    traced = set()
+    kernel = cached_attention.cached_attention
+    monkeypatch.setattr(
+        cached_attention,
+        "cached_attention",
+        lambda q, segment_ids, caches, *more, **how: (
+            traced.add((q.shape[1] > 1, len(caches))) or kernel(q, segment_ids, caches, *more, **how)
+        ),
+    )
+    asked = [
+        Request(
+            prompt=(9, 21, START, THINK), max_thinking_tokens=12, min_thinking_tokens=5, num_ignore=1, ignore_ids=(WAIT,),
+            max_answer_tokens=4, points=(Limits(3), Limits(12, 5, 1)), temperature=1.0, problem=i,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    assert dict(make_decoder(attention="pallas").stream(asked)) == dict(decoder.stream(asked))
+    # A prompt sees itself; a row its prompt too, and a fork its trace besides.
+    assert traced == {(True, 1), (False, 2), (False, 3)}
 
 
 def test_a_trace_that_waits_for_its_answers_while_other_rows_go_round_the_ring_is_kept(decoder):

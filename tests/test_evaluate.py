@@ -118,7 +118,7 @@ def test_two_processes_write_what_one_does_once(config, tmp_path):
         s.bind(("localhost", 0))
         port = s.getsockname()[1]
     # Long enough for the cache to grow.
-    config = replace(config, max_thinking_tokens=(0, 5, 100), num_ignore=(0, 20))
+    config = replace(config, max_thinking_tokens=(0, 5, 150), num_ignore=(0, 20))
     decoding = replace(config.decoding, mesh=MeshConfig(data=4, fsdp=1, tensor=2), output=str(tmp_path / "two.jsonl"))
     two = replace(config, decoding=decoding)
     # Some rows are there already.
@@ -157,6 +157,11 @@ def test_rows_of_another_config_are_not_added_to(config):
     with pytest.raises(ValueError, match="holds rows of another config"):
         sweep(replace(config, decoding=replace(config.decoding, max_answer_tokens=9)))
     assert Path(config.decoding.output).read_text() == before
+
+
+def test_a_backend_that_serves_no_caches_is_refused_before_the_model_is_read():
+    with pytest.raises(ValueError, match="attention is 'splash': over caches, choose xla or pallas"):
+        DecodingConfig("nonesuch", "sums.jsonl", "rows.jsonl", attention="splash")
 
 
 @pytest.mark.parametrize(

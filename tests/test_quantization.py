@@ -146,8 +146,8 @@ def test_forks_rows_and_devices_change_no_token_in_eight_bits_but_where_the_cach
         assert len(differing) <= most
         # They differ from a token on that was drawn.
         for a, b in differing:
-            at = next(at for at, (x, y) in enumerate(zip(a.tokens, b.tokens, strict=False)) if x != y)
-            assert not a.forced[at] and not b.forced[at]
+            at = next((at for at, (x, y) in enumerate(zip(a.tokens, b.tokens, strict=False)) if x != y), None)
+            assert at is not None and not a.forced[at] and not b.forced[at]
 
 
 @pytest.mark.slow

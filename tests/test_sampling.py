@@ -7,8 +7,6 @@ import pytest
 
 from s1jax.sampling import NEVER, SamplingSettings, draw, filter_scores, row_keys
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 V = 50
 
 

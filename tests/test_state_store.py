@@ -18,6 +18,7 @@ from s1jax.orbax_params import finished_steps
 from s1jax.state_store import StateStore
 
 ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def test_a_state_is_restored_bit_for_bit_on_another_mesh(tmp_path):
@@ -317,8 +318,6 @@ import sys
 from pathlib import Path
 from s1jax.config import run_command
 from test_state_store import *
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 def main():
     directory, share = Path(sys.argv[1]), float(sys.argv[2])
