@@ -25,7 +25,7 @@ def embed(
 ) -> Float[Array, "B T D"]:
     """Return the tokens' rows of `table`, cast to `dtype`."""
     mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty:
+    if mesh.size > 1:
         rows, length = rules.axes(("batch", "length"), tokens.shape, mesh.shape)
         vocab, columns = rules.axes(("vocab", "embed"), table.shape, mesh.shape)
         # Positions that are split over an axis of the columns are traded; over others, they stay so.

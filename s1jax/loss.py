@@ -48,7 +48,7 @@ def weighted_cross_entropy(
     """
     mesh = jax.sharding.get_abstract_mesh()
     axes, specs = _Axes(), None
-    if not mesh.empty:
+    if mesh.size > 1:
         batch, length, _ = rules.axes(("batch", "length", None), hidden.shape, mesh.shape)
         vocab, embed = rules.axes(("vocab", "embed"), weight.shape, mesh.shape)
         vocab = () if {*vocab} & {*batch, *length} else vocab

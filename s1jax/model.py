@@ -5,7 +5,7 @@ parameters as a plain nested dict (`abstract_params`, `init_params`) and merges 
 `stacked` layers ([L, ...] arrays, run by `jax.lax.scan`, for training) and per-layer arrays (a Python loop, for decoding, where
 slicing a stack would copy the weights at every step).
 
-Invariant: softmax, norms, rotary angles and logits are float32 whatever the compute dtype.
+Invariant: softmax, norms, rotations and logits are float32 whatever the compute dtype.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from s1jax.quantization import (
     stored_product,
     trained_matmul,
 )
-from s1jax.rope import apply_rope, rope_attention_factor, rope_frequencies
+from s1jax.rope import apply_rope, rotation_at
 from s1jax.sharding import ShardingRules, constrain, sharding_for
 
 if TYPE_CHECKING:
@@ -144,13 +144,12 @@ class Attention(nnx.Module):
         self.k_proj = Projection(param, (K, H, D), kv_heads, config, has_bias=True)
         self.v_proj = Projection(param, (K, H, D), kv_heads, config, has_bias=True)
         self.o_proj = Projection(param, (D, N, H), ("embed", "heads", None), config, num_in=2)
-        self.rope_factor = rope_attention_factor(config.yarn)
 
-    def __call__(self, x, angles, positions, segment_ids, past=None, backend=None, packed=True):
+    def __call__(self, x, rotation, positions, segment_ids, past=None, backend=None, packed=True):
         """Return the output [B, T, D] and, given this layer's `past`, its cache's new k and v."""
         how = dict(backend=backend, packed=packed, rules=self.rules)
-        q = apply_rope(self.q_proj(x), angles, self.rope_factor)
-        k = apply_rope(self.k_proj(x), angles, self.rope_factor).transpose(0, 2, 3, 1)
+        q = apply_rope(self.q_proj(x), rotation)
+        k = apply_rope(self.k_proj(x), rotation).transpose(0, 2, 3, 1)
         v = self.v_proj(x).swapaxes(1, 2)
         if past is None:
             return self.o_proj(attention(q, k, v, positions, positions, segment_ids, segment_ids, **how)), None
@@ -188,9 +187,9 @@ class Block(nnx.Module):
             if config.lora is not None and isinstance(module, Projection) and path[-1] in config.lora.targets:
                 module.add_adapter(param, config.lora)
 
-    def __call__(self, x, angles, positions, segment_ids, past=None, **how):
+    def __call__(self, x, rotation, positions, segment_ids, past=None, **how):
         """Return the layer's output [B, T, D] and its cache's new (k, v); see `Attention`."""
-        attended, kv = self.self_attn(self.input_layernorm(x), angles, positions, segment_ids, past, **how)
+        attended, kv = self.self_attn(self.input_layernorm(x), rotation, positions, segment_ids, past, **how)
         x = constrain(x + attended, self.rules, "batch", "length", None)
         x = x + self.mlp(self.post_attention_layernorm(x))
         return constrain(x, self.rules, "batch", "length", None), kv
@@ -257,22 +256,20 @@ class Qwen2(nnx.Module):
         """
         how = dict(backend=attention, packed=packed)
         x = constrain(self.embed_tokens(tokens), self.rules, "batch", "length", None)
-        angles = positions[:, :, None].astype(jnp.float32) * rope_frequencies(
-            self.config.head_dim, self.config.rope_theta, self.config.yarn
-        )
+        rotation = rotation_at(positions, self.config.head_dim, self.config.rope_theta, self.config.yarn)
         if self.layout == "stacked":
             if cache is not None:
                 raise ValueError("a cache needs the per-layer layout: unstack the parameters first")
-            x = self._scan_layers(x, angles, positions, segment_ids, remat, how)
+            x = self._scan_layers(x, rotation, positions, segment_ids, remat, how)
         else:
-            x, cache = self._walk_layers(x, angles, positions, segment_ids, cache, prefixes, prefix_end, how)
+            x, cache = self._walk_layers(x, rotation, positions, segment_ids, cache, prefixes, prefix_end, how)
         return self.norm(x), cache
 
-    def _scan_layers(self, x, angles, positions, segment_ids, remat, how):
+    def _scan_layers(self, x, rotation, positions, segment_ids, remat, how):
         block, stack = nnx.split(self.layers)
 
         def step(x, layer):
-            return nnx.merge(block, layer)(x, angles, positions, segment_ids, **how)[0], None
+            return nnx.merge(block, layer)(x, rotation, positions, segment_ids, **how)[0], None
 
         if remat != "none":
             if remat not in REMAT_POLICIES:
@@ -281,10 +278,10 @@ class Qwen2(nnx.Module):
             step = jax.checkpoint(step, policy=REMAT_POLICIES[remat], prevent_cse=False)
         return jax.lax.scan(step, x, stack)[0]
 
-    def _walk_layers(self, x, angles, positions, segment_ids, cache, prefixes, prefix_end, how):
+    def _walk_layers(self, x, rotation, positions, segment_ids, cache, prefixes, prefix_end, how):
         if cache is None:
             for layer in self.layers:
-                x, _ = layer(x, angles, positions, segment_ids, **how)
+                x, _ = layer(x, rotation, positions, segment_ids, **how)
             return x, None
         slot = cache.num_written % cache.capacity
         all_positions = write(cache.positions, positions, slot, axis=1)
@@ -293,7 +290,7 @@ class Qwen2(nnx.Module):
         for i, layer in enumerate(self.layers):
             before = tuple(Prefix(p.k[i], p.v[i], p.positions, p.segment_ids) for p in prefixes)
             past = Past(cache.k[i], cache.v[i], all_positions, all_segment_ids, slot, before, prefix_end)
-            x, new = layer(x, angles, positions, segment_ids, past, **how)
+            x, new = layer(x, rotation, positions, segment_ids, past, **how)
             kv.append(new)
         ks, vs = zip(*kv, strict=True)
         return x, KVCache(ks, vs, all_positions, all_segment_ids, cache.num_written + positions.shape[1])

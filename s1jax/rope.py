@@ -1,4 +1,4 @@
-"""Rotary position embedding: positions -> angles -> rotated queries and keys, with YaRN's extension to longer contexts.
+"""Rotary position embedding: positions -> rotation -> rotated queries and keys, with YaRN's extension to longer contexts.
 
 Sources: RoFormer (arXiv 2104.09864); YaRN (arXiv 2309.00071), static as in Hugging Face: where it is configured it scales short texts too.
 Invariant: angles and rotation are float32 whatever the compute dtype.
@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax.numpy as jnp
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float
+    from jaxtyping import Array, Float, Int
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,13 @@ class YarnConfig:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     attention_factor: float | None = None
+
+
+class Rotation(NamedTuple):
+    """By which the pairs of every head turn at each token, YaRN's factor included."""
+
+    cos: Float[Array, "B T H/2"]
+    sin: Float[Array, "B T H/2"]
 
 
 def rope_frequencies(head_dim: int, rope_theta: float, yarn: YarnConfig | None) -> Float[Array, " H/2"]:
@@ -53,9 +60,18 @@ def rope_attention_factor(yarn: YarnConfig | None) -> float:
     return yarn.attention_factor or (0.1 * math.log(yarn.factor) + 1.0 if yarn.factor > 1 else 1.0)
 
 
-def apply_rope(x: Float[Array, "B T N H"], angles: Float[Array, "B T H/2"], factor: float) -> Float[Array, "B T N H"]:
-    """Rotate the pairs (x[i], x[i + H/2]) of every head by `angles`, in float32."""
-    cos, sin = jnp.cos(angles)[:, :, None] * factor, jnp.sin(angles)[:, :, None] * factor
+def rotation_at(
+    positions: Int[Array, "B T"], head_dim: int, rope_theta: float, yarn: YarnConfig | None = None
+) -> Rotation:
+    """Return the rotation of tokens at these positions, the same for all layers."""
+    angles = positions[:, :, None].astype(jnp.float32) * rope_frequencies(head_dim, rope_theta, yarn)
+    factor = rope_attention_factor(yarn)
+    return Rotation(jnp.cos(angles) * factor, jnp.sin(angles) * factor)
+
+
+def apply_rope(x: Float[Array, "B T N H"], rotation: Rotation) -> Float[Array, "B T N H"]:
+    """Rotate the pairs (x[i], x[i + H/2]) of every head, in float32."""
+    cos, sin = (y[:, :, None] for y in rotation)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x.dtype)

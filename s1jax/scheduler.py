@@ -4,10 +4,10 @@ A fixed number of rows decode together. A finished row takes the next request, s
 side by side and share one prefill and one cache of it. When traces are done whose requests ask for answers at other points, those
 answers are decoded together as forks, which read their trace's cache in place.
 
-Compilations are few: lengths are rounded up to powers of two from 64 on (prompts, and the rows' own caches, which grow as needed), forks
-per trace to those or one and a half of them, and prompts are prefilled 1, 8 or 64 at a time. So one number of rows and one rounded
-prompt need at most ten of the loop up to 32,768 tokens, and as many more for each rounded number of forks. Nothing else about a request
-compiles anything.
+Compilations are few: the rows' own caches, which grow as needed, hold powers of two from 64 on; prompts are rounded up to powers of two
+or one and a half of one from 16 on, as are forks per trace; and prompts are prefilled 1, 8 or 64 at a time. So one number of rows and one
+rounded prompt need at most ten of the loop up to 32,768 tokens, as many more for each rounded number of forks, and thirty of the prefill,
+one for each number of prompts and rounded length of a piece. Nothing else about a request compiles anything.
 
 Invariant: neither the number of rows nor the order of the requests changes a token, as far as `decode.py` can promise it.
 """
@@ -133,7 +133,7 @@ class _Run:
         most_tokens = max(decoder.num_new_tokens(request) for request in requests)
         self.most_capacity = round_up(most_tokens)
         self.traces = RowBatch(decoder, num_prompts * self.per_prompt, most_tokens, self.ignore_width, scores)
-        self.prompt_capacity = round_up(max(len(prompt) for prompt in self.waiting))
+        self.prompt_capacity = _round_up_finely(max(len(prompt) for prompt in self.waiting), 16)
         self.static = dict(config=decoder.config, rules=decoder.rules)
         self.prompts = empty_prompts(**self.static, num_prompts=num_prompts, capacity=self.prompt_capacity)
         self.unfinished = len(requests)
@@ -192,8 +192,9 @@ class _Run:
         for i, prompt in enumerate(prompts):
             tokens[i, : len(prompt)], lengths[i] = prompt, len(prompt)
         new = empty_prompts(**self.static, num_prompts=size, capacity=self.prompt_capacity)
-        for begin in range(0, round_up(int(lengths.max())), PREFILL_TOKENS):
-            chunk = tokens[:, begin : begin + PREFILL_TOKENS]
+        end = _round_up_finely(int(lengths.max()), 16)
+        for begin in range(0, end, PREFILL_TOKENS):
+            chunk = tokens[:, begin : min(begin + PREFILL_TOKENS, end)]
             new = prefill(self.decoder.params, new, chunk, lengths, **self.static, attention=self.decoder.attention)
         nowhere = [len(self.groups)] * (size - len(places))
         self.prompts = put_prompts(self.prompts, new, np.array(places + nowhere, np.int32), rules=self.decoder.rules)
@@ -285,6 +286,7 @@ def _take(tree: Any, rows: jax.Array, rules: ShardingRules) -> Any:
     return pin(jax.tree.map(lambda x: jnp.take(x, rows, axis=0) if x.ndim else x, tree), rules)
 
 
-def _round_up_finely(n: int) -> int:
-    """Return the power of two, or one and a half of one, at or above `n`."""
-    return min(size for size in (power_of_two(n), 3 * power_of_two(-(-n // 3))) if size >= n)
+def _round_up_finely(n: int, smallest: int = 1) -> int:
+    """Return the power of two times `smallest`, or one and a half of one (from twice `smallest` on), at or above `n`."""
+    n = -(-n // smallest)
+    return smallest * min(power_of_two(n), 3 * power_of_two(-(-n // 3)))

@@ -224,6 +224,24 @@ def test_samples_of_one_prompt_are_prefilled_once(decoder, monkeypatch):
     assert completions == [decoder.decode([sample])[0] for sample in samples]
 
 
+def test_prompts_are_prefilled_in_pieces_of_few_lengths(decoder, monkeypatch):
+    rng = np.random.default_rng(1)
+    several = [
+        Request(
+            prompt=(*rng.integers(8, 40, size=n).tolist(), START, THINK), max_thinking_tokens=9, max_answer_tokens=9
+        )
+        for n in (1, 14, 20, 46, 62, 90, 130)
+    ]
+    at_once = [decoder.decode([request])[0] for request in several]
+    pieces = []
+    prefill = scheduler.prefill
+    monkeypatch.setattr(scheduler, "prefill", lambda *a, **k: pieces.append(a[2].shape[1]) or prefill(*a, **k))
+    monkeypatch.setattr(scheduler, "PREFILL_TOKENS", 64)
+    assert [decoder.decode([request])[0] for request in several] == at_once
+    assert pieces == [16, 16, 32, 48, 64, 64, 32, 64, 64, 64]
+    assert decoder.decode(several) == at_once
+
+
 def test_a_cache_that_grows_and_a_ring_that_wraps_change_no_token(decoder):
     rows = requests(12, max_thinking_tokens=150, num_ignore=40, min_thinking_tokens=100)
     assert [decoder.decode([row])[0] for row in rows] == decoder.decode(rows, num_rows=3)

@@ -17,7 +17,7 @@ from model_cases import RULES, YARN, full_logits, one_device, published, random_
 from s1jax.checkpoint import load_model
 from s1jax.model import graphdef, init_cache, unstack
 from s1jax.model_config import ModelConfig
-from s1jax.rope import apply_rope, rope_attention_factor, rope_frequencies
+from s1jax.rope import apply_rope, rope_attention_factor, rope_frequencies, rotation_at
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -118,14 +118,12 @@ def test_every_submodule_equals_hugging_faces(name, pair_of):
     x = np.random.default_rng(1).standard_normal((B, T, config.embed_dim)).astype(np.float32)
     positions = np.tile(np.arange(T, dtype=np.int32), (B, 1))
     segment_ids, tx = np.ones_like(positions), torch.from_numpy(x)
-    angles = positions[:, :, None].astype(np.float32) * rope_frequencies(
-        config.head_dim, config.rope_theta, config.yarn
-    )
+    rotation = rotation_at(positions, config.head_dim, config.rope_theta, config.yarn)
     rotary = hf.rotary_emb(tx, torch.from_numpy(positions).long())
     mask = torch.full((T, T), -torch.inf).triu(1)[None, None]
     attended = hf_layer.self_attn(tx, position_embeddings=rotary, attention_mask=mask)[0]
     block = hf_layer(tx, position_embeddings=rotary, attention_mask=mask)
-    attention = layer.self_attn(x, angles, positions, segment_ids, None)[0]
+    attention = layer.self_attn(x, rotation, positions, segment_ids, None)[0]
     heads = lambda y: y.reshape(B, T, -1)  # noqa: E731  N x H as one dimension, as in Hugging Face
     errors = {
         "embed_tokens": relative_error(
@@ -141,7 +139,7 @@ def test_every_submodule_equals_hugging_faces(name, pair_of):
         "v_proj": relative_error(heads(layer.self_attn.v_proj(x)), hf_layer.self_attn.v_proj(tx)),
         "self_attn": relative_error(attention, attended),
         "mlp": relative_error(layer.mlp(x), hf_layer.mlp(tx)),
-        "block": relative_error(layer(x, angles, positions, segment_ids)[0], block),
+        "block": relative_error(layer(x, rotation, positions, segment_ids)[0], block),
         "lm_head": relative_error(ours.logits(x), pair.hf.lm_head(tx)),
     }
     print(name, {key: f"{error:.1e}" for key, error in errors.items()})
@@ -174,8 +172,8 @@ def test_rotary_embeddings_equal_hugging_faces(size, scaling):
         tx = torch.from_numpy(x).swapaxes(1, 2)
         cos, sin = rotary(tx, torch.from_numpy(positions)[None])
         theirs = transformers.models.qwen2.modeling_qwen2.apply_rotary_pos_emb(tx, tx, cos, sin)[0].swapaxes(1, 2)
-        angles = positions[None, :, None].astype(np.float32) * np.asarray(frequencies)
-        assert relative_error(apply_rope(jnp.asarray(x), jnp.asarray(angles), attention_factor), theirs) < tolerance
+        rotation = rotation_at(positions[None], config.head_dim, config.rope_theta, config.yarn)
+        assert relative_error(apply_rope(jnp.asarray(x), rotation), theirs) < tolerance
 
 
 @pytest.mark.parametrize("name", FAMILIES)
