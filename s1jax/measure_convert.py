@@ -9,6 +9,7 @@ Nothing here needs more than jax, flax (which brings Orbax along), optax, numpy.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -40,12 +41,18 @@ def figures(args: Any) -> Iterator[dict[str, Any]]:
 
 
 def convert_figures(config: ModelConfig, params: Params, mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    """Return the seconds that stacked parameters take to disk and back, and whether they come back bit for bit."""
+    """Return the seconds that stacked parameters take to disk and back, and whether they come back bit for bit.
+
+    Raises ValueError where the directory for temporary files has no room for both forms.
+    """
+    num_bytes, free = sum(x.nbytes for x in jax.tree.leaves(params)), shutil.disk_usage(tempfile.gettempdir()).free
+    if 2 * num_bytes > free:
+        raise ValueError(
+            f"two forms of the model need {2 * num_bytes / 1e9:.3g} GB, but {tempfile.gettempdir()} has {free / 1e9:.3g} left: "
+            "set TMPDIR to a directory with more"
+        )
     measured: dict[str, Any] = dict(
-        devices=mesh.size,
-        directory=tempfile.gettempdir(),
-        gb=round(sum(x.nbytes for x in jax.tree.leaves(params)) / 1e9, 3),
-        identical=True,
+        devices=mesh.size, directory=tempfile.gettempdir(), gb=round(num_bytes / 1e9, 3), identical=True
     )
     forms = {
         "hugging_face": partial(save_hf, config=config, params=params, dtype=None, source_of_tokenizer=None),

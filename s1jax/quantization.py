@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from s1jax.sharding import platform
 
@@ -32,6 +33,14 @@ if TYPE_CHECKING:
 
 Kind = Literal["int8", "nf4"]
 NF4_TILE = 64
+# QLoRA, appendix E, to float32; as numpy's, since what JAX makes of a list fails where devices are only compiled for.
+NF4_LEVELS = np.array(
+    [
+        -1.0, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343, -0.091050036, 0.0,
+        0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0,
+    ],
+    np.float32,
+)  # fmt: skip
 
 
 def quantize(x: jax.Array, axis: tuple[int, ...]) -> Any:
@@ -77,11 +86,8 @@ def dequantize(values: jax.Array, scale: jax.Array) -> jax.Array:
     scale = scale.astype(jnp.float32)
     if values.dtype == jnp.int8:
         return values.astype(jnp.float32) * scale.reshape(scale.shape + (1,) * (values.ndim - scale.ndim))
-    import qwix
-
-    levels = qwix.dequantize(qwix.QArray(jnp.arange(16, dtype=jnp.uint4), jnp.ones(1), qtype="nf4"))
     pairs = jnp.stack([values & 15, values >> 4], axis=-1)
-    return (levels[pairs].reshape(*scale.shape, -1) * scale[..., None]).reshape(*values.shape[:-1], -1)
+    return (jnp.asarray(NF4_LEVELS)[pairs].reshape(*scale.shape, -1) * scale[..., None]).reshape(*values.shape[:-1], -1)
 
 
 def matmul(
@@ -145,11 +151,13 @@ def stored_product(x: jax.Array, values: jax.Array, scale: jax.Array, num_in: in
 
 
 def _stored_forward(x, values, scale, num_in):
-    return stored_product(x, values, scale, num_in), (jax.ShapeDtypeStruct(x.shape, x.dtype), values, scale)
+    return stored_product(x, values, scale, num_in), (values, scale)
 
 
 def _stored_backward(num_in, kept, dy):
-    x, values, scale = kept
+    values, scale = kept
+    size = values.size * (1 if values.dtype == jnp.int8 else 2) // math.prod(dy.shape[2:])
+    x = jax.ShapeDtypeStruct((*dy.shape[:2], size), dy.dtype)
     transpose = jax.linear_transpose(lambda x: stored_product.fun(x, values, scale, num_in), x)
     return (*transpose(dy), None, None)
 

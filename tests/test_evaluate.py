@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from model_cases import random_params
 
-from s1jax import checkpoint, scheduler
+from s1jax import checkpoint, rows, scheduler
 from s1jax.evaluate import DecodingConfig, EvaluateConfig, Point, evaluate
 from s1jax.metrics import SampleRow, read_samples, thinking_curve
 from s1jax.progress import _speed, progress
@@ -135,6 +135,7 @@ def test_two_processes_write_what_one_does_once(config, tmp_path):
             printed.append(output)
     assert ["ended by budget" in text for text in printed] == [True, False]
     assert comparable(decoding.output) == comparable(one)
+    assert max(row["num_thinking_tokens"] for row in read_samples(one)) > 2 * rows.SMALLEST_CAPACITY
 
 
 def test_a_killed_run_goes_on_where_it_stopped(config, monkeypatch):

@@ -14,10 +14,13 @@ import sys
 import textwrap
 import typing
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from s1jax.config import config_names, field_flags
+from s1jax.measure_convert import convert_figures
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = sorted(path.stem for path in (ROOT / "launch").glob("*.py"))
@@ -207,6 +210,13 @@ def test_a_benchmark_runs_from_a_command_line_and_prints_json(tiny_model):
     ):
         failed = run(*arguments)
         assert failed.returncode and failed.stderr.startswith("error: ") and "Traceback" not in failed.stderr
+
+
+def test_a_disk_without_room_for_a_conversion_is_named(monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda directory: SimpleNamespace(free=7_000_000))
+    params = {"weight": np.zeros(1_000_000, np.float32)}
+    with pytest.raises(ValueError, match=r"need 0.008 GB, but .* has 0.007 left: set TMPDIR"):
+        convert_figures(None, params, None)
 
 
 @pytest.mark.parametrize("script", [script for script in COMMANDS if script != "benchmark"])

@@ -86,6 +86,15 @@ def test_thirty_two_billion_decode_on_eight_devices_without_gathering_weights(to
         assert all(size < 2 * config.embed_dim**2 // 8 for size in gathered), gathered
 
 
+@pytest.mark.parametrize("frozen", ["int8", "nf4"])
+def test_adapters_over_stored_weights_are_checked(frozen):
+    data = replace(S1_32B.data, max_length=256)
+    config = replace(S1_32B, mesh=MeshConfig(), data=data, lora_rank=4, frozen=frozen, dtype="float32")
+    figures = preflight.check_train(config, SMALL, "cpu:1")
+    whole = preflight.check_train(replace(config, frozen="float"), SMALL, "cpu:1")
+    assert figures["passes"] == whole["passes"] == 16 and figures["state_gib"] < whole["state_gib"]
+
+
 def test_a_training_config_is_checked_from_the_command_line(tiny_model):
     command = [sys.executable, Path(preflight.__file__).parents[1] / "launch" / "preflight.py", "s1_0_5b"]
     command += ["--topology", "cpu:1", "--model", tiny_model, "--data.max-length", "256", "--dtype", "float32"]
