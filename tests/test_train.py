@@ -256,6 +256,7 @@ def test_a_lora_run_learns_resumes_and_exports_a_merged_model(frozen, run_config
     config = replace(
         run_config, lora_rank=8, frozen=frozen, optimizer=replace(OPTIMIZER, learning_rate=3e-2),
         eval_source=run_config.data.source, eval_every=4, export_dtype="float32",
+        data=replace(run_config.data, pack=False, rows_per_pass=4), mesh=MeshConfig(fsdp=4, tensor=2),
     )  # fmt: skip
     with monkeypatch.context() as patch:
         stop_after(patch, 5)
