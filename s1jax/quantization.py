@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from s1jax.sharding import platform
 
@@ -33,14 +32,6 @@ if TYPE_CHECKING:
 
 Kind = Literal["int8", "nf4"]
 NF4_TILE = 64
-# QLoRA, appendix E, to float32; as numpy's, since what JAX makes of a list fails where devices are only compiled for.
-NF4_LEVELS = np.array(
-    [
-        -1.0, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343, -0.091050036, 0.0,
-        0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0,
-    ],
-    np.float32,
-)  # fmt: skip
 
 
 def quantize(x: jax.Array, axis: tuple[int, ...]) -> Any:
@@ -86,8 +77,11 @@ def dequantize(values: jax.Array, scale: jax.Array) -> jax.Array:
     scale = scale.astype(jnp.float32)
     if values.dtype == jnp.int8:
         return values.astype(jnp.float32) * scale.reshape(scale.shape + (1,) * (values.ndim - scale.ndim))
+    import qwix
+
+    levels = qwix.dequantize(qwix.QArray(jnp.arange(16, dtype=jnp.uint4), jnp.ones(1), qtype="nf4"))
     pairs = jnp.stack([values & 15, values >> 4], axis=-1)
-    return (jnp.asarray(NF4_LEVELS)[pairs].reshape(*scale.shape, -1) * scale[..., None]).reshape(*values.shape[:-1], -1)
+    return (levels[pairs].reshape(*scale.shape, -1) * scale[..., None]).reshape(*values.shape[:-1], -1)
 
 
 def matmul(
