@@ -161,11 +161,14 @@ def read_config(source: str | Path, dtype: str = "bfloat16") -> tuple[ModelConfi
 
 
 def stored_dtype(directory: Path) -> str | None:
-    """Return the dtype that a Hugging Face directory says its weights have; None where there is no such directory."""
+    """Return the dtype that a Hugging Face directory says its weights have; None where there is none, or its files are not whole."""
     if not (directory / CONFIG_NAME).is_file():
         return None
-    hf = read_config(directory)[1]
-    return hf.get("dtype", hf.get("torch_dtype"))
+    try:
+        hf, problems = read_config(directory)[1], hf_weights.find_tensors(directory)[2]
+    except (OSError, ValueError):
+        return None
+    return None if problems else hf.get("dtype", hf.get("torch_dtype"))
 
 
 def load_model(

@@ -354,9 +354,10 @@ def test_a_finished_run_is_done_and_only_its_missing_export_is_made_again(run_co
         patch.setattr(train, "make_train_step", None)
         assert train.train(run_config) == hf
     assert "is finished: nothing to do" in capsys.readouterr().err
-    shutil.rmtree(hf)
-    assert train.train(run_config) == hf
-    assert (hf / "model.safetensors").read_bytes() == exported and losses_of(log.parent) == losses
+    for damage in (lambda: os.truncate(hf / "model.safetensors", 999), lambda: shutil.rmtree(hf)):
+        damage()
+        assert train.train(run_config) == hf
+        assert (hf / "model.safetensors").read_bytes() == exported and losses_of(log.parent) == losses
     train.train(replace(run_config, export_dtype="float32"))
     assert checkpoint.stored_dtype(hf) == "float32"
     os.utime(hf, (0, 0))  # as what an earlier run left in the same place
