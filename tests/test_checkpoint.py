@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 from s1jax import checkpoint, hf_weights, safetensors_io
 from s1jax.config import listed
-from s1jax.model import abstract_params
+from s1jax.model import abstract_params, init_params
 from s1jax.orbax_params import finished_steps
 from s1jax.sharding import MeshConfig, ShardingRules, make_mesh
 from s1jax.state_store import StateStore
@@ -247,6 +247,7 @@ process, port, source, out = int(sys.argv[1]), *sys.argv[2:5]
 jax.distributed.initialize(f"localhost:{port}", 2, process)
 import numpy as np
 from s1jax import checkpoint, safetensors_io
+from s1jax.model import init_params
 from s1jax.sharding import MeshConfig, ShardingRules, make_mesh
 from s1jax.state_store import StateStore
 num_read = 0
@@ -271,6 +272,8 @@ for mesh in (halves, columns, copies):
     print("share", held / sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
 checkpoint.save_hf(out + "/hf", config, params, None, None)
 checkpoint.save_params(out + "/orbax", config, params, source)
+made = init_params(config, ShardingRules(), "stacked", columns, 5)
+checkpoint.save_params(out + "/made", config, made, source)
 store = StateStore(out + "/run/checkpoints", keep=1)
 store.save(1, {"params": params}, {"a": 1})
 store.save(2, {"params": params}, {"a": 2})
@@ -302,6 +305,8 @@ def test_each_of_two_processes_reads_only_what_its_devices_hold_and_they_save_to
     expected = load(source)[1]
     assert_same(load(tmp_path / "orbax")[1], expected)
     assert_same(load(tmp_path / "run")[1], expected)
+    config, made = load(tmp_path / "made")
+    assert_same(made, init_params(config, RULES, "stacked", mesh_of(), 5))
 
 
 LOAD_MEASURED = """
