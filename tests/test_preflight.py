@@ -88,11 +88,9 @@ def test_thirty_two_billion_decode_on_eight_devices_without_gathering_weights(to
 
 @pytest.mark.parametrize("frozen", ["int8", "nf4"])
 def test_adapters_over_stored_weights_are_checked(frozen):
-    data = replace(S1_32B.data, max_length=256)
+    data = replace(S1_32B.data, max_length=256, halvings=0)
     config = replace(S1_32B, mesh=MeshConfig(), data=data, lora_rank=4, frozen=frozen, dtype="float32")
-    figures = preflight.check_train(config, SMALL, "cpu:1")
-    whole = preflight.check_train(replace(config, frozen="float"), SMALL, "cpu:1")
-    assert figures["passes"] == whole["passes"] == 16 and figures["state_gib"] < whole["state_gib"]
+    assert preflight.check_train(config, SMALL, "cpu:1")["passes"] == 16
 
 
 def test_a_training_config_is_checked_from_the_command_line(tiny_model):
