@@ -153,7 +153,7 @@ def _over_themselves(q, k, v, positions, segment_ids, backend: Backend, rules: S
                 return splash_attention(q, k, v, *row, interpret=interpret)
 
     mesh = jax.sharding.get_abstract_mesh()
-    if rules is None or mesh.empty or mesh.size == 1:
+    if rules is None or mesh.size <= 1:
         return kernel(q, k, v, positions, segment_ids)
     num_heads, num_kv_heads = q.shape[2], k.shape[1]
     axes = (*rules.heads, *rules.length)

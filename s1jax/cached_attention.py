@@ -85,7 +85,7 @@ def _over_slots(q, segment_ids, cache: Slots, rules: ShardingRules | None, inter
     end, segment_ids = (jnp.repeat(x.reshape(A, F * T), G, axis=1) for x in (end, segment_ids))
     kernel = functools.partial(_over_chunks, interpret=interpret)
     mesh = jax.sharding.get_abstract_mesh()
-    if rules is not None and not mesh.empty and mesh.size > 1:
+    if rules is not None and mesh.size > 1:
         rows, heads = rules.spec(("batch", "kv_heads"), (A, K), mesh.shape)
         of_heads, of_rows, of_sums = PartitionSpec(rows, heads), PartitionSpec(rows), PartitionSpec(None, rows, heads)
         specs = (of_heads, of_rows, of_rows, of_heads, of_heads, of_rows, of_rows)

@@ -166,7 +166,7 @@ def stored_dtype(directory: Path) -> str | None:
         return None
     try:
         hf, problems = read_config(directory)[1], hf_weights.find_tensors(directory)[2]
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):
         return None
     return None if problems else hf.get("dtype", hf.get("torch_dtype"))
 

@@ -60,9 +60,7 @@ def rope_attention_factor(yarn: YarnConfig | None) -> float:
     return yarn.attention_factor or (0.1 * math.log(yarn.factor) + 1.0 if yarn.factor > 1 else 1.0)
 
 
-def rotation_at(
-    positions: Int[Array, "B T"], head_dim: int, rope_theta: float, yarn: YarnConfig | None = None
-) -> Rotation:
+def rotation_at(positions: Int[Array, "B T"], head_dim: int, rope_theta: float, yarn: YarnConfig | None) -> Rotation:
     """Return the rotation of tokens at these positions, the same for all layers."""
     angles = positions[:, :, None].astype(jnp.float32) * rope_frequencies(head_dim, rope_theta, yarn)
     factor = rope_attention_factor(yarn)

@@ -343,7 +343,7 @@ def test_a_run_goes_on_with_other_fields_that_change_no_result_and_without_the_s
     assert finished_steps(Path(run_config.output) / "checkpoints") == [10, 12]
 
 
-def test_a_finished_run_is_done_and_only_its_missing_export_is_made_again(run_config, monkeypatch, capsys):
+def test_a_finished_run_is_done_and_only_a_missing_or_damaged_export_is_made_again(run_config, monkeypatch, capsys):
     hf = train.train(run_config)
     exported, log = (hf / "model.safetensors").read_bytes(), Path(run_config.output) / "metrics.jsonl"
     losses = losses_of(run_config.output)
