@@ -8,7 +8,7 @@ def main() -> None:
     from s1jax.evaluate import EvaluateConfig, evaluate
     from s1jax.metrics import read_samples
     from s1jax.plot import format_thinking_table
-    from s1jax.sharding import is_first_process, start_processes
+    from s1jax.processes import is_first_process, start_processes
 
     config = parse_command(__doc__, EvaluateConfig)
     start_processes()

@@ -7,7 +7,7 @@ def main() -> None:
     """Parse the config and sweep."""
     from s1jax.metrics import read_samples
     from s1jax.plot import format_thinking_table
-    from s1jax.sharding import is_first_process, start_processes
+    from s1jax.processes import is_first_process, start_processes
     from s1jax.sweep import SweepConfig, sweep
 
     config = parse_command(__doc__, SweepConfig)

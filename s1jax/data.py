@@ -13,6 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
@@ -20,6 +21,7 @@ import numpy as np
 
 from s1jax.chat import LossOn, encode_example, find_delimiters
 from s1jax.config import write_file
+from s1jax.processes import map_over_processes
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Int
@@ -200,22 +202,23 @@ def encode_rows(
 ) -> tuple[Examples, list[dict[str, Any]]]:
     """Tokenise rows; return also those that truncation leaves nothing to train on, as {row, reason, ...its columns}.
 
-    `row` is the index in `rows`. Raises ValueError if an example is longer than `max_length` tokens and `too_long` is
+    `row` is the index in `rows`. Of several processes each tokenises its share, and all get all examples, since any may come next
+    for any of them. Raises ValueError if their rows differ, if an example is longer than `max_length` tokens and `too_long` is
     "error", and if no example is left.
     """
     pad = find_delimiters(tokenizer).pad
     tokens, masks, row_ids, rejects = [], [], [], []
     too_long: dict[str, int] = {}
-    for index, row in enumerate(rows):
-        ids, mask = encode_example(tokenizer, row["question"], row["thinking"], row["answer"], config.loss_on)
+    encoded = map_over_processes(partial(_encode, tokenizer, config.loss_on), rows)
+    for index, (row, (ids, mask)) in enumerate(zip(rows, encoded, strict=True)):
         if len(ids) > config.max_length:
             too_long[f"{row['id']} (row {index})"] = len(ids)
-        if not any(mask[: config.max_length]):
+        if not mask[: config.max_length].any():
             reason = f"cut to max_length {config.max_length}, no token to train on is left of {len(ids)}"
             rejects.append({**row, "row": index, "reason": reason})
             continue
-        tokens.append(np.array(ids[: config.max_length], np.int32))
-        masks.append(np.array(mask[: config.max_length], bool))
+        tokens.append(ids[: config.max_length])
+        masks.append(mask[: config.max_length])
         row_ids.append(row["id"])
     if too_long and config.too_long == "error":
         longest = max(too_long.values())
@@ -235,6 +238,13 @@ def encode_rows(
         pad=pad,
         num_truncated=len(too_long) - len(rejects),
     ), rejects
+
+
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, loss_on: LossOn, row: TrainingRow
+) -> tuple[Int[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+    ids, mask = encode_example(tokenizer, row["question"], row["thinking"], row["answer"], loss_on)
+    return np.array(ids, np.int32), np.array(mask, bool)
 
 
 def _raw_rows(source: str) -> Iterator[tuple[str, int, dict[str, Any] | str]]:

@@ -32,10 +32,11 @@ from s1jax.config import check_writable, commit, config_hash
 from s1jax.grading import grade
 from s1jax.metrics import SampleRow, read_samples
 from s1jax.model_config import DType, Int8
+from s1jax.processes import is_first_process
 from s1jax.progress import progress
 from s1jax.request import Completion, Request, check_integer, check_sampling
 from s1jax.scheduler import load_decoder
-from s1jax.sharding import MeshConfig, ShardingRules, is_first_process
+from s1jax.sharding import MeshConfig, ShardingRules
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ axes do not divide is replicated instead (`sharding_for`), so that three key/val
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
@@ -81,37 +80,6 @@ class ShardingRules:
     def spec(self, names: Sequence[str | None], shape: Sequence[int], mesh_shape: Mapping[str, int]) -> PartitionSpec:
         """Return the same as a partition spec."""
         return PartitionSpec(*[axes or None for axes in self.axes(names, shape, mesh_shape)])
-
-
-def start_processes() -> None:
-    """Join the processes of a multi-host run: under srun or Open MPI, on TPUs of GKE, or where JAX_COORDINATOR_ADDRESS,
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID are set.
-
-    Alone, this does nothing. Raises ValueError where some of these are missing.
-    """
-    env = os.environ
-    if "JAX_COORDINATOR_ADDRESS" in env:
-        missing = [name for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID") if name not in env]
-        if missing:
-            raise ValueError(f"JAX_COORDINATOR_ADDRESS is set, but not {' and '.join(missing)}: set all three, or none")
-        jax.distributed.initialize(num_processes=int(env["JAX_NUM_PROCESSES"]), process_id=int(env["JAX_PROCESS_ID"]))
-    elif (
-        (int(env.get("SLURM_NTASKS", 1)) > 1 and "SLURM_STEP_NODELIST" in env)  # else not started by srun, and alone
-        or int(env.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
-        or "," in env.get("TPU_PROCESS_ADDRESSES", env.get("TPU_WORKER_HOSTNAMES", ""))
-    ):
-        jax.distributed.initialize()
-    elif jax.process_count() > 1:
-        # A TPU knows of its neighbours by itself, but could not agree with them on when to stop.
-        raise ValueError(
-            f"these devices are of {jax.process_count()} processes: set JAX_COORDINATOR_ADDRESS (the first one's host:port), "
-            "JAX_NUM_PROCESSES and JAX_PROCESS_ID on each"
-        )
-
-
-def is_first_process() -> bool:
-    """Return whether this is the one process that writes what belongs to all."""
-    return jax.process_index() == 0
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-# The rows of DESIGN's table. This project's additions: `progress` and `preemption`; `flash_attention` and `cached_attention` (parts of
-# `attention`); `bits`, `quantization`, `cache`, `rope`, `parameter` and `model_config` (parts of `model`); `flops`; `lora`; the four parts
-# of `checkpoint`; `packing`, `loss`, `optimizer`, `train_step`, `train_log` and `train_config` (parts of `train`); `request`, `rows` and
-# `scheduler` (parts of `decode`); `generate` (one question to one model); `measure` and its parts.
+# The rows of DESIGN's table. This project's additions: `progress`, `preemption` and `processes`; `flash_attention` and `cached_attention`
+# (parts of `attention`); `bits`, `quantization`, `cache`, `rope`, `parameter` and `model_config` (parts of `model`); `flops`; `lora`; the
+# four parts of `checkpoint`; `packing`, `loss`, `optimizer`, `train_step`, `train_log` and `train_config` (parts of `train`); `request`,
+# `rows` and `scheduler` (parts of `decode`); `generate` (one question to one model); `measure` and its parts.
 TABLE = """
-bits progress preemption config sharding chat grading rope model_config quantization
+bits progress preemption processes config sharding chat grading rope model_config quantization
 flash_attention cached_attention attention embedding cache flops
 parameter model lora
 safetensors_io hf_weights orbax_params state_store checkpoint

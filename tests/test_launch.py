@@ -16,6 +16,7 @@ import typing
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
@@ -37,6 +38,8 @@ def run(monkeypatch, capfd):
             runpy.run_path(str(ROOT / folder / f"{script}.py"), run_name="__main__")
         except SystemExit as exit_info:
             code = exit_info.code or 0
+        finally:
+            jax.config.update("jax_enable_compilation_cache", True)  # `benchmark` does without
         captured = capfd.readouterr()
         return code, captured.err, captured.out
 
@@ -124,6 +127,12 @@ CURATE += ["--output", "{tmp}/run/train.jsonl"]
         ("convert", ["{tmp}/directory", "{tmp}/run", "--nonesuch", "1"], "the fields are: --dtype --mesh.data"),
         ("convert", ["{model}", ""], "the directory to write is empty"),
         ("convert", ["{model}"], "Missing from python"),
+        ("benchmark", ["decode", "--batch", "0"], "batch is [0]"),
+        ("benchmark", ["convert", "--tensor", "3"], "tensor 3 does not fit 8 devices"),
+        ("benchmark", ["decode", "--size", "1B"], "no Qwen2.5 of size '1B'"),
+        ("benchmark", ["decode", "--model", "{model}", "--attention", "splash"], "choose xla or pallas"),
+        ("benchmark", ["train", "--model", "{model}", "--remat", "some"], "remat"),
+        ("benchmark", ["decode", "--model", "{tmp}/nonesuch"], "nonesuch"),
         ("data_tools/arithmetic", [], "out"),
         ("data_tools/arithmetic", ["{tmp}/run", "--num", "0"], "--num 0"),
         ("data_tools/arithmetic", ["{tmp}/run", "--num-heldout", "-1"], "--num-heldout -1"),
@@ -177,39 +186,30 @@ def only_words(text):
     return re.sub(r"[\W_]+", "", text)
 
 
-def test_a_benchmark_runs_from_a_command_line_and_prints_json(tiny_model):
-    command = [sys.executable, ROOT / "launch" / "benchmark.py"]
+SHORT = ["--examples", "20", "--divide", "100", "--attention", "xla"]
 
-    def run(*arguments):
-        # One device, and what is not about tokens compiled quickly.
-        env = os.environ | {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(arguments[0] != "sweep"))}
-        arguments = [*command, *arguments, "--dtype", "float32"]
-        return subprocess.run(arguments, capture_output=True, text=True, cwd="/", env=env)
 
-    decode = run("decode", "--model", tiny_model, "--batch", "1", "2", "--tokens", "8")
-    assert [json.loads(line)["batch"] for line in decode.stdout.splitlines()] == [1, 2], decode.stderr
-    small = ["--problems", "2", "--budgets", "4", "9", "--waits", "1", "--answer", "4"]
-    sweep = json.loads(run("sweep", "--model", tiny_model, *small).stdout)
-    assert sweep["points"] == 3 and sweep["identical"]
-    short = ["--examples", "20", "--divide", "100", "--attention", "xla"]
-    train = json.loads(run("train", "--model", tiny_model, *short).stdout)
-    assert (
-        train["steps"] == 2 and 0 < train["filling"] <= 1 and train["useful_tokens_per_s"] > 0 and 0 < train["mfu"] < 1
-    )
-    sliced = json.loads(run("train", "--model", tiny_model, *short, "--no-pack", "--slice", "1", "2").stdout)
-    assert sliced["layers"] == [1, 2] and sliced["whole_step_s"] == pytest.approx(sliced["step_s"][1], abs=2e-3)
-    convert = json.loads(run("convert", "--model", tiny_model).stdout)
-    assert convert["identical"] and convert["hugging_face_read_s"] > 0 and convert["presharded_read_s"] > 0
-    for arguments in (
-        ["decode", "--batch", "0"],
-        ["convert", "--tensor", "3"],
-        ["decode", "--size", "1B"],
-        ["decode", "--model", tiny_model, "--attention", "splash"],
-        ["train", "--model", tiny_model, "--remat", "some"],
-        ["decode", "--model", "/nonesuch"],
-    ):
-        failed = run(*arguments)
-        assert failed.returncode and failed.stderr.startswith("error: ") and "Traceback" not in failed.stderr
+@pytest.mark.parametrize(
+    ("what", "arguments", "expected"),
+    [
+        ("decode", ["--batch", "2", "--tokens", "8"], lambda x: x["batch"] == 2 and x["tokens_per_s"] > 0),
+        ("sweep", ["--problems", "2", "--budgets", "4", "9", "--waits", "1", "--answer", "4"],
+         lambda x: x["points"] == 3 and x["identical"]),
+        ("train", SHORT, lambda x: x["steps"] == 2 and 0 < x["filling"] <= 1 and x["useful_tokens_per_s"] > 0 and 0 < x["mfu"] < 1),
+        ("train", [*SHORT, "--no-pack", "--slice", "1", "2"],
+         lambda x: x["layers"] == [1, 2] and x["whole_step_s"] == pytest.approx(x["step_s"][1], abs=2e-3)),
+        ("convert", [], lambda x: x["identical"] and x["hugging_face_read_s"] > 0 and x["presharded_read_s"] > 0),
+    ],
+    ids=["decode", "sweep", "train", "slice", "convert"],
+)  # fmt: skip
+def test_a_benchmark_runs_from_a_command_line_and_prints_json(what, arguments, expected, tiny_model):
+    command = [sys.executable, ROOT / "launch" / "benchmark.py", what, "--model", tiny_model, "--dtype", "float32"]
+    # One device, and what is not about tokens compiled quickly.
+    env = os.environ | {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(what != "sweep"))}
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, cwd="/", env=env)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert figures["benchmark"] == what and expected(figures), figures
 
 
 def test_a_disk_without_room_for_a_conversion_is_named(monkeypatch):

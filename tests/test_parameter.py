@@ -10,9 +10,18 @@ from s1jax.model import init_params
 from s1jax.sharding import MeshConfig, make_mesh
 
 
-def values(seed=0, mesh_config=None, layout="stacked", dtype="float32"):
+def all_of(tree):
+    return tree
+
+
+def some_of(tree):
+    """One parameter that is split over devices in two dimensions, and one of a stack; each takes a program."""
+    return {"embed_tokens": tree["embed_tokens"], "up_proj": tree["layers"]["mlp"]["up_proj"]}
+
+
+def values(seed=0, mesh_config=None, dtype="float32", part=all_of):
     mesh = make_mesh(mesh_config or MeshConfig(), jax.devices()[: 8 if mesh_config else 1])
-    return init_params(dataclasses.replace(CONFIG, mlp_dim=96), RULES, layout, mesh, seed, dtype)
+    return init_params(dataclasses.replace(CONFIG, mlp_dim=96), RULES, "stacked", mesh, seed, dtype, part)
 
 
 def test_matrices_are_normal_norms_one_and_biases_zero():
@@ -32,10 +41,11 @@ def test_matrices_are_normal_norms_one_and_biases_zero():
 
 
 def test_seeds_differ_and_meshes_and_dtypes_do_not():
-    params = values()
-    jax.tree.map(np.testing.assert_array_equal, values(mesh_config=MeshConfig(data=2, fsdp=2, tensor=2)), params)
-    rounded = values(dtype="bfloat16")
+    params = values(part=some_of)
+    on_eight = values(mesh_config=MeshConfig(data=2, fsdp=2, tensor=2), part=some_of)
+    jax.tree.map(np.testing.assert_array_equal, on_eight, params)
+    rounded = values(dtype="bfloat16", part=some_of)
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y.astype("bfloat16")), rounded, params)
     for seed in (1, 2**32 - 1):
-        other = values(seed)["embed_tokens"]["weight"]
+        other = values(seed, part=some_of)["embed_tokens"]["weight"]
         assert (np.asarray(other) != np.asarray(params["embed_tokens"]["weight"])).mean() > 0.99

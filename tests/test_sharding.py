@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 
 from s1jax.model import abstract_params, graphdef, init_params, unstack
 from s1jax.model_config import ModelConfig
-from s1jax.sharding import MESH_AXES, MeshConfig, ShardingRules, constrain, make_mesh, sharding_for, start_processes
+from s1jax.sharding import MESH_AXES, MeshConfig, ShardingRules, constrain, make_mesh, sharding_for
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -47,22 +47,6 @@ def test_a_mesh_that_does_not_fit_is_refused_with_its_numbers(config, words):
     with pytest.raises(ValueError) as error:
         make_mesh(config)
     assert all(word in str(error.value) for word in words), str(error.value)
-
-
-def test_one_process_of_several_that_were_not_joined_is_refused(monkeypatch):
-    """As on a pod whose processes were each started by hand: they would see all devices, and wait for each other for ever."""
-    for name in (
-        "JAX_COORDINATOR_ADDRESS",
-        "SLURM_NTASKS",
-        "OMPI_COMM_WORLD_SIZE",
-        "TPU_PROCESS_ADDRESSES",
-        "TPU_WORKER_HOSTNAMES",
-    ):
-        monkeypatch.delenv(name, raising=False)
-    start_processes()
-    monkeypatch.setattr(jax, "process_count", lambda: 4)
-    with pytest.raises(ValueError, match="these devices are of 4 processes: set JAX_COORDINATOR_ADDRESS"):
-        start_processes()
 
 
 def test_a_named_dimension_is_split_over_its_axes_only_where_they_divide_it():

@@ -220,7 +220,14 @@ def test_two_processes_take_over_a_run_of_one_stop_together_and_give_it_back(run
     with socket.socket() as s:
         s.bind(("localhost", 0))
         port = s.getsockname()[1]
-    processes = [start(config, devices=4, process=i, num_processes=2, port=port) for i in range(2)]
+    note_questions = (
+        "from s1jax import data\nencode = data.encode_example\n"
+        f"note = lambda question: open(r'{tmp_path}/read_by' + str(jax.process_index()), 'a').write(question + '\\n')\n"
+        "data.encode_example = lambda tokenizer, *texts: (note(texts[0]), encode(tokenizer, *texts))[1]"
+    )
+    processes = [
+        start(config, devices=4, process=i, num_processes=2, port=port, patch=note_questions) for i in range(2)
+    ]
     log = Path(config.output) / "metrics.jsonl"
     wait_for(processes[0], lambda: num_lines(log) >= 7)
     processes[1].terminate()
@@ -228,6 +235,8 @@ def test_two_processes_take_over_a_run_of_one_stop_together_and_give_it_back(run
     assert [process.returncode for process in processes] == [143, 143], told
     saved = max(finished_steps(Path(config.output) / "checkpoints"))
     assert 7 <= saved < 12 and f"saved step {saved}" in told[0]
+    questions = [row["question"] for row in ROWS]
+    assert [(tmp_path / f"read_by{i}").read_text().splitlines() for i in range(2)] == [questions[::2], questions[1::2]]
     train.train(config)
     np.testing.assert_allclose(losses_of(config.output), losses_of(whole.output), rtol=1e-5)
 
