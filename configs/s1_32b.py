@@ -7,8 +7,8 @@ Hardware and hours: 16 H100 for 26 minutes in the paper (7 H100-hours); here not
 20,000 tokens, for want of memory; here none is cut.
 
 A row holds several examples and lies on 8 GPUs, since 16 examples on 16 GPUs would all wait for the longest. Compiled ahead of time for
-16 H100 a step needs 43 GiB of each (`docs/benchmarks.md`); on one host of 8, add `--param-dtype bfloat16`. `--mesh.sequence` times
-`--mesh.tensor` must divide the 40 heads.
+16 H100 a step needs 43 GiB of each (`docs/benchmarks.md`); on one host of 8, add `--param-dtype bfloat16`. With the loss in chunks of 256
+positions it fits a v6e 4x8 too. `--mesh.sequence` times `--mesh.tensor` must divide the 40 heads.
 
     python launch/train.py s1_32b
 """
@@ -16,10 +16,12 @@ A row holds several examples and lies on 8 GPUs, since 16 examples on 16 GPUs wo
 from s1jax.data import DataConfig
 from s1jax.sharding import MeshConfig
 from s1jax.train_config import TrainConfig
+from s1jax.train_step import StepConfig
 
 CONFIG = TrainConfig(
     model="Qwen/Qwen2.5-32B-Instruct",
     output="runs/s1_32b",
     data=DataConfig(source="simplescaling/s1K-1.1", max_length=32768),
     mesh=MeshConfig(sequence=8),
+    step=StepConfig(loss_chunk=256),
 )

@@ -8,11 +8,13 @@ def main() -> None:
     from s1jax.evaluate import EvaluateConfig, evaluate
     from s1jax.metrics import read_samples
     from s1jax.plot import format_thinking_table
+    from s1jax.preemption import Preemption
     from s1jax.processes import is_first_process, start_processes
 
     config = parse_command(__doc__, EvaluateConfig)
     start_processes()
-    rows = evaluate(config)
+    with Preemption() as preemption, preemption.nothing_to_save("decoding"):  # rows are written as they finish
+        rows = evaluate(config)
     if is_first_process():
         print(format_thinking_table(read_samples(rows)))
 

@@ -69,5 +69,5 @@ cat >&2 <<END
   rows.jsonl                    every answer: the trace, its token counts and its grade
   data/                         the pool, the chosen training set, the rejected rows with reasons, the held-out problems
   model/                        the fine-tuned model: model/hf is a Hugging Face checkpoint, to be asked with
-    .venv/bin/python launch/generate.py --model $out/model/hf --prompt "A bus has 20 passengers. Stop A: 5 get on. How many are there after stop A?" --num-ignore 1 --max-thinking-tokens 192 --max-answer-tokens 16
+    .venv/bin/python launch/generate.py --model "$out/model/hf" --prompt "A bus has 20 passengers. Stop A: 5 get on. How many are there after stop A?" --num-ignore 1 --max-thinking-tokens 192 --max-answer-tokens 16
 END

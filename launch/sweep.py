@@ -7,12 +7,14 @@ def main() -> None:
     """Parse the config and sweep."""
     from s1jax.metrics import read_samples
     from s1jax.plot import format_thinking_table
+    from s1jax.preemption import Preemption
     from s1jax.processes import is_first_process, start_processes
     from s1jax.sweep import SweepConfig, sweep
 
     config = parse_command(__doc__, SweepConfig)
     start_processes()
-    rows = sweep(config)
+    with Preemption() as preemption, preemption.nothing_to_save("decoding"):  # rows are written as they finish
+        rows = sweep(config)
     if is_first_process():
         print(format_thinking_table(read_samples(rows)))
 

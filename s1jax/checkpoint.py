@@ -30,7 +30,8 @@ from s1jax import hf_weights, orbax_params
 from s1jax.config import write_file
 from s1jax.model import Layout, Params
 from s1jax.model_config import ModelConfig
-from s1jax.orbax_params import barrier, find_fault, newest_step
+from s1jax.orbax_params import find_fault, newest_step
+from s1jax.processes import barrier, from_first_process, is_first_process
 from s1jax.sharding import ShardingRules
 
 Kind = Literal["hugging_face", "params", "state"]
@@ -74,9 +75,8 @@ def resolve_model(source: str | Path, weights: bool = True) -> Path:
     patterns = [CONFIG_NAME, *TOKENIZER_FILES, *(["*.safetensors", hf_weights.INDEX_NAME] if weights else [])]
     try:
         return Path(snapshot_download(str(source), allow_patterns=patterns, ignore_patterns=["*/*"]))
-    except (
-        Exception
-    ) as error:  # the hub's errors have no common base, and those of its HTTP package vary with its version
+    # The hub's errors have no common base, and those of its HTTP package vary with its version.
+    except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"{source!s} is neither a directory nor reachable on the Hugging Face hub ({type(error).__name__}: {reason})"
@@ -253,7 +253,7 @@ def write_model_files(
     The source's config.json is kept with all its fields if it describes the same model. Process 0 writes.
     """
     directory = Path(directory)
-    if jax.process_index() != 0:
+    if not is_first_process():
         return
     hf = config.to_hf()
     directory.mkdir(parents=True, exist_ok=True)
@@ -281,7 +281,9 @@ def check_destination(directory: str | Path, overwrite: bool = False) -> Path:
     if not str(directory).strip():
         raise ValueError("the name of the directory to write is empty")
     path = Path(os.path.abspath(Path(directory).expanduser()))
-    if path.is_symlink() or (path.exists() and not path.is_dir()):
+    if path.is_symlink():
+        raise ValueError(f"{directory} is a symbolic link; give the directory itself")
+    if path.exists() and not path.is_dir():
         raise ValueError(f"{directory} exists and is no directory")
     if path.exists() and any(path.iterdir()):
         if not overwrite:
@@ -299,7 +301,6 @@ def new_directory(directory: str | Path, overwrite: bool = False) -> Iterator[Pa
     """
     destination = Path(os.path.abspath(Path(directory).expanduser()))
     partial, replaced = (destination.with_name(f".{destination.name}.{state}") for state in ("partial", "replaced"))
-    first = jax.process_index() == 0
 
     def settle() -> None:
         """End a replacement that was broken off: the new directory stays if it is there, else the old one comes back."""
@@ -308,28 +309,27 @@ def new_directory(directory: str | Path, overwrite: bool = False) -> Iterator[Pa
         elif replaced.exists():
             replaced.rename(destination)
 
-    if first:
+    def begin() -> None:
         settle()
-    barrier(f"settled {destination}")
-    check_destination(directory, overwrite)
-    if first:
+        check_destination(directory, overwrite)
         if partial.exists():
             shutil.rmtree(partial)
         partial.mkdir(parents=True)
-    barrier(f"begin {destination}")
+
+    from_first_process(begin)
     try:
         yield partial
         barrier(f"written {destination}")
-        if first:
+        if is_first_process():
             if destination.exists():
                 destination.rename(replaced)
             partial.rename(destination)
     except BaseException:
-        if first:
+        if is_first_process():
             shutil.rmtree(partial, ignore_errors=True)
         raise
     finally:
-        if first:
+        if is_first_process():
             settle()
     barrier(f"renamed {destination}")
 

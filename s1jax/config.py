@@ -23,7 +23,7 @@ import traceback
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 ROOT = Path(__file__).resolve().parents[1]
 Config = TypeVar("Config")
@@ -221,6 +221,12 @@ def commit() -> str:
     return result.stdout.strip() + ("+" if changed else "")
 
 
+ROOM = (
+    "In training give more devices, fewer --data.rows-per-pass, a shorter --data.row-length, a smaller --step.loss-chunk or --step.remat "
+    "full; in decoding fewer rows at a time, or --int8"
+)
+
+
 def run_command(main: Callable[[], None]) -> None:
     """Run a command; bad input (ValueError, OSError) is printed as one message and exits with 1.
 
@@ -242,7 +248,16 @@ def run_command(main: Callable[[], None]) -> None:
         foreign = isinstance(error, ValueError) and not _raised_here(error)
         hint = " (S1JAX_TRACEBACK=1 shows where this was raised)" if foreign else ""
         print(f"error: {error}{hint}", file=sys.stderr)
-        sys.exit(1)
+        _end_failed()
+    except Exception as error:
+        if type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error):
+            reason = str(error).partition("RESOURCE_EXHAUSTED")[2].strip(": ").splitlines()[0]
+            print(f"error: out of memory on a device: {reason}. {ROOM}", file=sys.stderr)
+        elif _is_one_of_several():
+            traceback.print_exc()
+        else:
+            raise
+        _end_failed()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
@@ -254,14 +269,32 @@ def _ask_for_huge_pages() -> None:
     A training step on a CPU touches gigabytes of fresh memory, and in small pages a sixth of its time goes into mapping them. glibc reads
     the variable only as a process starts. A script that others run within their process (tests, say) is left alone.
     """
-    script, spec = (getattr(sys.modules["__main__"], name, None) for name in ("__file__", "__spec__"))
-    named = script in sys.orig_argv or (spec is not None and spec.name in sys.orig_argv)
-    ours = named and Path(script or "").resolve().parent in (ROOT / "launch", ROOT / "data_tools")
     with contextlib.suppress(OSError):  # no such file: another system, or no huge pages
         given = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
-        if ours and "[madvise]" in given and "GLIBC_TUNABLES" not in os.environ:
+        if _is_ours() and "[madvise]" in given and "GLIBC_TUNABLES" not in os.environ:
             os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
             os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _is_ours() -> bool:
+    """Return whether this process was started to run a command of ours, which is not run within another program (tests, say)."""
+    script, spec = (getattr(sys.modules["__main__"], name, None) for name in ("__file__", "__spec__"))
+    named = script in sys.orig_argv or (spec is not None and spec.name in sys.orig_argv)
+    return named and Path(script or "").resolve().parent in (ROOT / "launch", ROOT / "data_tools")
+
+
+def _is_one_of_several() -> bool:
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()
+
+
+def _end_failed() -> NoReturn:
+    """Exit with 1, at once where this process is ours: else JAX waits for others, which may wait for it, and Orbax for its threads."""
+    if _is_ours():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+    sys.exit(1)
 
 
 def _raised_here(error: BaseException) -> bool:

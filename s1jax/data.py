@@ -21,7 +21,7 @@ import numpy as np
 
 from s1jax.chat import LossOn, encode_example, find_delimiters
 from s1jax.config import write_file
-from s1jax.processes import map_over_processes
+from s1jax.processes import check_same, map_over_processes
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Int
@@ -89,8 +89,8 @@ class DataConfig:
     row_length: int | None = None
     """Tokens of a row, the longest ones; default: the longest example, rounded up to a multiple of `pad_multiple`."""
     rows_per_pass: int | None = None
-    """Rows of a forward pass over the whole mesh. A step of more rows accumulates the gradients of several passes; default: with `pack`
-    as few rows as the mesh can share out, else the whole batch."""
+    """Rows of a forward pass (a micro-batch) over the whole mesh. A step of more rows accumulates the gradients of several; default: with
+    `pack` as few rows as the mesh can share out, else the whole batch."""
     pad_multiple: int = 128
     """What lengths of rows that follow from others are rounded up to a multiple of; GPU and TPU kernels work in blocks of 128."""
     halvings: int = 2
@@ -209,6 +209,7 @@ def encode_rows(
     pad = find_delimiters(tokenizer).pad
     tokens, masks, row_ids, rejects = [], [], [], []
     too_long: dict[str, int] = {}
+    check_same(rows, "rows")
     encoded = map_over_processes(partial(_encode, tokenizer, config.loss_on), rows)
     for index, (row, (ids, mask)) in enumerate(zip(rows, encoded, strict=True)):
         if len(ids) > config.max_length:

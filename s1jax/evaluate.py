@@ -20,10 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-import jax
-import numpy as np
-from jax.experimental import multihost_utils
-
 from s1jax.attention import CacheBackend, check_cache_backend
 from s1jax.benchmarks import Problem, read_problems
 from s1jax.budget import Limits
@@ -32,7 +28,7 @@ from s1jax.config import check_writable, commit, config_hash
 from s1jax.grading import grade
 from s1jax.metrics import SampleRow, read_samples
 from s1jax.model_config import DType, Int8
-from s1jax.processes import is_first_process
+from s1jax.processes import check_same, everywhere, from_first_process, is_first_process
 from s1jax.progress import progress
 from s1jax.request import Completion, Request, check_integer, check_sampling
 from s1jax.scheduler import load_decoder
@@ -152,7 +148,9 @@ def write_samples(config: DecodingConfig, traces: Sequence[Trace]) -> Path:
     from s1jax.checkpoint import fingerprint
 
     output, writes = Path(config.output), is_first_process()
-    problems = read_problems(config.benchmark, config.limit)
+    problems = everywhere(lambda: read_problems(config.benchmark, config.limit))
+    check_same((config, traces), "config")
+    check_same(problems, "problems")
     # What changes no more than the last bit of a number.
     neutral = ("output", "limit", "num_rows", "attention", "mesh", "rules")
     identity = config_hash(config, exclude=neutral, weights=fingerprint(config.model))
@@ -208,22 +206,13 @@ def write_samples(config: DecodingConfig, traces: Sequence[Trace]) -> Path:
 
 def _find_missing(output: Path, identity: str, keys: Sequence[tuple[Any, ...]]) -> list[bool]:
     """Return which of the rows with these keys the file lacks, as the first process finds it; where that fails, all raise."""
-    error: Exception | None = None
-    is_missing = [False] * len(keys)
-    if is_first_process():
-        try:
-            check_writable(output)
-            done = _rows_done(output, identity)
-            is_missing = [key not in done for key in keys]
-        except (ValueError, OSError) as raised:
-            error = raised
-    if jax.process_count() > 1:
-        failed, *is_missing = multihost_utils.broadcast_one_to_all(np.array([error is not None, *is_missing])).tolist()
-        if failed and error is None:
-            raise ValueError(f"the first process cannot write {output}; its message says why")
-    if error is not None:
-        raise error
-    return is_missing
+
+    def find() -> list[bool]:
+        check_writable(output)
+        done = _rows_done(output, identity)
+        return [key not in done for key in keys]
+
+    return from_first_process(find)
 
 
 def _open(output: Path) -> TextIO:

@@ -28,6 +28,7 @@ from s1jax.bits import as_bits
 from s1jax.config import listed, write_file
 from s1jax.model import Layout, Params, abstract_params
 from s1jax.model_config import ModelConfig
+from s1jax.processes import is_first_process
 from s1jax.progress import progress
 from s1jax.safetensors_io import FLOAT_DTYPES, Block, TensorInfo, read_block
 from s1jax.sharding import ShardingRules
@@ -343,12 +344,12 @@ def export_weights(
                     yield _gather(slot, get_leaf(params, slot.path), FLOAT_DTYPES[specs[slot.hf_name][0]])
                     bar.update(sizes[slot.hf_name])
 
-            if jax.process_index() == 0:
+            if is_first_process():
                 safetensors_io.write_tensors(directory / file, {s.hf_name: specs[s.hf_name] for s in shard}, gathered())
             else:
                 for _ in gathered():
                     pass
-    if jax.process_index() == 0 and len(shards) > 1:
+    if is_first_process() and len(shards) > 1:
         weight_map = {slot.hf_name: file for file, shard in zip(files, shards, strict=True) for slot in shard}
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
         write_file(directory / INDEX_NAME, json.dumps(index, indent=2) + "\n")
@@ -373,4 +374,4 @@ def _gather(slot: Slot, leaf: jax.Array, dtype: np.dtype) -> np.ndarray:
 
 def _bar(num_bytes: int, description: str):
     """Return a bar over bytes, shown once the work takes seconds."""
-    return progress(num_bytes, description, "B", hidden=jax.process_index() != 0, unit_scale=True, delay=3)
+    return progress(num_bytes, description, "B", hidden=not is_first_process(), unit_scale=True, delay=3)

@@ -53,15 +53,6 @@ def split(params: Params) -> tuple[Params, Params]:
     return frozen, adapters
 
 
-def abstract_adapters(config: ModelConfig, rules: ShardingRules, mesh: jax.sharding.Mesh) -> Params:
-    """Return the tree of the adapters of `config.lora` as `jax.ShapeDtypeStruct`s with their shardings.
-
-    A has the kernel's inner dimensions and lies as they do, B its outer ones; the rank is whole on every device.
-    """
-    _check(config)
-    return split(abstract_params(config, rules, "stacked", mesh))[1]
-
-
 def init_adapters(config: ModelConfig, rules: ShardingRules, mesh: jax.sharding.Mesh, seed: int) -> Params:
     """Return the adapters of `config.lora` at step 0, with random A and B = 0, created in place on the devices that hold them."""
     _check(config)
@@ -76,13 +67,11 @@ def merge(
     adapters: Params,
     dtype: str | None = None,
     donate: bool = False,
-    device: jax.Device | None = None,
 ) -> tuple[ModelConfig, Params]:
     """Return the plain model that frozen weights and adapters amount to: its config, and per-layer parameters for export or decoding.
 
     W + (alpha / rank) B A is computed in float32, for one layer after another, and rounded to `dtype` (None: that of the parameters
-    that are not quantized). `donate` gives up the frozen layers as they are merged. The result lies on the mesh, or on `device`: with
-    one of the host's, a model in 4 bits can be merged beside an accelerator that could not hold it otherwise (one process).
+    that are not quantized). `donate` gives up the frozen layers as they are merged.
 
     Quantized weights are merged as the numbers they stand for: on those the adapters were trained and evaluated, and the error of those
     they partly correct. Added to the original weights, the correction would itself be an error, and the exported model one that
@@ -103,7 +92,7 @@ def merge(
                 continue
             parts = (None, None, None) if name == "bias" else (node.get("scale"), *(delta.get(key) for key in NAMES))
             result[name] = _merger(lora.scale, wanted)(node[name], *parts)
-        return jax.block_until_ready(result if device is None else jax.device_put(result, device))
+        return jax.block_until_ready(result)
 
     target = abstract_params(plain, rules, "per_layer", mesh, dtype)
     merged: Params = {name: finish(frozen[name], {}, node) for name, node in target.items() if name != "layers"}

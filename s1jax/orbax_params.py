@@ -22,6 +22,7 @@ import jax
 from s1jax.config import listed, write_file
 from s1jax.model import Layout, Params, abstract_params, unstack
 from s1jax.model_config import ModelConfig
+from s1jax.processes import is_first_process
 from s1jax.sharding import ShardingRules
 
 CHUNK_BYTES = 64 * 2**20
@@ -118,7 +119,7 @@ def newest_step(directory: Path) -> int | None:
     for path in reversed(step_directories(directory)):
         fault = find_fault(path)
         if fault is None:
-            if left_out and jax.process_index() == 0:
+            if left_out and is_first_process():
                 print("\n".join(left_out), file=sys.stderr)
             return int(path.name)
         left_out.append(f"{path} is no finished checkpoint and is left out: {fault}")
@@ -141,14 +142,6 @@ def write_eval_loss(step_directory: Path, eval_loss: float) -> None:
     write_file(step_directory / EVAL_LOSS, json.dumps({"eval_loss": eval_loss}))
 
 
-def barrier(name: str) -> None:
-    """Wait for all processes."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(name)
-
-
 def write_params(directory: Path, params: Params) -> None:
     """Write stacked parameters, in chunks small enough for any later mesh to read just its own. Processes call it together."""
     import orbax.checkpoint as ocp
@@ -157,7 +150,7 @@ def write_params(directory: Path, params: Params) -> None:
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(directory.absolute(), params, save_args=save_args)
         checkpointer.wait_until_finished()
-    if jax.process_index() == 0:
+    if is_first_process():
         record_files(directory)
 
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from s1jax.config import counted
 from s1jax.data import DataConfig, Examples
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def rows_per_pass(config: DataConfig, row_length: int, num_shards: int) -> int:
         )
     if rows * row_length >= 2**31:
         raise ValueError(
-            f"a pass of {rows} rows of {row_length} tokens: no array has room for it; lower rows_per_pass or row_length"
+            f"a pass of {counted(rows, 'row')} of {row_length} tokens: no array has room for it; lower rows_per_pass or row_length"
         )
     return rows
 
@@ -176,7 +177,8 @@ class Packer:
         """Find the shapes that serve every step; a pass has a multiple of `num_shards` rows, each split into `length_shards` parts.
 
         `steps` are the examples of each, by default those of `step_examples`.
-        Raises ValueError for an example that is longer than `row_length`, or `rows_per_pass` that is no multiple of `num_shards`.
+        Raises ValueError for an example that is longer than `row_length`, `rows_per_pass` that is no multiple of `num_shards`, and a step
+        of more positions than an array has room for.
         """
         self.examples, self.config = examples, config
         self.steps = step_examples(len(examples), config) if steps is None else steps
@@ -194,6 +196,10 @@ class Packer:
         num_passes = -(-num_rows // self.rows_per_pass)
         self._num_positions = int((num_passes @ self.row_lengths).sum()) * self.rows_per_pass
         most = dict(zip(self.row_lengths, map(int, num_passes.max(axis=0)), strict=True))
+        if (positions := max(most[length] * self.rows_per_pass * length for length in most)) >= 2**31:
+            raise ValueError(
+                f"a step of {positions:,} positions: no array has room for it; lower row_length or batch_size"
+            )
         self.row_lengths = [length for length in self.row_lengths if most[length]]  # no program for what no step needs
         self.shapes = tuple(Shape(most[length], self.rows_per_pass, length) for length in self.row_lengths)
         # The first token of an example is nobody's target.

@@ -25,6 +25,8 @@ from typing import NoReturn
 
 import jax
 
+from s1jax.processes import is_first_process
+
 SIGNALS = {signal.SIGTERM: "terminated", signal.SIGINT: "interrupted"}
 
 # JAX's agreement counts calls, and over the whole life of the process.
@@ -101,7 +103,7 @@ class Preemption:
     def stop(self, step: int) -> NoReturn:
         """End the process, after `step` was saved and is on disk, by SystemExit."""
         number = self._received or signal.SIGTERM  # else another process received it
-        if jax.process_index() == 0:
+        if is_first_process():
             print(f"{SIGNALS[number]}: saved step {step}; the same command resumes", file=sys.stderr)
         raise SystemExit(128 + number)
 

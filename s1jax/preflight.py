@@ -237,15 +237,22 @@ def compile_decode(
 def written_in_loops(compiled: jax.stages.Compiled) -> list[tuple[str, str, int]]:
     """Return the name, the kind and the bytes of every array that an instruction of a loop's body writes, the largest first.
 
-    In-place updates of a slice are left out: they write the slice only.
+    Branches of its conditionals count too. In-place updates of a slice are left out: they write the slice only.
     """
     text = compiled.as_text() or ""
     computations = {
         match[1]: match[0] for match in re.finditer(r"^(?:ENTRY )?%?([\w.\-]+) \(.*?^}", text, re.MULTILINE | re.DOTALL)
     }
     written = []
-    for body in set(re.findall(r"body=%?([\w.\-]+)", text)):
-        for line in computations[body].splitlines()[1:]:
+    run = set(re.findall(r"body=%?([\w.\-]+)", text))
+    left = list(run)
+    while left:
+        for line in computations[left.pop()].splitlines()[1:]:
+            branches = re.search(r"branch_computations=\{(.*?)\}", line)
+            called_next = re.findall(r"[\w.\-]+", branches[1]) if branches else []
+            called_next += re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", line)
+            left += set(called_next) - run
+            run |= set(called_next)
             match = re.match(r"\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\(", line)
             if not match or match[3] in ("parameter", "get-tuple-element", "tuple", "bitcast", "while", "conditional"):
                 continue

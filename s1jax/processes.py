@@ -9,7 +9,7 @@ import hashlib
 import os
 import pickle
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -49,34 +49,78 @@ def is_first_process() -> bool:
     return jax.process_index() == 0
 
 
+def barrier(name: str) -> None:
+    """Wait for all processes."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
+def everywhere(function: Callable[[], T]) -> T:
+    """Return what `function` returns in this process once it has ended in all; all call it, and where it fails in one, all raise.
+
+    It may not wait for other processes itself. Its error is raised where it was, and a ValueError that tells it in the others.
+    """
+    if jax.process_count() == 1:
+        return function()
+    error: Exception | None = None
+    try:
+        result = function()
+    except Exception as raised:  # the others wait for this process
+        error = raised
+    messages = _gather(None if error is None else str(error) or repr(error))
+    if error is not None:
+        raise error
+    for process, message in enumerate(messages):
+        if message is not None:
+            raise ValueError(f"process {process}: {message}")
+    return result
+
+
+def from_first_process(function: Callable[[], T]) -> T:
+    """Return, in all processes, what `function` returns in the first, which alone calls it; where it fails, all raise."""
+    result = everywhere(lambda: function() if is_first_process() else None)
+    return result if jax.process_count() == 1 else _gather(result)[0]  # type: ignore[return-value]
+
+
+def check_same(value: Any, what: str) -> None:
+    """Raise ValueError in all processes, which all call it, where they do not have the same `what`: a value of which `repr` shows all."""
+    if jax.process_count() > 1 and len(set(_gather(hashlib.sha256(repr(value).encode()).digest()))) > 1:
+        raise ValueError(f"the processes do not have the same {what}: give each the same command and the same files")
+
+
 def map_over_processes(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
     """Return `[function(item) for item in items]`, of which each process computes its share and sends it to the others.
 
-    All processes call it, with equal items. Raises in every one what the function raised in any, and ValueError where the items differ.
+    All call it, with items that `check_same` finds to be the same. Raises ValueError where a share is larger than 2 GB; of failures see
+    `everywhere`.
     """
     num_processes = jax.process_count()
     if num_processes == 1:
         return [function(item) for item in items]
-    error, mine = None, []
-    try:
-        mine = [function(item) for item in items[jax.process_index() :: num_processes]]
-    except Exception as raised:  # for the others, which wait for this process
-        error = raised
-    shares = _gather((hashlib.sha256(repr(items).encode()).digest(), error, mine))
-    if error := next((error for _, error, _ in shares if error is not None), None):
-        raise error
-    if len({digest for digest, _, _ in shares}) > 1:
-        raise ValueError("the processes do not read the same: give each the same files")
-    results = [share for _, _, share in shares]
-    return [results[i % num_processes][i // num_processes] for i in range(len(items))]
+
+    def compute_share() -> bytes:
+        share = pickle.dumps([function(item) for item in items[jax.process_index() :: num_processes]])
+        if len(share) >= 2**31:
+            raise ValueError(
+                f"{len(share) / 1e9:.1f} GB of {len(items)} items are too much to send: give fewer, or more processes"
+            )
+        return share
+
+    shares = [pickle.loads(share) for share in _gather_bytes(everywhere(compute_share))]
+    return [shares[i % num_processes][i // num_processes] for i in range(len(items))]
 
 
 def _gather(value: T) -> list[T]:
     """Return the values of all processes, in their order; all call it."""
+    return [pickle.loads(data) for data in _gather_bytes(pickle.dumps(value))]
+
+
+def _gather_bytes(data: bytes) -> list[bytes]:
     from jax.experimental import multihost_utils
 
-    # Pickles of one run's own processes.
-    sent = np.frombuffer(pickle.dumps(value), np.uint8)
-    sizes = multihost_utils.process_allgather(np.array(sent.size))
+    sent = np.frombuffer(data, np.uint8)
+    sizes = multihost_utils.process_allgather(np.array(sent.size, np.int32))
     padded = multihost_utils.process_allgather(np.pad(sent, (0, sizes.max() - sent.size)))
-    return [pickle.loads(row[:size].tobytes()) for row, size in zip(padded, sizes, strict=True)]
+    return [row[:size].tobytes() for row, size in zip(padded, sizes, strict=True)]

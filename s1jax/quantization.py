@@ -215,10 +215,3 @@ def store_in_int8(
     if "weights" in int8:
         params = quantize_matrices(params, "int8")
     return dataclasses.replace(config, int8=tuple(sorted(set(int8)))), params
-
-
-def store_in_nf4(config: ModelConfig, params: dict[str, Any]) -> tuple[ModelConfig, dict[str, Any]]:
-    """Return the model with its layers' projections stored in 4 bits; parameters of either layout, which are given up."""
-    if "weights" in config.int8:
-        raise ValueError("the weights are stored in 8 bits already: store those that were loaded in 4")
-    return dataclasses.replace(config, nf4=True), quantize_matrices(params, "nf4")

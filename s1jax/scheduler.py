@@ -36,11 +36,11 @@ from s1jax.request import Completion, Request
 from s1jax.rows import Log, RowBatch, power_of_two, round_up
 from s1jax.sharding import MeshConfig, ShardingRules, make_mesh
 
-PREFILL_TOKENS = 512  # of each prompt at a time
+# Of each prompt at a time.
+PREFILL_TOKENS = 512
 PREFILL_SIZES = (64, 8, 1)
-MOST_PREFILL_SLOTS = (
-    2**15
-)  # of all prompts prefilled together, since with `xla` each token's scores span its prompt's slots
+# Of all prompts prefilled together, since with `xla` each token's scores span its prompt's slots.
+MOST_PREFILL_SLOTS = 2**15
 Results = tuple[int, tuple[Completion, ...]]
 
 

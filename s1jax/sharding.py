@@ -108,12 +108,12 @@ def platform() -> str:
 
 def sharding_for(mesh: Mesh, rules: ShardingRules, names: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
     """Return the sharding of an array of this shape whose dimensions have these names."""
-    return NamedSharding(mesh, rules.spec(names, shape, mesh.shape))
+    return NamedSharding(mesh, rules.spec(names, shape, mesh.shape) if mesh.size > 1 else PartitionSpec())
 
 
 def constrain(x: jax.Array, rules: ShardingRules, *names: str | None) -> jax.Array:
     """Pin the sharding of an intermediate array under the mesh of `jax.set_mesh`; without one, return it as it is."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    if mesh.empty or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, rules.spec(names, x.shape, mesh.shape))

@@ -22,12 +22,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from s1jax import orbax_params
 from s1jax.orbax_params import (
     FILES_NAME,
-    barrier,
     find_damage,
     find_fault,
     finished_steps,
@@ -35,6 +32,7 @@ from s1jax.orbax_params import (
     read_eval_loss,
     write_eval_loss,
 )
+from s1jax.processes import barrier, is_first_process
 
 TEMPORARY = ".orbax-checkpoint-tmp"
 REMOVED = "removed"
@@ -60,7 +58,7 @@ class StateStore:
         self.directory = Path(os.path.abspath(directory))
         self._saving: int | None = None
         _quieten()
-        if jax.process_index() == 0:
+        if is_first_process():
             for path in self.directory.glob(f"*{TEMPORARY}*"):
                 print(f"{path} is a half-written checkpoint: removed", file=sys.stderr)
                 shutil.rmtree(path)
@@ -105,7 +103,7 @@ class StateStore:
     def add_eval_loss(self, step: int, eval_loss: float) -> None:
         """Give a finished step that was saved without it its evaluation loss. Raises ValueError for a step that is not there."""
         path = self._finished(step)
-        if jax.process_index() == 0:
+        if is_first_process():
             write_eval_loss(path, eval_loss)
         barrier(f"evaluated {path}")
 
@@ -165,12 +163,12 @@ class StateStore:
         return self.directory / str(step)
 
     def _empty_removed(self) -> None:
-        if jax.process_index() == 0 and (self.directory / REMOVED).is_dir():
+        if is_first_process() and (self.directory / REMOVED).is_dir():
             shutil.rmtree(self.directory / REMOVED)
 
     def _set_damaged_aside(self, checksums: bool = False) -> None:
         """Rename damaged steps; with `checksums`, the newest is read whole until one is found that is as it was written."""
-        if jax.process_index() == 0:
+        if is_first_process():
             for path in reversed(orbax_params.step_directories(self.directory)):
                 fault = find_fault(path) or (find_damage(path, checksums=True) if checksums else None)
                 if fault is None:
@@ -196,10 +194,11 @@ class StateStore:
         except Exception as error:
             free = shutil.disk_usage(self.directory).free / 1e9
             if "No space left on device" in str(error):
-                reason = f"the disk is full ({free:.2f} GB were free), and older checkpoints are as they were"
+                of = " of files" if free > 0.01 else ""
+                reason = f"the disk is full{of} ({free:.2f} GB were free), and older checkpoints are as they were"
             else:
                 reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]} ({free:.2f} GB were free)"
-            if jax.process_index() == 0:
+            if is_first_process():
                 for path in self.directory.glob(f"{self._saving}{TEMPORARY}*"):
                     shutil.rmtree(path, ignore_errors=True)
             raise OSError(f"cannot save step {self._saving} in {self.directory}: {reason}") from error
@@ -224,4 +223,6 @@ def _quieten() -> None:
             default(unraisable)
 
     logging.getLogger("absl").addFilter(is_not_raised_too)
+    # Of the tasks of Orbax's event loop it waits for the first that fails.
+    logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
     sys.unraisablehook = report

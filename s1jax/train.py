@@ -19,17 +19,18 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from s1jax import data, lora
-from s1jax.config import check_writable, counted
+from s1jax.config import check_writable, counted, to_json, write_file
 from s1jax.data import DataConfig
 from s1jax.flops import peak_flops, train_flops
 from s1jax.model import Params, abstract_params
 from s1jax.optimizer import learning_rate, make_optimizer
 from s1jax.packing import Packer, num_steps
 from s1jax.preemption import Preemption
+from s1jax.processes import check_same, everywhere, from_first_process, is_first_process
 from s1jax.quantization import quantize_matrices
 from s1jax.sharding import make_mesh
 from s1jax.train_config import TrainConfig, identity_of, split_params, weight_dtype, with_adapters
-from s1jax.train_log import TrainLog, check_trackers
+from s1jax.train_log import LOG_NAME, TrainLog, check_trackers
 from s1jax.train_step import (
     abstract_batch,
     abstract_state,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from s1jax.state_store import StateStore
 
 REJECTS_NAME = "rejects.jsonl"
+CONFIG_NAME = "train_config.json"
 
 
 def train(config: TrainConfig) -> Path:
@@ -75,11 +77,13 @@ class _Run:
         self.config, self.output = config, Path(config.output)
         if self.output.resolve() == Path(config.model).expanduser().resolve():
             raise ValueError(f"output {config.output} is the model itself: give the run another directory")
-        check_writable(self.output / REJECTS_NAME)
+        check_same(config, "config")
+        from_first_process(self._check_output)
         self.mesh = make_mesh(config.mesh)
-        plain, _ = checkpoint.read_config(config.model, config.dtype)
+        (plain, _), tokenizer = everywhere(
+            lambda: (checkpoint.read_config(config.model, config.dtype), checkpoint.load_tokenizer(config.model))
+        )
         self.model_config = with_adapters(config, plain)
-        tokenizer = checkpoint.load_tokenizer(config.model)
         self.examples, self.rejects = self._read(config.data, tokenizer)
         self.num_steps = num_steps(len(self.examples), config.data)
         num_shards, length_shards = (config.rules.num_shards(x, self.mesh.shape) for x in ("batch", "length"))
@@ -108,9 +112,22 @@ class _Run:
         if self.first_step:
             self._compare(self.store.read_metadata(self.first_step)["identity"])
 
+    def _check_output(self) -> None:
+        """Raise ValueError where something lies in the way of what will be written."""
+        from s1jax.checkpoint import check_destination
+
+        if self.output.is_symlink() and not self.output.exists():
+            raise ValueError(f"{self.output} is a symbolic link to nothing")
+        for name in (REJECTS_NAME, CONFIG_NAME, LOG_NAME, "config.json"):
+            check_writable(self.output / name)
+        for name in ("checkpoints", "tensorboard"):
+            if (self.output / name).exists() and not (self.output / name).is_dir():
+                raise ValueError(f"{self.output / name} is a file: remove it, or give another output")
+        check_destination(self.output / "hf", overwrite=True)
+
     def _read(self, config: DataConfig, tokenizer: Any) -> tuple[data.Examples, list[dict[str, Any]]]:
         """Return the examples of a source, and its rejected rows. Raises ValueError where they do not fit the model."""
-        rows, rejects = data.read_rows(config.source)
+        rows, rejects = everywhere(lambda: data.read_rows(config.source))
         examples, more_rejects = data.encode_rows(rows, tokenizer, config)
         examples.check_fit(self.model_config)
         rejects += more_rejects
@@ -132,12 +149,17 @@ class _Run:
                 f"{self.output} holds a run of another config: {'; '.join(changed)}. Give another --output, or remove it"
             )
 
-    @property
+    @cached_property
     def is_finished(self) -> bool:
-        """Whether all steps are made and exported as asked."""
+        """Whether all steps were made, evaluated and exported as asked when the run was begun."""
+        return from_first_process(self._is_finished)
+
+    def _is_finished(self) -> bool:
         from s1jax.checkpoint import stored_dtype
 
-        if self.first_step != self.num_steps or stored_dtype(self.output / "hf") != self.config.export_dtype:
+        if self.first_step != self.num_steps or self._evaluates(self.num_steps):
+            return False
+        if stored_dtype(self.output / "hf") != self.config.export_dtype:
             return False
         # Else of an earlier run in the same place, whose checkpoints were removed.
         return (self.output / "hf").stat().st_mtime >= self.store.saved_at(self.first_step)
@@ -180,8 +202,9 @@ class _Run:
         from s1jax import checkpoint
 
         checkpoint.write_model_files(self.output, self.model_config, self.config.model)
-        if jax.process_index() == 0:
+        if is_first_process():
             data.write_rejects(self.output / REJECTS_NAME, self.rejects)
+            write_file(self.output / CONFIG_NAME, to_json(self.config) + "\n")
 
     def _compile(self) -> None:
         """Compile the steps and evaluations that are left, so that nothing large is compiled once there is something to lose."""
@@ -265,6 +288,8 @@ class _Run:
                     self.store.wait()
                     preemption.stop(done)
                 log.start_clock()
+        if (best := self.store.best_step()) is not None:
+            _say(f"lowest loss on {config.eval_source}: {self.store.eval_loss(best):.4f} after step {best}")
 
     def _evaluates(self, done: int) -> bool:
         """Whether the loss on the held-out rows is to be measured after this many steps, and is not yet."""
@@ -315,5 +340,5 @@ class _Run:
 
 
 def _say(message: str) -> None:
-    if jax.process_index() == 0:
+    if is_first_process():
         print(message, file=sys.stderr)

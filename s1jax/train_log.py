@@ -21,8 +21,10 @@ from typing import Any, Literal, Protocol
 import jax
 
 from s1jax.config import write_file
+from s1jax.processes import is_first_process
 from s1jax.progress import progress
 
+LOG_NAME = "metrics.jsonl"
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "trackio": "trackio"}
 
@@ -41,11 +43,11 @@ class TrainLog:
     def __init__(
         self, output: Path, first_step: int, num_steps: int, trackers: Sequence[Tracker], config: dict[str, Any]
     ):
-        self.path = path = output / "metrics.jsonl"
+        self.path = path = output / LOG_NAME
         # A line torn by a kill is of a step after the checkpoint.
         whole = path.read_text().split("\n")[:-1] if first_step and path.exists() else []
         kept = [line for number, line in enumerate(whole, 1) if _step_of(path, number, line) < first_step]
-        self.writes = jax.process_index() == 0
+        self.writes = is_first_process()
         self.runs: list[_Run] = []
         if self.writes:
             write_file(path, "".join(line + "\n" for line in kept))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from flax import nnx
 
 from s1jax.model import abstract_params, graphdef
 from s1jax.model_config import SIZES, ModelConfig
+from s1jax.quantization import quantize_matrices
 from s1jax.sharding import MeshConfig, ShardingRules, make_mesh
 
 RULES = ShardingRules()
@@ -72,6 +75,11 @@ def random_params(config: ModelConfig, layout: str, mesh, seed: int = 0):
         return jax.device_put(value.astype(target.dtype), target.sharding)
 
     return jax.tree_util.tree_map_with_path(leaf, abstract_params(config, RULES, layout, mesh))
+
+
+def in_nf4(config: ModelConfig, params):
+    """The model with its layers' projections stored in 4 bits; parameters of either layout, which are given up."""
+    return dataclasses.replace(config, nf4=True), quantize_matrices(params, "nf4")
 
 
 def random_tokens(config: ModelConfig, shape, seed: int = 0) -> np.ndarray:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # four parts of `checkpoint`; `packing`, `loss`, `optimizer`, `train_step`, `train_log` and `train_config` (parts of `train`); `request`,
 # `rows` and `scheduler` (parts of `decode`); `generate` (one question to one model); `measure` and its parts.
 TABLE = """
-bits progress preemption processes config sharding chat grading rope model_config quantization
+bits progress processes preemption config sharding chat grading rope model_config quantization
 flash_attention cached_attention attention embedding cache flops
 parameter model lora
 safetensors_io hf_weights orbax_params state_store checkpoint
@@ -92,10 +92,15 @@ def test_a_module_imports_only_modules_above_it(path):
     assert path.stem in ROWS, f"{path.name} is not in DESIGN's table"
     used, may = in_package(imports_of(path)), set(ROWS[: ROWS.index(path.stem)])
     if path.stem in ("decode", "rows", "scheduler"):
-        may -= {"train"}  # siblings
+        may -= {"packing", "loss", "optimizer", "train_step", "train_log", "train_config", "train"}  # siblings
     assert used <= may, f"{path.stem} may not import {sorted(used - may)}"
     outside = {name.split(".")[0] for name in imports_of(path)} & {"data_tools", "launch", "configs", "tests"}
     assert not outside, f"the package never imports {outside}"
+
+
+def test_the_readme_names_every_module():
+    readme = (ROOT / "README.md").read_text()
+    assert [path.name for path in PACKAGE if path.name not in readme] == []
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "data_tools").rglob("*.py")), ids=name_of)

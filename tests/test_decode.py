@@ -148,6 +148,18 @@ def test_budgets_counts_strings_and_sampling_recompile_nothing(decoder):
     assert [f._cache_size() for f in COMPILED] == before
 
 
+@pytest.mark.parametrize("mesh", [None, MeshConfig(data=4, fsdp=1, tensor=2)])
+def test_the_loop_is_compiled_once_for_a_shape(mesh):
+    """However its state was made: empty, begun by `start_rows`, or as the loop before left it."""
+    decoder, before = make_decoder(mesh), rows.advance._cache_size()
+    calls = []
+    with pytest.MonkeyPatch.context() as patch:
+        advance = rows.advance
+        patch.setattr(rows, "advance", lambda *a, **k: calls.append(1) or advance(*a, **k))
+        list(decoder.stream(requests(8), num_rows=3))
+    assert len(calls) > 3 and rows.advance._cache_size() == before + 1
+
+
 def test_the_loop_ends_when_every_row_is_done(decoder, monkeypatch):
     steps = []
     advance = rows.advance
@@ -210,18 +222,28 @@ def test_a_finished_row_is_refilled_while_the_others_go_on(decoder):
     assert order[-1] == 0 and sorted(order) == list(range(5))
 
 
-def test_samples_of_one_prompt_are_prefilled_once(decoder, monkeypatch):
-    prefilled = []
-    prefill = scheduler.prefill
+def test_samples_of_one_prompt_are_prefilled_once_and_share_one_copy_of_its_cache(decoder, monkeypatch):
+    """64 samples of 200 tokens: no array but the prompt's one cache is long enough to hold the prompt."""
+    prefilled, held = [], []
+    prefill, advance = scheduler.prefill, rows.advance
     monkeypatch.setattr(scheduler, "prefill", lambda *a, **k: prefilled.append(a[2].shape) or prefill(*a, **k))
+
+    def count(*args, **how):
+        state = advance(*args, **how)
+        head = CONFIG.num_kv_heads * CONFIG.head_dim
+        held.append(sum(x.size >= 200 * head for x in jax.live_arrays() if x.ndim == 4 and x.shape[0] == 1))
+        assert args[4][0].positions.shape[0] == 1 and state.cache.positions.shape == (64, 64)
+        return state
+
+    monkeypatch.setattr(rows, "advance", count)
+    prompt = (*np.random.default_rng(2).integers(8, 40, size=198).tolist(), START, THINK)
     samples = [
-        Request(prompt=(9, 21, START, THINK), max_thinking_tokens=9, max_answer_tokens=9, temperature=1.0, sample=i)
-        for i in range(12)
+        Request(prompt=prompt, max_thinking_tokens=9, max_answer_tokens=9, temperature=1.0, sample=i) for i in range(64)
     ]
-    completions = decoder.decode(samples, num_rows=4)
-    assert len(prefilled) == 1 and len(set(completions)) > 6
+    completions = decoder.decode(samples)
+    assert prefilled == [(1, 256)] and len(set(completions)) > 32 and set(held) == {2 * CONFIG.num_layers}
     monkeypatch.undo()
-    assert completions == [decoder.decode([sample])[0] for sample in samples]
+    assert completions[::16] == [decoder.decode([sample])[0] for sample in samples[::16]]
 
 
 def test_prompts_are_prefilled_in_pieces_of_few_lengths(decoder, monkeypatch):
@@ -242,8 +264,17 @@ def test_prompts_are_prefilled_in_pieces_of_few_lengths(decoder, monkeypatch):
 
 
 def test_a_cache_that_grows_and_a_ring_that_wraps_change_no_token(decoder):
-    rows = requests(12, max_thinking_tokens=150, num_ignore=40, min_thinking_tokens=100)
-    assert [decoder.decode([row])[0] for row in rows] == decoder.decode(rows, num_rows=3)
+    asked = requests(12, max_thinking_tokens=150, num_ignore=40, min_thinking_tokens=100)
+    assert [decoder.decode([row])[0] for row in asked] == decoder.decode(asked, num_rows=3)
+
+
+def test_a_limit_takes_no_room_before_it_is_used(decoder, monkeypatch):
+    capacities = []
+    advance = rows.advance
+    monkeypatch.setattr(rows, "advance", lambda *a, **k: capacities.append(a[5].cache.capacity) or advance(*a, **k))
+    ends_early = Request(prompt=(9, 21, START, THINK), max_thinking_tokens=230, max_answer_tokens=6)
+    (completion,) = decoder.decode([ends_early])
+    assert len(completion.tokens) <= 128 and set(capacities) == {128}
 
 
 # -- points

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from configs.s1_32b import CONFIG as S1_32B
@@ -40,15 +41,16 @@ def test_a_step_writes_neither_weights_nor_cache_anew_on_this_machine(num_rows):
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * smallest
 
 
-def test_what_is_written_anew_is_found():
-    import jax
-    import jax.numpy as jnp
+@pytest.mark.parametrize("in_a_branch", [False, True])
+def test_what_is_written_anew_is_found(in_a_branch):
+    def sort_all(x):
+        return jax.lax.cond(x[0, 0] > 0, jnp.sort, lambda x: x, x) if in_a_branch else jnp.sort(x)
 
-    def loop(x, y):
-        return jax.lax.while_loop(lambda c: c[1] < 9, lambda c: (jnp.sort(c[0] * y), c[1] + 1), (x, 0))
+    def loop(x):
+        return jax.lax.while_loop(lambda c: c[1] < 9, lambda c: (sort_all(c[0]), c[1] + 1), (x, 0))[0]
 
-    compiled = jax.jit(loop).lower(jnp.ones((64, 64)), jnp.ones((64, 64))).compile()
-    assert preflight.written_in_loops(compiled)[0][2] == 64 * 64 * 4
+    compiled = jax.jit(loop).lower(jnp.ones((64, 64))).compile()
+    assert "sort" in {kind for _, kind, size in preflight.written_in_loops(compiled) if size == 64 * 64 * 4}
 
 
 @pytest.mark.slow
@@ -69,21 +71,17 @@ def test_seven_billion_at_32k_decode_in_place_with_small_temporaries(topology):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("topology", "gib"),
-    [
-        pytest.param("h100:1x8", 80, marks=needs("jax_cuda12_plugin")),
-        pytest.param("v5p:2x2x2", 95, marks=needs("libtpu")),
-    ],
+    "topology",
+    [pytest.param("h100:1x8", marks=needs("jax_cuda12_plugin")), pytest.param("v5p:2x2x2", marks=needs("libtpu"))],
 )
-def test_thirty_two_billion_decode_on_eight_devices_without_gathering_weights(topology, gib):
+def test_thirty_two_billion_decode_on_eight_devices_without_gathering_weights(topology):
     config = qwen2_5("32B")
     compiled = preflight.compile_decode(config, topology, MeshConfig(fsdp=1, tensor=8), 8, 512, 32768)
     memory = compiled.memory_analysis()
     assert memory.temp_size_in_bytes < 0.1 * 2 * config.num_layers * cache_bytes(config, 8, 32768) / 8
-    assert memory.argument_size_in_bytes + memory.temp_size_in_bytes < gib * 2**30
-    if topology.startswith("h100"):
-        gathered = [size for name, kind, size in preflight.written_in_loops(compiled) if "all-gather" in kind]
-        assert all(size < 2 * config.embed_dim**2 // 8 for size in gathered), gathered
+    assert memory.argument_size_in_bytes + memory.temp_size_in_bytes < preflight.MEMORY[topology.partition(":")[0]]
+    gathered = [size for name, kind, size in preflight.written_in_loops(compiled) if "all-gather" in kind]
+    assert all(size < 2 * config.embed_dim**2 // 8 for size in gathered), gathered
 
 
 @pytest.mark.parametrize("frozen", ["int8", "nf4"])
@@ -146,13 +144,13 @@ BF16 = dict(param_dtype="bfloat16")
             65,
             marks=needs("jax_cuda12_plugin"),
         ),
-        pytest.param("h100:1x8", BF16, 74, marks=needs("jax_cuda12_plugin")),
+        pytest.param("h100:1x8", BF16, 71, marks=needs("jax_cuda12_plugin")),
         pytest.param("v5p:2x2x4", {}, 95, marks=needs("libtpu")),
-        pytest.param("v6e:4x8", dict(step=replace(S1_32B.step, loss_chunk=256)), 31.25, marks=needs("libtpu")),
+        pytest.param("v6e:4x8", {}, 31.25, marks=needs("libtpu")),
     ],
     ids=["h100", "h100, a row for each example", "8 h100, bfloat16 state", "v5p", "v6e"],
 )
 def test_the_recipe_for_thirty_two_billion_fits(topology, changes, gib):
     figures = preflight.check_train(replace(S1_32B, **changes), qwen2_5("32B"), topology)
     print(figures)
-    assert figures["total_gib"] <= gib and figures["involuntary_rematerialisations"] == 0
+    assert figures["fits"] and figures["total_gib"] <= gib and figures["involuntary_rematerialisations"] == 0

@@ -1,6 +1,7 @@
 """Processes of one run: joining them, and sharing out work among them. Here they are threads; `test_train.py` starts real ones."""
 
 import threading
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
-from s1jax.processes import map_over_processes, start_processes
+from s1jax.processes import check_same, everywhere, from_first_process, map_over_processes, start_processes
 
 
 def test_one_process_of_several_that_were_not_joined_is_refused(monkeypatch):
@@ -70,11 +71,42 @@ def test_each_process_computes_its_share_and_gets_all_in_order(num_processes, nu
 
 
 def test_what_fails_in_one_process_is_raised_in_all(in_each_process):
-    errors = in_each_process(2, lambda _: map_over_processes(int, ["0", "1", "2", "x"]))
-    assert ["'x'" in str(error) for error in errors] == [True, True]
+    told, other = in_each_process(2, lambda _: map_over_processes(int, ["0", "1", "x", "3"]))
+    assert "'x'" in str(told) and str(other) == f"process 0: {told}"
+    # The one that failed raises its own error, from where it was raised.
+    assert told.__traceback__ is not None and any(
+        frame.name == "compute_share" for frame in traceback.extract_tb(told.__traceback__)
+    )
 
 
-def test_processes_that_read_other_rows_are_refused(in_each_process):
-    for items in ([["a", "b"], ["a", "c"]], [["a", "b"], ["a"]]):
-        errors = in_each_process(2, lambda index, items=items: map_over_processes(str.upper, items[index]))
-        assert all("do not read the same" in str(error) for error in errors) and len(errors) == 2
+class NotToBePickled(ValueError):
+    def __init__(self):
+        super().__init__("no file")
+        self.lock = threading.Lock()
+
+
+def test_all_go_on_once_a_function_has_ended_in_all_and_none_where_it_failed_in_one(in_each_process):
+    assert in_each_process(3, lambda index: everywhere(lambda: index)) == [0, 1, 2]
+
+    def fail(index):
+        if index == 1:
+            raise NotToBePickled
+
+    errors = in_each_process(3, lambda index: everywhere(lambda: fail(index)))
+    assert list(map(str, errors)) == ["process 1: no file", "no file", "process 1: no file"]
+    assert isinstance(errors[1], NotToBePickled)
+
+
+def test_only_the_first_process_calls_and_all_get_what_it_found(in_each_process):
+    called = []
+    found = in_each_process(3, lambda index: from_first_process(lambda: called.append(index) or {"a": [index]}))
+    assert found == [{"a": [0]}] * 3 and called == [0]
+    errors = in_each_process(2, lambda index: from_first_process(lambda: int("x")))
+    assert "'x'" in str(errors[0]) and str(errors[1]).startswith("process 0: ")
+
+
+def test_processes_that_have_other_values_are_refused(in_each_process):
+    assert in_each_process(2, lambda index: check_same(["a", 1], "rows")) == [None, None]
+    for values in ([["a", "b"], ["a", "c"]], [["a", "b"], ["a"]]):
+        errors = in_each_process(2, lambda index, values=values: check_same(values[index], "rows"))
+        assert all("do not have the same rows" in str(error) for error in errors) and len(errors) == 2

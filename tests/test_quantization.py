@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from model_cases import random_params
+from model_cases import in_nf4, random_params
 from test_attention import random_mask_inputs, random_qkv
 from test_decode import CONFIG, RULES, WAIT, at_point, make_decoder
 
@@ -16,7 +16,7 @@ from s1jax.attention import attention
 from s1jax.budget import Limits
 from s1jax.chat import encode_prompt
 from s1jax.model import abstract_params, graphdef, init_cache, unstack
-from s1jax.quantization import dequantize, quantize, quantize_nf4, store_in_int8, store_in_nf4
+from s1jax.quantization import dequantize, quantize, quantize_nf4, store_in_int8
 from s1jax.request import Request
 from s1jax.scheduler import load_decoder
 from s1jax.sharding import MeshConfig, make_mesh
@@ -54,7 +54,7 @@ def test_four_bits_keep_the_nearest_of_the_normal_levels_of_each_tile(length):
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 def test_a_stack_is_stored_as_its_layers_are(kind):
     mesh = make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
-    store = store_in_nf4 if kind == "nf4" else lambda *args: store_in_int8(*args, ["weights"])
+    store = in_nf4 if kind == "nf4" else lambda *args: store_in_int8(*args, ["weights"])
     params = random_params(CONFIG, "stacked", mesh)
     # Storing takes the matrices out of the tree it is given, and the embedding would be in both.
     config, wanted = store(CONFIG, jax.tree.map(jnp.copy, unstack(params, CONFIG.num_layers)))

@@ -391,8 +391,13 @@ def test_a_run_directory_of_another_run_is_refused(run_config):
     refused(run_config, r"training examples \w{12}, not \w{12}")
     rows.write_text(text)
     config = Path(run_config.model) / "config.json"
-    config.write_text(config.read_text().replace('"rope_theta": 10000.0', '"rope_theta": 20000.0'))
+    text_of_config = config.read_text()
+    config.write_text(text_of_config.replace('"rope_theta": 10000.0', '"rope_theta": 20000.0'))
     refused(run_config, r"weights \w{12}, not \w{12}")
+    config.write_text(text_of_config)
+    tokenizer = Path(run_config.model) / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace('"version": "1.0"', '"version": "1.0" '))
+    refused(run_config, r"tokenizer \w{12}, not \w{12}")
 
 
 def test_what_does_not_fit_the_model_is_refused_before_its_weights_are_read(run_config, monkeypatch):
