@@ -6,8 +6,8 @@ nothing goes to the host per token. A row's own tokens lie in its slots of the c
 answer the trace) is read in place from caches it shares with its neighbours. `scheduler.py` decides which request sits in which row.
 
 Invariant: a row's tokens depend on its own prompt, settings and (seed, problem, sample) only, never on its batch-mates or its slot.
-So far as rounding allows: programs of other shapes may differ in a number's last bit. In float32 no test saw that become a token; with
-a cache in 8 bits it now and then does; in bfloat16 it was not tested.
+So far as rounding allows: programs of other shapes may differ in a number's last bit. In float32 no test saw that become a token, nor in
+bfloat16 (a small model's forks on a CPU); with a cache in 8 bits it now and then does.
 """
 
 from __future__ import annotations

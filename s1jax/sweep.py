@@ -3,7 +3,7 @@
 The sequential axis is the product of thinking budgets, minimums and numbers of ignored stops; the parallel axis is the number of samples.
 A budget only cuts a trace, and up to an attempt to stop all numbers of ignores think alike; so one trace, thought under the largest
 of all limits, serves the whole grid, and only the answers are decoded per point, as forks of it: a curve costs little more than its
-largest point, and equals its points decoded one at a time, token for token.
+largest point, and equals its points decoded one at a time, token for token, as far as `decode.py` can promise it.
 """
 
 from __future__ import annotations

@@ -38,13 +38,14 @@ RULES = ShardingRules()
 COMPILED = (decode.prefill, decode.put_prompts, decode.start_rows, decode.advance)
 
 
-def make_decoder(mesh_config=None, attention=None):
+def make_decoder(mesh_config=None, attention=None, dtype="float32"):
     mesh = make_mesh(mesh_config or MeshConfig(fsdp=1), jax.devices()[: 8 if mesh_config else 1])
     params = random_params(CONFIG, "stacked", mesh)
     # Larger weights than at initialisation, so that logits differ and every id, the ends included, comes up.
-    params = jax.tree.map(lambda x: x * 4 if x.ndim > 1 else x, params)
+    params = jax.tree.map(lambda x: (x * 4 if x.ndim > 1 else x).astype(dtype), params)
     newline = np.arange(NUM_TOKENS) == NEWLINE
-    return Decoder(CONFIG, unstack(params, CONFIG.num_layers), RULES, mesh, DELIMITERS, newline, attention)
+    config = dataclasses.replace(CONFIG, dtype=dtype)
+    return Decoder(config, unstack(params, CONFIG.num_layers), RULES, mesh, DELIMITERS, newline, attention)
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +175,9 @@ def test_rows_that_do_not_think_answer_at_once(decoder):
     assert completion.num_answer + completion.stopped == len(completion.tokens)
 
 
-@pytest.mark.parametrize("sizes", [dict(data=4, fsdp=1, tensor=2), dict(data=2, fsdp=2, tensor=2)])
+@pytest.mark.parametrize(
+    "sizes", [dict(data=4, fsdp=1, tensor=2), pytest.param(dict(data=2, fsdp=2, tensor=2), marks=pytest.mark.slow)]
+)
 def test_eight_devices_emit_what_one_does(decoder, sizes):
     sharded = make_decoder(MeshConfig(**sizes))
     assert sharded.decode(requests(8)) == decoder.decode(requests(8))
@@ -289,7 +292,9 @@ def at_point(request, point):
 
 @pytest.mark.parametrize("num_rows", [2, 6])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_forked_answers_equal_single_runs_token_for_token(decoder, temperature, num_rows):
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+def test_forked_answers_equal_single_runs_token_for_token(decoder, temperature, num_rows, dtype):
+    decoder = decoder if dtype == "float32" else make_decoder(dtype=dtype)
     grid = [
         Limits(*point) for point in itertools.product((0, 1, 7, 30, 60), (0, 5, 20), (0, 1, 3)) if point[1] <= point[0]
     ]

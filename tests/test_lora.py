@@ -160,7 +160,7 @@ def test_at_step_zero_the_model_is_the_base_exactly(dtype):
     assert (full_logits(config, "stacked", adapted, TOKENS) == full_logits(plain, "stacked", params, TOKENS)).all()
 
 
-@pytest.mark.parametrize("kind", [None, "nf4"])
+@pytest.mark.parametrize("kind", [pytest.param(None, marks=pytest.mark.slow), "nf4"])
 def test_steps_are_those_of_merged_weights_and_change_nothing_of_the_base(kind):
     config, params = prepared(kind)
     before = jax.tree.map(np.array, params)
@@ -289,7 +289,7 @@ def test_merging_rounds_once_and_frees_what_is_given_up():
     assert (np.asarray(ours) != np.asarray(wanted)).mean() < 1e-3
 
 
-@pytest.mark.parametrize("kind", [None, "nf4"])
+@pytest.mark.parametrize("kind", [pytest.param(None, marks=pytest.mark.slow), "nf4"])
 def test_eight_devices_compute_what_one_does(kind):
     results = []
     for mesh in (one_device(), make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))):

@@ -115,13 +115,10 @@ def test_what_cannot_be_stored_in_eight_bits_is_refused():
         store_in_int8(CONFIG, {}, ["weight"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "int8",
-    [
-        pytest.param(("weights",), marks=pytest.mark.slow),
-        pytest.param(("cache",), marks=pytest.mark.slow),
-        ("weights", "cache"),
-    ],
+    [("weights",), ("cache",), ("weights", "cache")],
     ids="+".join,
 )
 def test_forks_rows_and_devices_change_no_token_in_eight_bits_but_where_the_cache_tips_one(int8):

@@ -189,7 +189,7 @@ def test_sigterm_ends_a_run_that_compiles_or_evaluates(patch, doing, saved, run_
         pytest.param(8, MeshConfig(data=2, fsdp=4), marks=pytest.mark.slow),
         (8, MeshConfig(fsdp=2, sequence=2, tensor=2)),
         pytest.param(4, MeshConfig(), marks=pytest.mark.slow),
-        (1, MeshConfig()),
+        pytest.param(1, MeshConfig(), marks=pytest.mark.slow),
     ],
 )
 def test_a_run_resumed_on_another_mesh_equals_the_uninterrupted_one(devices, mesh, run_config, tmp_path, monkeypatch):
