@@ -251,7 +251,7 @@ def run_command(main: Callable[[], None]) -> None:
         _end_failed()
     except Exception as error:
         if type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error):
-            reason = str(error).partition("RESOURCE_EXHAUSTED")[2].strip(": ").splitlines()[0]
+            reason = str(error).partition("RESOURCE_EXHAUSTED")[2].strip(": ").splitlines()[0].rstrip(".")
             print(f"error: out of memory on a device: {reason}. {ROOM}", file=sys.stderr)
         elif _is_one_of_several():
             traceback.print_exc()

@@ -68,7 +68,8 @@ def rows_per_pass(config: DataConfig, row_length: int, num_shards: int) -> int:
             f"rows_per_pass {rows} is no multiple of {num_shards}, the shards of a batch on this mesh (its data x fsdp): "
             f"choose a multiple of {num_shards}, or give more of the devices to the mesh's sequence or tensor"
         )
-    if rows * row_length >= 2**31:
+    # Nor for the pairs of blocks of 256 that attention goes through.
+    if rows * max(row_length, (row_length // 256) ** 2) >= 2**31:
         raise ValueError(
             f"a pass of {counted(rows, 'row')} of {row_length} tokens: no array has room for it; lower rows_per_pass or row_length"
         )

@@ -250,3 +250,10 @@ def test_more_epochs_than_can_be_planned_are_refused():
         ValueError, match="num_epochs is 1000000: with 1,000 examples a run can have at most 50000 epochs"
     ):
         num_steps(1000, DataConfig("rows", num_epochs=1_000_000))
+
+
+@pytest.mark.parametrize(("rows", "length"), [(500_000, 5000), (1, 50_000_000)])
+def test_a_pass_that_no_array_has_room_for_is_refused(rows, length):
+    with pytest.raises(ValueError, match="no array has room for it"):
+        packing.rows_per_pass(DataConfig("rows", rows_per_pass=rows), length, 1)
+    assert packing.rows_per_pass(DataConfig("rows", rows_per_pass=500), 32768, 1) == 500
