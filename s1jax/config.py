@@ -221,6 +221,7 @@ def commit() -> str:
     return result.stdout.strip() + ("+" if changed else "")
 
 
+# What to do about a device that ran out of memory.
 ROOM = (
     "In training give more devices, fewer --data.rows-per-pass, a shorter --data.row-length, a smaller --step.loss-chunk or --step.remat "
     "full; in decoding fewer rows at a time, or --int8"
@@ -228,7 +229,7 @@ ROOM = (
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a command; bad input (ValueError, OSError) is printed as one message and exits with 1.
+    """Run a command; bad input (ValueError, OSError) is printed as one message and exits with 1, as is a device that ran out of memory.
 
     `S1JAX_TRACEBACK=1` in the environment shows where it was raised; the message says so where a ValueError is not ours, and
     so may not name the cause. What is compiled is kept for later runs in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR says
@@ -250,7 +251,8 @@ def run_command(main: Callable[[], None]) -> None:
         print(f"error: {error}{hint}", file=sys.stderr)
         _end_failed()
     except Exception as error:
-        if type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error):
+        is_memory = type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error)
+        if is_memory and not os.environ.get("S1JAX_TRACEBACK"):
             reason = str(error).partition("RESOURCE_EXHAUSTED")[2].strip(": ").splitlines()[0].rstrip(".")
             print(f"error: out of memory on a device: {reason}. {ROOM}", file=sys.stderr)
         elif _is_one_of_several():

@@ -107,13 +107,16 @@ def platform() -> str:
 
 
 def sharding_for(mesh: Mesh, rules: ShardingRules, names: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
-    """Return the sharding of an array of this shape whose dimensions have these names."""
+    """Return the sharding of an array of this shape whose dimensions have these names.
+
+    On one device all of them are one, so that a program's results are no new kind of argument, for which it would be compiled again.
+    """
     return NamedSharding(mesh, rules.spec(names, shape, mesh.shape) if mesh.size > 1 else PartitionSpec())
 
 
 def constrain(x: jax.Array, rules: ShardingRules, *names: str | None) -> jax.Array:
-    """Pin the sharding of an intermediate array under the mesh of `jax.set_mesh`; without one, return it as it is."""
+    """Pin the sharding of an intermediate array under the mesh of `jax.set_mesh`; without one, or on one device, return it as it is."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    if mesh.size <= 1:
         return x
     return jax.lax.with_sharding_constraint(x, rules.spec(names, x.shape, mesh.shape))

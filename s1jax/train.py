@@ -288,7 +288,9 @@ class _Run:
                     self.store.wait()
                     preemption.stop(done)
                 log.start_clock()
-        if (best := self.store.best_step()) is not None:
+        if self.eval_packer is not None:
+            self.store.wait()  # the last step may be the best
+        if self.eval_packer is not None and (best := self.store.best_step()) is not None:
             _say(f"lowest loss on {config.eval_source}: {self.store.eval_loss(best):.4f} after step {best}")
 
     def _evaluates(self, done: int) -> bool:

@@ -207,6 +207,27 @@ def test_an_error_that_is_not_ours_says_how_to_see_where_it_came_from(capsys, mo
         config.run_command(main)
 
 
+def test_a_device_that_ran_out_of_memory_is_one_line_that_says_what_to_lower(capsys):
+    JaxRuntimeError = type("JaxRuntimeError", (RuntimeError,), {})
+
+    def main():
+        raise JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 4198464172336 bytes.\nLargest buffers: ...")
+
+    with pytest.raises(SystemExit) as exit_info:
+        config.run_command(main)
+    error = capsys.readouterr().err
+    assert exit_info.value.code == 1 and error.count("\n") == 1
+    assert error.startswith(
+        "error: out of memory on a device: Out of memory allocating 4198464172336 bytes. In training give"
+    )
+
+    def other():
+        raise JaxRuntimeError("INTERNAL: something else")
+
+    with pytest.raises(JaxRuntimeError):
+        config.run_command(other)
+
+
 def test_a_protected_place_is_no_destination_and_a_new_one_is_left_as_it_was(tmp_path, monkeypatch):
     (tmp_path / "rows.jsonl").write_text("")
     config.check_writable(tmp_path / "rows.jsonl")

@@ -151,14 +151,16 @@ def test_budgets_counts_strings_and_sampling_recompile_nothing(decoder):
 
 @pytest.mark.parametrize("mesh", [None, MeshConfig(data=4, fsdp=1, tensor=2)])
 def test_the_loop_is_compiled_once_for_a_shape(mesh):
-    """However its state was made: empty, begun by `start_rows`, or as the loop before left it."""
+    """However its state was made: empty, begun by `start_rows`, grown, or as the loop before left it."""
     decoder, before = make_decoder(mesh), rows.advance._cache_size()
-    calls = []
+    capacities = []
     with pytest.MonkeyPatch.context() as patch:
         advance = rows.advance
-        patch.setattr(rows, "advance", lambda *a, **k: calls.append(1) or advance(*a, **k))
+        patch.setattr(rows, "advance", lambda *a, **k: capacities.append(a[5].cache.capacity) or advance(*a, **k))
         list(decoder.stream(requests(8), num_rows=3))
-    assert len(calls) > 3 and rows.advance._cache_size() == before + 1
+        list(decoder.stream(requests(5, max_thinking_tokens=150, min_thinking_tokens=100, num_ignore=40), num_rows=3))
+    assert capacities.count(64) > 3 and capacities.count(256) > 1
+    assert rows.advance._cache_size() == before + len(set(capacities))
 
 
 def test_the_loop_ends_when_every_row_is_done(decoder, monkeypatch):
@@ -233,8 +235,7 @@ def test_samples_of_one_prompt_are_prefilled_once_and_share_one_copy_of_its_cach
 
     def count(*args, **how):
         state = advance(*args, **how)
-        head = CONFIG.num_kv_heads * CONFIG.head_dim
-        held.append(sum(x.size >= 200 * head for x in jax.live_arrays() if x.ndim == 4 and x.shape[0] == 1))
+        held.append(sum(max(x.shape[2:]) >= 200 for x in jax.live_arrays() if x.ndim == 4))
         assert args[4][0].positions.shape[0] == 1 and state.cache.positions.shape == (64, 64)
         return state
 

@@ -61,6 +61,8 @@ def test_a_run_learns_exports_and_keeps_rejected_rows_aside(run_config):
     assert len(losses) == 12 and losses[-1] < 0.9 * losses[0]
     (reject,) = map(json.loads, (Path(run_config.output) / "rejects.jsonl").read_text().splitlines())
     assert reject["id"] == "bad" and "thinking" in reject["reason"]
+    told = json.loads((Path(run_config.output) / "train_config.json").read_text())
+    assert told["data"]["source"] == run_config.data.source and told["step"]["remat"] == "full"
     config, exported = checkpoint.load_model(str(hf), make_mesh(MeshConfig()), RULES, "stacked", dtype="float32")
     _, state = checkpoint.load_model(run_config.output, make_mesh(MeshConfig()), RULES, "stacked", dtype="float32")
     assert config == CONFIG
@@ -372,6 +374,33 @@ def test_a_finished_run_is_done_and_only_a_missing_or_damaged_export_is_made_aga
     os.utime(hf, (0, 0))  # as what an earlier run left in the same place
     train.train(replace(run_config, export_dtype="float32"))
     assert hf.stat().st_mtime > 0
+    monkeypatch.undo()
+    train.train(replace(run_config, export_dtype="float32", eval_source=run_config.data.source))
+    ((step, loss),) = eval_losses_of(run_config.output).items()
+    assert (
+        step == 12 and f"lowest loss on {run_config.data.source}: {loss:.4f} after step 12" in capsys.readouterr().err
+    )
+
+
+def test_what_lies_in_the_way_of_a_runs_files_is_refused_at_the_start(run_config, monkeypatch):
+    monkeypatch.setattr(checkpoint, "load_tokenizer", None)
+    output = Path(run_config.output)
+    output.mkdir()
+    for name, told in (
+        ("checkpoints", "checkpoints is a file"),
+        ("tensorboard", "is a file"),
+        ("hf", "is no directory"),
+    ):
+        (output / name).touch()
+        with pytest.raises(ValueError, match=told):
+            train.train(run_config)
+        (output / name).unlink()
+    for name in ("metrics.jsonl", "train_config.json"):
+        (output / name).mkdir()
+        with pytest.raises(ValueError, match=f"{name} cannot be written: it is no file"):
+            train.train(run_config)
+        (output / name).rmdir()
+    assert not list(output.iterdir())
 
 
 def test_a_run_directory_of_another_run_is_refused(run_config):
