@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -60,7 +59,6 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Run one measurement."""
     args = parse()
-    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")  # as launch/train.py
     import jax
 
     jax.config.update("jax_enable_compilation_cache", False)  # compilation is measured too

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
 from s1jax import checkpoint
 from s1jax.config import parse_arguments, run_command
 from s1jax.sharding import MeshConfig, ShardingRules, make_mesh
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -25,17 +27,23 @@ class ConvertConfig:
     """Hugging Face directory or hub id, pre-sharded checkpoint, training run, or one step of a run."""
     dst: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DST")]
     """Directory to make."""
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    dtype: Annotated[str | None, tyro.conf.arg(metavar="{" + ",".join(DTYPES) + "}")] = None
     """Dtype of the written weights; by default that of SRC."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
     """Devices that hold the weights in between."""
+
+    def __post_init__(self) -> None:
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}: choose one of {', '.join(DTYPES)}")
 
 
 def main() -> None:
     """Load SRC as it is, write DST in the other form."""
     config = parse_arguments(__doc__ or "", ConvertConfig)
-    checkpoint.check_destination(config.dst)
+    destination = checkpoint.check_destination(config.dst)
     source = checkpoint.resolve_model(config.src)
+    if destination.resolve().is_relative_to(source.resolve()):
+        raise ValueError(f"{config.dst} lies in {config.src}, which is to be read: give a directory outside")
     kind, _, files = checkpoint.find_weights(source)
     mesh = make_mesh(config.mesh)
     dtype = config.dtype if kind == "hugging_face" else None

@@ -6,10 +6,10 @@ from s1jax.config import parse_command, run_command
 def main() -> None:
     """Parse the config and evaluate."""
     from s1jax.evaluate import EvaluateConfig, evaluate
-    from s1jax.metrics import read_samples
-    from s1jax.plot import format_thinking_table
     from s1jax.preemption import Preemption
     from s1jax.processes import is_first_process, start_processes
+    from s1jax.samples import read_samples
+    from s1jax.tables import format_thinking_table
 
     config = parse_command(__doc__, EvaluateConfig)
     start_processes()

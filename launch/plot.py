@@ -14,8 +14,9 @@ from pathlib import Path
 import tyro
 
 from s1jax.config import check_writable, parse_arguments, run_command
-from s1jax.metrics import read_samples
-from s1jax.plot import format_thinking_table, format_voting_table, plot_thinking, plot_voting
+from s1jax.plot import plot_thinking, plot_voting
+from s1jax.samples import distinct_samples, read_samples
+from s1jax.tables import format_thinking_table, format_voting_table
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,11 @@ def main() -> None:
     """Read the rows, write the figures, print the tables."""
     config = parse_arguments(__doc__ or "", PlotConfig)
     rows = read_samples(config.rows)
+    if copies := len(rows) - len(distinct_samples(rows)):
+        print(
+            f"{copies} of {len(rows)} rows are copies of others (temperature 0, or an unused ignore text): left out\n",
+            file=sys.stderr,
+        )
     out = config.out or config.rows.parent
     figures = [out / "thinking.png"]
     check_writable(figures[0])

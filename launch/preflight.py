@@ -1,14 +1,18 @@
-"""Compile a training config for hardware that is not here: memory, arithmetic and the partitioner's warnings, as a JSON line.
+"""Compile a config for hardware that is not here, its training step or its decode loop: memory and the least time, as a JSON line.
 
-python launch/preflight.py s1_32b --topology h100:2x8
+python launch/preflight.py CONFIG --topology TOPOLOGY [--field value ...], as `s1_32b --topology h100:2x8`, or
+`s1_32b_math500 --topology h100:1x8 --decoding.model Qwen/Qwen2.5-32B-Instruct`
 
-Topologies: h100:HOSTSxGPUS, TPU ones as v5p:2x2x4 or v6e:4x8, and cpu:N for this machine. It needs the platform's compiler, but no device:
+--topology, which is no field of the config and must be given: h100:HOSTSxGPUS, a TPU's as v5p:2x2x4 or v6e:4x8, or cpu:N for this machine.
+
+It needs the platform's compiler, but no device:
 pip install libtpu, or jax-cuda12-plugin jax-cuda12-pjrt nvidia-cudnn-cu12 nvidia-cuda-nvcc-cu12. Exits with 1 if the step does not fit.
 """
 
 import json
 import os
 import sys
+from typing import Any
 
 from s1jax.config import parse_command, run_command
 
@@ -16,10 +20,14 @@ from s1jax.config import parse_command, run_command
 def main() -> None:
     """Compile, and print what a step needs."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    from s1jax.preflight import check_train, published_config
+    from s1jax.evaluate import EvaluateConfig
+    from s1jax.preflight import check_decode, check_train, published_config
+    from s1jax.sweep import SweepConfig, largest_limits
     from s1jax.train_config import TrainConfig
 
     argv = [part for arg in sys.argv[1:] for part in (arg.split("=", 1) if arg.startswith("--topology=") else [arg])]
+    if argv.count("--topology") > 1:
+        raise ValueError("--topology is given more than once: give one")
     if "--topology" in argv[:-1]:
         place = argv.index("--topology")
         topology, argv = argv[place + 1], argv[:place] + argv[place + 2 :]
@@ -27,9 +35,15 @@ def main() -> None:
         topology = ""
     else:
         raise ValueError("which hardware? Give --topology, as h100:2x8, v5p:2x2x4, v6e:4x8 or cpu:1")
-    config = parse_command(__doc__ or "", TrainConfig, argv)
-    figures = check_train(config, published_config(config.model, config.dtype), topology)
-    print(json.dumps({"model": config.model} | figures))
+    config: Any = parse_command(__doc__ or "", (TrainConfig, EvaluateConfig, SweepConfig), argv)
+    run = config if isinstance(config, TrainConfig) else config.decoding
+    model_config = published_config(run.model, run.dtype)
+    if isinstance(config, TrainConfig):
+        figures = check_train(config, model_config, topology)
+    else:
+        limits = config.point.limits if isinstance(config, EvaluateConfig) else largest_limits(config)
+        figures = check_decode(config.decoding, limits, model_config, topology)
+    print(json.dumps({"model": run.model} | figures))
     sys.exit(0 if figures["fits"] in (True, None) else 1)
 
 

@@ -5,11 +5,11 @@ from s1jax.config import parse_command, run_command
 
 def main() -> None:
     """Parse the config and sweep."""
-    from s1jax.metrics import read_samples
-    from s1jax.plot import format_thinking_table
     from s1jax.preemption import Preemption
     from s1jax.processes import is_first_process, start_processes
+    from s1jax.samples import read_samples
     from s1jax.sweep import SweepConfig, sweep
+    from s1jax.tables import format_thinking_table
 
     config = parse_command(__doc__, SweepConfig)
     start_processes()

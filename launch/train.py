@@ -1,14 +1,10 @@
 """Fine-tune a model: CONFIG -> checkpoints, metrics.jsonl and a Hugging Face export in its output directory."""
 
-import os
-
 from s1jax.config import parse_command, run_command
 
 
 def main() -> None:
     """Parse the config and train."""
-    # JAX would take no more than three quarters of a GPU's memory.
-    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
     from s1jax.processes import is_first_process, start_processes
     from s1jax.train import train
     from s1jax.train_config import TrainConfig

@@ -173,7 +173,9 @@ def _over_themselves(q, k, v, positions, segment_ids, backend: Backend, rules: S
         constrain(v, rules, "batch", "kv_heads", "length", None),
     )
     # As many copies as give each device one of its own; their number still divides that of the query heads.
-    k, v = (jnp.repeat(x, math.lcm(num_kv_heads, shards) // num_kv_heads, axis=1) for x in (k, v))
+    if (copies := math.lcm(num_kv_heads, shards) // num_kv_heads) > 1:
+        k, v = (constrain(x, rules, "batch", "kv_heads", None, None) for x in (k, v))
+        k, v = (jnp.repeat(x, copies, axis=1) for x in (k, v))
     (batch,) = rules.spec(("batch",), q.shape[:1], mesh.shape)
     of_q, of_kv, of_tokens = PartitionSpec(batch, None, axes), PartitionSpec(batch, axes), PartitionSpec(batch)
     # The kernels' gradients are their own, which the check of varying axes cannot follow.

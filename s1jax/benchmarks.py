@@ -10,11 +10,14 @@ of one list has an id of its own, since samples and votes are joined by it.
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from s1jax.chat import check_text
 
 
 @dataclass(frozen=True)
@@ -55,11 +58,11 @@ _ERRORS_SHOWN = 5
 def read_problems(source: str, limit: int | None = None) -> list[Problem]:
     """Read the problems of a JSONL file or a named benchmark, at most `limit` of them from the start.
 
-    A line needs a question and an answer (text or a number); without an id it gets "<benchmark>/<line number>". The
-    benchmark is the file's stem, or the name. A row with GPQA's columns of one right and three wrong answers becomes a
-    question with the choices A) to D). Raises FileNotFoundError for a missing file and for a benchmark that the hub does
-    not give, ValueError for an unknown name, an empty file, a limit below 1, or bad lines (all of them counted, the first
-    few shown).
+    A line is UTF-8 and needs a question and an answer (text or a finite number); without an id it gets
+    "<benchmark>/<line number>". The benchmark is the file's stem, or the name. A row with GPQA's columns of one right and
+    three wrong answers becomes a question with the choices A) to D). Raises FileNotFoundError for a missing file and for a
+    benchmark that the hub does not give, ValueError for an unknown name, an empty file, a limit below 1, or bad lines (all
+    of them counted, the first few shown).
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}: ask for at least 1 problem, or leave it out for all")
@@ -70,7 +73,9 @@ def read_problems(source: str, limit: int | None = None) -> list[Problem]:
         if path.suffix or len(path.parts) > 1:
             raise FileNotFoundError(f"no problem file at {source}")
         raise ValueError(f"unknown benchmark {source!r}: give a .jsonl path, or one of {', '.join(_HUB)}")
-    with path.open(encoding="utf-8-sig", errors="strict") as file:
+    check_text(f"the name of the benchmark {path.stem!r}", path.stem)
+    # Bytes that are no UTF-8 become surrogates, and so are told with their line.
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         lines = ((number, line) for number, line in enumerate(file, start=1) if line.strip())
         return _to_problems(lines, path.stem, source, "line", limit)
 
@@ -100,7 +105,10 @@ def _to_problems(
         if limit is not None and len(problems) == limit:
             break
         try:
-            problem = _to_problem(json.loads(row) if isinstance(row, str) else row, benchmark, number)
+            if isinstance(row, str):
+                check_text("it", row)
+                row = json.loads(row)
+            problem = _to_problem(row, benchmark, number)
             if problem.problem_id in seen:
                 raise ValueError(f"id {problem.problem_id!r} was already used on {unit} {seen[problem.problem_id]}")
         except (ValueError, RecursionError) as error:
@@ -129,6 +137,8 @@ def _to_problem(row: Any, benchmark: str, number: int) -> Problem:
     if missing:
         raise ValueError(" and ".join(missing))
     problem_id = _column(row, _ID_COLUMNS).strip() or f"{benchmark}/{number}"
+    for name, text in (("the question", question), ("the answer", answer), ("the id", problem_id)):
+        check_text(name, text)
     return Problem(problem_id, benchmark, question, answer)
 
 
@@ -147,11 +157,13 @@ def _with_choices(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _column(row: dict[str, Any], names: tuple[str, ...]) -> str:
-    """Return the first of these columns that holds text or a number, as text; "" where none does."""
+    """Return the first of these columns that holds text or a number, as text; "" where none does. ValueError for nan and inf."""
     for name in names:
         value = row.get(name)
         if isinstance(value, str) and value.strip():
             return value
         if isinstance(value, int | float) and not isinstance(value, bool):
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} is {value}: it must be text or a finite number")
             return str(value)
     return ""

@@ -94,26 +94,30 @@ def pin(tree: Any, rules: ShardingRules) -> Any:
     return jax.tree.map(lambda x: constrain(x, rules, *names(x)), tree)
 
 
-def grow(cache: KVCache, capacity: int, rules: ShardingRules) -> KVCache:
-    """Return the cache with `capacity` slots a row; layer by layer, and the old one is given up, so that no second cache is held."""
+def resize(cache: KVCache, capacity: int, rules: ShardingRules) -> KVCache:
+    """Return the cache with `capacity` slots a row, of fewer with the newest; layer by layer, and the old one is given up.
+
+    So no second cache is held.
+    """
     turn = int(cache.num_written) % cache.capacity
     k, v = list(cache.k), list(cache.v)
     for layers, axis in ((k, 3), (v, 2)):
         for i, old in enumerate(layers):
-            layers[i] = jax.block_until_ready(_grow(old, turn, capacity=capacity, axis=axis, rules=rules))
+            layers[i] = jax.block_until_ready(_resize(old, turn, capacity=capacity, axis=axis, rules=rules))
             jax.tree.map(lambda x: x.delete(), old)
     positions, segment_ids = (
-        _grow(x, turn, capacity=capacity, axis=1, rules=rules) for x in (cache.positions, cache.segment_ids)
+        _resize(x, turn, capacity=capacity, axis=1, rules=rules) for x in (cache.positions, cache.segment_ids)
     )
-    return KVCache(tuple(k), tuple(v), positions, segment_ids, cache.num_written * 0 + cache.capacity)
+    return KVCache(tuple(k), tuple(v), positions, segment_ids, cache.num_written * 0 + min(cache.capacity, capacity))
 
 
 @functools.partial(jax.jit, static_argnames=("capacity", "axis", "rules"))
-def _grow(held: Any, turn: Int[Array, ""], *, capacity: int, axis: int, rules: ShardingRules) -> Any:
-    """Turn the ring so that its oldest slot is the first, and add free slots at the end."""
+def _resize(held: Any, turn: Int[Array, ""], *, capacity: int, axis: int, rules: ShardingRules) -> Any:
+    """Turn the ring so that its oldest slot is the first, and add free slots at the end, or drop the oldest."""
 
-    def wider(x: jax.Array) -> jax.Array:
-        added = [(0, capacity - x.shape[axis] if i == axis else 0) for i in range(x.ndim)]
-        return jnp.pad(jnp.roll(x, -turn, axis), added)
+    def resized(x: jax.Array) -> jax.Array:
+        x, size = jnp.roll(x, -turn, axis), x.shape[axis]
+        x = jax.lax.slice_in_dim(x, max(0, size - capacity), size, axis=axis)
+        return jnp.pad(x, [(0, capacity - x.shape[axis] if i == axis else 0) for i in range(x.ndim)])
 
-    return pin(jax.tree.map(wider, held), rules)
+    return pin(jax.tree.map(resized, held), rules)

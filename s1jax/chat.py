@@ -18,6 +18,7 @@ Invariants:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
@@ -90,8 +91,18 @@ def find_delimiters(tokenizer: PreTrainedTokenizerBase) -> Delimiters:
     )
 
 
+def check_text(name: str, text: str) -> None:
+    """Raise ValueError if `text` holds a lone surrogate, as text read from bytes that are no UTF-8 does: it has no token ids."""
+    if found := re.search("[\ud800-\udfff]", text):
+        kind = "a byte that is no UTF-8" if "\udc80" <= found[0] <= "\udcff" else "a lone surrogate"
+        raise ValueError(f"{name} is not valid Unicode: character {found.start() + 1} is {kind} ({found[0]!r})")
+
+
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Return the ids of `text` alone: nothing is added, and a special token spelt in it stays ordinary text."""
+    """Return the ids of `text` alone: nothing is added, and a special token spelt in it stays ordinary text.
+
+    Raises ValueError on text that is not valid Unicode, as all that encodes text does.
+    """
     return _encode(tokenizer, text, split_special_tokens=True)
 
 
@@ -181,6 +192,7 @@ def newline_ids(tokenizer: PreTrainedTokenizerBase) -> Bool[np.ndarray, " V"]:
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str, split_special_tokens: bool) -> list[int]:
+    check_text(f"the text {text[:80]!r}", text)
     # verbose=False: no warning about lengths, `data.py` checks them.
     encoding = tokenizer(text, add_special_tokens=False, split_special_tokens=split_special_tokens, verbose=False)
     return encoding["input_ids"]

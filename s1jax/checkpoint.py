@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -47,18 +48,13 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "generation_config.json",
 )
-# Fields of config.json that hold numbers.
-NUMBERS = {
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
-    "max_position_embeddings", "rms_norm_eps", "rope_theta", "factor", "original_max_position_embeddings",
-}  # fmt: skip
 MAX_SHARD_BYTES = 5_000_000_000
 
 
 def resolve_model(source: str | Path, weights: bool = True) -> Path:
     """Return the absolute directory of a source: itself, or a snapshot of a hub id (without weights if `weights` is False).
 
-    Raises ValueError where it is neither a directory nor reachable on the hub.
+    Raises ValueError where it is neither a directory nor to be had from the hub.
     """
     path = Path(source).expanduser()
     if not str(source).strip():
@@ -71,15 +67,21 @@ def resolve_model(source: str | Path, weights: bool = True) -> Path:
         raise ValueError(f"no directory {source!s} (and it is no hub id, which looks like Qwen/Qwen2.5-0.5B-Instruct)")
 
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
     patterns = [CONFIG_NAME, *TOKENIZER_FILES, *(["*.safetensors", hf_weights.INDEX_NAME] if weights else [])]
     try:
         return Path(snapshot_download(str(source), allow_patterns=patterns, ignore_patterns=["*/*"]))
     # The hub's errors have no common base, and those of its HTTP package vary with its version.
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if isinstance(error, LocalEntryNotFoundError):
+            fault = "could not be reached"
+        elif isinstance(error, RepositoryNotFoundError):
+            fault = "has no such model, or does not give it without a token that may read it"
+        else:
+            fault = f"does not give it ({type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]})"
         raise ValueError(
-            f"{source!s} is neither a directory nor reachable on the Hugging Face hub ({type(error).__name__}: {reason})"
+            f"there is no directory {source!s} in {Path.cwd()}, and the Hugging Face hub {fault}"
         ) from error
 
 
@@ -148,15 +150,11 @@ def read_config(source: str | Path, dtype: str = "bfloat16") -> tuple[ModelConfi
     if not path.is_file():
         raise ValueError(f"{directory} is no checkpoint: it has no {CONFIG_NAME}")
     try:
-        hf = json.loads(path.read_text())
+        hf = json.loads(path.read_text("utf-8"))
         if not isinstance(hf, dict):
             raise ValueError("it is no JSON object")
-        for fields in (hf, hf.get("rope_parameters"), hf.get("rope_scaling")):
-            for name, value in fields.items() if isinstance(fields, dict) else ():
-                if name in NUMBERS and (isinstance(value, bool) or not isinstance(value, int | float | None)):
-                    raise ValueError(f"{name} is {value!r}: it must be a number")
         return ModelConfig.from_hf(hf, dtype), hf
-    except (ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 
@@ -205,6 +203,7 @@ def load_tokenizer(source: str | Path):
     try:
         return AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # `tokenizers` raises bare Exceptions
+        read_config(directory)  # which is read along with the tokenizer: what is wrong with it is told as such
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"cannot load the tokenizer of {directory}: its files are damaged ({reason})") from error
 
@@ -276,7 +275,8 @@ def write_model_files(
 def check_destination(directory: str | Path, overwrite: bool = False) -> Path:
     """Return an absolute path that a new directory may be put at.
 
-    Raises ValueError for an empty name, a file, or a directory with content (with `overwrite`: that is no checkpoint).
+    Raises ValueError for an empty name, a file, a place where nothing can be made, or a directory with content (with `overwrite`: that
+    is no checkpoint).
     """
     if not str(directory).strip():
         raise ValueError("the name of the directory to write is empty")
@@ -290,6 +290,14 @@ def check_destination(directory: str | Path, overwrite: bool = False) -> Path:
             raise ValueError(f"{directory} exists and is not empty; remove it or give another name")
         if not (path / CONFIG_NAME).is_file():
             raise ValueError(f"{directory} is no checkpoint, so it is not overwritten; remove it or give another name")
+    if os.path.ismount(path):
+        raise ValueError(f"{directory} is where a file system is mounted; give a directory below it")
+    try:
+        beside = next(parent for parent in path.parents if parent.exists())
+        _beside(path, "replaced").exists()  # raises for too long a name
+        tempfile.TemporaryFile(dir=beside).close()
+    except OSError as error:
+        raise ValueError(f"{directory} cannot be made in {beside}: {error.strerror}") from error
     return path
 
 
@@ -300,7 +308,7 @@ def new_directory(directory: str | Path, overwrite: bool = False) -> Iterator[Pa
     After a crash the directory is the old one, or the new one, or is put back by the next call.
     """
     destination = Path(os.path.abspath(Path(directory).expanduser()))
-    partial, replaced = (destination.with_name(f".{destination.name}.{state}") for state in ("partial", "replaced"))
+    partial, replaced = (_beside(destination, state) for state in ("partial", "replaced"))
 
     def settle() -> None:
         """End a replacement that was broken off: the new directory stays if it is there, else the old one comes back."""
@@ -332,6 +340,11 @@ def new_directory(directory: str | Path, overwrite: bool = False) -> Iterator[Pa
         if is_first_process():
             settle()
     barrier(f"renamed {destination}")
+
+
+def _beside(destination: Path, state: str) -> Path:
+    """Return the path of a directory that is on its way to or from `destination`."""
+    return destination.with_name(f".{destination.name}.{state}")
 
 
 def _files_directory(source: str | Path) -> Path:

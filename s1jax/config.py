@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 Config = TypeVar("Config")
 
 
-def config_names(config_type: type[Any] = object) -> list[str]:
+def config_names(config_type: type[Any] | tuple[type[Any], ...] = object) -> list[str]:
     """Return the names of the configs that come with the project, and are of this type."""
 
     def fits(name: str) -> bool:
@@ -42,8 +42,8 @@ def config_names(config_type: type[Any] = object) -> list[str]:
     return [name for name in names if config_type is object or fits(name)]
 
 
-def load_config(name: str, config_type: type[Config]) -> Config:
-    """Return the `CONFIG` of `configs/NAME.py`, given as a name or as a path to any such file.
+def load_config(name: str, config_type: type[Config] | tuple[type[Config], ...]) -> Config:
+    """Return the `CONFIG` of `configs/NAME.py`, given as a name or as a path to any such file, of this type or one of these.
 
     Raises ValueError for an unknown name (listing the known ones), for a config of another command, and for one that does not load.
     """
@@ -62,7 +62,9 @@ def load_config(name: str, config_type: type[Config]) -> Config:
         raise ValueError(_config_mistake(path, error)) from error
     config = getattr(module, "CONFIG", None)
     if not isinstance(config, config_type):
-        raise ValueError(f"{path} has no CONFIG of type {config_type.__name__}; it holds {type(config).__name__}")
+        types = config_type if isinstance(config_type, tuple) else (config_type,)
+        wanted = " or ".join(cls.__name__ for cls in types)
+        raise ValueError(f"{path} has no CONFIG of type {wanted}; it holds {type(config).__name__}")
     return config
 
 
@@ -93,8 +95,10 @@ def program() -> str:
     return f"python {script.resolve().relative_to(ROOT) if inside else script.name}"
 
 
-def parse_command(description: str, config_type: type[Config], argv: Sequence[str] | None = None) -> Config:
-    """Parse `CONFIG [--field value ...]`: the named config with typed overrides.
+def parse_command(
+    description: str, config_type: type[Config] | tuple[type[Config], ...], argv: Sequence[str] | None = None
+) -> Config:
+    """Parse `CONFIG [--field value ...]`: the named config, of this type or one of these, with typed overrides.
 
     Prints help and exits for `--help`; raises ValueError for an unknown config or field, listing the valid ones.
     """
@@ -108,7 +112,7 @@ def parse_command(description: str, config_type: type[Config], argv: Sequence[st
         names = ", ".join(config_names(config_type))
         raise ValueError(f"which config? Give a path ending in .py, or one of: {names}")
     default = load_config(name, config_type)
-    return parse_arguments(description, config_type, argv, default, f"{program()} {name}")
+    return parse_arguments(description, type(default), argv, default, f"{program()} {name}")
 
 
 def parse_arguments(
@@ -236,6 +240,8 @@ def run_command(main: Callable[[], None]) -> None:
     where (empty: nowhere).
     """
     _ask_for_huge_pages()
+    # JAX would take no more than three quarters of a GPU's memory.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(caches) / "s1jax" / "compiled"))
     try:

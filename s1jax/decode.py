@@ -85,6 +85,8 @@ class DecodeState(NamedTuple):
     row: RowState
     num_steps: Int[Array, ""]
     """Steps of this call."""
+    is_finite: Bool[Array, " B"]
+    """Whether each row's hidden states were, as long as it was decoding."""
     emitted: Emitted
 
 
@@ -183,6 +185,7 @@ def empty_state(
         num_emitted=ints,
         row=row,
         num_steps=jnp.zeros((), jnp.int32),
+        is_finite=ints == 0,
         emitted=_nothing_emitted(B),
     )
     return pin(state, rules)
@@ -283,6 +286,7 @@ def advance(
             num_emitted=state.num_emitted + live,
             row=row,
             num_steps=state.num_steps + 1,
+            is_finite=state.is_finite & (jnp.isfinite(state.hidden).all(axis=-1) | (live == 0)),
             emitted=Emitted(*written, *state.emitted[len(written) :]),
         )
 

@@ -16,23 +16,25 @@ import sys
 import zlib
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
 from s1jax.attention import CacheBackend, check_cache_backend
 from s1jax.benchmarks import Problem, read_problems
 from s1jax.budget import Limits
-from s1jax.chat import encode_prompt, encode_text, split_completion
+from s1jax.chat import check_text, encode_prompt, encode_text, split_completion
 from s1jax.config import check_writable, commit, config_hash
 from s1jax.grading import grade
-from s1jax.metrics import SampleRow, read_samples
 from s1jax.model_config import DType, Int8
 from s1jax.processes import check_same, everywhere, from_first_process, is_first_process
 from s1jax.progress import progress
 from s1jax.request import Completion, Request, check_integer, check_sampling
+from s1jax.samples import SampleRow, read_samples
 from s1jax.scheduler import load_decoder
-from s1jax.sharding import MeshConfig, ShardingRules
+from s1jax.sharding import DECODING_MESH, MeshConfig, ShardingRules
+
+FIRST_COLUMN = b'{"problem_id": "'
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Point:
         for name, value in self.limits._asdict().items():
             check_integer(name, value)
         check_integer("num_samples", self.num_samples, least=1)
+        check_text("ignore_text", self.ignore_text)
         check_sampling(self.temperature)
         if self.num_samples > 1 and self.temperature == 0:
             raise ValueError(f"num_samples {self.num_samples} at temperature 0 would be copies of one answer")
@@ -81,11 +84,11 @@ class DecodingConfig:
     max_answer_tokens: int = 512
     """Longest answer, in tokens."""
     top_k: int = 0
-    """Keep the k likeliest tokens; 0 keeps all."""
+    """Keep the k likeliest tokens, 0 all; needs a temperature above 0."""
     top_p: float = 1.0
-    """Keep the likeliest tokens until their probability reaches p."""
+    """Keep the likeliest tokens until their probability reaches p; needs a temperature above 0."""
     min_p: float = 0.0
-    """Drop tokens less likely than p times the likeliest."""
+    """Drop tokens less likely than p times the likeliest; needs a temperature above 0."""
     seed: int = 0
     """What samples are drawn from."""
     num_rows: int = 64
@@ -96,8 +99,8 @@ class DecodingConfig:
     """What is stored in 8 bits instead: `weights`, `cache` or both."""
     attention: CacheBackend | None = None
     """What computes attention over caches; default: `pallas` on a GPU, elsewhere `xla`, for which any card's shared memory will do."""
-    mesh: MeshConfig = field(default_factory=lambda: MeshConfig(fsdp=1, tensor=-1))
-    """How devices share the work; by default all split each layer (tensor)."""
+    mesh: MeshConfig = DECODING_MESH
+    """How devices share the work; by default as many as its key/value heads allow split each layer (tensor), and such groups the rows."""
     rules: ShardingRules = field(default_factory=ShardingRules)
     """Which mesh axes split which dimension."""
 
@@ -145,15 +148,22 @@ def write_samples(config: DecodingConfig, traces: Sequence[Trace]) -> Path:
     Raises ValueError where the file cannot be written or holds rows of another run, or a request does not fit the model.
     """
     # Here, so that reading rows needs no checkpoint formats.
-    from s1jax.checkpoint import fingerprint
+    from s1jax.checkpoint import fingerprint, tokenizer_fingerprint
 
     output, writes = Path(config.output), is_first_process()
-    problems = everywhere(lambda: read_problems(config.benchmark, config.limit))
+    every_problem = everywhere(lambda: read_problems(config.benchmark))
     check_same((config, traces), "config")
-    check_same(problems, "problems")
-    # What changes no more than the last bit of a number.
-    neutral = ("output", "limit", "num_rows", "attention", "mesh", "rules")
-    identity = config_hash(config, exclude=neutral, weights=fingerprint(config.model))
+    check_same(every_problem, "problems")
+    problems = every_problem[: config.limit]
+    # What changes no more than the last bit of a number; the benchmark is told by its problems.
+    neutral = ("output", "limit", "num_rows", "attention", "mesh", "rules", "benchmark")
+    identity = config_hash(
+        replace(config, int8=tuple(sorted(set(config.int8)))),
+        exclude=neutral,
+        problems=repr(every_problem),
+        weights=fingerprint(config.model),
+        tokenizer=tokenizer_fingerprint(config.model),
+    )
     cells = [
         (trace, problem, sample, point)
         for trace in traces
@@ -182,8 +192,11 @@ def write_samples(config: DecodingConfig, traces: Sequence[Trace]) -> Path:
     jobs.sort(key=lambda job: -job[1].limits.max_thinking_tokens)
     prompts = {problem.problem_id: tuple(encode_prompt(tokenizer, problem.question)) for problem in problems}
     requests = [_request(tokenizer, prompts[job[0].problem_id], *job, config) for job in jobs]
-    for request in requests:
-        decoder.check(request)
+    for (problem, *_), request in zip(jobs, requests, strict=True):
+        try:
+            decoder.check(request)
+        except ValueError as error:
+            raise ValueError(f"problem {problem.problem_id}: {error}") from None
 
     columns = dict(model=config.model, seed=config.seed, config_hash=identity, commit=commit())
     file = None
@@ -225,22 +238,26 @@ def _setting(point: Point) -> tuple[Any, ...]:
 
 
 def _rows_done(output: Path, identity: str) -> set[tuple[Any, ...]]:
-    """Return the keys of the rows in the file, after cutting off a last line torn by a kill."""
-    if not output.exists() or not output.stat().st_size:
+    """Return the keys of the rows in the file, once they are known as ours; then a last line torn by a kill is mended or cut off."""
+    text = output.read_bytes() if output.exists() else b""
+    if not text:
         return set()
-    text = output.read_bytes()
-    whole = text[: text.rfind(b"\n") + 1]
-    if whole != text:
-        with output.open("r+b") as file:
-            file.truncate(len(whole))
-    if not whole:
-        return set()
-    rows = read_samples(output)
+    num_whole = text.rfind(b"\n") + 1
+    is_first_torn = not num_whole and (text.startswith(FIRST_COLUMN) or FIRST_COLUMN.startswith(text))
+    rows = [] if is_first_torn and not _parses(text) else read_samples(output)
     others = {row["config_hash"] for row in rows} - {identity}
     if others:
         raise ValueError(
-            f"{output} holds rows of another config ({', '.join(sorted(others))}); give another --output, or remove it"
+            f"{output} holds rows of another config, or of other problems, weights or tokenizer files ({', '.join(sorted(others))}); "
+            "give another --output, or remove it"
         )
+    if num_whole < len(text):
+        with output.open("r+b") as file:
+            if _parses(text[num_whole:]):
+                file.seek(0, os.SEEK_END)
+                file.write(b"\n")
+            else:
+                file.truncate(num_whole)
     return {
         (
             row["problem_id"],
@@ -253,6 +270,14 @@ def _rows_done(output: Path, identity: str) -> set[tuple[Any, ...]]:
         )
         for row in rows
     }
+
+
+def _parses(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 def _request(

@@ -1,4 +1,4 @@
-"""Arithmetic of training: a shape and the lengths of examples -> floating-point operations; and what devices can do at most.
+"""Arithmetic of training: a shape and the lengths of examples -> floating-point operations; and what devices can do and read at most.
 
 Convention of every MFU (model FLOPs utilisation, arXiv 2204.02311, appendix B) in this project: 6 operations per token and weight of a
 matrix product (4 where it is frozen), the output layer included and the embedding's look-up not, and attention counted over the pairs
@@ -26,6 +26,19 @@ PEAK_FLOPS = {
     "TPU v6 lite": 918e12,
     "TPU7x": 2307e12,
 }
+# Bytes per second that devices read of their memory, likewise.
+PEAK_BANDWIDTH = {
+    "NVIDIA A100": 2039e9,
+    "NVIDIA H100 PCIe": 2000e9,
+    "NVIDIA H100": 3350e9,
+    "NVIDIA H200": 4800e9,
+    "NVIDIA B200": 8000e9,
+    "TPU v4": 1228e9,
+    "TPU v5 lite": 819e9,
+    "TPU v5": 2765e9,
+    "TPU v6 lite": 1640e9,
+    "TPU7x": 7380e9,
+}
 
 
 def num_matrix_weights(config: ModelConfig) -> int:
@@ -47,5 +60,14 @@ def train_flops(config: ModelConfig, lengths: Sequence[int] | np.ndarray) -> flo
 
 def peak_flops(device_kind: str, dtype: str) -> float | None:
     """Return the most operations per second of one device; None where it is not known (other devices, and float32)."""
-    kinds = [kind for kind in PEAK_FLOPS if device_kind.startswith(kind)]
-    return PEAK_FLOPS[max(kinds, key=len)] if kinds and dtype == "bfloat16" else None
+    return _of_kind(PEAK_FLOPS, device_kind) if dtype == "bfloat16" else None
+
+
+def peak_bandwidth(device_kind: str) -> float | None:
+    """Return the most bytes per second that one device reads of its memory; None where it is not known."""
+    return _of_kind(PEAK_BANDWIDTH, device_kind)
+
+
+def _of_kind(table: dict[str, float], device_kind: str) -> float | None:
+    kinds = [kind for kind in table if device_kind.startswith(kind)]
+    return table[max(kinds, key=len)] if kinds else None

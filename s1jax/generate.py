@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 from s1jax.attention import CacheBackend
-from s1jax.chat import encode_prompt, encode_text
+from s1jax.chat import check_text, encode_prompt, encode_text
 from s1jax.config import counted
 from s1jax.model_config import DType, Int8
 from s1jax.request import Completion, Request
@@ -42,11 +42,11 @@ class GenerateConfig:
     temperature: float = 0.0
     """0 is greedy."""
     top_k: int = 0
-    """Keep the k likeliest tokens; 0 keeps all."""
+    """Keep the k likeliest tokens, 0 all; needs a temperature above 0."""
     top_p: float = 1.0
-    """Keep the likeliest tokens until their probability reaches p."""
+    """Keep the likeliest tokens until their probability reaches p; needs a temperature above 0."""
     min_p: float = 0.0
-    """Drop tokens less likely than p times the likeliest."""
+    """Drop tokens less likely than p times the likeliest; needs a temperature above 0."""
     seed: int = 0
     """What tokens are drawn from at a temperature above 0."""
     dtype: DType = "bfloat16"
@@ -72,6 +72,8 @@ def generate(config: GenerateConfig, out: TextIO) -> Completion:
         min_p=config.min_p,
         seed=config.seed,
     )
+    check_text("the prompt", config.prompt)
+    check_text("ignore_text", config.ignore_text)
     decoder, tokenizer = load_decoder(config.model, config.dtype, int8=config.int8, attention=config.attention)
     prompt, ignore_ids = encode_prompt(tokenizer, config.prompt), encode_text(tokenizer, config.ignore_text)
     request = dataclasses.replace(request, prompt=tuple(prompt), ignore_ids=tuple(ignore_ids))

@@ -6,7 +6,7 @@ as a global array in Hugging Face's own layout, each process reading the blocks 
 of a stack are written into the stack in place. Export does the same backwards.
 
 Invariant: a process reads no byte that its devices do not hold, and has at most one tensor in host memory beyond its devices' shards.
-Without a change of dtype every bit survives (`bits.py`).
+Without a change of dtype every bit survives (`bits.py`); with one, a number out of its range is refused.
 """
 
 from __future__ import annotations
@@ -162,6 +162,27 @@ def _exporter(weight: Weight, dtype: Any, stacked: bool, sharding: NamedSharding
     return jax.jit(run, out_shardings=sharding)
 
 
+def check_range(name: str, x: jax.Array | np.ndarray, dtype: Any, layer: int | None = None) -> None:
+    """Raise ValueError if a finite number of `x`, or of one layer of it, is beyond the range of `dtype`.
+
+    Nothing is computed where that range is no smaller than that of `x`; float32 and bfloat16, whose ranges differ by 0.4%, count as alike.
+    """
+    largest = float(jnp.finfo(dtype).max)
+    if largest > 0.99 * float(jnp.finfo(x.dtype).max):
+        return
+    is_beyond = _is_beyond if isinstance(x, np.ndarray) else jax.jit(_is_beyond)
+    if is_beyond(x, largest, layer):
+        raise ValueError(
+            f"{name} holds numbers beyond {largest:g}, the largest of {jnp.dtype(dtype).name}: choose a wider dtype"
+        )
+
+
+def _is_beyond(x: Any, largest: Any, layer: Any) -> Any:
+    x = x if layer is None else x[layer]
+    magnitude = abs(x if x.dtype == np.float64 else x.astype(np.float32))
+    return ((magnitude > largest) & (magnitude < np.inf)).any()
+
+
 @functools.lru_cache(maxsize=256)
 def _zeros(target: jax.ShapeDtypeStruct):
     return jax.jit(lambda: jnp.zeros(target.shape, target.dtype), out_shardings=target.sharding)
@@ -252,7 +273,7 @@ def check_tensors(
     return {name: tensors[name] for name in needed}
 
 
-def read_tensor(info: TensorInfo, sharding: NamedSharding, cast: str | None = None) -> jax.Array:
+def read_tensor(name: str, info: TensorInfo, sharding: NamedSharding, cast: str | None = None) -> jax.Array:
     """Read a tensor as a global array; this process reads the blocks of its own devices, each once."""
 
     def block_of(index: tuple[slice, ...] | None) -> Block:
@@ -271,6 +292,8 @@ def read_tensor(info: TensorInfo, sharding: NamedSharding, cast: str | None = No
     else:
         parts = {b: read_block(info, b) for b in blocks}
     if cast is not None:
+        for part in parts.values():
+            check_range(name, part, cast)
         parts = {b: part.astype(cast) for b, part in parts.items()}
     return jax.make_array_from_callback(info.shape, sharding, lambda index: parts[block_of(index)])
 
@@ -285,7 +308,7 @@ def import_weights(
 ) -> Params:
     """Load the safetensors of a directory onto a mesh, in `param_dtype` (None: each tensor's own dtype).
 
-    Raises one ValueError with everything that is wrong with them (`check_tensors`).
+    Raises one ValueError with everything that is wrong with them (`check_tensors`), or for a number out of the dtype's range.
     """
     stacked_target = abstract_params(config, rules, "stacked", mesh)
     tensors = check_tensors(directory, config, stacked_target, param_dtype)
@@ -299,7 +322,9 @@ def import_weights(
             leaf = jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
             spec = hf_spec(slot.weight, PartitionSpec(*leaf.sharding.spec[1:]) if stacked else leaf.sharding.spec)
             # JAX has no float64 by default: it is rounded once, on the host.
-            x = read_tensor(info, NamedSharding(mesh, spec), cast=param_dtype if info.dtype == "F64" else None)
+            cast = param_dtype if info.dtype == "F64" else None
+            x = read_tensor(slot.hf_name, info, NamedSharding(mesh, spec), cast)
+            check_range(slot.hf_name, x, dtype)
             stack = None
             if stacked:
                 stack = get_leaf(params, slot.path) if slot.layer else _zeros(leaf)()
@@ -316,7 +341,7 @@ def export_weights(
     """Write parameters of either layout as safetensors, sharded with an index where one file does not hold them.
 
     All processes take part in gathering a tensor, process 0 writes. `dtype` None keeps each array's own. Returns the dtype that most
-    bytes have, as a numpy name. Raises ValueError for a dtype safetensors cannot hold.
+    bytes have, as a numpy name. Raises ValueError, before anything is written, for a dtype that safetensors or a number cannot have.
     """
     found = list(slots(config, layout_of(params)))
     specs: dict[str, tuple[str, tuple[int, ...]]] = {}
@@ -326,6 +351,7 @@ def export_weights(
         name = safetensors_io.dtype_name(dtype or leaf.dtype)
         specs[slot.hf_name] = (name, hf_shape(slot.weight, leaf.shape if slot.layer is None else leaf.shape[1:]))
         sizes[slot.hf_name] = math.prod(specs[slot.hf_name][1]) * FLOAT_DTYPES[name].itemsize
+        check_range(slot.hf_name, leaf, FLOAT_DTYPES[name], slot.layer)
     shards: list[list[Slot]] = [[]]
     for slot in found:
         if shards[-1] and sum(sizes[s.hf_name] for s in shards[-1]) + sizes[slot.hf_name] > max_shard_bytes:

@@ -5,7 +5,8 @@ In: sample rows (JSONL), one per generated answer, each carrying its whole condi
 figures of merit, Control, Scaling and Performance (section 3.2). Every share is a fraction of 1, not a percentage.
 
 The invariants: a statistic is first taken per problem, then averaged over problems, so no problem weighs more for having more
-samples; its interval is over problems, as if they were drawn anew; and rows of different settings are never pooled.
+samples; its interval is over problems, as if they were drawn anew; rows of different settings are never pooled; and copies of
+a sample count once (`distinct_samples`).
 
 How samples vote (maj@k): the answer most of k samples gave wins. Equal answers vote together whatever their spelling; a sample
 without an answer does not vote, so "none" never wins; a tie is broken by a uniform draw. maj@k and pass@k are the exact expectations
@@ -15,55 +16,16 @@ over all subsets of k of the n samples (and over tie draws): no first k, no rand
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import statistics
-import sys
 import typing
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 import numpy as np
 
 from s1jax.grading import is_equivalent
-
-
-class Curve(TypedDict):
-    """What the points of one curve share."""
-
-    benchmark: str
-    model: str
-    method: str
-    temperature: float
-
-
-class Setting(Curve):
-    """The condition of a point: rows that differ in any of these belong to different points."""
-
-    max_thinking_tokens: int
-    min_thinking_tokens: int
-    num_ignore: int
-    ignore_text: str
-
-
-class SampleRow(Setting):
-    """One generated answer with its whole condition: what evaluation writes, and all that metrics and plots read."""
-
-    problem_id: str
-    sample_index: int
-    seed: int
-    num_thinking_tokens: int
-    num_forced_tokens: int
-    num_ignored: int
-    num_answer_tokens: int
-    finish_reason: Literal["stop", "length"]
-    thinking: str
-    answer_text: str
-    extracted: str | None
-    correct: bool
-    config_hash: str
-    commit: str
+from s1jax.samples import SETTING, Curve, SampleRow, Setting, distinct_samples
 
 
 class ThinkingPoint(Setting):
@@ -102,72 +64,6 @@ class CurveSummary(Curve):
     scaling_per_token: float | None
     performance: float
 
-
-# ---- sample rows ----
-
-_COLUMN_TYPES = typing.get_type_hints(SampleRow)
-_SETTING = tuple(Setting.__annotations__)
-
-
-def read_samples(path: str | Path) -> list[SampleRow]:
-    """Read sample rows; columns beyond `SampleRow` are left out.
-
-    A last line without its line break that does not parse was torn by a crash: it is reported on standard error and left
-    out. Raises FileNotFoundError, or ValueError with the line number for any other bad line, a missing, mistyped or impossible
-    column, a sample that is there twice, or no rows at all.
-    """
-    if Path(path).is_dir():
-        raise ValueError(f"{path} is a directory; name the file of sample rows in it")
-    rows: list[SampleRow] = []
-    seen: dict[tuple[Any, ...], int] = {}
-    with Path(path).open("rb") as file:  # bytes: a line may be torn inside a character
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                if not line.endswith(b"\n"):
-                    print(f"{path}: line {number} was cut off while it was written; left out", file=sys.stderr)
-                    break
-                raise ValueError(f"{path}: line {number} is not JSON ({error})") from None
-            if problem := _row_problem(row):
-                raise ValueError(f"{path}: line {number}: {problem}")
-            key = tuple(row[name] for name in (*_SETTING, "problem_id", "seed", "sample_index"))
-            if key in seen:
-                raise ValueError(
-                    f"{path}: lines {seen[key]} and {number} hold the same sample (problem {row['problem_id']}, sample "
-                    f"{row['sample_index']}, seed {row['seed']}, equal settings): were two runs put into one file?"
-                )
-            seen[key] = number
-            rows.append(typing.cast(SampleRow, {name: row[name] for name in _COLUMN_TYPES}))
-    if not rows:
-        raise ValueError(f"{path} holds no sample rows")
-    return rows
-
-
-def _row_problem(row: Any) -> str | None:
-    if not isinstance(row, dict):
-        return f"expected a JSON object, found {type(row).__name__}"
-    if missing := [name for name in _COLUMN_TYPES if name not in row]:
-        return f"no column {', '.join(missing)}"
-    for name, expected in _COLUMN_TYPES.items():
-        value = row[name]
-        if typing.get_origin(expected) is Literal:
-            fits = value in typing.get_args(expected)
-        else:
-            fits = isinstance(value, int | float if expected is float else expected)
-            fits = fits and (expected is bool or not isinstance(value, bool))
-        if not fits:
-            return f"column {name} holds {value!r}, expected {getattr(expected, '__name__', expected)}"
-        if expected in (int, float) and not 0 <= value < 2**31:
-            return f"column {name} holds {value}, expected a number from 0 to {2**31 - 1}"
-    if row["correct"] and row["extracted"] is None:
-        return "it is marked correct, and has no extracted answer"
-    return None
-
-
-# ---- statistics ----
 
 _Z = statistics.NormalDist().inv_cdf(0.975)
 
@@ -297,13 +193,13 @@ def performance(accuracies: Sequence[float]) -> float:
 
 
 def _by_setting(rows: Sequence[SampleRow]) -> list[tuple[Setting, list[list[SampleRow]]]]:
-    """Group rows into (setting, rows of each problem), sorted by setting."""
+    """Group distinct samples into (setting, rows of each problem), sorted by setting."""
     settings: dict[tuple[Any, ...], dict[str, list[SampleRow]]] = {}
-    for row in rows:
-        problems = settings.setdefault(tuple(row[name] for name in _SETTING), {})  # type: ignore[literal-required]
+    for row in distinct_samples(rows):
+        problems = settings.setdefault(tuple(row[name] for name in SETTING), {})  # type: ignore[literal-required]
         problems.setdefault(row["problem_id"], []).append(row)
     return [
-        (typing.cast(Setting, dict(zip(_SETTING, key, strict=True))), list(problems.values()))
+        (typing.cast(Setting, dict(zip(SETTING, key, strict=True))), list(problems.values()))
         for key, problems in sorted(settings.items())
     ]
 
@@ -371,7 +267,7 @@ def summarise_curves(rows: Sequence[SampleRow]) -> list[CurveSummary]:
     Control is of run averages, as in the paper, and of single samples. Points without thinking tokens are left out of the
     slope per doubling.
     """
-    summaries = []
+    rows, summaries = distinct_samples(rows), []
     for curve, group in itertools.groupby(thinking_curve(rows), key=_curve):
         points = list(group)
         samples = [row for row in rows if _curve(row) == curve]

@@ -13,6 +13,10 @@ from s1jax.rope import YarnConfig
 
 DType = Literal["bfloat16", "float32"]
 Int8 = Literal["weights", "cache"]
+# The numbers of a config.json, which must be there or may be absent or null; and those that need not be whole.
+NEEDED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+OPTIONAL = ("num_key_value_heads", "head_dim", "max_position_embeddings", "original_max_position_embeddings")
+SCALES = ("rms_norm_eps", "rope_theta", "factor", "beta_fast", "beta_slow", "attention_factor")
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # Embed, mlp, layers, heads, key/value heads, whether embeddings are tied, vocabulary.
 SIZES = {
@@ -96,14 +100,18 @@ class ModelConfig:
             problems.append(f"hidden_act is {hf['hidden_act']!r}, not 'silu'")
         if hf.get("use_sliding_window"):
             problems.append("use_sliding_window is set")
-        needed = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
-        problems += [f"{name} is missing" for name in needed if name not in hf]
+        problems += [f"{name} is missing" for name in NEEDED if name not in hf]
         # `rope_parameters` is the newer form of `rope_theta` and `rope_scaling`.
         rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+        if not isinstance(rope, dict):
+            problems.append(f"rope_parameters or rope_scaling is {rope!r}: it must be an object")
+            rope = {}
+        bad_numbers = _bad_numbers(hf) + _bad_numbers(rope)
+        problems += bad_numbers
         rope_type = rope.get("rope_type") or rope.get("type") or "default"
         if rope_type not in ("default", "yarn"):
             problems.append(f"rope type is {rope_type!r}, not 'default' or 'yarn'")
-        if rope_type == "yarn" and "factor" not in rope:
+        if rope_type == "yarn" and rope.get("factor") is None:
             problems.append("yarn without a factor")
         if rope.get("mscale") or rope.get("mscale_all_dim"):
             problems.append("yarn with mscale or mscale_all_dim")
@@ -112,18 +120,20 @@ class ModelConfig:
         if (rope.get("partial_rotary_factor") or hf.get("partial_rotary_factor") or 1) != 1:
             problems.append("partial_rotary_factor is not 1")
         num_heads, num_kv_heads = hf.get("num_attention_heads"), hf.get("num_key_value_heads")
-        if num_heads and num_kv_heads and num_heads % num_kv_heads:
+        if num_heads and num_kv_heads and not bad_numbers and num_heads % num_kv_heads:
             problems.append(f"num_key_value_heads {num_kv_heads} does not divide num_attention_heads {num_heads}")
         if problems:
             raise ValueError(f"not a Qwen2.5 config: {'; '.join(problems)}")
-        max_position_embeddings = hf.get("max_position_embeddings", 32768)
+        head_dim = hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"]
+        if head_dim == 0 or head_dim % 2:
+            raise ValueError(f"head_dim is {head_dim}: it must be even, since its dimensions turn in pairs")
+        max_position_embeddings = hf.get("max_position_embeddings") or 32768
         yarn = None
         if rope_type == "yarn":
             yarn = YarnConfig(
                 factor=float(rope["factor"]),
-                original_max_position_embeddings=int(
-                    rope.get("original_max_position_embeddings") or max_position_embeddings
-                ),
+                original_max_position_embeddings=rope.get("original_max_position_embeddings")
+                or max_position_embeddings,
                 beta_fast=float(rope.get("beta_fast") or 32.0),
                 beta_slow=float(rope.get("beta_slow") or 1.0),
                 attention_factor=rope.get("attention_factor"),
@@ -134,12 +144,12 @@ class ModelConfig:
             mlp_dim=hf["intermediate_size"],
             num_layers=hf["num_hidden_layers"],
             num_heads=hf["num_attention_heads"],
-            num_kv_heads=hf.get("num_key_value_heads") or hf["num_attention_heads"],
-            head_dim=hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"],
+            num_kv_heads=num_kv_heads or hf["num_attention_heads"],
+            head_dim=head_dim,
             rope_theta=float(rope.get("rope_theta") or hf.get("rope_theta") or 10000.0),
-            rms_norm_eps=hf.get("rms_norm_eps", 1e-6),
+            rms_norm_eps=hf.get("rms_norm_eps") or 1e-6,
             max_position_embeddings=max_position_embeddings,
-            tie_word_embeddings=hf.get("tie_word_embeddings", False),
+            tie_word_embeddings=bool(hf.get("tie_word_embeddings")),
             yarn=yarn,
             dtype=dtype,
         )
@@ -168,6 +178,22 @@ class ModelConfig:
             yarn = {f.name: getattr(self.yarn, f.name) for f in fields(self.yarn)}
             hf["rope_scaling"] = {"rope_type": "yarn"} | {k: v for k, v in yarn.items() if v is not None}
         return hf
+
+
+def _bad_numbers(fields: dict[str, Any]) -> list[str]:
+    """Return what is wrong with the known numbers among the fields of a config.json."""
+    problems = []
+    for name in (*NEEDED, *OPTIONAL, *SCALES):
+        value = fields.get(name)
+        if value is None and (name not in NEEDED or name not in fields):
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            problems.append(f"{name} is {value!r}: it must be a number")
+        elif not 0 < value < math.inf:
+            problems.append(f"{name} is {value}: it must be positive and finite")
+        elif name not in SCALES and not (isinstance(value, int) and value < 2**31):
+            problems.append(f"{name} is {value}: it must be a whole number below 2**31")
+    return problems
 
 
 def qwen2_5(size: str, dtype: str = "bfloat16") -> ModelConfig:

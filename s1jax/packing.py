@@ -76,12 +76,18 @@ def rows_per_pass(config: DataConfig, row_length: int, num_shards: int) -> int:
     return rows
 
 
-def halved_lengths(config: DataConfig, row_length: int, length_shards: int = 1) -> list[int]:
-    """Return the lengths that rows may have, longest first: this one and, for the last passes, its halves, rounded up.
+def lengths_of_rows(config: DataConfig, longest: int, length_shards: int = 1) -> list[int]:
+    """Return the lengths that rows may have, longest first: `row_length`, or the longest example's, and for the last passes its halves.
 
-    They are multiples of `pad_multiple`, and of the parts that the mesh splits them into.
+    They are rounded up to multiples of `pad_multiple` and of the parts that the mesh splits them into. Raises ValueError for a
+    `row_length` that these parts do not divide.
     """
-    lengths, multiple = [row_length], math.lcm(config.pad_multiple, length_shards)
+    if config.row_length and config.row_length % length_shards:
+        raise ValueError(
+            f"row_length {config.row_length} is no multiple of {length_shards}, the shards of the length on this mesh (its sequence)"
+        )
+    multiple = math.lcm(config.pad_multiple, length_shards)
+    lengths = [config.row_length or math.ceil(longest / multiple) * multiple]
     for _ in range(config.halvings if config.pack else 0):
         half = math.ceil(lengths[-1] / 2 / multiple) * multiple
         if half >= lengths[-1]:
@@ -178,13 +184,14 @@ class Packer:
         """Find the shapes that serve every step; a pass has a multiple of `num_shards` rows, each split into `length_shards` parts.
 
         `steps` are the examples of each, by default those of `step_examples`.
-        Raises ValueError for an example that is longer than `row_length`, `rows_per_pass` that is no multiple of `num_shards`, and a step
-        of more positions than an array has room for.
+        Raises ValueError for an example that is longer than `row_length`, `rows_per_pass` or `row_length` that is no multiple of its
+        shards, and a step of more positions than an array has room for.
         """
         self.examples, self.config = examples, config
         self.steps = step_examples(len(examples), config) if steps is None else steps
         longest = int(examples.lengths.max())
-        length = config.row_length or math.ceil(longest / config.pad_multiple) * config.pad_multiple
+        self.row_lengths = lengths_of_rows(config, longest, length_shards)
+        length = self.row_lengths[0]
         if longest > length:
             name = examples.row_ids[int(examples.lengths.argmax())]
             raise ValueError(
@@ -192,7 +199,6 @@ class Packer:
                 f"to {length} and too_long to truncate"
             )
         self.rows_per_pass = rows_per_pass(config, length, num_shards)
-        self.row_lengths = halved_lengths(config, length, length_shards)
         num_rows = np.array([[len(rows) for rows in self.rows_of(indices)] for indices in self.steps])
         num_passes = -(-num_rows // self.rows_per_pass)
         self._num_positions = int((num_passes @ self.row_lengths).sum()) * self.rows_per_pass

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -22,18 +23,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
 
-from s1jax.budget import RowSettings
+from s1jax.attention import CacheBackend
+from s1jax.budget import Limits, RowSettings
 from s1jax.cache import KVCache
 from s1jax.chat import MADE_UP_DELIMITERS
 from s1jax.decode import Rows, advance, empty_prompts, empty_state, make_vocabulary
-from s1jax.flops import peak_flops, train_flops
+from s1jax.evaluate import DecodingConfig
+from s1jax.flops import peak_bandwidth, peak_flops, train_flops
 from s1jax.measure_train import needed_bytes
 from s1jax.model import abstract_params
 from s1jax.model_config import SIZES, ModelConfig, qwen2_5
 from s1jax.optimizer import make_optimizer
-from s1jax.packing import Shape, halved_lengths, rows_per_pass
+from s1jax.packing import Shape, lengths_of_rows, rows_per_pass
+from s1jax.rows import capacity_for
 from s1jax.sampling import SamplingSettings
-from s1jax.sharding import MeshConfig, ShardingRules, make_mesh, sharding_for
+from s1jax.sharding import ShardingRules, make_mesh, sharding_for, share_out
 from s1jax.train_config import TrainConfig, split_params, weight_dtype, with_adapters
 from s1jax.train_step import abstract_batch, abstract_state, make_train_step
 
@@ -54,13 +58,15 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 """
 
 
-# Bytes of a device's memory that programs can have: of a GPU what JAX is told to take (`launch/train.py`), of a TPU what the compiler
+# Bytes of a device's memory that programs can have: of a GPU what JAX is told to take (`config.run_command`), of a TPU what the compiler
 # grants.
 MEMORY = {"h100": 0.95 * 80e9, "v5e": 15.75 * 2**30, "v5p": 95 * 2**30, "v6e": 31.25 * 2**30}
 COMPILERS = {
     "libtpu": "pip install libtpu",
     "jax_cuda12_plugin": "pip install jax-cuda12-plugin jax-cuda12-pjrt nvidia-cudnn-cu12 nvidia-cuda-nvcc-cu12",
 }
+# Of a decoding run, where the tokenizer and the problems are not looked at.
+PROMPT_TOKENS, DELIMITER_TOKENS = 512, 24
 REMATERIALISATION = "Involuntary full rematerialization"
 
 
@@ -99,18 +105,12 @@ def check_train(config: TrainConfig, model_config: ModelConfig, topology: str) -
     devices = make_mesh(config.mesh, topology_devices(topology))
     model_config = with_adapters(config, model_config)
     num_shards, length_shards = (config.rules.num_shards(name, devices.shape) for name in ("batch", "length"))
-    length = config.data.row_length or config.data.max_length
+    length, *shorter = lengths_of_rows(config.data, config.data.max_length, length_shards)
     rows = rows_per_pass(config.data, length, num_shards)
-    longest, *shorter = halved_lengths(config.data, length, length_shards)
-    shapes = [Shape(math.ceil(config.data.batch_size / rows), rows, longest), *(Shape(1, rows, x) for x in shorter)]
+    shapes = [Shape(math.ceil(config.data.batch_size / rows), rows, length), *(Shape(1, rows, x) for x in shorter)]
     started = time.perf_counter()
-    with stderr_to_text() as text:
-        try:
-            compiled = compile_train(config, model_config, devices, platform_of(topology), shapes)
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            raise ValueError(f"the step does not fit {topology}: {str(error).splitlines()[0]}") from error
+    with stderr_to_text() as text, _telling_lack_of_room(topology):
+        compiled = compile_train(config, model_config, devices, platform_of(topology), shapes)
     total, memory = needed_bytes(compiled), compiled.memory_analysis()
     assert memory is not None
     room = MEMORY.get(topology.partition(":")[0])
@@ -119,20 +119,28 @@ def check_train(config: TrainConfig, model_config: ModelConfig, topology: str) -
     return dict(
         topology=topology,
         devices=devices.size,
-        mesh=" x ".join(f"{axis} {size}" for axis, size in devices.shape.items()),
+        mesh=_shown(devices),
         rows=f"{rows} x {length}",
         passes=shapes[0].num_passes,
         shorter_rows=shorter,
-        state_gib=round(memory.argument_size_in_bytes / 2**30, 2),
-        temporaries_gib=round(memory.temp_size_in_bytes / 2**30, 2),
-        total_gib=round(total / 2**30, 2),
-        memory_gib=None if room is None else round(room / 2**30, 2),
+        state_gib=_gib(memory.argument_size_in_bytes),
+        temporaries_gib=_gib(memory.temp_size_in_bytes),
+        total_gib=_gib(total),
+        memory_gib=None if room is None else _gib(room),
         fits=None if room is None else total < room,
-        step_pflops=round(flops / 1e15, 2),
+        step_pflops=float(f"{flops / 1e15:.5g}"),
         roofline_step_s=None if peak is None else round(flops / peak / devices.size, 3),
         involuntary_rematerialisations=text().count(REMATERIALISATION),
         compile_s=round(time.perf_counter() - started, 1),
     )
+
+
+def _gib(num_bytes: float) -> float:
+    return float(f"{num_bytes / 2**30:.4g}")
+
+
+def _shown(devices: jax.sharding.Mesh) -> str:
+    return " x ".join(f"{axis} {size}" for axis, size in devices.shape.items())
 
 
 def compile_train(
@@ -154,6 +162,17 @@ def compile_train(
         )
         traced = step.trace(target, frozen, abstract_batch(shapes, mesh, config.rules))
         return traced.lower(lowering_platforms=(platform,)).compile()
+
+
+@contextlib.contextmanager
+def _telling_lack_of_room(topology: str) -> Iterator[None]:
+    """Raise ValueError where a compiler, as those for TPU, gives up for lack of memory."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise ValueError(f"the step does not fit {topology}: {str(error).splitlines()[0]}") from error
 
 
 @contextlib.contextmanager
@@ -189,12 +208,57 @@ def platform_of(topology: str) -> str:
     return {"h100": "cuda", "cpu": "cpu"}.get(topology.partition(":")[0], "tpu")
 
 
+def check_decode(config: DecodingConfig, limits: Limits, model_config: ModelConfig, topology: str) -> dict[str, Any]:
+    """Compile the decode loop of a config and return what it needs, as figures for `launch/preflight.py`.
+
+    `limits` are the largest of all points. All `num_rows` rows are at their last tokens, each after a prompt of 512 of its own; what forked
+    answers need besides is left out.
+    """
+    hardware = topology_devices(topology)
+    devices = make_mesh(share_out(config.mesh, model_config.num_kv_heads, len(hardware)), hardware)
+    model_config = replace(model_config, int8=tuple(sorted(set(config.int8))))
+    most_tokens = limits.max_thinking_tokens + config.max_answer_tokens + DELIMITER_TOKENS
+    capacity = capacity_for(most_tokens)
+    started = time.perf_counter()
+    with _telling_lack_of_room(topology):
+        compiled = compile_decode(
+            model_config, topology, devices, config.num_rows, PROMPT_TOKENS, capacity, config.rules, config.attention
+        )
+    memory, room = compiled.memory_analysis(), MEMORY.get(topology.partition(":")[0])
+    assert memory is not None
+    bandwidth = peak_bandwidth(devices.devices.flat[0].device_kind)
+    gathered = [num_bytes for _, kind, num_bytes in written_in_loops(compiled) if "all-gather" in kind]
+    total = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    return dict(
+        topology=topology,
+        devices=devices.size,
+        mesh=_shown(devices),
+        rows=config.num_rows,
+        tokens_per_row=PROMPT_TOKENS + capacity,
+        weights_and_caches_gib=_gib(memory.argument_size_in_bytes),
+        temporaries_gib=_gib(memory.temp_size_in_bytes),
+        total_gib=_gib(total),
+        memory_gib=None if room is None else _gib(room),
+        fits=None if room is None else total < room,
+        largest_gathered_mib=round(max(gathered, default=0) / 2**20, 2),
+        # Every weight and all of the caches, read once.
+        roofline_step_ms=None if bandwidth is None else round(1e3 * memory.argument_size_in_bytes / bandwidth, 2),
+        compile_s=round(time.perf_counter() - started, 1),
+    )
+
+
 def compile_decode(
-    config: ModelConfig, topology: str, mesh: MeshConfig, num_rows: int, prompt_capacity: int, capacity: int
+    config: ModelConfig,
+    topology: str,
+    devices: jax.sharding.Mesh,
+    num_rows: int,
+    prompt_capacity: int,
+    capacity: int,
+    rules: ShardingRules | None = None,
+    attention: CacheBackend | None = None,
 ) -> jax.stages.Compiled:
     """Compile the decode loop for `num_rows` rows of `capacity` tokens, each after a prompt of its own."""
-    rules = ShardingRules()
-    devices = make_mesh(mesh, topology_devices(topology))
+    rules = rules or ShardingRules()
     vocabulary, allowed = jax.eval_shape(
         lambda: make_vocabulary(MADE_UP_DELIMITERS, np.zeros(config.vocab_size, bool), config.vocab_size)
     )
@@ -230,7 +294,18 @@ def compile_decode(
         state = state._replace(cache=placed(state.cache))
         params = abstract_params(config, rules, "per_layer", devices, config.dtype)
         step = jax.ShapeDtypeStruct((), jnp.int32)
-        traced = advance.trace(params, vocabulary, allowed, rows, (placed(prompts.cache),), state, step, step, **static)
+        traced = advance.trace(
+            params,
+            vocabulary,
+            allowed,
+            rows,
+            (placed(prompts.cache),),
+            state,
+            step,
+            step,
+            **static,
+            attention=attention,
+        )
         return traced.lower(lowering_platforms=(platform_of(topology),)).compile()
 
 

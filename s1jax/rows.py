@@ -3,7 +3,7 @@
 `RowBatch` keeps the arrays of `decode.py` on the device and a `Log` per row here; `scheduler.py` decides what is put into a row.
 
 Invariant: the cache has more slots than any row that is in use has steps behind it, so that no row's tokens are overwritten; it grows
-before they would be.
+before they would be. Where half of it would do, it shrinks, so that short rows do not pay for a long one that is gone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from s1jax.attention import CacheBackend
 from s1jax.budget import End, Limits, Phase, RowSettings, Vocabulary
-from s1jax.cache import KVCache, grow
+from s1jax.cache import KVCache, resize
 from s1jax.decode import Prompts, Rows, advance, empty_state, start_rows
 from s1jax.model import Params
 from s1jax.model_config import ModelConfig
@@ -82,13 +82,14 @@ class RowBatch:
 
     def __init__(self, decoder: ReadyModel, num_rows: int, most_tokens: int, ignore_width: int, scores: bool):
         self.decoder, self.scores = decoder, scores
+        self.most_capacity = capacity_for(most_tokens)
         self.logs: list[Log | None] = [None] * num_rows
         self.static = dict(config=decoder.config, rules=decoder.rules)
         self.state = empty_state(
             decoder.vocabulary,
             **self.static,
             num_rows=num_rows,
-            capacity=min(round_up(most_tokens), 2 * SMALLEST_CAPACITY),
+            capacity=self._capacity_for(0),
             ignore_width=ignore_width,
         )
 
@@ -113,6 +114,10 @@ class RowBatch:
     def live(self) -> list[int]:
         """Rows that are decoding."""
         return [row for row, log in enumerate(self.logs) if log is not None and log.phase != Phase.DONE]
+
+    def _capacity_for(self, oldest: int) -> int:
+        """Return the slots that a cache needs for one more step of rows with at most so many behind them."""
+        return min(round_up(oldest + 1, 2 * SMALLEST_CAPACITY), self.most_capacity)
 
     def start(self, row: int, request: Request, log: Log, limits: Limits, phase: Phase) -> None:
         """Put a request into a row, to begin after what `log` holds."""
@@ -141,20 +146,26 @@ class RowBatch:
             # Not in place: the device may still read the old one.
             self.starts = np.zeros_like(self.starts)
         oldest = max(int(self.ages[row]) for row, log in enumerate(self.logs) if log is not None)
-        if oldest >= self.state.cache.capacity:
-            self.state = self.state._replace(cache=grow(self.state.cache, round_up(oldest + 1), decoder.rules))
+        capacity, held = self._capacity_for(oldest), self.state.cache.capacity
+        if capacity > held or 2 * capacity <= held:
+            self.state = self.state._replace(cache=resize(self.state.cache, capacity, decoder.rules))
         state = self.state = advance(
             decoder.params, decoder.vocabulary, decoder.allowed, self.rows, prefixes, self.state,
             np.int32(min(most_steps, self.state.cache.capacity - oldest)),
             np.int32(len(self.logs) - len(live) + most_new_done),
             **self.static, scores=self.scores, attention=decoder.attention,
         )  # fmt: skip
-        told = (state.emitted, state.row, state.num_emitted, state.num_steps)
-        emitted, row, num_emitted, num_steps = _fetch(told, decoder.mesh)
+        told = (state.emitted, state.row, state.num_emitted, state.num_steps, state.is_finite)
+        emitted, row, num_emitted, num_steps, is_finite = _fetch(told, decoder.mesh)
         self.ages += num_steps
         for i in live:
             log = self.logs[i]
             assert log is not None
+            if not is_finite[i]:
+                raise ValueError(
+                    f"the model gives NaN or infinity for request {log.index}: its weights are "
+                    f"damaged, or too large for {decoder.config.dtype}"
+                )
             begin, new = len(log.tokens), slice(0, int(num_emitted[i]) - len(log.tokens))
             log.tokens += emitted.tokens[i, new].tolist()
             log.forced += emitted.forced[i, new].tolist()
@@ -177,6 +188,11 @@ def _replicate(mesh: jax.sharding.Mesh) -> Any:
     return jax.jit(lambda x: x, out_shardings=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
 
 
+def capacity_for(most_tokens: int) -> int:
+    """Return the slots of the cache of rows of at most so many tokens, once it has grown."""
+    return max(SMALLEST_CAPACITY, round_up_finely(most_tokens, SMALLEST_CAPACITY // 2))
+
+
 def power_of_two(n: int) -> int:
     """Return the power of two at or above `n`."""
     return 1 << (n - 1).bit_length()
@@ -185,3 +201,9 @@ def power_of_two(n: int) -> int:
 def round_up(n: int, smallest: int = SMALLEST_CAPACITY) -> int:
     """Return the power of two times `smallest` at or above `n`."""
     return smallest * power_of_two(-(-n // smallest))
+
+
+def round_up_finely(n: int, smallest: int = 1) -> int:
+    """Return the power of two times `smallest`, or one and a half of one (from twice `smallest` on), at or above `n`."""
+    n = -(-n // smallest)
+    return smallest * min(power_of_two(n), 3 * power_of_two(-(-n // 3)))

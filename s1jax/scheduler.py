@@ -2,12 +2,15 @@
 
 A fixed number of rows decode together. A finished row takes the next request, so no row waits for the longest; samples of one prompt sit
 side by side and share one prefill and one cache of it. When traces are done whose requests ask for answers at other points, those
-answers are decoded together as forks, which read their trace's cache in place.
+answers are decoded together as forks, which read their trace's cache in place (or a copy of it, where only a few of the rows fork); the
+rows that still think wait for them.
 
-Compilations are few: the rows' own caches, which grow as needed, hold powers of two from 64 on; prompts are rounded up to powers of two
-or one and a half of one from 16 on, as are forks per trace; and prompts are prefilled 1, 8 or 64 at a time. So one number of rows and one
-rounded prompt need at most ten of the loop up to 32,768 tokens, as many more for each rounded number of forks, and thirty of the prefill,
-one for each number of prompts and rounded length of a piece. Nothing else about a request compiles anything.
+Compilations are few: the rows' own caches, which grow as needed, hold powers of two from 64 on, or at last one and a half of one where
+the limit asks for no more; prompts are rounded up so too, from 16 on, as are forks per trace; and prompts are prefilled 1, 8 or 64 at a
+time. So one number of rows and one rounded prompt need at most ten of the loop up to 32,768 tokens (nineteen, whatever the limits of all
+runs), and thirty of the prefill, one for each number of prompts and rounded length of a piece. Forks need two (all rows, or a quarter) for
+each of these caches that they read, each rounded number of forks per trace, and each capacity that answers need. Nothing else about a
+request compiles anything.
 
 Invariant: neither the number of rows nor the order of the requests changes a token, as far as `decode.py` can promise it.
 """
@@ -16,6 +19,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -26,15 +30,16 @@ import numpy as np
 
 from s1jax.attention import CacheBackend
 from s1jax.budget import End, Limits, Phase, find_end
-from s1jax.cache import pin
+from s1jax.cache import KVCache, pin
 from s1jax.chat import Delimiters, find_delimiters, newline_ids
-from s1jax.decode import MOST_STEPS, empty_prompts, make_vocabulary, prefill, put_prompts
+from s1jax.decode import MOST_STEPS, Prompts, empty_prompts, make_vocabulary, prefill, put_prompts
 from s1jax.model import Params
 from s1jax.model_config import Int8, ModelConfig
+from s1jax.processes import is_first_process
 from s1jax.quantization import store_in_int8
 from s1jax.request import Completion, Request
-from s1jax.rows import Log, RowBatch, power_of_two, round_up
-from s1jax.sharding import MeshConfig, ShardingRules, make_mesh
+from s1jax.rows import Log, RowBatch, power_of_two, round_up, round_up_finely
+from s1jax.sharding import DECODING_MESH, MeshConfig, ShardingRules, make_mesh, share_out
 
 # Of each prompt at a time.
 PREFILL_TOKENS = 512
@@ -68,11 +73,13 @@ class Decoder:
         """Raise ValueError unless the request's prompt and limits fit the model's context."""
         total = len(request.prompt) + self.num_new_tokens(request)
         if (over := total - self.config.context_length) > 0:
+            can_lower = over < request.max_thinking_tokens + request.max_answer_tokens
             raise ValueError(
-                f"a prompt of {len(request.prompt)} tokens, {request.max_thinking_tokens} of thinking and "
-                f"{request.max_answer_tokens} of answer need {total} positions; the model has "
-                f"{self.config.context_length}, its context length: lower max_thinking_tokens or max_answer_tokens, by {over} together, "
-                "or shorten the prompt"
+                f"a prompt of {len(request.prompt)} tokens, {request.max_thinking_tokens} of thinking, "
+                f"{request.max_answer_tokens} of answer and {self.longest_delimiter + 1} between and after them need {total} positions; "
+                f"the model has {self.config.context_length}, its context length: "
+                + (f"lower max_thinking_tokens or max_answer_tokens, by {over} together, or " if can_lower else "")
+                + "shorten the prompt"
             )
 
     def num_new_tokens(self, request: Request) -> int:
@@ -100,7 +107,7 @@ class Decoder:
         if requests:
             # So many more as keep the rows evenly split over devices.
             split = math.prod(self.mesh.shape[axis] for axis in self.rules.batch)
-            run = _Run(self, requests, -(-min(num_rows or len(requests), len(requests)) // split) * split, scores)
+            run = _Run(self, requests, min(num_rows or len(requests), len(requests)), split, scores)
             while run.unfinished:
                 # The mesh is not left set while the caller works.
                 with jax.set_mesh(self.mesh):
@@ -118,30 +125,34 @@ class Decoder:
 class _Run:
     """One call of `Decoder.stream`."""
 
-    def __init__(self, decoder: Decoder, requests: Sequence[Request], num_rows: int, scores: bool):
+    def __init__(self, decoder: Decoder, requests: Sequence[Request], num_rows: int, split: int, scores: bool):
         self.decoder, self.requests, self.scores = decoder, requests, scores
+        num_rows = -(-num_rows // split) * split
         self.waiting: dict[tuple[int, ...], deque[int]] = {}
         for i, request in enumerate(requests):
             self.waiting.setdefault(request.prompt, deque()).append(i)
         self.next_prompts = deque(self.waiting)
         most_samples = max(len(indices) for indices in self.waiting.values())
-        # Rows side by side for one prompt: as many as keep all rows busy, and no more than it has samples.
-        self.per_prompt = min(power_of_two(min(most_samples, -(-num_rows // len(self.waiting)))), num_rows)
-        num_prompts = max(1, num_rows // self.per_prompt)
+        # Rows side by side for one prompt: an even share of all, as many as keep them busy, and no more than it has samples.
+        most = min(most_samples, -(-num_rows // len(self.waiting)))
+        self.per_prompt = max(n for n in range(1, most + 1) if num_rows % n == 0)
+        num_prompts = num_rows // self.per_prompt
         self.groups: list[tuple[int, ...] | None] = [None] * num_prompts
         self.ignore_width = round_up(max(1, *(len(request.ignore_ids) for request in requests)), 8)
         most_tokens = max(decoder.num_new_tokens(request) for request in requests)
-        self.most_capacity = round_up(most_tokens)
         self.traces = RowBatch(decoder, num_prompts * self.per_prompt, most_tokens, self.ignore_width, scores)
-        self.prompt_capacity = _round_up_finely(max(len(prompt) for prompt in self.waiting), 16)
+        self.prompt_capacity = round_up_finely(max(len(prompt) for prompt in self.waiting), 16)
         self.static = dict(config=decoder.config, rules=decoder.rules)
         self.prompts = empty_prompts(**self.static, num_prompts=num_prompts, capacity=self.prompt_capacity)
         self.unfinished = len(requests)
+        # Traces whose answers are decoded together, where not those of most rows are: an even share of the rows for each device.
+        self.few = -(-power_of_two(-(-num_rows // 4)) // split) * split
 
     def round(self, most_steps: int) -> list[Results]:
         """Fill idle rows, decode for some steps and return what is finished."""
         self._fill_groups()
         self._fill_rows()
+        self._share_prompts()
         traces, is_more = self.traces, any(self.waiting.values())
         if traces.live:
             # With more requests to come, an eighth of the rows may idle before they are refilled.
@@ -160,9 +171,9 @@ class _Run:
                 forking[row] = log
         # Forks are cheaper together: wait for the other traces, unless other requests wait for their rows or the cache would have to
         # grow for them alone.
-        enough = max(1, len(traces.logs) // 4) if is_more else len(traces.logs)
+        enough = min(self.few, len(traces.logs)) if is_more else len(traces.logs)
         if forking and (
-            not traces.live or len(forking) >= enough or max(traces.ages[list(forking)]) >= self.most_capacity
+            not traces.live or len(forking) >= enough or max(traces.ages[list(forking)]) >= traces.most_capacity
         ):
             results += self._fork(forking)
         self.unfinished -= len(results)
@@ -192,7 +203,7 @@ class _Run:
         for i, prompt in enumerate(prompts):
             tokens[i, : len(prompt)], lengths[i] = prompt, len(prompt)
         new = empty_prompts(**self.static, num_prompts=size, capacity=self.prompt_capacity)
-        end = _round_up_finely(int(lengths.max()), 16)
+        end = round_up_finely(int(lengths.max()), 16)
         for begin in range(0, end, PREFILL_TOKENS):
             chunk = tokens[:, begin : min(begin + PREFILL_TOKENS, end)]
             new = prefill(self.decoder.params, new, chunk, lengths, **self.static, attention=self.decoder.attention)
@@ -209,6 +220,19 @@ class _Run:
                 phase = Phase.THINK if request.thinks else Phase.ANSWER
                 self.traces.start(row, request, Log(index), request.limits, phase)
 
+    def _share_prompts(self) -> None:
+        """Give groups that are still without work a copy of the prompt with the most requests left."""
+        for place in range(len(self.groups)):
+            if any(self.traces.logs[place * self.per_prompt : (place + 1) * self.per_prompt]):
+                continue
+            prompt = max(self.waiting, key=lambda prompt: len(self.waiting[prompt]))
+            if not self.waiting[prompt]:
+                return
+            held = _take(self.prompts, np.array([self.groups.index(prompt)], np.int32), self.decoder.rules)
+            self.prompts = put_prompts(self.prompts, held, np.array([place], np.int32), rules=self.decoder.rules)
+            self.groups[place] = prompt
+            self._fill_rows()
+
     def _own_end(self, log: Log) -> End:
         limits = self.requests[log.index].limits
         return End(log.num_thinking, log.num_ignored, log.num_thinking < limits.max_thinking_tokens)
@@ -220,19 +244,29 @@ class _Run:
         return [find_end(point, attempts) for point in self.requests[log.index].points] or [own]
 
     def _fork(self, forking: dict[int, Log]) -> list[Results]:
-        """Decode the answers of finished traces, by row, at the ends their points ask for; free the rows."""
-        traces, rows = self.traces, list(forking)
-        prompts, trace_cache = self.prompts, traces.state.cache
-        if 2 * len(rows) <= len(traces.logs):
-            # Few of the rows: put them together, so that the others' are not computed.
-            rows += [rows[-1]] * (power_of_two(len(rows)) - len(rows))
-            of_rows = np.array(rows, np.int32)
-            rules = self.decoder.rules
-            prompts, trace_cache = _take(prompts, of_rows // self.per_prompt, rules), _take(trace_cache, of_rows, rules)
-        else:
-            rows = list(range(len(traces.logs)))
+        """Decode the answers of finished traces, by row, at the ends their points ask for; free the rows.
+
+        Where most rows fork, all their caches are read in place; of a few, copies, so that the others' answers are not computed.
+        """
+        traces, rows, rules = self.traces, list(forking), self.decoder.rules
+        if 2 * len(rows) > len(traces.logs):
+            return self._decode_forks(forking, list(range(len(traces.logs))), self.prompts, traces.state.cache)
+        results = []
+        for begin in range(0, len(rows), self.few):
+            some = rows[begin : begin + self.few]
+            of_rows = np.array(some + some[-1:] * (self.few - len(some)), np.int32)
+            prompts, cache = (
+                _take(self.prompts, of_rows // self.per_prompt, rules), _take(traces.state.cache, of_rows, rules)
+            )  # fmt: skip
+            results += self._decode_forks({row: forking[row] for row in some}, of_rows.tolist(), prompts, cache)
+        return results
+
+    def _decode_forks(
+        self, forking: dict[int, Log], rows: list[int], prompts: Prompts, trace_cache: KVCache
+    ) -> list[Results]:
+        traces = self.traces
         ends = {row: sorted(set(self._ends(trace)) - {self._own_end(trace)}) for row, trace in forking.items()}
-        per_trace = _round_up_finely(max(len(new) for new in ends.values()))
+        per_trace = round_up_finely(max(len(new) for new in ends.values()))
         most_tokens = max(request.max_answer_tokens for request in self.requests) + self.decoder.longest_delimiter + 1
         forks = RowBatch(self.decoder, len(rows) * per_trace, most_tokens, self.ignore_width, self.scores)
         results: dict[int, dict[End, Log]] = {}
@@ -259,22 +293,30 @@ class _Run:
 def load_decoder(
     model: str,
     dtype: str = "bfloat16",
-    mesh: MeshConfig | None = None,
+    mesh: MeshConfig = DECODING_MESH,
     rules: ShardingRules | None = None,
     int8: tuple[Int8, ...] = (),
     attention: CacheBackend | None = None,
 ) -> tuple[Decoder, Any]:
-    """Return a model (Hugging Face directory or hub id, or our own checkpoint) ready to decode on its mesh, and its tokenizer.
+    """Return a model (Hugging Face directory or hub id, or our own checkpoint) ready to decode, and its tokenizer.
 
+    Of the mesh `data` and `tensor` may both be -1 (`sharding.share_out`).
     Raises ValueError for a tokenizer that lacks the delimiters, or that does not belong to the model.
     """
     # Here, so that decoding itself needs no more than jax, flax and numpy.
-    from s1jax.checkpoint import load_model, load_tokenizer
+    from s1jax.checkpoint import load_model, load_tokenizer, read_config
 
     rules = rules or ShardingRules()
+    num_kv_heads = read_config(model, dtype)[0].num_kv_heads
     tokenizer = load_tokenizer(model)
     delimiters = find_delimiters(tokenizer)
-    device_mesh = make_mesh(mesh or MeshConfig(fsdp=1, tensor=-1))
+    device_mesh = make_mesh(share_out(mesh, num_kv_heads, jax.device_count()))
+    if num_kv_heads % (tensor := device_mesh.shape["tensor"]) and is_first_process():
+        print(
+            f"tensor {tensor} does not divide the {num_kv_heads} key/value heads of {model}: every device holds all caches; "
+            f"tensor {math.gcd(num_kv_heads, tensor)}, and data for the other devices, would split them",
+            file=sys.stderr,
+        )
     config, params = load_model(model, device_mesh, rules, "per_layer", dtype=dtype, param_dtype=dtype)
     config, params = store_in_int8(config, params, int8)
     return Decoder(config, params, rules, device_mesh, delimiters, newline_ids(tokenizer), attention), tokenizer
@@ -284,9 +326,3 @@ def load_decoder(
 def _take(tree: Any, rows: jax.Array, rules: ShardingRules) -> Any:
     """Return these rows of all arrays that have rows."""
     return pin(jax.tree.map(lambda x: jnp.take(x, rows, axis=0) if x.ndim else x, tree), rules)
-
-
-def _round_up_finely(n: int, smallest: int = 1) -> int:
-    """Return the power of two times `smallest`, or one and a half of one (from twice `smallest` on), at or above `n`."""
-    n = -(-n // smallest)
-    return smallest * min(power_of_two(n), 3 * power_of_two(-(-n // 3)))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -26,7 +26,7 @@ TOGETHER = (
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the mesh axes; at most one may be -1, which takes the devices the others leave."""
+    """Sizes of the mesh axes; at most one may be -1, which takes the devices the others leave. (In decoding: `share_out`.)"""
 
     data: int = 1
     """Replicas of the weights; the batch is split over them."""
@@ -36,6 +36,9 @@ class MeshConfig:
     """Shards of the sequence length, and more shards of weights and optimizer state. With `tensor`, it must divide the heads."""
     tensor: int = 1
     """Shards of heads, of the MLP and of the vocabulary."""
+
+
+DECODING_MESH = MeshConfig(data=-1, fsdp=1, tensor=-1)
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,16 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     if math.prod(sizes) != len(devices):
         raise ValueError(f"mesh {shown} does not fit {len(devices)} devices: the sizes must multiply to that number")
     return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 4, devices=devices)
+
+
+def share_out(config: MeshConfig, num_kv_heads: int, num_devices: int) -> MeshConfig:
+    """Return a decoding mesh whose `data` and `tensor` may both be -1: `tensor` takes as many devices as can split the key/value heads.
+
+    With more, each would hold all heads' caches, and compute them.
+    """
+    if (config.data, config.tensor) != (-1, -1):
+        return config
+    return replace(config, tensor=math.gcd(num_kv_heads, num_devices // (config.fsdp * config.sequence)))
 
 
 def platform() -> str:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from s1jax.budget import Limits
 from s1jax.evaluate import DecodingConfig, Point, Trace, write_samples
 
 
@@ -59,6 +60,11 @@ def plan(points: Sequence[Point]) -> list[Trace]:
     for point in points:
         traces.setdefault((point.ignore_text, point.temperature), []).append(point)
     return [Trace(tuple(points)) for points in traces.values()]
+
+
+def largest_limits(config: SweepConfig) -> Limits:
+    """Return the lowest limits that are above those of every point."""
+    return Trace(tuple(grid(config))).limits
 
 
 def sweep(config: SweepConfig) -> Path:

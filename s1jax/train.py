@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 
 from s1jax import data, lora
 from s1jax.config import check_writable, counted, to_json, write_file
@@ -241,7 +242,8 @@ class _Run:
             _say(f"{self.output} is finished: nothing to do")
             return
         config = self.config
-        schedule = learning_rate(config.optimizer, self.num_steps)
+        # All at once, since a step's own would wait until the device has run what was given to it before.
+        rates = jax.device_get(jax.vmap(learning_rate(config.optimizer, self.num_steps))(jnp.arange(self.num_steps)))
         peak = peak_flops(jax.devices()[0].device_kind, config.dtype)
         peak = None if peak is None else peak * self.mesh.size
         log = TrainLog(self.output, self.first_step, self.num_steps, config.trackers, self.identity)
@@ -266,7 +268,7 @@ class _Run:
                     log.write,
                     step,
                     metrics,
-                    learning_rate=float(schedule(step)),
+                    learning_rate=float(rates[step]),
                     num_tokens=int(lengths.sum()),
                     flops=train_flops(self.model_config, lengths),
                     peak_flops=peak,

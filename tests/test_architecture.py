@@ -15,15 +15,16 @@ ROOT = Path(__file__).resolve().parents[1]
 # The rows of DESIGN's table. This project's additions: `progress`, `preemption` and `processes`; `flash_attention` and `cached_attention`
 # (parts of `attention`); `bits`, `quantization`, `cache`, `rope`, `parameter` and `model_config` (parts of `model`); `flops`; `lora`; the
 # four parts of `checkpoint`; `packing`, `loss`, `optimizer`, `train_step`, `train_log` and `train_config` (parts of `train`); `request`,
-# `rows` and `scheduler` (parts of `decode`); `generate` (one question to one model); `measure` and its parts.
+# `rows` and `scheduler` (parts of `decode`); `generate` (one question to one model); `samples` (part of `metrics`) and `tables` (part of
+# `plot`); `measure` and its parts.
 TABLE = """
 bits progress processes preemption config sharding chat grading rope model_config quantization
 flash_attention cached_attention attention embedding cache flops
 parameter model lora
 safetensors_io hf_weights orbax_params state_store checkpoint
 data packing loss optimizer train_step train_log train_config train
-sampling budget request decode rows scheduler generate benchmarks metrics evaluate sweep
-measure measure_train measure_convert plot preflight
+sampling budget request decode rows scheduler generate benchmarks samples metrics evaluate sweep
+measure measure_train measure_convert tables plot preflight
 """
 ROWS = TABLE.split()
 # DESIGN's four, of which `decode` is used through `request` and `scheduler`; `config` and `progress` for the command line, and `data`

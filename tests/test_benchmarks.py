@@ -41,6 +41,34 @@ def test_all_bad_lines_are_counted_and_named(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        (
+            b'{"question": "a \\ud800 b", "answer": "1"}',
+            r"the question .* character 3 is a lone surrogate \('\\ud800'\)",
+        ),
+        (b'{"question": "q", "answer": "\\udfff"}', "the answer is not valid Unicode"),
+        (b'{"question": "q", "answer": 1, "id": "\\ud83d"}', "the id is not valid Unicode"),
+        (b'{"question": "caf\xe9", "answer": "1"}', "it is not valid Unicode: character 18 is a byte that is no UTF-8"),
+        ('{"question": "q", "answer": "1"}'.encode("utf-16"), "it is not valid Unicode: character 1 "),
+        (b'{"question": "q", "answer": NaN}', "answer is nan: it must be text or a finite number"),
+        (b'{"question": "q", "answer": -1e400}', "answer is -inf: it must be text or a finite number"),
+    ],
+)
+def test_text_that_cannot_be_encoded_and_numbers_that_are_none_are_bad_lines(tmp_path, line, fault):
+    path = tmp_path / "some.jsonl"
+    path.write_bytes(b'{"question": "\xf0\x9f\x99\x82 \\ud83d\\ude42", "answer": 1%b}\n' % (b"0" * 400) + line)
+    with pytest.raises(ValueError, match=rf"^{path}: 1 bad line: line 2: {fault}"):
+        read_problems(str(path))
+    assert read_problems(str(path), limit=1)[0].question == "🙂 🙂"
+
+
+def test_a_name_that_is_not_utf8_is_refused_before_its_rows_are_written_under_it(tmp_path):
+    with pytest.raises(ValueError, match=r"the name of the benchmark .* is not valid Unicode"):
+        read_problems(write(tmp_path / "caf\udce9.jsonl", {"question": "q", "answer": "1"}))
+
+
+@pytest.mark.parametrize(
     ("source", "limit", "error", "words"),
     [
         ("amie24", None, ValueError, "unknown benchmark 'amie24'.*aime24, aime25, math500, gpqa_diamond, gsm8k"),

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from s1jax.cache import empty_cache, grow, write
+from s1jax.cache import empty_cache, resize, write
 from s1jax.quantization import quantize
 from s1jax.sharding import ShardingRules
 
@@ -13,7 +13,8 @@ from s1jax.sharding import ShardingRules
 @pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("num_rows", [1, 2])
 @pytest.mark.parametrize("num_written", [0, 1, 3, 4, 7])
-def test_a_grown_cache_holds_what_it_held_and_writes_on_behind_it(num_written, num_rows, int8):
+@pytest.mark.parametrize("capacity", [8, 2])
+def test_a_resized_cache_holds_the_newest_and_writes_on_behind_them(capacity, num_written, num_rows, int8):
     cache = jax.jit(lambda: empty_cache(2, (num_rows, 1, 4, 1), "float32", ShardingRules(), int8))()
     for i in range(num_written):
         slot, x = jnp.array(i % 4), jnp.full((num_rows, 1, 1, 1), i + 1.0)
@@ -24,15 +25,16 @@ def test_a_grown_cache_holds_what_it_held_and_writes_on_behind_it(num_written, n
             segment_ids=write(cache.segment_ids, jnp.ones((num_rows, 1), jnp.int32), slot, 1),
             num_written=jnp.array(i + 1),
         )
-    grown = grow(cache, 8, ShardingRules())
+    resized = resize(cache, capacity, ShardingRules())
+    room = min(capacity, 4)
     assert all(x.is_deleted() for x in jax.tree.leaves((cache.k, cache.v)))
-    assert grown.capacity == 8 and int(grown.num_written) == 4
-    kept = [i for i in range(num_written) if i >= num_written - 4]
+    assert resized.capacity == capacity and int(resized.num_written) == room
+    kept = [i for i in range(num_written) if i >= num_written - room]
     wanted = [i + 1 for i in kept]
     for row in range(num_rows):
-        held = np.flatnonzero(grown.segment_ids[row])
-        assert grown.positions[row, held].tolist() == kept and (held < 4).all()
-        for k, v in zip(grown.k, grown.v, strict=True):
+        held = np.flatnonzero(resized.segment_ids[row])
+        assert resized.positions[row, held].tolist() == kept and (held < room).all()
+        for k, v in zip(resized.k, resized.v, strict=True):
             k, v = (x.qvalue * x.scale if int8 else x for x in (k, v))
             assert (
                 k[row, 0, 0, held].tolist()

@@ -194,6 +194,13 @@ def test_empty_texts_are_errors():
         chat.encode_example(tokenizer, "q", "t", "")
 
 
+@pytest.mark.parametrize(("text", "kind"), [("a\ud800", "a lone surrogate"), ("a\udcff", "a byte that is no UTF-8")])
+def test_text_that_is_not_unicode_has_no_ids(text, kind):
+    for encode in (chat.encode_text, chat.encode_prompt):
+        with pytest.raises(ValueError, match=rf"is not valid Unicode: character \d+ is {kind}"):
+            encode(byte_tokenizer(), text)
+
+
 @pytest.mark.parametrize("tokenizer_name", ["byte", "qwen_tokenizer", "smollm_tokenizer"])
 def test_newline_ids_are_those_whose_text_ends_in_one(tokenizer_name, request):
     tokenizer = byte_tokenizer() if tokenizer_name == "byte" else request.getfixturevalue(tokenizer_name)

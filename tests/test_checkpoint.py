@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -177,6 +178,42 @@ def test_a_dtype_that_is_asked_for_is_rounded_to_once(tmp_path):
         np.testing.assert_array_equal(np.asarray(params["embed_tokens"]["weight"]), expected)
     with pytest.raises(ValueError, match="F64 cannot be kept"):
         load(source)
+
+
+def test_a_finite_number_that_a_dtype_cannot_hold_is_refused_on_the_way_in_and_out(tmp_path):
+    embedding, middle = "model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight"
+    for stored in ("F64", "F32", "BF16"):
+        tensors = tiny_tensors(dtype=stored)
+        tensors[embedding][3, 4] = -65536
+        with pytest.raises(ValueError, match=f"{embedding} holds numbers beyond 65504, the largest of float16: choose"):
+            load(write_checkpoint(tmp_path / stored, tensors), param_dtype="float16")
+    tensors = tiny_tensors()
+    tensors[middle][3, 4] = -65536
+    source = write_checkpoint(tmp_path / "in", tensors)
+    for layout in ("stacked", "per_layer"):
+        config, params = load(source, layout)
+        with pytest.raises(ValueError, match=f"{middle} holds numbers beyond 65504"):
+            checkpoint.save_hf(tmp_path / "out", config, params, "float16", source)
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_numbers_are_out_of_a_range_and_only_smaller_ranges_are_looked_at(monkeypatch):
+    fine = {"float16": 65504, "float8_e4m3fn": 448, "float8_e5m2": 57344}
+    for dtype, largest in fine.items():
+        for x in (np.array([largest, np.inf, np.nan]), jnp.array([-largest, -np.inf, np.nan], jnp.float32)):
+            hf_weights.check_range("w", x, dtype)
+            with pytest.raises(ValueError, match=f"w holds numbers beyond {largest}"):
+                hf_weights.check_range("w", x * 1.01, dtype)
+    with pytest.raises(ValueError, match="beyond 57344"):
+        hf_weights.check_range("w", jnp.float16([65504]), "float8_e5m2")
+    monkeypatch.setattr(hf_weights, "_is_beyond", None)
+    for dtype, other in (
+        ("float32", "bfloat16"),
+        ("bfloat16", "float32"),
+        ("float16", "bfloat16"),
+        ("float16", "float16"),
+    ):
+        hf_weights.check_range("w", jnp.ones(3, dtype), other)
 
 
 def test_dtypes_may_differ_between_weights_but_not_within_a_stack(tmp_path):
@@ -483,7 +520,7 @@ def test_convert_ends_bad_input_with_one_message_and_leaves_nothing_behind(tmp_p
     before = sorted(tmp_path.iterdir())
     for source, message in {
         tmp_path / "absent": "no directory",
-        "nobody/no-such-model": "neither a directory nor reachable on the Hugging Face hub",
+        "nobody/no-such-model": f"no directory nobody/no-such-model in {Path.cwd()}, and the Hugging Face hub could not be reached\n",
         good / "config.json": "is a file",
         corrupt: "is truncated",
         bad_index: "is not JSON",
@@ -502,6 +539,21 @@ def test_convert_ends_bad_input_with_one_message_and_leaves_nothing_behind(tmp_p
         assert sorted(tmp_path.iterdir()) == before
     assert convert(good, corrupt) == 1 and "exists and is not empty" in capsys.readouterr().err
     assert convert(good, good / "config.json") == 1 and "is no directory" in capsys.readouterr().err
+    (tmp_path / "link").symlink_to(good)
+    for inside in (good / "out", tmp_path / "link" / "a" / "out"):
+        assert convert(good, inside) == 1 and f"{inside} lies in {good}" in capsys.readouterr().err
+    (tmp_path / "link").unlink()
+    assert convert(good, tmp_path / "out", "--dtype", "int8") == 1
+    assert "dtype is 'int8': choose one of float32, bfloat16, float16" in capsys.readouterr().err
+    long_name = tmp_path / ("x" * 250)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "load_model", None)
+        for place in (Path("/dev/null/a/out"), Path("/proc/out"), long_name):
+            assert convert(good, place) == 1
+            stderr = capsys.readouterr().err
+            assert stderr.startswith(f"error: {place} cannot be made in ") and ".partial" not in stderr, stderr
+        patch.setattr(os.path, "ismount", lambda path: str(path) == str(empty))
+        assert convert(good, empty) == 1 and "is where a file system is mounted" in capsys.readouterr().err
 
     def fail(*_):
         raise OSError("No space left on device")
@@ -751,6 +803,83 @@ def test_a_config_keeps_the_fields_it_came_with_only_if_it_is_the_same_model(tmp
     other = dataclasses.replace(config, rope_theta=5e5)
     checkpoint.write_model_files(tmp_path / "b", other, source, "float32")
     assert checkpoint.read_config(tmp_path / "b")[0] == other
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        (dict(hidden_size=32.0), r"hidden_size is 32\.0: it must be a whole number"),
+        (
+            dict(vocab_size=None, head_dim=-8),
+            "vocab_size is None: it must be a number; head_dim is -8: it must be positive",
+        ),
+        (dict(num_attention_heads=0), "num_attention_heads is 0: it must be positive"),
+        (dict(num_key_value_heads="2"), "num_key_value_heads is '2': it must be a number"),
+        (dict(num_hidden_layers=True), "num_hidden_layers is True: it must be a number"),
+        (
+            dict(max_position_embeddings=2**31),
+            r"max_position_embeddings is 2147483648: it must be a whole number below 2\*\*31",
+        ),
+        (dict(rope_theta=-5), "rope_theta is -5: it must be positive"),
+        (dict(rms_norm_eps=float("nan")), "rms_norm_eps is nan: it must be positive and finite"),
+        (
+            dict(rope_parameters=YARN | {"rope_theta": float("inf")}),
+            "rope_theta is inf: it must be positive and finite",
+        ),
+        (dict(rope_scaling=YARN | {"factor": 0}), "factor is 0: it must be positive"),
+        (dict(rope_scaling=YARN | {"factor": None}), "yarn without a factor"),
+        (
+            dict(rope_scaling=YARN | {"original_max_position_embeddings": 0.5}),
+            "embeddings is 0.5: it must be a whole number",
+        ),
+        (dict(rope_scaling=YARN | {"attention_factor": -1.0}), "attention_factor is -1.0: it must be positive"),
+        (dict(rope_scaling="yarn"), "rope_parameters or rope_scaling is 'yarn': it must be an object"),
+        (dict(head_dim=7), "head_dim is 7: it must be even"),
+    ],
+)
+def test_a_number_that_no_model_can_have_is_named_with_its_field_and_file(tmp_path, changes, fault):
+    (tmp_path / "config.json").write_text(json.dumps(TINY | changes))
+    with pytest.raises(ValueError, match=f"{tmp_path}/config.json: .*{fault}"):
+        checkpoint.read_config(tmp_path)
+
+
+def test_numbers_that_may_be_left_out_may_be_null(tmp_path):
+    optional = ("head_dim", "num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "rope_theta")
+    (tmp_path / "config.json").write_text(json.dumps(TINY | dict.fromkeys(optional)))
+    nulls = checkpoint.read_config(tmp_path)[0]
+    (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in TINY.items() if k not in optional}))
+    assert nulls == checkpoint.read_config(tmp_path)[0] and nulls.num_kv_heads == 4 and nulls.head_dim == 8
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "[" * 10**5, "\udcff"])
+def test_a_broken_config_is_not_told_as_a_broken_tokenizer(tmp_path, text):
+    (tmp_path / "config.json").write_text(text, errors="surrogateescape")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"config\.json: ") as caught:
+        checkpoint.load_tokenizer(tmp_path)
+    assert "damaged" not in str(caught.value)
+
+
+def test_the_hubs_refusal_is_one_line(monkeypatch):
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+
+    monkeypatch.setattr(RepositoryNotFoundError, "__init__", OSError.__init__)  # whose arguments vary with the version
+    for error, told in {
+        RepositoryNotFoundError(
+            "401\n\nRepository Not Found"
+        ): "has no such model, or does not give it without a token",
+        LocalEntryNotFoundError("An error happened\n..."): "could not be reached$",
+        OSError("disk full\nat /x"): r"does not give it \(OSError: disk full\)$",
+    }.items():
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", Mock(side_effect=error))
+        with pytest.raises(
+            ValueError, match=f"^there is no directory a/b in {Path.cwd()}, and the Hugging Face hub {told}"
+        ):
+            checkpoint.resolve_model("a/b")
 
 
 def test_a_tokenizer_that_is_absent_or_broken_is_named(tmp_path):

@@ -151,15 +151,16 @@ def test_budgets_counts_strings_and_sampling_recompile_nothing(decoder):
 
 @pytest.mark.parametrize("mesh", [None, MeshConfig(data=4, fsdp=1, tensor=2)])
 def test_the_loop_is_compiled_once_for_a_shape(mesh):
-    """However its state was made: empty, begun by `start_rows`, grown, or as the loop before left it."""
+    """However its state was made: empty, begun by `start_rows`, grown, shrunk, or as the loop before left it."""
     decoder, before = make_decoder(mesh), rows.advance._cache_size()
     capacities = []
     with pytest.MonkeyPatch.context() as patch:
         advance = rows.advance
         patch.setattr(rows, "advance", lambda *a, **k: capacities.append(a[5].cache.capacity) or advance(*a, **k))
         list(decoder.stream(requests(8), num_rows=3))
-        list(decoder.stream(requests(5, max_thinking_tokens=150, min_thinking_tokens=100, num_ignore=40), num_rows=3))
-    assert capacities.count(64) > 3 and capacities.count(256) > 1
+        long = requests(3, max_thinking_tokens=150, min_thinking_tokens=140, num_ignore=40)
+        list(decoder.stream([*long, *requests(5, max_thinking_tokens=40)], num_rows=3))
+    assert capacities.count(64) > 3 and capacities.count(192) > 0
     assert rows.advance._cache_size() == before + len(set(capacities))
 
 
@@ -267,9 +268,45 @@ def test_prompts_are_prefilled_in_pieces_of_few_lengths(decoder, monkeypatch):
     assert pieces == [16, 48, 64, 64, 64]
 
 
-def test_a_cache_that_grows_and_a_ring_that_wraps_change_no_token(decoder):
-    asked = requests(12, max_thinking_tokens=150, num_ignore=40, min_thinking_tokens=100)
-    assert [decoder.decode([row])[0] for row in asked] == decoder.decode(asked, num_rows=3)
+def test_a_cache_that_grows_and_shrinks_and_a_ring_that_wraps_change_no_token(decoder, monkeypatch):
+    long = requests(6, max_thinking_tokens=200, num_ignore=40, min_thinking_tokens=180, max_answer_tokens=2)
+    asked = [*long, *requests(12)]
+    alone = [decoder.decode([row])[0] for row in asked]
+    capacities, advance = [], rows.advance
+    monkeypatch.setattr(rows, "advance", lambda *a, **k: capacities.append(a[5].cache.capacity) or advance(*a, **k))
+    assert decoder.decode(asked, num_rows=3) == alone
+    grown = capacities.index(256)
+    assert 128 in capacities[:grown] and capacities[-1] == 128
+
+
+def test_no_row_idles_while_a_prompt_has_samples_left(decoder, monkeypatch):
+    """A prompt of many samples is copied, not prefilled again, to the rows of those that have no more."""
+    base = Request(prompt=(9, START, THINK), max_thinking_tokens=20, min_thinking_tokens=20, max_answer_tokens=1)
+    asked = [dataclasses.replace(base, temperature=1.0, sample=i) for i in range(14)]
+    asked += [dataclasses.replace(base, prompt=(9, i, START, THINK)) for i in (21, 33)]
+    prefilled, steps = [], []
+    prefill, advance = scheduler.prefill, rows.advance
+
+    def count(*args, **how):
+        state = advance(*args, **how)
+        steps.append(int(state.num_steps))
+        return state
+
+    monkeypatch.setattr(scheduler, "prefill", lambda *a, **k: prefilled.append(a[2].shape) or prefill(*a, **k))
+    monkeypatch.setattr(rows, "advance", count)
+    together = decoder.decode(asked, num_rows=3)
+    assert prefilled == [(1, 16)] * 3
+    length = max(len(completion.tokens) for completion in together)
+    assert sum(steps) <= 6 * length
+    monkeypatch.undo()
+    assert together == decoder.decode(asked)
+
+
+def test_a_model_that_gives_nan_is_refused(decoder):
+    params = decoder.params | {"norm": {"weight": decoder.params["norm"]["weight"] * np.nan}}
+    damaged = Decoder(CONFIG, params, RULES, decoder.mesh, DELIMITERS, np.arange(NUM_TOKENS) == NEWLINE)
+    with pytest.raises(ValueError, match="NaN or infinity for request 0"):
+        damaged.decode(requests(1, max_thinking_tokens=9))
 
 
 def test_a_limit_takes_no_room_before_it_is_used(decoder, monkeypatch):

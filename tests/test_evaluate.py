@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,9 +18,10 @@ from model_cases import random_params
 
 from s1jax import checkpoint, rows, scheduler
 from s1jax.evaluate import DecodingConfig, EvaluateConfig, Point, evaluate
-from s1jax.metrics import SampleRow, read_samples, thinking_curve
+from s1jax.metrics import thinking_curve
 from s1jax.progress import _speed, progress
 from s1jax.request import Request
+from s1jax.samples import SampleRow, read_samples
 from s1jax.sharding import MeshConfig, ShardingRules, make_mesh
 from s1jax.sweep import SweepConfig, grid, sweep
 
@@ -152,12 +154,45 @@ def test_a_killed_run_goes_on_where_it_stopped(config, monkeypatch):
     assert sum(len(request.points) for request in set(decoded)) == len(whole) - 8
 
 
-def test_rows_of_another_config_are_not_added_to(config):
+@pytest.mark.parametrize("whole", [0, 1, 3])
+def test_a_last_row_that_lacks_its_line_break_or_more_is_mended(config, whole):
+    rows = sweep(config).read_text().splitlines(keepends=True)
+    for torn in (rows[whole][:-1], rows[whole][:40], rows[whole][:5]):
+        Path(config.decoding.output).write_text("".join(rows[:whole]) + torn)
+        assert sorted(sweep(config).read_text().splitlines(keepends=True)) == sorted(rows)
+
+
+def test_rows_of_another_config_and_other_files_are_left_as_they_are(config, tmp_path):
+    output = sweep(config)
+    rows, other = output.read_text(), replace(config, decoding=replace(config.decoding, max_answer_tokens=9))
+    for run, text, message in (
+        (other, rows, "holds rows of another config"),
+        (other, rows[:-1], "holds rows of another config"),
+        (config, '{"precious": "only copy"}', "no column"),
+        (config, '{"precious": ', "holds no sample rows"),
+        (config, "notes\nand more", "line 1 is not JSON"),
+    ):
+        output.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            sweep(run)
+        assert output.read_text() == text
+
+
+def test_rows_of_other_problems_or_of_another_tokenizer_are_not_added_to(config, tiny_model, tmp_path):
+    copy = shutil.copytree(tiny_model, tmp_path / "copy")
+    config = replace(config, decoding=replace(config.decoding, model=str(copy), limit=2))
     sweep(config)
-    before = Path(config.decoding.output).read_text()
-    with pytest.raises(ValueError, match="holds rows of another config"):
-        sweep(replace(config, decoding=replace(config.decoding, max_answer_tokens=9)))
-    assert Path(config.decoding.output).read_text() == before
+    sweep(replace(config, decoding=replace(config.decoding, limit=3)))
+    problems = Path(config.decoding.benchmark)
+    before = problems.read_text()
+    problems.write_text(before.replace("0 + 1?", "1 + 0?"))
+    with pytest.raises(ValueError, match="holds rows of another config, or of other problems"):
+        sweep(config)
+    problems.write_text(before)
+    sweep(config)
+    (copy / "generation_config.json").write_text("{}\n\n")
+    with pytest.raises(ValueError, match="tokenizer"):
+        sweep(config)
 
 
 def test_a_backend_that_serves_no_caches_is_refused_before_the_model_is_read():

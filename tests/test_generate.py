@@ -61,13 +61,15 @@ def test_a_terminal_has_colours_without_empty_runs_unless_they_are_unwanted(monk
     [
         (dict(num_ignore=2**31), "num_ignore is 2147483648; it must be from 0 to 2147483647"),
         (dict(top_k=100_000_000_000), "top_k is 100000000000; it must be from 0 to 2147483647"),
+        (dict(prompt="a\udce9"), "the prompt is not valid Unicode: character 2 is a byte that is no UTF-8"),
+        (dict(ignore_text="\ud800"), "ignore_text is not valid Unicode: character 1 is a lone surrogate"),
         (dict(temperature=float("nan")), "temperature is nan; it must be finite and not negative"),
     ],
 )
 def test_a_bad_setting_is_refused_before_the_model_is_loaded(changes, message, monkeypatch):
     monkeypatch.setattr(generate, "load_decoder", None)
     with pytest.raises(ValueError, match=message):
-        generate.generate(generate.GenerateConfig("none", "1 + 1?", **changes), io.StringIO())
+        generate.generate(generate.GenerateConfig(**dict(model="none", prompt="1 + 1?") | changes), io.StringIO())
 
 
 def test_generate_streams_the_completions_text_with_its_parts_marked(tiny_model):

@@ -9,18 +9,17 @@ import pytest
 
 from s1jax.grading import grade
 from s1jax.metrics import (
-    SampleRow,
     control,
     maj_at_k,
     mean_interval,
     pass_at_k,
     performance,
-    read_samples,
     scaling,
     summarise_curves,
     thinking_curve,
     voting_curve,
 )
+from s1jax.samples import SampleRow, distinct_samples, read_samples
 
 
 def sample(**columns) -> SampleRow:
@@ -193,17 +192,44 @@ def test_a_slope_without_two_counts_or_at_no_thinking_is_an_error():
 
 
 def test_a_point_pools_one_setting_only_and_weighs_problems_equally():
-    rows = [sample(sample_index=i, correct=True, num_thinking_tokens=64) for i in range(3)]
-    rows += [sample(problem_id="p1", correct=False, extracted=None, num_thinking_tokens=4)]
-    others = {"benchmark": "b", "model": "n", "method": "x", "temperature": 1.0, "max_thinking_tokens": 128}
-    others |= {"min_thinking_tokens": 1, "num_ignore": 1, "ignore_text": "Wait"}
-    rows += [sample(**{name: value}) for name, value in others.items()]
+    setting = {"temperature": 1.0, "num_ignore": 1, "ignore_text": "Hmm"}
+    rows = [sample(**setting, sample_index=i, correct=True, num_thinking_tokens=64) for i in range(3)]
+    rows += [sample(**setting, problem_id="p1", correct=False, extracted=None, num_thinking_tokens=4)]
+    others = {"benchmark": "b", "model": "n", "method": "x", "temperature": 0.5, "max_thinking_tokens": 128}
+    others |= {"min_thinking_tokens": 1, "num_ignore": 2, "ignore_text": "Wait"}
+    rows += [sample(**setting | {name: value}) for name, value in others.items()]
     points = thinking_curve(rows)
     assert len(points) == 1 + len(others)
     (point,) = (p for p in points if p["num_problems"] == 2)
     assert (point["n"], point["accuracy"], point["mean_thinking_tokens"]) == (4, 0.5, 34)
     assert (point["num_budget_ended"], point["num_over_budget"]) == (3, 0)
     assert point["accuracy_low"] < 0.2 and point["accuracy_high"] > 0.8
+
+
+def test_greedy_copies_are_no_samples():
+    rows = [
+        sample(
+            problem_id=f"p{i}", seed=seed, sample_index=index, correct=seed == 0, num_thinking_tokens=80 * (seed > 0)
+        )
+        for i in range(2)
+        for seed, index in ((0, 0), (1, 0), (0, 1))
+    ]
+    (point,) = thinking_curve(rows)
+    assert (point["n"], point["accuracy"], point["num_over_budget"]) == (2, 1, 0)
+    assert distinct_samples(rows) == rows[::3] and voting_curve(rows) == []
+    assert summarise_curves(rows)[0]["control_per_sample"] == 1
+    drawn = [row | {"temperature": 0.5} for row in rows]
+    assert distinct_samples(drawn) == drawn and voting_curve(drawn)[-1]["num_samples"] == 3
+
+
+def test_an_ignore_text_is_part_of_a_setting_only_where_it_is_used():
+    texts = ("Wait", "Hmm", "")
+    for temperature in (0.0, 1.0):
+        (point,) = thinking_curve([sample(ignore_text=text, temperature=temperature) for text in texts])
+        assert (point["n"], point["ignore_text"]) == (1, "")
+    for used in ({"num_ignore": 1}, {"min_thinking_tokens": 1}):
+        points = thinking_curve([sample(ignore_text=text, **used) for text in texts])
+        assert [point["ignore_text"] for point in points] == sorted(texts)
 
 
 def test_thinking_past_the_budget_is_seen():
@@ -214,6 +240,7 @@ def test_thinking_past_the_budget_is_seen():
 def test_voting_points_double_up_to_the_fewest_samples_of_any_problem():
     rows = [sample(sample_index=i, correct=i < 3, extracted="1" if i < 3 else f"no{i}") for i in range(9)]
     rows += [sample(problem_id="p1", sample_index=i, correct=i == 0, extracted=str(1 + (i > 0))) for i in range(5)]
+    rows = [row | {"temperature": 1.0} for row in rows]
     rows += [sample(model="greedy"), sample(model="greedy", problem_id="p1")]
     points = voting_curve(rows)
     assert [(p["model"], p["k"], p["num_samples"]) for p in points] == [("m", k, 5) for k in (1, 2, 4)]
@@ -310,7 +337,7 @@ def test_a_bad_line_is_named_with_its_fault(tmp_path, row, words):
 def test_a_file_without_rows_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="holds no sample rows"):
         read_samples(write(tmp_path / "rows.jsonl", []))
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"none\.jsonl cannot be read: No such file"):
         read_samples(tmp_path / "none.jsonl")
     with pytest.raises(ValueError, match="is a directory; name the file of sample rows"):
         read_samples(tmp_path)

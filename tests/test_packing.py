@@ -11,7 +11,7 @@ from test_data import make_examples
 
 from s1jax import packing
 from s1jax.data import DataConfig
-from s1jax.packing import Packer, halved_lengths, num_steps, pack, pack_step, step_examples
+from s1jax.packing import Packer, lengths_of_rows, num_steps, pack, pack_step, step_examples
 
 
 def order(num_examples, config) -> list[list[int]]:
@@ -227,13 +227,15 @@ def test_lengths_that_no_step_needs_are_not_in_the_program():
 
 
 @pytest.mark.parametrize(
-    ("length_shards", "expected"), [(1, [404, 202, 101]), (4, [404, 204, 104]), (3, [404, 204, 102])]
+    ("length_shards", "expected"), [(1, [404, 202, 101]), (4, [404, 204, 104]), (3, [405, 204, 102])]
 )
-def test_shorter_rows_too_are_split_over_all_of_a_mesh(length_shards, expected):
-    config = DataConfig("rows", batch_size=2, num_epochs=1, row_length=404, pad_multiple=1)
-    assert halved_lengths(config, 404, length_shards) == expected
+def test_rows_are_split_over_all_of_a_mesh(length_shards, expected):
+    config = DataConfig("rows", batch_size=2, num_epochs=1, pad_multiple=1)
+    assert lengths_of_rows(config, 404, length_shards) == expected
     packer = Packer(make_examples([404, 300, 90, 100]), config, length_shards=length_shards)
     assert set(packer.row_lengths) <= set(expected) and len(packer.row_lengths) > 1
+    with pytest.raises(ValueError, match="row_length 403 is no multiple of 2, the shards of the length"):
+        lengths_of_rows(dataclasses.replace(config, row_length=403), 404, 2)
 
 
 def test_no_fewer_passes_are_tried_than_the_large_examples_need(monkeypatch):

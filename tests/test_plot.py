@@ -12,7 +12,13 @@ from matplotlib.image import imread
 from test_metrics import sample
 
 from s1jax.metrics import thinking_curve, voting_curve
-from s1jax.plot import _COLORS, _MARKERS, format_thinking_table, format_voting_table, plot_thinking, plot_voting
+from s1jax.plot import (
+    _COLORS,
+    _MARKERS,
+    plot_thinking,
+    plot_voting,
+)
+from s1jax.tables import format_thinking_table, format_voting_table, setting_text
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -27,6 +33,7 @@ def rows(benchmarks=("toy",), samples=1, budgets=(0, 16, 32, 64), waits=(1, 2), 
             max_thinking_tokens=budget,
             num_ignore=ignore,
             ignore_text="Wait" if ignore else "",
+            temperature=float(samples > 1),
             num_thinking_tokens=min(budget, natural + 6 * ignore + i),
             correct=(i + s) % 5 < (budget > 16) + (budget > 32) + ignore,
             extracted=str((i + s) % 5),
@@ -48,8 +55,16 @@ def drawn(monkeypatch):
     return figures
 
 
+@pytest.fixture
+def laid_out(monkeypatch):
+    """The figures that would get saved."""
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **k: (figures.append(self), path.touch()))
+    return figures
+
+
 def texts_within(figure):
-    """Check that no text of a figure is cut off, and that no two tick labels of an axis touch."""
+    """Check that no text of a figure is cut off or leaves its panel, and that no two tick labels of an axis touch."""
     figure.canvas.draw()
     page = figure.bbox
     legend = figure.legends[0].get_window_extent()
@@ -61,6 +76,7 @@ def texts_within(figure):
         assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= page.x1 and box.y1 <= page.y1, text.get_text()
     for ax in figure.axes:
         assert ax.get_window_extent().y1 < legend.y0
+        assert ax._left_title.get_window_extent().x1 <= ax.get_window_extent().x1
         for labels, edge in ((ax.get_xticklabels(), ("x0", "x1")), (ax.get_yticklabels(), ("y0", "y1"))):
             boxes = sorted((label.get_window_extent() for label in labels), key=lambda b: getattr(b, edge[0]))
             assert 2 <= len(boxes) <= 9
@@ -106,18 +122,108 @@ def test_no_point_without_thinking_is_lost(tmp_path, drawn):
         rows(budgets=(0,), waits=()),
         rows(benchmarks=("aime24", "gpqa_diamond", "math500", "gsm8k"), waits=(1, 2, 3, 4, 5, 6)),
         rows(models=("/a/very/long/path" * 9 + r"/model_$\frac{$_of_odd_name", "other", "third")),
+        [
+            row | {"ignore_text": 40 * "let me see\n"}
+            for row in rows(benchmarks=("W" * 40, 9 * "a long name "), waits=(1,))
+        ],
     ],
-    ids=["usual", "ten budgets", "one point", "no thinking at all", "four benchmarks", "three models"],
+    ids=["usual", "ten budgets", "one point", "no thinking at all", "four benchmarks", "three models", "long names"],
 )
-def test_no_text_is_cut_off_and_no_ticks_touch(tmp_path, drawn, data):
+def test_no_text_is_cut_off_and_no_ticks_touch(tmp_path, laid_out, data):
     plot_thinking(data, tmp_path / "a.png")
-    plot_voting(data + [row | {"sample_index": 1} for row in data], tmp_path / "b.png")
-    for figure in drawn:
+    plot_voting([row | {"sample_index": i, "temperature": 1.0} for i in (0, 1) for row in data], tmp_path / "b.png")
+    for figure in laid_out:
         texts_within(figure)
 
 
+def labels(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def lines(figure):
+    """The points of each line that joins some."""
+    joined = [line for line in figure.axes[0].lines if line.get_linestyle() not in ("None", ":")]
+    return [list(zip(*line.get_data(), strict=True)) for line in joined]
+
+
+@pytest.mark.parametrize(
+    ("models", "names"),
+    [
+        (("runs/lr1e-5/qwen2.5-32b-instruct-s1k/hf", "runs/lr5e-5/qwen2.5-32b-instruct-s1k/hf", "other"),
+         ["runs/lr1e-5/qwen…instruct-s1k/hf", "runs/lr5e-5/qwen…instruct-s1k/hf", "other"]),
+        ((40 * "a" + "1" + 40 * "b", 40 * "a" + "2" + 40 * "b"), ["…1" + 40 * "b", "…2" + 40 * "b"]),
+    ],
+)  # fmt: skip
+def test_models_whose_names_end_alike_stay_apart(tmp_path, laid_out, models, names):
+    points = plot_thinking(rows(models=models, budgets=(16, 32), waits=()), tmp_path / "a.png")
+    plot_voting(rows(models=models, budgets=(16,), waits=(), samples=2), tmp_path / "b.png")
+    assert sorted(labels(laid_out[0])) == sorted(f"{name}: thinking budget" for name in names)
+    assert sorted(labels(laid_out[1])[:-1]) == sorted(f"{name}: majority vote" for name in names)
+    assert [len(line) for line in lines(laid_out[0])] == [2] * len(models) and len(points) == 2 * len(models)
+
+
+def test_a_line_joins_points_of_one_minimum_and_ignore_text(tmp_path, laid_out):
+    settings = [(0, 0, ""), (0, 1, "Wait"), (8, 0, "Wait"), (8, 1, "Wait"), (8, 0, "Hmm"), (8, 1, "")]
+    names = ("min_thinking_tokens", "num_ignore", "ignore_text")
+    data = [
+        row | dict(zip(names, setting, strict=True)) | {"num_thinking_tokens": row["num_thinking_tokens"] + i}
+        for i, setting in enumerate(settings)
+        for row in rows(budgets=(16, 32), waits=())
+    ]
+    plot_thinking(data, tmp_path / "a.png")
+    assert labels(laid_out[0]) == [
+        "thinking budget",
+        'stopping replaced by "Wait"',
+        'at least 8, "Hmm": thinking budget',
+        'at least 8, "Wait": thinking budget',
+        "at least 8: stopping forbidden",
+        'at least 8: stopping replaced by "Wait"',
+    ]
+    x = sorted([round(x) for x, _ in line] for line in lines(laid_out[0]))
+    assert x == [[16, 17], [16, 32], [18, 19], [18, 34], [20, 36], [21], [32, 33], [34, 35], [37]]
+    plot_thinking(
+        [row for row in data if row["min_thinking_tokens"] and row["ignore_text"] == "Wait"], tmp_path / "a.png"
+    )
+    assert labels(laid_out[1]) == ["thinking budget", 'stopping replaced by "Wait"']
+
+
+def test_twelve_series_look_different(tmp_path, laid_out):
+    plot_thinking(rows(models=[f"m{i}" for i in range(12)], budgets=(0, 16, 32), waits=()), tmp_path / "a.png")
+    handles = laid_out[0].legends[0].legend_handles
+    assert len({(line.get_color(), line.get_marker(), line.get_linestyle()) for line in handles}) == len(handles) == 24
+    plot_voting(rows(models=[f"m{i}" for i in range(12)], budgets=(16,), waits=(), samples=2), tmp_path / "b.png")
+    (ax,) = laid_out[1].axes
+    x = [x for line in ax.lines for x in line.get_xdata()]
+    assert ax.get_xlim()[0] < min(x) and max(x) < ax.get_xlim()[1]
+
+
+def test_an_ignore_text_is_shown_on_one_line(tmp_path, laid_out):
+    data = [row | {"ignore_text": "Hm,\n\u2028wait\\n"} for row in rows()]
+    plot_thinking(data, tmp_path / "a.png")
+    assert labels(laid_out[0])[-1] == r'stopping replaced by "Hm,\n\u2028wait\\n"'
+    assert r'budget 64, "Hm,\n\u2028wait\\n" x2' in format_thinking_table(data)
+    assert len(format_thinking_table(data).splitlines()) == 10
+
+
+def test_settings_have_names_of_their_own():
+    settings = itertools.product((0, 8), (0, 1), ("", "Wait", "Hmm"))
+    names = ("min_thinking_tokens", "num_ignore", "ignore_text")
+    points = thinking_curve([sample(**dict(zip(names, setting, strict=True))) for setting in settings])
+    assert len({setting_text(point) for point in points}) == len(points) == 10
+
+
+def test_a_figure_without_thinking_speaks_of_no_budget_and_no_bars(tmp_path, laid_out):
+    plot_thinking(rows(budgets=(0,), waits=(1,)), tmp_path / "a.png")
+    assert labels(laid_out[0]) == ["no thinking"]
+    assert not any("bars" in text.get_text() for text in laid_out[0].texts)
+
+
+def test_characters_that_the_font_lacks_are_no_warnings(tmp_path):
+    plot_thinking(rows(benchmarks=("数学🙂",), budgets=(16,), waits=()), tmp_path / "a.png")
+
+
 def test_series_differ_in_luminance_or_blue_yellow_as_well_as_in_marker():
-    assert len(set(_MARKERS)) == len(_COLORS) == len(set(_COLORS))
+    assert len(set(_MARKERS)) == 8 and len(set(_COLORS)) == 7  # coprime
     # Two colours are told apart without red-green vision where what is left differs: luminance, or blue against the rest.
     left = [(0.2126 * r + 0.7152 * g + 0.0722 * b, b - (r + g) / 2) for r, g, b in map(to_rgb, _COLORS)]
     apart = [np.hypot(*np.subtract(a, b)) for i, a in enumerate(left) for b in left[:i]]
@@ -147,7 +253,7 @@ def test_the_table_is_aligned_and_counts_what_the_budget_ended():
 
 def test_the_voting_table_has_a_block_per_setting():
     table = format_voting_table(rows(samples=4, budgets=(64,)))
-    assert table.count("maj@k %") == 3 and 'temperature 0, budget 64, "Wait" x2' in table
+    assert table.count("maj@k %") == 3 and 'temperature 1, budget 64, "Wait" x2' in table
     block = table.split("\n\n")[0].splitlines()
     assert [line.split()[0] for line in block[3:]] == ["1", "2", "4"]
     assert len({len(line) for line in block[1:]}) == 1

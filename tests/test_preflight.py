@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,8 +14,11 @@ import pytest
 
 from configs.s1_32b import CONFIG as S1_32B
 from s1jax import preflight
+from s1jax.budget import Limits
+from s1jax.evaluate import DecodingConfig
+from s1jax.flops import num_matrix_weights
 from s1jax.model_config import ModelConfig, qwen2_5
-from s1jax.sharding import MeshConfig
+from s1jax.sharding import MeshConfig, make_mesh
 
 SMALL = ModelConfig(
     vocab_size=256, embed_dim=256, mlp_dim=512, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=64, rope_theta=1e4,
@@ -31,10 +35,14 @@ def cache_bytes(config, num_rows, capacity):
     return num_rows * config.num_kv_heads * capacity * config.head_dim * (2 if config.dtype == "bfloat16" else 4)
 
 
+def compile_decode(config, topology, mesh, *shape):
+    return preflight.compile_decode(config, topology, make_mesh(mesh, preflight.topology_devices(topology)), *shape)
+
+
 # A single row is a case of its own: XLA drops its dimension.
 @pytest.mark.parametrize("num_rows", [1, 2])
 def test_a_step_writes_neither_weights_nor_cache_anew_on_this_machine(num_rows):
-    compiled = preflight.compile_decode(SMALL, "cpu:1", MeshConfig(fsdp=1), num_rows, 64, 4096)
+    compiled = compile_decode(SMALL, "cpu:1", MeshConfig(fsdp=1), num_rows, 64, 4096)
     written = preflight.written_in_loops(compiled)
     smallest = min(cache_bytes(SMALL, num_rows, 4096), 4 * SMALL.embed_dim**2)
     assert written and written[0][2] < smallest, written[:5]
@@ -60,7 +68,7 @@ def test_what_is_written_anew_is_found(in_a_branch):
 )
 def test_seven_billion_at_32k_decode_in_place_with_small_temporaries(topology):
     config = qwen2_5("7B")
-    compiled = preflight.compile_decode(config, topology, MeshConfig(data=-1, fsdp=1), 8, 512, 32768)
+    compiled = compile_decode(config, topology, MeshConfig(data=-1, fsdp=1), 8, 512, 32768)
     memory = compiled.memory_analysis()
     assert memory.temp_size_in_bytes < 0.1 * 2 * config.num_layers * cache_bytes(config, 8, 32768)
     if topology.startswith("h100"):
@@ -76,14 +84,18 @@ def test_seven_billion_at_32k_decode_in_place_with_small_temporaries(topology):
 )
 def test_thirty_two_billion_decode_on_eight_devices_without_gathering_weights(topology):
     config = qwen2_5("32B")
-    compiled = preflight.compile_decode(config, topology, MeshConfig(fsdp=1, tensor=8), 8, 512, 32768)
+    compiled = compile_decode(config, topology, MeshConfig(fsdp=1, tensor=8), 8, 512, 32768)
     memory = compiled.memory_analysis()
     assert memory.temp_size_in_bytes < 0.1 * 2 * config.num_layers * cache_bytes(config, 8, 32768) / 8
     assert memory.argument_size_in_bytes + memory.temp_size_in_bytes < preflight.MEMORY[topology.partition(":")[0]]
-    gathered = [size for name, kind, size in preflight.written_in_loops(compiled) if "all-gather" in kind]
+    written = preflight.written_in_loops(compiled)
+    gathered = [size for name, kind, size in written if "all-gather" in kind]
     # The scores of sampled rows under two masks are 9.7 MB; the smallest matrix of a layer is larger.
     k_proj_bytes = 2 * config.embed_dim * config.num_kv_heads * config.head_dim
-    assert all(size < k_proj_bytes for size in gathered), gathered
+    assert written and all(size < k_proj_bytes for size in gathered), gathered
+    # Nor outside of the loop.
+    shapes = re.findall(r"= (\w+\[[\d,]*\])\S* all-gather", compiled.as_text())
+    assert all(preflight._num_bytes(shape) < k_proj_bytes for shape in shapes), shapes
 
 
 @pytest.mark.parametrize("frozen", ["int8", "nf4"])
@@ -99,10 +111,23 @@ def test_a_training_config_is_checked_from_the_command_line(tiny_model):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
-    # Parameters, two moments of each and counters, all float32; 16 examples of the longest kind, one a pass.
+    # Parameters, two moments of each and counters, all float32; 16 examples of the longest kind, one a pass, and a shorter pass.
     num_params = 264 * 32 + 2 * (32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 64 + 64 + 32 + 32) + 32
     assert figures["passes"] == 16 and figures["rows"] == "1 x 256" and figures["shorter_rows"] == [128]
-    assert figures["state_gib"] == round(12 * num_params / 2**30, 2) and figures["involuntary_rematerialisations"] == 0
+    state, batch = 12 * num_params, 5 * 4 * (16 * 256 + 128)
+    assert figures["state_gib"] == pytest.approx((state + batch) / 2**30, rel=1e-3)
+    assert figures["involuntary_rematerialisations"] == 0
+
+
+@pytest.mark.parametrize("int8", [(), ("cache",)])
+def test_a_decoding_config_is_checked(int8):
+    config = DecodingConfig("model", "benchmark", "rows", num_rows=2, dtype="float32", int8=int8, max_answer_tokens=76)
+    figures = preflight.check_decode(config, Limits(1000), SMALL, "cpu:2")
+    assert figures["mesh"] == "data 1 x fsdp 1 x sequence 1 x tensor 2" and figures["tokens_per_row"] == 512 + 1536
+    per_token = 2 * (64 + 4 if int8 else 4 * 64)
+    caches = 2 * 2 * per_token * 2048  # layers, rows; one of the two key/value heads on each device
+    weights = 4 * num_matrix_weights(SMALL) / 2
+    assert (caches + weights) / 2**30 <= figures["weights_and_caches_gib"] <= (1.05 * caches + 1.02 * weights) / 2**30
 
 
 @pytest.mark.parametrize("topology", ["cpu:0", "cpu:x", "h100:0x8", "h100:8", "v5p:2x0x2", "a100:1x8"])

@@ -71,6 +71,25 @@ def test_a_run_learns_exports_and_keeps_rejected_rows_aside(run_config):
     )
 
 
+def test_the_next_batch_is_made_while_the_devices_run_a_step(run_config, monkeypatch):
+    metrics, are_ready = [], []
+    compile_, to_device = train._Run._compile, train.to_device
+
+    def compile_and_record(run):
+        compile_(run)
+        step = run.step
+        run.step = lambda *args: metrics.append(step(*args)) or metrics[-1]
+
+    def look_and_put(*args):
+        are_ready.append(all(x.is_ready() for x in jax.tree.leaves(metrics[-1:])))
+        return to_device(*args)
+
+    monkeypatch.setattr(train._Run, "_compile", compile_and_record)
+    monkeypatch.setattr(train, "to_device", look_and_put)
+    train.train(replace(run_config, save_every=100))
+    assert are_ready[0] and not all(are_ready[1:])
+
+
 def eval_losses_of(output):
     rows = [json.loads(line) for line in (Path(output) / "metrics.jsonl").read_text().splitlines()]
     return {row["step"] + 1: row["eval_loss"] for row in rows if "eval_loss" in row}
