@@ -33,6 +33,7 @@ from s1jax.model import Layout, Params
 from s1jax.model_config import ModelConfig
 from s1jax.orbax_params import find_fault, newest_step
 from s1jax.processes import barrier, from_first_process, is_first_process
+from s1jax.quantization import Storage, quantize_matrices
 from s1jax.sharding import ShardingRules
 
 Kind = Literal["hugging_face", "params", "state"]
@@ -176,8 +177,11 @@ def load_model(
     layout: Layout,
     dtype: str = "bfloat16",
     param_dtype: str | None = "float32",
+    store: Storage | None = None,
 ) -> tuple[ModelConfig, Params]:
     """Load a model onto a mesh: its config, which computes in `dtype`, and its parameters in `param_dtype` (None: as stored).
+
+    `store` is what its matrices are stored as; then a Hugging Face source never lies on the devices whole as floats.
 
     `source` is a Hugging Face directory or hub id, a pre-sharded checkpoint, a training run or one step of it. Each process reads what its
     devices hold. Raises ValueError for a source that is no such thing, or with everything that is wrong with its weights.
@@ -185,8 +189,9 @@ def load_model(
     kind, weights, files = find_weights(resolve_model(source))
     config, _ = read_config(files, dtype)
     if kind == "hugging_face":
-        return config, hf_weights.import_weights(weights, config, mesh, rules, layout, param_dtype)
-    return config, orbax_params.read_params(weights, kind == "state", config, mesh, rules, layout, param_dtype)
+        return config, hf_weights.import_weights(weights, config, mesh, rules, layout, param_dtype, store)
+    params = orbax_params.read_params(weights, kind == "state", config, mesh, rules, layout, param_dtype)
+    return config, params if store is None else quantize_matrices(params, store)
 
 
 def load_tokenizer(source: str | Path):
@@ -224,8 +229,9 @@ def save_hf(
 ) -> None:
     """Export parameters of either layout as a Hugging Face directory: safetensors, config.json and the source's tokenizer files.
 
-    `dtype` None keeps each array's own. Raises ValueError where the directory exists and is not empty; `overwrite` replaces it if it is a
-    checkpoint. Processes call it together; one tensor at a time is gathered.
+    `dtype` None keeps each array's own. Parameters may be computed only when they are written (`lora.Merged`). Raises ValueError where the
+    directory exists and is not empty; `overwrite` replaces it if it is a checkpoint. Processes call it together; one tensor at a time is
+    gathered.
     """
     with new_directory(directory, overwrite) as partial:
         stored = hf_weights.export_weights(partial, config, params, dtype, max_shard_bytes)

@@ -30,6 +30,7 @@ from s1jax.model import Layout, Params, abstract_params
 from s1jax.model_config import ModelConfig
 from s1jax.processes import is_first_process
 from s1jax.progress import progress
+from s1jax.quantization import Storage, quantize_leaf
 from s1jax.safetensors_io import FLOAT_DTYPES, Block, TensorInfo, read_block
 from s1jax.sharding import ShardingRules
 
@@ -163,18 +164,20 @@ def _exporter(weight: Weight, dtype: Any, stacked: bool, sharding: NamedSharding
 
 
 def check_range(name: str, x: jax.Array | np.ndarray, dtype: Any, layer: int | None = None) -> None:
-    """Raise ValueError if a finite number of `x`, or of one layer of it, is beyond the range of `dtype`.
-
-    Nothing is computed where that range is no smaller than that of `x`; float32 and bfloat16, whose ranges differ by 0.4%, count as alike.
-    """
+    """Raise ValueError if a finite number of `x`, or of one layer of it, is beyond the range of `dtype`."""
     largest = float(jnp.finfo(dtype).max)
-    if largest > 0.99 * float(jnp.finfo(x.dtype).max):
+    if not narrows(x.dtype, dtype):
         return
     is_beyond = _is_beyond if isinstance(x, np.ndarray) else jax.jit(_is_beyond)
     if is_beyond(x, largest, layer):
         raise ValueError(
             f"{name} holds numbers beyond {largest:g}, the largest of {jnp.dtype(dtype).name}: choose a wider dtype"
         )
+
+
+def narrows(source: Any, dtype: Any) -> bool:
+    """Return whether the range of `dtype` is smaller than that of `source`. (Those of float32 and bfloat16, 0.4% apart, are alike.)"""
+    return float(jnp.finfo(dtype).max) < 0.99 * float(jnp.finfo(source).max)
 
 
 def _is_beyond(x: Any, largest: Any, layer: Any) -> Any:
@@ -305,17 +308,21 @@ def import_weights(
     rules: ShardingRules,
     layout: Layout,
     param_dtype: str | None,
+    store: Storage | None = None,
 ) -> Params:
-    """Load the safetensors of a directory onto a mesh, in `param_dtype` (None: each tensor's own dtype).
+    """Load the safetensors of a directory onto a mesh, in `param_dtype` (None: each tensor's own dtype), matrices stored as `store`.
 
-    Raises one ValueError with everything that is wrong with them (`check_tensors`), or for a number out of the dtype's range.
+    Of what is stored so only one parameter at a time, a stack of all layers or one layer's, is there as floats. Raises one ValueError with
+    everything that is wrong with the tensors (`check_tensors`), or for a number out of the dtype's range.
     """
     stacked_target = abstract_params(config, rules, "stacked", mesh)
     tensors = check_tensors(directory, config, stacked_target, param_dtype)
     target = stacked_target if layout == "stacked" else abstract_params(config, rules, layout, mesh)
     params: Params = {}
     with _bar(sum(info.nbytes for info in tensors.values()), "load") as bar:
-        for slot in slots(config, layout):
+        # One stack after another.
+        found = sorted(slots(config, layout), key=lambda slot: slot.path if layout == "stacked" else ())
+        for slot in found:
             info, leaf = tensors[slot.hf_name], get_leaf(target, slot.path)
             stacked = slot.layer is not None
             dtype = jnp.dtype(param_dtype or FLOAT_DTYPES[info.dtype])
@@ -331,6 +338,10 @@ def import_weights(
             result = _importer(slot.weight, leaf, stacked)(stack, x, slot.layer)
             # Waiting here keeps the host from reading ahead of the devices, and so from holding many tensors.
             set_leaf(params, slot.path, jax.block_until_ready(result))
+            del x, stack, result
+            if store is not None and slot.layer in (None, config.num_layers - 1):
+                module = get_leaf(params, slot.path[:-1])
+                module |= quantize_leaf(slot.path, module.pop(slot.path[-1]), store)
             bar.update(info.nbytes)
     return params
 
@@ -340,8 +351,9 @@ def export_weights(
 ) -> str:
     """Write parameters of either layout as safetensors, sharded with an index where one file does not hold them.
 
-    All processes take part in gathering a tensor, process 0 writes. `dtype` None keeps each array's own. Returns the dtype that most
-    bytes have, as a numpy name. Raises ValueError, before anything is written, for a dtype that safetensors or a number cannot have.
+    They may be computed only when they are written (`lora.Merged`). All processes take part in gathering a tensor, process 0 writes.
+    `dtype` None keeps each array's own. Returns the dtype that most bytes have, as a numpy name. Raises ValueError, before anything is
+    written, for a dtype that safetensors or a number cannot have.
     """
     found = list(slots(config, layout_of(params)))
     specs: dict[str, tuple[str, tuple[int, ...]]] = {}
@@ -351,7 +363,8 @@ def export_weights(
         name = safetensors_io.dtype_name(dtype or leaf.dtype)
         specs[slot.hf_name] = (name, hf_shape(slot.weight, leaf.shape if slot.layer is None else leaf.shape[1:]))
         sizes[slot.hf_name] = math.prod(specs[slot.hf_name][1]) * FLOAT_DTYPES[name].itemsize
-        check_range(slot.hf_name, leaf, FLOAT_DTYPES[name], slot.layer)
+        if narrows(leaf.dtype, FLOAT_DTYPES[name]):
+            check_range(slot.hf_name, _array(leaf), FLOAT_DTYPES[name], slot.layer)
     shards: list[list[Slot]] = [[]]
     for slot in found:
         if shards[-1] and sum(sizes[s.hf_name] for s in shards[-1]) + sizes[slot.hf_name] > max_shard_bytes:
@@ -367,7 +380,7 @@ def export_weights(
 
             def gathered(shard: list[Slot] = shard) -> Iterator[np.ndarray]:
                 for slot in shard:
-                    yield _gather(slot, get_leaf(params, slot.path), FLOAT_DTYPES[specs[slot.hf_name][0]])
+                    yield _gather(slot, _array(get_leaf(params, slot.path)), FLOAT_DTYPES[specs[slot.hf_name][0]])
                     bar.update(sizes[slot.hf_name])
 
             if is_first_process():
@@ -382,6 +395,10 @@ def export_weights(
     dtypes = {dtype for dtype, _ in specs.values()}
     totals = {dtype: sum(sizes[name] for name in specs if specs[name][0] == dtype) for dtype in dtypes}
     return FLOAT_DTYPES[max(totals, key=lambda dtype: totals[dtype])].name
+
+
+def _array(leaf: Any) -> jax.Array:
+    return leaf() if callable(leaf) else leaf
 
 
 def _gather(slot: Slot, leaf: jax.Array, dtype: np.dtype) -> np.ndarray:

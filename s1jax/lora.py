@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -66,12 +68,13 @@ def merge(
     frozen: Params,
     adapters: Params,
     dtype: str | None = None,
-    donate: bool = False,
+    lazily: bool = False,
 ) -> tuple[ModelConfig, Params]:
     """Return the plain model that frozen weights and adapters amount to: its config, and per-layer parameters for export or decoding.
 
     W + (alpha / rank) B A is computed in float32, for one layer after another, and rounded to `dtype` (None: that of the parameters
-    that are not quantized). `donate` gives up the frozen layers as they are merged.
+    that are not quantized). With `lazily` each parameter is a `Merged`, which is computed when it is called, and the frozen stacks are
+    given up: then the merged model is never there whole.
 
     Quantized weights are merged as the numbers they stand for: on those the adapters were trained and evaluated, and the error of those
     they partly correct. Added to the original weights, the correction would itself be an error, and the exported model one that
@@ -81,7 +84,7 @@ def merge(
     num_layers, dtype = config.num_layers, dtype or frozen["norm"]["weight"].dtype.name
     base = dataclasses.replace(config, lora=None)
     plain = dataclasses.replace(base, nf4=False, int8=tuple(part for part in config.int8 if part != "weights"))
-    layers = unstack(frozen, num_layers, abstract_params(base, rules, "per_layer", mesh), donate)["layers"]
+    layers = unstack(frozen, num_layers, abstract_params(base, rules, "per_layer", mesh), donate=lazily)["layers"]
     deltas = unstack(adapters, num_layers)["layers"]
 
     def finish(node: Params, delta: Params, target: Params) -> Params:
@@ -91,15 +94,27 @@ def merge(
                 result[name] = finish(node[name], delta.get(name, {}), wanted)
                 continue
             parts = (None, None, None) if name == "bias" else (node.get("scale"), *(delta.get(key) for key in NAMES))
-            result[name] = _merger(lora.scale, wanted)(node[name], *parts)
-        return jax.block_until_ready(result)
+            leaf = Merged(
+                wanted.shape, wanted.dtype, functools.partial(_merger(lora.scale, wanted), node[name], *parts)
+            )
+            result[name] = leaf if lazily else leaf()
+        return result
 
     target = abstract_params(plain, rules, "per_layer", mesh, dtype)
     merged: Params = {name: finish(frozen[name], {}, node) for name, node in target.items() if name != "layers"}
-    # Each layer is popped, so that it is freed before the next is made.
-    return plain, merged | {
-        "layers": {i: finish(layers.pop(i), deltas.pop(i), target["layers"][i]) for i in range(num_layers)}
-    }
+    return plain, merged | {"layers": {i: finish(layers[i], deltas[i], target["layers"][i]) for i in range(num_layers)}}
+
+
+class Merged(NamedTuple):
+    """A parameter that is computed when it is called."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    compute: Callable[[], jax.Array]
+
+    def __call__(self) -> jax.Array:
+        """Return the array."""
+        return self.compute()
 
 
 @functools.lru_cache(maxsize=64)

@@ -9,7 +9,9 @@ Nothing here needs more than jax, flax and numpy (and qwix for 8 bits).
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +40,8 @@ def figures(args: Any) -> Iterator[Figures]:
     for name, least in dict(batch=1, tokens=2, prompt=1, problems=1, budgets=1, waits=1, answer=1, tensor=1).items():
         if np.min(getattr(args, name), initial=least) < least:
             raise ValueError(f"{name} is {getattr(args, name)}: it must be at least {least}")
+    if args.limit is not None and args.limit < args.tokens:
+        raise ValueError(f"limit is {args.limit}: it must be at least the {args.tokens} tokens that are measured")
     mesh = MeshConfig(data=-1, fsdp=1, tensor=args.tensor)
     num_prompts = max(args.batch) if args.what == "decode" else args.problems
     if args.model:
@@ -53,7 +57,7 @@ def figures(args: Any) -> Iterator[Figures]:
         decoder, wait = random_decoder(config, mesh, args.attention), (7,)
         prompts = random_prompts(decoder, num_prompts, args.prompt)
     if args.what == "decode":
-        yield from decode_figures(decoder, prompts, args.batch, args.tokens)
+        yield from decode_figures(decoder, prompts, args.batch, args.tokens, args.limit)
         return
     points = [Limits(budget, budget) for budget in args.budgets]
     points += [Limits(max(args.budgets), num_ignore=ignores) for ignores in args.waits]
@@ -78,23 +82,33 @@ def random_prompts(decoder: Decoder, num: int, length: int) -> list[tuple[int, .
 
 
 def decode_figures(
-    decoder: Decoder, prompts: Sequence[tuple[int, ...]], batch_sizes: Sequence[int], num_tokens: int
+    decoder: Decoder,
+    prompts: Sequence[tuple[int, ...]],
+    batch_sizes: Sequence[int],
+    num_tokens: int,
+    limit: int | None = None,
 ) -> Iterator[Figures]:
     """Yield the speed of decoding `num_tokens` of thinking for each batch size, and of its steps alone.
 
-    Times are the fastest of three; a step's is the difference between the whole and its first half. There must be as many prompts as the
+    With a `limit` rows might think for so many tokens, and are left after `num_tokens`. Times are the fastest of three; a step's is the
+    difference between the whole and its first half, or with a limit all but its last 64 tokens. There must be as many prompts as the
     largest batch has rows, and at least 2 tokens.
     """
+    earlier = num_tokens // 2 if limit is None else max(num_tokens // 2, num_tokens - 64)
     for batch in batch_sizes:
-        whole = [_request(prompt, i, num_tokens) for i, prompt in enumerate(prompts[:batch])]
-        half = [_request(prompt, i, num_tokens // 2) for i, prompt in enumerate(prompts[:batch])]
-        first, _ = _seconds(lambda: decoder.decode(whole))  # noqa: B023
-        decoder.decode(half)
-        half_s, _ = _fastest(lambda: decoder.decode(half))  # noqa: B023
-        whole_s, completions = _fastest(lambda: decoder.decode(whole))  # noqa: B023
-        step_s = (whole_s - half_s) / (num_tokens - num_tokens // 2)
+
+        def decode(count: int) -> list[Completion]:
+            requests = [_request(prompt, i, limit or count) for i, prompt in enumerate(prompts[:batch])]  # noqa: B023
+            return _first_tokens(decoder, requests, count) if limit else decoder.decode(requests)
+
+        first, _ = _seconds(lambda: decode(num_tokens))
+        decode(earlier)
+        earlier_s, _ = _fastest(lambda: decode(earlier))
+        whole_s, completions = _fastest(lambda: decode(num_tokens))
+        step_s = (whole_s - earlier_s) / (num_tokens - earlier)
         bandwidth = read_bandwidth()
-        num_bytes = step_bytes(decoder, sum(len(request.prompt) + num_tokens * 3 // 4 for request in whole))
+        cached = sum(len(prompt) + (num_tokens + earlier) // 2 for prompt in prompts[:batch])
+        num_bytes = step_bytes(decoder, cached)
         yield dict(
             batch=batch,
             dtype=decoder.config.dtype,
@@ -156,6 +170,24 @@ def sweep_figures(
         one_at_a_time_over_curve=round(one_at_a_time_s / curve_s, 2),
         identical=forked == single,
     )
+
+
+class _Enough(Exception):
+    """Rows have emitted as much as was asked for."""
+
+
+def _first_tokens(decoder: Decoder, requests: Sequence[Request], num_tokens: int) -> list[Completion]:
+    """Return what the requests, all decoded together, have emitted after `num_tokens` steps, and leave them."""
+    emitted: list[Completion] = []
+
+    def look(progress: dict[int, Completion]) -> None:
+        emitted[:] = progress.values()
+        if all(len(completion.tokens) >= num_tokens for completion in emitted):
+            raise _Enough
+
+    with contextlib.suppress(_Enough):
+        list(decoder.stream(requests, steps_per_call=math.gcd(num_tokens, 64), on_progress=look))
+    return emitted
 
 
 def backend_of(decoder: Decoder) -> str:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from s1jax.model_config import Int8, ModelConfig
 
-Kind = Literal["int8", "nf4"]
+Storage = Literal["int8", "nf4"]
 NF4_TILE = 64
 
 
@@ -159,33 +159,49 @@ def _stored_backward(num_in, kept, dy):
 stored_product.defvjp(_stored_forward, _stored_backward)
 
 
-def quantize_matrices(params: dict[str, Any], kind: Kind) -> dict[str, Any]:
+def quantize_matrices(params: dict[str, Any], kind: Storage) -> dict[str, Any]:
     """Return parameters with their matrices in `kind`; the floats are given up, one after another.
 
     In 8 bits these are all matrices, in 4 those of the layers only, as in QLoRA. Either layout; a stack is converted layer by layer.
     """
     rest = {name: value for name, value in params.items() if name != "layers"}
-    layers = _quantize_tree(params["layers"], kind, stacked=0 not in params["layers"])
-    return (_quantize_tree(rest, kind, stacked=False) if kind == "int8" else rest) | {"layers": layers}
+    layers = _quantize_tree(params["layers"], kind, ("layers",))
+    return (_quantize_tree(rest, kind, ()) if kind == "int8" else rest) | {"layers": layers}
 
 
-def _quantize_tree(tree: dict[Any, Any], kind: Kind, stacked: bool) -> dict[Any, Any]:
+def _quantize_tree(tree: dict[Any, Any], kind: Storage, path: tuple[str | int, ...]) -> dict[Any, Any]:
     quantized: dict[Any, Any] = {}
-    for name, value in tree.items():
-        if not isinstance(value, dict):
-            quantized[name] = value
-        elif (matrix := "weight" if name == "embed_tokens" else "kernel") in value:
-            # One after another: each is given up before the next, and its reductions over devices don't meet those of the next.
-            num_in = 2 if name == "o_proj" else 1
-            values, scale = jax.block_until_ready(_quantize_matrix(value.pop(matrix), kind, num_in, stacked))
-            quantized[name] = value | {matrix: values, "scale": scale}
+    for name in list(tree):
+        below = (*path, name)
+        if isinstance(tree[name], dict):
+            quantized[name] = _quantize_tree(tree[name], kind, below)
         else:
-            quantized[name] = _quantize_tree(value, kind, stacked)
+            quantized |= quantize_leaf(below, tree.pop(name) if _is_stored(below, kind) else tree[name], kind)
     return quantized
 
 
+def _is_stored(path: tuple[str | int, ...], kind: Storage) -> bool:
+    """Return whether the parameter at this path is a matrix that is stored as `kind`."""
+    matrix = "weight" if path[-2] == "embed_tokens" else "kernel"
+    return path[-1] == matrix and (kind == "int8" or path[0] == "layers")
+
+
+def quantize_leaf(path: tuple[str | int, ...], leaf: jax.Array, kind: Storage) -> dict[str, jax.Array]:
+    """Return what a parameter's module holds in its place, by name: a matrix that `kind` stores as values and scale, any other as it is.
+
+    This waits for the result, so that of many, one after another, each may be given up before the next, and its reductions over devices
+    don't meet those of the next.
+    """
+    name = str(path[-1])
+    if not _is_stored(path, kind):
+        return {name: leaf}
+    stacked = path[0] == "layers" and not isinstance(path[1], int)
+    values, scale = jax.block_until_ready(_quantize_matrix(leaf, kind, 2 if path[-2] == "o_proj" else 1, stacked))
+    return {name: values, "scale": scale}
+
+
 @functools.partial(jax.jit, static_argnames=("kind", "num_in", "stacked"))
-def _quantize_matrix(x: jax.Array, kind: Kind, num_in: int, stacked: bool) -> tuple[jax.Array, jax.Array]:
+def _quantize_matrix(x: jax.Array, kind: Storage, num_in: int, stacked: bool) -> tuple[jax.Array, jax.Array]:
     if stacked:
         return jax.lax.map(lambda layer: _quantize_matrix(layer, kind, num_in, False), x)
     if kind == "nf4":
@@ -210,8 +226,12 @@ def store_in_int8(
     config: ModelConfig, params: dict[str, Any], int8: Sequence[Int8]
 ) -> tuple[ModelConfig, dict[str, Any]]:
     """Return the model with these parts stored in 8 bits; parameters of either layout, which are given up."""
+    config = with_int8(config, int8)
+    return config, quantize_matrices(params, "int8") if "weights" in config.int8 else params
+
+
+def with_int8(config: ModelConfig, int8: Sequence[Int8]) -> ModelConfig:
+    """Return the config with these parts stored in 8 bits. Raises ValueError for one that is none."""
     if unknown := set(int8) - {"weights", "cache"}:
         raise ValueError(f"int8 is {tuple(int8)}: {', '.join(sorted(unknown))} is neither weights nor cache")
-    if "weights" in int8:
-        params = quantize_matrices(params, "int8")
-    return dataclasses.replace(config, int8=tuple(sorted(set(int8)))), params
+    return dataclasses.replace(config, int8=tuple(sorted(set(int8))))

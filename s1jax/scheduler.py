@@ -36,7 +36,7 @@ from s1jax.decode import MOST_STEPS, Prompts, empty_prompts, make_vocabulary, pr
 from s1jax.model import Params
 from s1jax.model_config import Int8, ModelConfig
 from s1jax.processes import is_first_process
-from s1jax.quantization import store_in_int8
+from s1jax.quantization import Storage, with_int8
 from s1jax.request import Completion, Request
 from s1jax.rows import Log, RowBatch, power_of_two, round_up, round_up_finely
 from s1jax.sharding import DECODING_MESH, MeshConfig, ShardingRules, make_mesh, share_out
@@ -317,8 +317,9 @@ def load_decoder(
             f"tensor {math.gcd(num_kv_heads, tensor)}, and data for the other devices, would split them",
             file=sys.stderr,
         )
-    config, params = load_model(model, device_mesh, rules, "per_layer", dtype=dtype, param_dtype=dtype)
-    config, params = store_in_int8(config, params, int8)
+    store: Storage | None = "int8" if "weights" in int8 else None
+    config, params = load_model(model, device_mesh, rules, "per_layer", dtype=dtype, param_dtype=dtype, store=store)
+    config = with_int8(config, int8)
     return Decoder(config, params, rules, device_mesh, delimiters, newline_ids(tokenizer), attention), tokenizer
 
 

@@ -28,7 +28,6 @@ from s1jax.optimizer import learning_rate, make_optimizer
 from s1jax.packing import Packer, num_steps
 from s1jax.preemption import Preemption
 from s1jax.processes import check_same, everywhere, from_first_process, is_first_process
-from s1jax.quantization import quantize_matrices
 from s1jax.sharding import make_mesh
 from s1jax.train_config import TrainConfig, identity_of, split_params, weight_dtype, with_adapters
 from s1jax.train_log import LOG_NAME, TrainLog, check_trackers
@@ -229,12 +228,12 @@ class _Run:
         from s1jax.checkpoint import load_model
 
         config = self.config
-        how = dict(layout="stacked", dtype=config.dtype, param_dtype=weight_dtype(config))
+        store = None if config.frozen == "float" else config.frozen
+        how = dict(layout="stacked", dtype=config.dtype, param_dtype=weight_dtype(config), store=store)
         _, params = load_model(config.model, self.mesh, config.rules, **how)  # type: ignore[arg-type]
-        if config.frozen == "float":
-            return params
-        shardings = jax.tree.map(lambda x: x.sharding, self.frozen_target)
-        return jax.device_put(quantize_matrices(params, config.frozen), shardings)
+        return (
+            params if store is None else jax.device_put(params, jax.tree.map(lambda x: x.sharding, self.frozen_target))
+        )
 
     def advance(self, preemption: Preemption) -> None:
         """Make the steps that are left."""
@@ -335,7 +334,7 @@ class _Run:
             config, model_config, params = self.config, self.model_config, self.state.params
             if config.lora is not None:
                 model_config, params = lora.merge(
-                    model_config, config.rules, self.mesh, self.frozen, params, config.export_dtype, donate=True
+                    model_config, config.rules, self.mesh, self.frozen, params, config.export_dtype, lazily=True
                 )
             checkpoint.save_hf(
                 self.output / "hf", model_config, params, config.export_dtype, config.model, overwrite=True

@@ -128,6 +128,7 @@ CURATE += ["--output", "{tmp}/run/train.jsonl"]
         ("convert", ["{model}", ""], "the directory to write is empty"),
         ("convert", ["{model}"], "Missing from python"),
         ("benchmark", ["decode", "--batch", "0"], "batch is [0]"),
+        ("benchmark", ["decode", "--limit", "9"], "limit is 9: it must be at least the 112 tokens"),
         ("benchmark", ["convert", "--tensor", "3"], "tensor 3 does not fit 8 devices"),
         ("benchmark", ["decode", "--size", "1B"], "no Qwen2.5 of size '1B'"),
         ("benchmark", ["decode", "--model", "{model}", "--attention", "splash"], "choose xla or pallas"),
@@ -193,6 +194,7 @@ SHORT = ["--examples", "20", "--divide", "100", "--attention", "xla"]
     ("what", "arguments", "expected"),
     [
         ("decode", ["--batch", "2", "--tokens", "8"], lambda x: x["batch"] == 2 and x["tokens_per_s"] > 0),
+        ("decode", ["--batch", "2", "--tokens", "8", "--limit", "99"], lambda x: x["tokens_per_s"] > 0),
         ("sweep", ["--problems", "2", "--budgets", "4", "9", "--waits", "1", "--answer", "4"],
          lambda x: x["points"] == 3 and x["identical"]),
         ("train", SHORT, lambda x: x["steps"] == 2 and 0 < x["filling"] <= 1 and x["useful_tokens_per_s"] > 0 and 0 < x["mfu"] < 1),
@@ -200,7 +202,7 @@ SHORT = ["--examples", "20", "--divide", "100", "--attention", "xla"]
          lambda x: x["layers"] == [1, 2] and x["whole_step_s"] == pytest.approx(x["step_s"][1], abs=2e-3)),
         ("convert", [], lambda x: x["identical"] and x["hugging_face_read_s"] > 0 and x["presharded_read_s"] > 0),
     ],
-    ids=["decode", "sweep", "train", "slice", "convert"],
+    ids=["decode", "limit", "sweep", "train", "slice", "convert"],
 )  # fmt: skip
 def test_a_benchmark_runs_from_a_command_line_and_prints_json(what, arguments, expected, tiny_model):
     command = [sys.executable, ROOT / "launch" / "benchmark.py", what, "--model", tiny_model, "--dtype", "float32"]

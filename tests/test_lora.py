@@ -281,8 +281,10 @@ def test_merging_rounds_once_and_frees_what_is_given_up():
     _, kept = merge(CONFIG, RULES, mesh, params, adapters, "float32")
     up = kept["layers"][1]["mlp"]["up_proj"]["kernel"]
     assert up.dtype == jnp.float32 and not up.sharding.is_fully_replicated
-    _, merged = merge(CONFIG, RULES, mesh, params, adapters, donate=True)
+    _, lazy = merge(CONFIG, RULES, mesh, params, adapters, lazily=True)
     assert all(x.is_deleted() for x in jax.tree.leaves(params["layers"]))
+    assert not any(isinstance(x, jax.Array) for x in jax.tree.leaves(lazy, is_leaf=callable))
+    merged = jax.tree.map(lambda leaf: leaf(), lazy, is_leaf=callable)
     assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(merged))
     ours = merged["layers"][1]["mlp"]["up_proj"]["kernel"]
     # They differ where the sum of three products fell on the other side.

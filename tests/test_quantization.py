@@ -12,11 +12,12 @@ from model_cases import in_nf4, random_params
 from test_attention import random_mask_inputs, random_qkv
 from test_decode import CONFIG, RULES, WAIT, at_point, make_decoder
 
+from s1jax import checkpoint, quantization
 from s1jax.attention import attention
 from s1jax.budget import Limits
 from s1jax.chat import encode_prompt
 from s1jax.model import abstract_params, graphdef, init_cache, unstack
-from s1jax.quantization import dequantize, quantize, quantize_nf4, store_in_int8
+from s1jax.quantization import dequantize, quantize, quantize_matrices, quantize_nf4, store_in_int8
 from s1jax.request import Request
 from s1jax.scheduler import load_decoder
 from s1jax.sharding import MeshConfig, make_mesh
@@ -62,6 +63,30 @@ def test_a_stack_is_stored_as_its_layers_are(kind):
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype), abstract_params(config, RULES, "stacked", mesh))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), stacked) == shapes
     jax.tree.map(np.testing.assert_array_equal, unstack(stacked, CONFIG.num_layers), wanted)
+
+
+@pytest.mark.parametrize("layout", ["stacked", "per_layer"])
+@pytest.mark.parametrize("store", ["int8", "nf4"])
+def test_a_model_is_stored_while_it_is_read_and_never_there_whole(layout, store, tmp_path, monkeypatch):
+    mesh = make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
+    params = random_params(CONFIG, "per_layer", mesh)
+    checkpoint.save_hf(tmp_path / "model", CONFIG, params, None, None)
+    how = dict(mesh=mesh, rules=RULES, layout=layout, dtype="float32")
+    _, floats = checkpoint.load_model(tmp_path / "model", **how)
+    num_kernels = sum(x.nbytes for x in jax.tree.leaves(floats["layers"]) if x.ndim > 2 or layout == "per_layer")
+    wanted = quantize_matrices(jax.tree.map(jnp.copy, floats), store)
+    del params, floats
+    held, before = [], sum(x.nbytes for x in jax.live_arrays())
+    quantize_matrix = quantization._quantize_matrix
+
+    def count(x, *args):
+        held.append(sum(x.nbytes for x in jax.live_arrays()) - before)
+        return quantize_matrix(x, *args)
+
+    monkeypatch.setattr(quantization, "_quantize_matrix", count)
+    _, stored = checkpoint.load_model(tmp_path / "model", store=store, **how)
+    jax.tree.map(np.testing.assert_array_equal, stored, wanted)
+    assert max(held) < 0.75 * num_kernels
 
 
 def test_attention_reads_what_the_stored_keys_and_values_stand_for():
