@@ -20,6 +20,9 @@ from s1jax.config import parse_command, run_command
 def main() -> None:
     """Compile, and print what a step needs."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    import jax
+
+    jax.config.update("jax_enable_compilation_cache", False)  # which cannot hold programs for devices that are not here
     from s1jax.evaluate import EvaluateConfig
     from s1jax.preflight import check_decode, check_train, published_config
     from s1jax.sweep import SweepConfig, largest_limits

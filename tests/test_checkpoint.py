@@ -681,6 +681,7 @@ def test_transformers_loads_the_export_and_computes_the_same_logits(tmp_path, ti
     assert dtype == torch.float32 and torch.equal(bare, same)
 
 
+@pytest.mark.slow
 def test_the_real_model_goes_to_orbax_and_back_by_the_command_bit_for_bit(tmp_path, real_model):
     env = os.environ | {"PYTHONWARNINGS": ""}
     command = [sys.executable, ROOT / "launch" / "convert.py"]

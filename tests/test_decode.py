@@ -149,7 +149,7 @@ def test_budgets_counts_strings_and_sampling_recompile_nothing(decoder):
     assert [f._cache_size() for f in COMPILED] == before
 
 
-@pytest.mark.parametrize("mesh", [None, MeshConfig(data=4, fsdp=1, tensor=2)])
+@pytest.mark.parametrize("mesh", [None, pytest.param(MeshConfig(data=4, fsdp=1, tensor=2), marks=pytest.mark.slow)])
 def test_the_loop_is_compiled_once_for_a_shape(mesh):
     """However its state was made: empty, begun by `start_rows`, grown, shrunk, or as the loop before left it."""
     decoder, before = make_decoder(mesh), rows.advance._cache_size()

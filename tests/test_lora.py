@@ -291,7 +291,8 @@ def test_merging_rounds_once_and_frees_what_is_given_up():
     assert (np.asarray(ours) != np.asarray(wanted)).mean() < 1e-3
 
 
-@pytest.mark.parametrize("kind", [pytest.param(None, marks=pytest.mark.slow), "nf4"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [None, "nf4"])
 def test_eight_devices_compute_what_one_does(kind):
     results = []
     for mesh in (one_device(), make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))):

@@ -107,7 +107,7 @@ def relative_error(ours, theirs) -> float:
 EVERY_MODEL = ["real", *FAMILIES]
 
 
-@pytest.mark.parametrize("name", EVERY_MODEL)
+@pytest.mark.parametrize("name", [pytest.param("real", marks=pytest.mark.slow), *FAMILIES])
 @torch.no_grad()
 def test_every_submodule_equals_hugging_faces(name, pair_of):
     pair = pair_of(name)

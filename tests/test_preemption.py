@@ -124,7 +124,7 @@ def saved_step(told):
 def end_of(process):
     """The exit code, what is on stderr, and the seconds it took."""
     started = time.monotonic()
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate(timeout=180)
     assert "Traceback" not in told, told
     return process.returncode, told, time.monotonic() - started
 

@@ -124,7 +124,9 @@ PACKED = dict(pack=True, pad_multiple=1, row_length=400)
         pytest.param(dict(mesh_config=MeshConfig(fsdp=8)), marks=pytest.mark.slow),
         pytest.param(dict(mesh_config=MeshConfig(fsdp=8), batches=PACKED), marks=pytest.mark.slow),
         dict(mesh_config=MeshConfig(data=2, fsdp=2, tensor=2), batches=dict(rows_per_pass=4)),
-        dict(mesh_config=MeshConfig(data=2, fsdp=1, sequence=2, tensor=2), batches=PACKED),
+        pytest.param(
+            dict(mesh_config=MeshConfig(data=2, fsdp=1, sequence=2, tensor=2), batches=PACKED), marks=pytest.mark.slow
+        ),
         dict(mesh_config=MeshConfig(fsdp=2, sequence=4), batches=PACKED | dict(row_length=256)),
     ],
     ids=str,
