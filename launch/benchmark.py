@@ -30,9 +30,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32], help="decode: rows decoded together")
     parser.add_argument("--tokens", type=int, default=112, help="decode: thinking tokens of each row")
-    parser.add_argument(
-        "--limit", type=int, help="decode: tokens of thinking that rows might make; they are left after --tokens"
-    )
+    parser.add_argument("--limit", type=int, help="decode: tokens that rows might make, at least --tokens")
     parser.add_argument("--prompt", type=int, default=64, help="without --model: tokens of each prompt")
     parser.add_argument("--problems", type=int, default=4, help="sweep: problems decoded together")
     budgets = [64, 128, 192, 256, 384, 512, 768, 1024]

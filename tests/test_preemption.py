@@ -19,7 +19,7 @@ from s1jax.state_store import StateStore
 ROOT = Path(__file__).resolve().parents[1]
 
 LOOP = """
-import ctypes, sys, time
+import ctypes, signal, sys, time
 import jax
 if len(sys.argv) > 3:
     jax.distributed.initialize(f"localhost:{sys.argv[3]}", 2, int(sys.argv[4]))
@@ -30,6 +30,8 @@ from s1jax.config import run_command
 from s1jax.preemption import Preemption
 from s1jax.state_store import StateStore
 
+# It is ignored in what a shell starts in the background, as these tests may be.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 directory, slow = sys.argv[1], sys.argv[2]
 # Holds the main thread inside C, where no Python handler can run.
 sleep = lambda seconds: ctypes.CDLL(None).usleep(int(seconds * 1e6))
