@@ -55,19 +55,17 @@ _CHOICE_COLUMNS = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2",
 _ERRORS_SHOWN = 5
 
 
-def read_problems(source: str, limit: int | None = None) -> list[Problem]:
-    """Read the problems of a JSONL file or a named benchmark, at most `limit` of them from the start.
+def read_problems(source: str) -> list[Problem]:
+    """Read the problems of a JSONL file or a named benchmark.
 
     A line is UTF-8 and needs a question and an answer (text or a finite number); without an id it gets
     "<benchmark>/<line number>". The benchmark is the file's stem, or the name. A row with GPQA's columns of one right and
     three wrong answers becomes a question with the choices A) to D). Raises FileNotFoundError for a missing file and for a
-    benchmark that the hub does not give, ValueError for an unknown name, an empty file, a limit below 1, or bad lines (all
-    of them counted, the first few shown).
+    benchmark that the hub does not give, ValueError for an unknown name, an empty file, or bad lines (all of them counted,
+    the first few shown).
     """
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit is {limit}: ask for at least 1 problem, or leave it out for all")
     if source in _HUB:
-        return _to_problems(enumerate(_read_hub(source), start=1), source, f"benchmark {source}", "row", limit)
+        return _to_problems(enumerate(_read_hub(source), start=1), source, f"benchmark {source}", "row")
     path = Path(source)
     if not path.is_file():
         if path.suffix or len(path.parts) > 1:
@@ -77,7 +75,7 @@ def read_problems(source: str, limit: int | None = None) -> list[Problem]:
     # Bytes that are no UTF-8 become surrogates, and so are told with their line.
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         lines = ((number, line) for number, line in enumerate(file, start=1) if line.strip())
-        return _to_problems(lines, path.stem, source, "line", limit)
+        return _to_problems(lines, path.stem, source, "line")
 
 
 def _read_hub(name: str) -> Iterable[dict[str, Any]]:
@@ -96,14 +94,12 @@ def _read_hub(name: str) -> Iterable[dict[str, Any]]:
 
 
 def _to_problems(
-    rows: Iterable[tuple[int, str | dict[str, Any]]], benchmark: str, source: str, unit: str, limit: int | None
+    rows: Iterable[tuple[int, str | dict[str, Any]]], benchmark: str, source: str, unit: str
 ) -> list[Problem]:
     problems: list[Problem] = []
     errors: list[str] = []
     seen: dict[str, int] = {}
     for number, row in rows:
-        if limit is not None and len(problems) == limit:
-            break
         try:
             if isinstance(row, str):
                 check_text("it", row)

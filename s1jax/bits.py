@@ -1,11 +1,13 @@
-"""Arrays moved as unsigned integers, so that every bit survives: a CPU would quiet the NaNs of bfloat16."""
+"""Arrays moved as unsigned integers, so that every bit survives (a CPU would quiet NaNs of bfloat16); the range of narrower dtypes."""
 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
@@ -27,3 +29,26 @@ def _layer_taker(sharding: jax.sharding.Sharding | None):
         return jax.lax.bitcast_convert_type(bits, stack.dtype)
 
     return jax.jit(take, out_shardings=sharding)
+
+
+def check_range(name: str, x: jax.Array | np.ndarray, dtype: Any, layer: int | None = None) -> None:
+    """Raise ValueError if a finite number of `x`, or of one layer of it, is beyond the range of `dtype`."""
+    largest = float(jnp.finfo(dtype).max)
+    if not narrows(x.dtype, dtype):
+        return
+    is_beyond = _is_beyond if isinstance(x, np.ndarray) else jax.jit(_is_beyond)
+    if is_beyond(x, largest, layer):
+        raise ValueError(
+            f"{name} holds numbers beyond {largest:g}, the largest of {jnp.dtype(dtype).name}: choose a wider dtype"
+        )
+
+
+def narrows(source: Any, dtype: Any) -> bool:
+    """Return whether the range of `dtype` is smaller than that of `source`. (Those of float32 and bfloat16, 0.4% apart, are alike.)"""
+    return float(jnp.finfo(dtype).max) < 0.99 * float(jnp.finfo(source).max)
+
+
+def _is_beyond(x: Any, largest: Any, layer: Any) -> Any:
+    x = x if layer is None else x[layer]
+    magnitude = abs(x if x.dtype == np.float64 else x.astype(np.float32))
+    return ((magnitude > largest) & (magnitude < np.inf)).any()

@@ -95,9 +95,9 @@ def pin(tree: Any, rules: ShardingRules) -> Any:
 
 
 def resize(cache: KVCache, capacity: int, rules: ShardingRules) -> KVCache:
-    """Return the cache with `capacity` slots a row, of fewer with the newest; layer by layer, and the old one is given up.
+    """Return the cache with `capacity` slots a row; where these are fewer, they hold the newest tokens.
 
-    So no second cache is held.
+    This goes layer by layer, and the old cache is given up, so that no second one is held.
     """
     turn = int(cache.num_written) % cache.capacity
     k, v = list(cache.k), list(cache.v)

@@ -24,7 +24,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from s1jax import safetensors_io
-from s1jax.bits import as_bits
+from s1jax.bits import as_bits, check_range, narrows
 from s1jax.config import listed, write_file
 from s1jax.model import Layout, Params, abstract_params
 from s1jax.model_config import ModelConfig
@@ -161,29 +161,6 @@ def _exporter(weight: Weight, dtype: Any, stacked: bool, sharding: NamedSharding
         return bits.reshape(hf_shape(weight, bits.shape))
 
     return jax.jit(run, out_shardings=sharding)
-
-
-def check_range(name: str, x: jax.Array | np.ndarray, dtype: Any, layer: int | None = None) -> None:
-    """Raise ValueError if a finite number of `x`, or of one layer of it, is beyond the range of `dtype`."""
-    largest = float(jnp.finfo(dtype).max)
-    if not narrows(x.dtype, dtype):
-        return
-    is_beyond = _is_beyond if isinstance(x, np.ndarray) else jax.jit(_is_beyond)
-    if is_beyond(x, largest, layer):
-        raise ValueError(
-            f"{name} holds numbers beyond {largest:g}, the largest of {jnp.dtype(dtype).name}: choose a wider dtype"
-        )
-
-
-def narrows(source: Any, dtype: Any) -> bool:
-    """Return whether the range of `dtype` is smaller than that of `source`. (Those of float32 and bfloat16, 0.4% apart, are alike.)"""
-    return float(jnp.finfo(dtype).max) < 0.99 * float(jnp.finfo(source).max)
-
-
-def _is_beyond(x: Any, largest: Any, layer: Any) -> Any:
-    x = x if layer is None else x[layer]
-    magnitude = abs(x if x.dtype == np.float64 else x.astype(np.float32))
-    return ((magnitude > largest) & (magnitude < np.inf)).any()
 
 
 @functools.lru_cache(maxsize=256)

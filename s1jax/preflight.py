@@ -219,10 +219,12 @@ def check_decode(config: DecodingConfig, limits: Limits, model_config: ModelConf
     model_config = replace(model_config, int8=tuple(sorted(set(config.int8))))
     most_tokens = limits.max_thinking_tokens + config.max_answer_tokens + DELIMITER_TOKENS
     capacity = capacity_for(most_tokens)
+    split = config.rules.num_shards("batch", devices.shape)
+    num_rows = -(-config.num_rows // split) * split  # as `scheduler.py` does
     started = time.perf_counter()
     with _telling_lack_of_room(topology):
         compiled = compile_decode(
-            model_config, topology, devices, config.num_rows, PROMPT_TOKENS, capacity, config.rules, config.attention
+            model_config, topology, devices, num_rows, PROMPT_TOKENS, capacity, config.rules, config.attention
         )
     memory, room = compiled.memory_analysis(), MEMORY.get(topology.partition(":")[0])
     assert memory is not None
@@ -233,7 +235,7 @@ def check_decode(config: DecodingConfig, limits: Limits, model_config: ModelConf
         topology=topology,
         devices=devices.size,
         mesh=_shown(devices),
-        rows=config.num_rows,
+        rows=num_rows,
         tokens_per_row=PROMPT_TOKENS + capacity,
         weights_and_caches_gib=_gib(memory.argument_size_in_bytes),
         temporaries_gib=_gib(memory.temp_size_in_bytes),

@@ -92,7 +92,9 @@ def matmul(
         return (matmul(x, weight, None, jnp.float32) * scale).astype(dtype)
     B, T, I = x.shape
     outer, weight = weight.shape[:-1], weight.astype(x.dtype)
-    if T == 1 and platform() == "cpu" and (num_blocks := math.gcd(8, math.prod(outer))) > 1:
+    # As many as any mesh splits evenly: else it would gather the weights.
+    num_blocks = math.gcd(math.lcm(8, max(1, jax.sharding.get_abstract_mesh().size)), math.prod(outer))
+    if T == 1 and platform() == "cpu" and num_blocks > 1:
         # Decoding, much faster with the weights on the left. In blocks, else XLA would turn the product around again.
         blocks = weight.reshape(num_blocks, -1, I)
         y = jnp.einsum("noI,BI->noB", blocks, x[:, 0], preferred_element_type=dtype).transpose(2, 0, 1)

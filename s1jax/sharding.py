@@ -109,7 +109,7 @@ def share_out(config: MeshConfig, num_kv_heads: int, num_devices: int) -> MeshCo
     """
     if (config.data, config.tensor) != (-1, -1):
         return config
-    return replace(config, tensor=math.gcd(num_kv_heads, num_devices // (config.fsdp * config.sequence)))
+    return replace(config, tensor=math.gcd(num_kv_heads, num_devices // max(1, config.fsdp * config.sequence)))
 
 
 def platform() -> str:

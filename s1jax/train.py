@@ -231,9 +231,9 @@ class _Run:
         store = None if config.frozen == "float" else config.frozen
         how = dict(layout="stacked", dtype=config.dtype, param_dtype=weight_dtype(config), store=store)
         _, params = load_model(config.model, self.mesh, config.rules, **how)  # type: ignore[arg-type]
-        return (
-            params if store is None else jax.device_put(params, jax.tree.map(lambda x: x.sharding, self.frozen_target))
-        )
+        if store is None:
+            return params
+        return jax.device_put(params, jax.tree.map(lambda x: x.sharding, self.frozen_target))
 
     def advance(self, preemption: Preemption) -> None:
         """Make the steps that are left."""

@@ -24,7 +24,6 @@ def test_a_jsonl_file_gives_problems_in_order_with_ids_from_lines(tmp_path):
         Problem("test/x.json", "mine", "half?", "0.5"),
         Problem("mine/4", "mine", "2+1?", "3"),
     ]
-    assert [p.problem_id for p in read_problems(source, limit=2)] == ["a", "test/x.json"]
 
 
 def test_all_bad_lines_are_counted_and_named(tmp_path):
@@ -60,7 +59,8 @@ def test_text_that_cannot_be_encoded_and_numbers_that_are_none_are_bad_lines(tmp
     path.write_bytes(b'{"question": "\xf0\x9f\x99\x82 \\ud83d\\ude42", "answer": 1%b}\n' % (b"0" * 400) + line)
     with pytest.raises(ValueError, match=rf"^{path}: 1 bad line: line 2: {fault}"):
         read_problems(str(path))
-    assert read_problems(str(path), limit=1)[0].question == "🙂 🙂"
+    path.write_bytes(path.read_bytes().splitlines()[0])
+    assert read_problems(str(path))[0].question == "🙂 🙂"
 
 
 def test_a_name_that_is_not_utf8_is_refused_before_its_rows_are_written_under_it(tmp_path):
@@ -69,16 +69,15 @@ def test_a_name_that_is_not_utf8_is_refused_before_its_rows_are_written_under_it
 
 
 @pytest.mark.parametrize(
-    ("source", "limit", "error", "words"),
+    ("source", "error", "words"),
     [
-        ("amie24", None, ValueError, "unknown benchmark 'amie24'.*aime24, aime25, math500, gpqa_diamond, gsm8k"),
-        ("missing.jsonl", None, FileNotFoundError, "no problem file at missing.jsonl"),
-        ("gsm8k", 0, ValueError, "limit is 0"),
+        ("amie24", ValueError, "unknown benchmark 'amie24'.*aime24, aime25, math500, gpqa_diamond, gsm8k"),
+        ("missing.jsonl", FileNotFoundError, "no problem file at missing.jsonl"),
     ],
 )
-def test_a_bad_source_or_limit_is_named(source, limit, error, words):
+def test_a_bad_source_is_named(source, error, words):
     with pytest.raises(error, match=words):
-        read_problems(source, limit)
+        read_problems(source)
 
 
 def test_an_empty_file_is_an_error(tmp_path):

@@ -19,7 +19,7 @@ import pytest
 from safetensors import deserialize
 from safetensors.numpy import save_file
 
-from s1jax import checkpoint, hf_weights, safetensors_io
+from s1jax import bits, checkpoint, hf_weights, safetensors_io
 from s1jax.config import listed
 from s1jax.model import abstract_params, init_params
 from s1jax.orbax_params import finished_steps
@@ -201,19 +201,19 @@ def test_only_numbers_are_out_of_a_range_and_only_smaller_ranges_are_looked_at(m
     fine = {"float16": 65504, "float8_e4m3fn": 448, "float8_e5m2": 57344}
     for dtype, largest in fine.items():
         for x in (np.array([largest, np.inf, np.nan]), jnp.array([-largest, -np.inf, np.nan], jnp.float32)):
-            hf_weights.check_range("w", x, dtype)
+            bits.check_range("w", x, dtype)
             with pytest.raises(ValueError, match=f"w holds numbers beyond {largest}"):
-                hf_weights.check_range("w", x * 1.01, dtype)
+                bits.check_range("w", x * 1.01, dtype)
     with pytest.raises(ValueError, match="beyond 57344"):
-        hf_weights.check_range("w", jnp.float16([65504]), "float8_e5m2")
-    monkeypatch.setattr(hf_weights, "_is_beyond", None)
+        bits.check_range("w", jnp.float16([65504]), "float8_e5m2")
+    monkeypatch.setattr(bits, "_is_beyond", None)
     for dtype, other in (
         ("float32", "bfloat16"),
         ("bfloat16", "float32"),
         ("float16", "bfloat16"),
         ("float16", "float16"),
     ):
-        hf_weights.check_range("w", jnp.ones(3, dtype), other)
+        bits.check_range("w", jnp.ones(3, dtype), other)
 
 
 def test_dtypes_may_differ_between_weights_but_not_within_a_stack(tmp_path):

@@ -61,6 +61,19 @@ def test_what_is_written_anew_is_found(in_a_branch):
     assert "sort" in {kind for _, kind, size in preflight.written_in_loops(compiled) if size == 64 * 64 * 4}
 
 
+def test_a_mesh_of_three_devices_gathers_no_weights():
+    config = replace(SMALL, num_heads=3, num_kv_heads=3, embed_dim=192, mlp_dim=768, vocab_size=768)
+    compiled = compile_decode(config, "cpu:3", MeshConfig(fsdp=1, tensor=3), 2, 64, 256)
+    shapes = re.findall(r"= (\w+\[[\d,]*\])\S* all-gather", compiled.as_text())
+    assert all(preflight._num_bytes(shape) < 4 * 192 * 192 for shape in shapes), shapes
+
+
+def test_more_devices_than_key_value_heads_rematerialise_nothing_in_training():
+    data = replace(S1_32B.data, max_length=1024, halvings=0)
+    config = replace(S1_32B, mesh=MeshConfig(sequence=4), data=data, dtype="float32")
+    assert preflight.check_train(config, SMALL, "cpu:8")["involuntary_rematerialisations"] == 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "topology",
@@ -121,13 +134,15 @@ def test_a_training_config_is_checked_from_the_command_line(tiny_model):
 
 @pytest.mark.parametrize("int8", [(), ("cache",)])
 def test_a_decoding_config_is_checked(int8):
-    config = DecodingConfig("model", "benchmark", "rows", num_rows=2, dtype="float32", int8=int8, max_answer_tokens=76)
-    figures = preflight.check_decode(config, Limits(1000), SMALL, "cpu:2")
-    assert figures["mesh"] == "data 1 x fsdp 1 x sequence 1 x tensor 2" and figures["tokens_per_row"] == 512 + 1536
+    config = DecodingConfig("model", "benchmark", "rows", num_rows=7, dtype="float32", int8=int8, max_answer_tokens=76)
+    figures = preflight.check_decode(config, Limits(1000), SMALL, "cpu:8")
+    # No more devices split a layer than it has key/value heads; as many rows as the other axis splits evenly.
+    assert figures["mesh"] == "data 4 x fsdp 1 x sequence 1 x tensor 2" and figures["rows"] == 8
+    assert figures["tokens_per_row"] == 512 + 1536
     per_token = 2 * (64 + 4 if int8 else 4 * 64)
     caches = 2 * 2 * per_token * 2048  # layers, rows; one of the two key/value heads on each device
     weights = 4 * num_matrix_weights(SMALL) / 2
-    assert (caches + weights) / 2**30 <= figures["weights_and_caches_gib"] <= (1.05 * caches + 1.02 * weights) / 2**30
+    assert (caches + weights) / 2**30 <= figures["weights_and_caches_gib"] <= (1.1 * caches + 1.02 * weights) / 2**30
 
 
 @pytest.mark.parametrize("topology", ["cpu:0", "cpu:x", "h100:0x8", "h100:8", "v5p:2x0x2", "a100:1x8"])
