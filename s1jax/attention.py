@@ -9,9 +9,9 @@ only what lies before a position of their own. So samples share a prompt, and an
 
 Keys and values may be quantized (`quantization.py`), with a scale for each of the S.
 
-Rows over themselves (training) go through a kernel that never holds all scores (`flash_attention.py`); each device sees whole rows of
-its share of the heads, also where the mesh splits the length (arXiv 2309.14509), so that work is balanced and every backend can serve.
-So do queries over caches on a GPU (`cached_attention.py`); elsewhere XLA holds their scores.
+Rows over themselves (training) go through a kernel that never holds all scores (`flash_attention.py`, on GPUs `packed_attention.py`);
+each device sees whole rows of its share of the heads, also where the mesh splits the length (arXiv 2309.14509), so that work is balanced
+and every backend can serve. So do queries over caches on a GPU (`cached_attention.py`); elsewhere XLA holds their scores.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from s1jax.flash_attention import (
     MASKED_SCORE,
     blocked_attention,
     cudnn_attention,
-    pallas_attention,
     splash_attention,
 )
 from s1jax.quantization import values_and_scale
@@ -148,7 +147,10 @@ def _over_themselves(q, k, v, positions, segment_ids, backend: Backend, rules: S
             case "cudnn":
                 return cudnn_attention(q, k, v, *row)
             case "pallas":
-                return pallas_attention(q, k, v, *row, interpret=interpret)
+                # Here, since importing pallas takes its time.
+                from s1jax.packed_attention import packed_attention
+
+                return packed_attention(q, k, v, *row, interpret=interpret)
             case "splash":
                 return splash_attention(q, k, v, *row, interpret=interpret)
 

@@ -2,7 +2,7 @@
 
 q, k, v, positions and segment ids of whole rows on one device -> output, by one kernel for each of four backends. `xla` is written here:
 pairs of blocks, of which only those are visited that hold a query and a key that may see each other, so that a packed row costs what its
-segments cost. The others are jax's: `pallas` (Triton, GPU), `splash` (TPU) and `cudnn`.
+segments cost; `pallas` (GPU), which does so too, in `packed_attention.py`. `splash` (TPU) and `cudnn` are jax's.
 
 `xla` follows the mask contract of `attention.py` for any positions and segments. The others compare places in the row instead of positions,
 which is the same where segments lie in the order of their ids and positions grow along each, and `cudnn` knows no segments. A row that
@@ -31,11 +31,7 @@ SAVED = "attention"
 
 def saves_attention(primitive, *_, **params) -> bool:
     """Whether an operation's result is what a kernel's backward pass needs: a policy of `jax.checkpoint`."""
-    kernels = (
-        "pallas_call",
-        "custom_vjp_call",
-        "dot_product_attention_fwd_wrapper",
-    )  # custom_vjp_call: the Triton kernel within
+    kernels = ("pallas_call", "dot_product_attention_fwd_wrapper")
     return params.get("name") == SAVED or primitive.name in kernels
 
 
@@ -169,24 +165,6 @@ _dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 # jax's kernels, imported where they run: each takes its time.
 
 
-def pallas_attention(
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B K H T"],
-    v: Float[Array, "B K T H"],
-    positions: Int[Array, "B T"],
-    segment_ids: Int[Array, "B T"],
-    interpret: bool,
-) -> Float[Array, "B T N H"]:
-    """Return attention by jax's Triton kernel, every query head with a copy of its keys and values."""
-    from jax.experimental.pallas.ops.gpu import attention as triton
-
-    T, N = q.shape[1:3]
-    k, v = (jnp.repeat(x, N // k.shape[1], axis=2) for x in (k.transpose(0, 3, 1, 2), v.swapaxes(1, 2)))
-    q, k, v, padded_ids = (_pad(x, 1, 128) for x in (q, k, v, segment_ids))
-    output = triton.mha(q, k, v, padded_ids, sm_scale=q.shape[-1] ** -0.5, causal=True, interpret=interpret)
-    return _where_valid(output[:, :T], _is_in_order(positions, segment_ids))
-
-
 def splash_attention(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B K H T"],
@@ -213,7 +191,7 @@ def splash_attention(
         interpret=interpret,
     )
     output = jax.vmap(kernel)(q, k, v, splash.SegmentIds(padded_ids, padded_ids))
-    return _where_valid(output.swapaxes(1, 2)[:, :T], _is_in_order(positions, segment_ids))
+    return nan_unless_in_order(output.swapaxes(1, 2)[:, :T], positions, segment_ids)
 
 
 def cudnn_attention(
@@ -231,19 +209,24 @@ def cudnn_attention(
         q, k.transpose(0, 3, 1, 2), v.swapaxes(1, 2), is_causal=True, implementation="cudnn"
     )
     one_segment = ((segment_ids[:, 1:] == segment_ids[:, :-1]) | (segment_ids[:, 1:] == 0)).all(axis=1)
-    return _where_valid(output, one_segment & _is_in_order(positions, segment_ids))
+    return nan_unless_in_order(output, positions, segment_ids, one_segment)
 
 
 def _pad(x: jax.Array, axis: int, multiple: int) -> jax.Array:
     return jnp.pad(x, [(0, -x.shape[a] % multiple if a == axis else 0) for a in range(x.ndim)])
 
 
-def _is_in_order(positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"]) -> Bool[Array, " B"]:
-    """Return for each row whether its segments lie in the order of their ids, each in one piece along which positions grow."""
+def nan_unless_in_order(
+    output: Float[Array, "B T N H"],
+    positions: Int[Array, "B T"],
+    segment_ids: Int[Array, "B T"],
+    also: Bool[Array, " B"] | bool = True,
+) -> Float[Array, "B T N H"]:
+    """Return `output`, with NaN in rows whose segments don't lie in the order of their ids, each in one piece along which positions grow.
+
+    So in rows that are not `also` as they should be.
+    """
     goes_on = (segment_ids[:, 1:] == segment_ids[:, :-1]) & (positions[:, 1:] > positions[:, :-1])
     starts = segment_ids[:, 1:] > jax.lax.cummax(segment_ids[:, :-1], axis=1)
-    return (goes_on | starts | (segment_ids[:, 1:] == 0)).all(axis=1)
-
-
-def _where_valid(output: Float[Array, "B T N H"], valid: Bool[Array, " B"]) -> Float[Array, "B T N H"]:
-    return jnp.where(valid[:, None, None, None], output, jnp.nan)
+    in_order = (goes_on | starts | (segment_ids[:, 1:] == 0)).all(axis=1)
+    return jnp.where((in_order & also)[:, None, None, None], output, jnp.nan)

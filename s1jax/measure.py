@@ -215,7 +215,8 @@ def read_bandwidth(num_bytes: int = 2**30) -> float:
         parts = np.array_split(np.ones(num_bytes // 4, np.float32), os.cpu_count() or 1)
         with concurrent.futures.ThreadPoolExecutor(len(parts)) as pool:
             return num_bytes / min(_seconds(lambda: list(pool.map(np.sum, parts)))[0] for _ in range(5))
-    arrays = [jax.device_put(jnp.ones(num_bytes // 4, jnp.float32), device) for device in jax.local_devices()]
+    # Many one after another, so that starting them and hearing of the last is little of the time.
+    arrays = [jax.device_put(jnp.ones(num_bytes // 4, jnp.float32), device) for device in jax.local_devices()] * 16
     total = jax.jit(jnp.sum)
     jax.block_until_ready([total(array) for array in arrays])
     best = min(_seconds(lambda: jax.block_until_ready([total(array) for array in arrays]))[0] for _ in range(5))

@@ -30,11 +30,23 @@ def quick_compilation() -> Iterator[None]:
     """
     import jax
 
+    if jax.default_backend() != "cpu":
+        yield
+        return
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
         jax.config.update("jax_disable_most_optimizations", True)
         yield
         jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="session")
+def gpu() -> None:
+    """Skips a test (marked `device`, too) where JAX runs on no GPU: these are run by `JAX_PLATFORMS=cuda python -m pytest -m device`."""
+    import jax
+
+    if jax.default_backend() != "gpu":
+        pytest.skip(f"JAX runs on {jax.default_backend()}")
 
 
 @pytest.fixture(scope="session")

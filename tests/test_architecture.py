@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-# The rows of DESIGN's table. This project's additions: `progress`, `preemption` and `processes`; `flash_attention` and `cached_attention`
-# (parts of `attention`); `bits`, `quantization`, `cache`, `rope`, `parameter` and `model_config` (parts of `model`); `flops`; `lora`; the
-# four parts of `checkpoint`; `packing`, `loss`, `optimizer`, `train_step`, `train_log` and `train_config` (parts of `train`); `request`,
-# `rows` and `scheduler` (parts of `decode`); `generate` (one question to one model); `samples` (part of `metrics`) and `tables` (part of
-# `plot`); `measure` and its parts.
+# The rows of DESIGN's table. This project's additions: `progress`, `preemption` and `processes`; `flash_attention`, `packed_attention` and
+# `cached_attention` (parts of `attention`); `bits`, `quantization`, `cache`, `rope`, `parameter` and `model_config` (parts of `model`);
+# `flops`; `lora`; the four parts of `checkpoint`; `packing`, `loss`, `optimizer`, `train_step`, `train_log` and `train_config` (parts of
+# `train`); `request`, `rows` and `scheduler` (parts of `decode`); `generate` (one question to one model); `samples` (part of `metrics`)
+# and `tables` (part of `plot`); `measure` and its parts.
 TABLE = """
 bits progress processes preemption config sharding chat grading rope model_config quantization
-flash_attention cached_attention attention embedding cache flops
+flash_attention packed_attention cached_attention attention embedding cache flops
 parameter model lora
 safetensors_io hf_weights orbax_params state_store checkpoint
 data packing loss optimizer train_step train_log train_config train
@@ -38,6 +38,7 @@ BROUGHT_ALONG = {"ml_dtypes", "orbax_checkpoint"}  # by JAX and Flax
 BARE_MODULES = [
     "attention",
     "flash_attention",
+    "packed_attention",
     "cached_attention",
     "rope",
     "model",

@@ -81,6 +81,38 @@ def test_quantized_caches_are_read_with_their_scales():
     np.testing.assert_allclose(kernel(*inputs)[sees], all_scores(*inputs)[sees], atol=1e-5)
 
 
+@pytest.mark.device
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize(("dtype", "error"), [("bfloat16", 5e-3), ("float32", 1e-3)])  # TF32
+@pytest.mark.parametrize(
+    "case", [dict(N=28, K=4, H=128), dict(T=25, N=14, K=2, H=64, shared=(4,)), dict(N=3, K=1, H=24, shared=())], ids=str
+)
+def test_on_a_gpu_the_kernel_gives_what_all_scores_give_in_float32(case, dtype, error, int8):
+    (q, k, v, *masks, prefixes, prefix_end), sees = random_inputs(**case, dtype=dtype)
+    exact = (
+        q.astype("float32"),
+        k.astype("float32"),
+        v.astype("float32"),
+        *masks,
+        jax.tree.map(_exact, prefixes),
+        prefix_end,
+    )
+    if int8:
+        k, v = quantize(k, (2,)), quantize(v, (3,))
+        prefixes = [prefix._replace(k=quantize(prefix.k, (2,)), v=quantize(prefix.v, (3,))) for prefix in prefixes]
+        exact = exact[0], k, v, *masks, prefixes, prefix_end
+    with jax.default_matmul_precision("highest"):
+        wanted = np.asarray(all_scores(*exact))[sees]
+    output = np.asarray(kernel(q, k, v, *masks, prefixes, prefix_end), np.float32)
+    assert np.isfinite(output).all()
+    assert np.linalg.norm(output[sees] - wanted) < error * np.linalg.norm(wanted)
+
+
+def _exact(x: jax.Array) -> jax.Array:
+    return x.astype("float32") if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+
 def test_what_a_query_may_not_see_weighs_nothing_at_all():
     inputs = random_inputs()[0][:7]
     q, k, v, q_positions, positions, q_segments, segments = inputs

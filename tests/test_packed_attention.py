@@ -1,0 +1,86 @@
+"""The kernels for GPUs of rows over themselves: the tiles they visit, and what they give for any heads; interpreted, and on a GPU."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_flash_attention import of_all_scores, over_itself, random_inputs, rows
+
+from s1jax.packed_attention import Tiles, _ranges
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@pytest.mark.parametrize("of_queries", [True, False])
+@pytest.mark.parametrize("tiles", [Tiles(4, 8, 1, 1), Tiles(8, 4, 1, 1), Tiles(8, 8, 1, 1)], ids=str)
+def test_programs_visit_what_is_seen_and_mask_what_is_not_seen_whole(tiles, of_queries):
+    T = 48
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        # Segments and, some of them, padding in between, at the start or at the end.
+        lengths = np.diff(np.sort(rng.integers(0, T + 1, 6)), prepend=0, append=T)
+        is_padding = rng.random(len(lengths)) < 0.3
+        begin = np.repeat(np.cumsum(lengths) - lengths, lengths)
+        start = np.where(np.repeat(is_padding, lengths), np.iinfo(np.int32).max, begin).astype(np.int32)
+        seen = (start[:, None] <= np.arange(T)) & (np.arange(T) <= np.arange(T)[:, None])
+        in_tiles = seen.reshape(T // tiles.queries, tiles.queries, T // tiles.keys, tiles.keys)
+        some, whole = in_tiles.any((1, 3)), in_tiles.all((1, 3))
+        if not of_queries:
+            some, whole = some.T, whole.T
+        for first, begin_whole, end_whole, stop, needed, unmasked in zip(
+            *[np.asarray(x[0]) for x in _ranges(jnp.asarray(start[None]), tiles, of_queries)], some, whole, strict=True
+        ):
+            places = np.flatnonzero(needed)
+            if len(places):
+                assert (first, stop) == (places[0], places[-1] + 1)
+            else:
+                assert first >= stop
+            visited = [*range(first, begin_whole), *range(begin_whole, end_whole), *range(end_whole, stop)]
+            assert visited == list(range(first, stop))  # each once
+            np.testing.assert_array_equal(np.flatnonzero(unmasked), np.arange(begin_whole, end_whole))
+
+
+def outputs_and_gradients(kernel, inputs, d_output, *row):
+    output, pull_back = jax.vjp(lambda *qkv: kernel(*qkv, *row), *inputs)
+    return output, *pull_back(d_output)
+
+
+@pytest.mark.parametrize(
+    ("heads", "head_dim"),
+    [((4, 4), 16), ((5, 1), 64), ((6, 3), 24)],  # each head its own keys; all the same; a width that is no power of two
+)
+def test_any_heads_give_what_all_scores_give(heads, head_dim):
+    row = rows([100, 31], [140], [3, 60])
+    *inputs, d_output = random_inputs(row[0], heads, head_dim)
+    d_output *= (row[1] > 0)[:, :, None, None]
+    got, wanted = (
+        jax.jit(functools.partial(outputs_and_gradients, kernel))(inputs, d_output, *row)
+        for kernel in (functools.partial(over_itself, backend="pallas"), of_all_scores)
+    )
+    np.testing.assert_allclose(np.asarray(got[0])[row[1] > 0], np.asarray(wanted[0])[row[1] > 0], atol=1e-5)
+    for one, other in zip(got[1:], wanted[1:], strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.device
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize(("dtype", "error"), [("bfloat16", 5e-3), ("float32", 1e-3)])  # TF32
+@pytest.mark.parametrize(("heads", "head_dim"), [((14, 2), 64), ((40, 8), 128), ((6, 2), 24)])
+def test_on_a_gpu_the_kernels_give_what_all_scores_give_in_float32(heads, head_dim, dtype, error):
+    row = rows([700, 1, 300, 800], [1300], length=1900)
+    real = (row[1] > 0)[:, :, None, None]
+    *inputs, d_output = (x.astype(dtype) for x in random_inputs(row[0], heads, head_dim))
+    exact = [x.astype("float32") for x in inputs]
+    with jax.default_matmul_precision("highest"):
+        wanted = jax.jit(functools.partial(outputs_and_gradients, of_all_scores))(
+            exact, d_output * real.astype("float32"), *row
+        )
+    for backend in ("pallas", "xla"):
+        kernel = functools.partial(outputs_and_gradients, functools.partial(over_itself, backend=backend))
+        output, *gradients = jax.jit(kernel)(inputs, d_output * real.astype(dtype), *row)
+        for one, other in zip((output * real, *gradients), (wanted[0] * real, *wanted[1:]), strict=True):
+            assert jnp.linalg.norm(one.astype("float32") - other) < error * jnp.linalg.norm(other), backend
