@@ -39,7 +39,7 @@ LEAST_CHUNK = 256
 """Slots: what chunks of fewer leave would be much in comparison to their keys and values. (Of fewer slots there is one chunk.)"""
 MOST_SUMS = 2**14
 """Queries of all chunks together, where there is more than one: few enough for small results and, in tiles of 16 to 64, programs enough
-for the 132 multiprocessors of an H100. Like the numbers of warps and stages, not tuned on one yet."""
+for the 132 multiprocessors of an H100."""
 
 
 class Slots(NamedTuple):
@@ -117,7 +117,7 @@ def _over_chunks(
     num_chunks = pl.cdiv(S, chunk)
 
     # Blocks of keys and values on their way: three of two bytes a number, two of four, or they fill the shared memory.
-    stages = 3 if q.dtype.itemsize == 2 else 2
+    stages, warps = 3 if q.dtype.itemsize == 2 else 2, 2 if tile == 16 else 4
     # What a program reads and writes, by the indices of its query tile, chunk, row and head.
     of_chunk = pl.BlockSpec((None, None), lambda i, c, a, k: (a, c))
     of_slots = pl.BlockSpec((None, chunk), lambda i, c, a, k: (a, c))
@@ -136,7 +136,7 @@ def _over_chunks(
         in_specs=[of_chunk, of_chunk, of_q, of_queries, of_queries, of_k, of_v, *of_these, of_slots, of_slots],
         out_specs=[of_output, of_sums, of_sums],
         out_shape=[jax.ShapeDtypeStruct((num_chunks, A, K, Q, *rest), jnp.float32) for rest in ((H,), (), ())],
-        compiler_params=triton.CompilerParams(num_warps=4, num_stages=stages),
+        compiler_params=triton.CompilerParams(num_warps=warps, num_stages=stages),
         interpret=interpret,
         name="cached_attention",
     )(*_filled(positions, segment_ids, end, chunk), q, end, q_segment_ids, k[0], v[0], *scales, positions, segment_ids)

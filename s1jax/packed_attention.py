@@ -38,8 +38,9 @@ class Tiles(NamedTuple):
     """Tiles on their way from memory at a time."""
 
 
-# The fastest of some twenty on an H100 (docs/benchmarks.md), for two bytes a number; of four, tiles have half the size (`_fitting`).
-FORWARD, BACKWARD_KEYS, BACKWARD_QUERIES = Tiles(128, 64, 8, 3), Tiles(64, 64, 4, 2), Tiles(64, 64, 4, 2)
+# The fastest of eleven to fourteen each on an H100 (docs/benchmarks.md) that fit an A100 too, for two bytes a number; of four, tiles have
+# half the size (`_fitting`).
+FORWARD, BACKWARD_KEYS, BACKWARD_QUERIES = Tiles(128, 64, 8, 3), Tiles(64, 128, 8, 3), Tiles(128, 128, 8, 2)
 LARGEST_TILE = 128
 """Lengths are padded to a multiple of it."""
 

@@ -18,6 +18,7 @@ from s1jax.budget import Limits
 from s1jax.evaluate import DecodingConfig
 from s1jax.flops import num_matrix_weights
 from s1jax.model_config import ModelConfig, qwen2_5
+from s1jax.packing import Shape
 from s1jax.sharding import MeshConfig, make_mesh
 
 SMALL = ModelConfig(
@@ -173,6 +174,16 @@ def test_a_warning_of_the_partitioner_is_counted(capfd):
 
 
 BF16 = dict(param_dtype="bfloat16")
+
+
+@pytest.mark.slow
+@needs("jax_cuda12_plugin")
+def test_a_gpu_adds_up_gradients_in_one_order():
+    mesh = make_mesh(MeshConfig(), preflight.topology_devices("h100:1x1"))
+    config = replace(S1_32B, mesh=MeshConfig())
+    compiled = preflight.compile_train(config, SMALL, mesh, "cuda", [Shape(2, 1, 256)])
+    scattered = re.findall(r"= \S+ scatter\(.*", compiled.as_text())
+    assert scattered and all("unique_indices=true" in line for line in scattered), scattered
 
 
 @pytest.mark.slow
