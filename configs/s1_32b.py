@@ -2,7 +2,8 @@
 
 Expected (the paper's, AIME24 / MATH500 / GPQA Diamond): with s1K, the first release's data, 50.0 / 92.6 / 56.6 without budget
 forcing and 56.7 / 93.0 / 59.6 with it (table 1); with s1K-1.1, the default here, 56.7 / 95.4 / 63.6 with it.
-Hardware and hours: 16 H100 for 26 minutes in the paper (7 H100-hours); here not yet run.
+Hardware and hours: 16 H100 for 26 minutes in the paper (7 H100-hours); here not yet run (slices of it on one H100 foretell 12.4
+minutes, were communication free).
 `--data.source simplescaling/s1K` is the first release, a path is a local file. With s1K-1.1 the paper's authors cut examples at
 20,000 tokens, for want of memory; here none is cut.
 

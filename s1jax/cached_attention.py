@@ -117,7 +117,8 @@ def _over_chunks(
     num_chunks = pl.cdiv(S, chunk)
 
     # Blocks of keys and values on their way: three of two bytes a number, two of four, or they fill the shared memory.
-    stages, warps = 3 if q.dtype.itemsize == 2 else 2, 2 if tile == 16 else 4
+    stages = 3 if q.dtype.itemsize == 2 else 2
+    warps = 2 if tile == 16 else 4  # few queries start sooner with fewer
     # What a program reads and writes, by the indices of its query tile, chunk, row and head.
     of_chunk = pl.BlockSpec((None, None), lambda i, c, a, k: (a, c))
     of_slots = pl.BlockSpec((None, chunk), lambda i, c, a, k: (a, c))

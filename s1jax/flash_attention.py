@@ -26,7 +26,7 @@ MASKED_SCORE = -1e30
 LARGEST_BLOCK = 256
 """Of tokens, for `xla`: larger blocks waste more of packed rows, smaller ones more of the loop around them."""
 SAVED = "attention"
-"""Name of what the backward pass needs of a kernel's forward pass besides its inputs, for rematerialisation (`saves_attention`)."""
+"""Name of what the backward pass of `xla` needs of its forward pass besides its inputs, for rematerialisation (`saves_attention`)."""
 
 
 def saves_attention(primitive, *_, **params) -> bool:
@@ -224,7 +224,7 @@ def nan_unless_in_order(
 ) -> Float[Array, "B T N H"]:
     """Return `output`, with NaN in rows whose segments don't lie in the order of their ids, each in one piece along which positions grow.
 
-    So in rows that are not `also` as they should be.
+    And in rows where `also` is False.
     """
     goes_on = (segment_ids[:, 1:] == segment_ids[:, :-1]) & (positions[:, 1:] > positions[:, :-1])
     starts = segment_ids[:, 1:] > jax.lax.cummax(segment_ids[:, :-1], axis=1)

@@ -18,28 +18,29 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from s1jax.flash_attention import MASKED_SCORE, SAVED, nan_unless_in_order
+from s1jax.flash_attention import MASKED_SCORE, nan_unless_in_order
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
 
 
 class Tiles(NamedTuple):
-    """How a kernel is cut up: what a program has, what it visits at a time, and by what."""
+    """How a kernel is cut up: a program has a tile of queries and visits tiles of keys, or the other way round."""
 
     queries: int
+    """Tokens of a tile of queries ..."""
     keys: int
+    """... and of keys."""
     warps: int
+    """Of a program."""
     stages: int
     """Tiles on their way from memory at a time."""
 
 
-# The fastest of eleven to fourteen each on an H100 (docs/benchmarks.md) that fit an A100 too, for two bytes a number; of four, tiles have
-# half the size (`_fitting`).
+# The fastest of nine to thirteen each on an H100 (docs/benchmarks.md); compiled for an A100's shared memory (163 KiB) they fit too.
 FORWARD, BACKWARD_KEYS, BACKWARD_QUERIES = Tiles(128, 64, 8, 3), Tiles(64, 128, 8, 3), Tiles(128, 128, 8, 2)
 LARGEST_TILE = 128
 """Lengths are padded to a multiple of it."""
@@ -92,7 +93,10 @@ def _attention(
     scale: float,
     interpret: bool,
 ) -> Float[Array, "B T N H"]:
-    """Return attention of each query to the places from its `start` to its own; `start` must not fall, but for where it is past all."""
+    """Return attention of each query to the places from its `start` to its own; `start` must not fall, but for where it is past all.
+
+    `scale` is 1 / (sqrt(H) log(2)), with H before it was padded.
+    """
     return _forward(q, k, v, start, scale, interpret)[0]
 
 
@@ -108,10 +112,10 @@ def _ranges(start: Int[Array, "B T"], tiles: Tiles, of_queries: bool) -> Ranges:
     needed = (start.min(axis=2) < key + tiles.keys) & (key <= last.max(axis=2))
     whole = (start.max(axis=2) <= key) & (key + tiles.keys <= query + 1)
 
-    def first_and_stop(tiles: Bool[Array, "B q k"]) -> tuple[Int[Array, "B n"], Int[Array, "B n"]]:
+    def first_and_stop(visited: Bool[Array, "B q k"]) -> tuple[Int[Array, "B n"], Int[Array, "B n"]]:
         axis = 2 if of_queries else 1
-        place = jax.lax.broadcasted_iota(jnp.int32, tiles.shape, axis)
-        return jnp.where(tiles, place, T).min(axis=axis), jnp.where(tiles, place + 1, 0).max(axis=axis)
+        index = jax.lax.broadcasted_iota(jnp.int32, visited.shape, axis)
+        return jnp.where(visited, index, T).min(axis=axis), jnp.where(visited, index + 1, 0).max(axis=axis)
 
     (first, stop), (first_whole, stop_whole) = first_and_stop(needed), first_and_stop(whole)
     first_whole = jnp.minimum(first_whole, stop)  # where there is none
@@ -126,8 +130,13 @@ def _visit(ranges, visit: Callable, carry):
     return carry
 
 
-def _places(tile, size: int):
+def _places(tile, size: int) -> jax.Array:
     return tile * size + jnp.arange(size, dtype=jnp.int32)
+
+
+def _masked(x, fill: float, start, key, query) -> jax.Array:
+    """Return `x` where a query sees a key, `fill` elsewhere; by places that broadcast to the shape of `x`."""
+    return jnp.where((start <= key) & (key <= query), x, fill)
 
 
 _dot = functools.partial(jnp.dot, preferred_element_type=jnp.float32)
@@ -137,7 +146,7 @@ _dot = functools.partial(jnp.dot, preferred_element_type=jnp.float32)
 
 
 def _forward(q, k, v, start, scale: float, interpret: bool):
-    (B, T, N, H), G, tiles = q.shape, q.shape[2] // k.shape[2], _fitting(FORWARD, q.dtype)
+    (B, T, N, _), tiles = q.shape, _fitting(FORWARD, q)
 
     def kernel(first, whole, partial, stop, start, q, k, v, output, log_total):
         q, start, place = q[...], start[...][:, None], _places(pl.program_id(0), tiles.queries)[:, None]
@@ -147,8 +156,7 @@ def _forward(q, k, v, start, scale: float, interpret: bool):
             here = pl.ds(tile * tiles.keys, tiles.keys)
             scores = _dot(q, k[here].T) * scale
             if masked:
-                key = _places(tile, tiles.keys)[None]
-                scores = jnp.where((start <= key) & (key <= place), scores, MASKED_SCORE)
+                scores = _masked(scores, MASKED_SCORE, start, _places(tile, tiles.keys)[None], place)
             largest = jnp.maximum(m, scores.max(axis=1))
             weights, shrink = jnp.exp2(scores - largest[:, None]), jnp.exp2(m - largest)
             o = o * shrink[:, None] + _dot(weights.astype(v.dtype), v[here])
@@ -162,8 +170,7 @@ def _forward(q, k, v, start, scale: float, interpret: bool):
         output[...] = (o / l[:, None]).astype(output.dtype)
         log_total[...] = m + jnp.log2(l)
 
-    of_range, of_start, of_q, of_sums = _of_queries(tiles, H)
-    of_kv = pl.BlockSpec((None, T, None, H), lambda i, b, n: (b, 0, n // G, 0))
+    of_range, of_start, of_q, of_kv, of_sums = _of_queries(tiles, q, k)
     return pl.pallas_call(
         kernel,
         grid=(T // tiles.queries, B, N),
@@ -177,7 +184,7 @@ def _forward(q, k, v, start, scale: float, interpret: bool):
 
 
 def _gradient_of_queries(q, k, v, start, log_total, mean, d_output, scale: float, interpret: bool):
-    (B, T, N, H), G, tiles = q.shape, q.shape[2] // k.shape[2], _fitting(BACKWARD_QUERIES, q.dtype)
+    (B, T, N, _), tiles = q.shape, _fitting(BACKWARD_QUERIES, q)
 
     def kernel(first, whole, partial, stop, start, q, k, v, log_total, mean, d_output, dq_out):
         q, start, place = q[...], start[...][:, None], _places(pl.program_id(0), tiles.queries)[:, None]
@@ -188,16 +195,14 @@ def _gradient_of_queries(q, k, v, start, log_total, mean, d_output, scale: float
             keys = k[here]
             weights = jnp.exp2(_dot(q, keys.T) * scale - log_total)
             if masked:
-                key = _places(tile, tiles.keys)[None]
-                weights = jnp.where((start <= key) & (key <= place), weights, 0.0)
+                weights = _masked(weights, 0.0, start, _places(tile, tiles.keys)[None], place)
             d_scores = weights * (_dot(d_output, v[here].T) - mean)
             return dq + _dot(d_scores.astype(keys.dtype), keys)
 
         dq = _visit((first, whole, partial, stop), visit, jnp.zeros(q.shape, jnp.float32))
         dq_out[...] = (dq * (scale * math.log(2))).astype(dq_out.dtype)
 
-    of_range, of_start, of_q, of_sums = _of_queries(tiles, H)
-    of_kv = pl.BlockSpec((None, T, None, H), lambda i, b, n: (b, 0, n // G, 0))
+    of_range, of_start, of_q, of_kv, of_sums = _of_queries(tiles, q, k)
     return pl.pallas_call(
         kernel,
         grid=(T // tiles.queries, B, N),
@@ -211,7 +216,7 @@ def _gradient_of_queries(q, k, v, start, log_total, mean, d_output, scale: float
 
 
 def _gradients_of_keys(q, k, v, start, log_total, mean, d_output, scale: float, interpret: bool):
-    (B, T, N, H), K, tiles = q.shape, k.shape[2], _fitting(BACKWARD_KEYS, q.dtype)
+    (B, T, N, H), K, tiles = q.shape, k.shape[2], _fitting(BACKWARD_KEYS, q)
     G = N // K
 
     def kernel(first, whole, partial, stop, start, q, k, v, log_total, mean, d_output, dk_out, dv_out):
@@ -223,8 +228,7 @@ def _gradients_of_keys(q, k, v, start, log_total, mean, d_output, scale: float, 
             queries, d_outputs = q[here, head], d_output[here, head]
             weights = jnp.exp2(_dot(k, queries.T) * scale - log_total[head, here][None])
             if masked:
-                seen = (start[here][None] <= key) & (key <= _places(tile, tiles.queries)[None])
-                weights = jnp.where(seen, weights, 0.0)
+                weights = _masked(weights, 0.0, start[here][None], key, _places(tile, tiles.queries)[None])
             dv += _dot(weights.astype(d_outputs.dtype), d_outputs)
             d_scores = weights * (_dot(v, d_outputs.T) - mean[head, here][None])
             return dk + _dot(d_scores.astype(queries.dtype), queries), dv
@@ -254,23 +258,26 @@ def _gradients_of_keys(q, k, v, start, log_total, mean, d_output, scale: float, 
     )(*_ranges(start, tiles, of_queries=False), start, q, k, v, log_total, mean, d_output)
 
 
-def _of_queries(tiles: Tiles, H: int) -> tuple[pl.BlockSpec, pl.BlockSpec, pl.BlockSpec, pl.BlockSpec]:
-    """Return what a program of a tile of queries has, by its tile, row and head, of: ranges, starts, queries, and sums over keys."""
+def _of_queries(tiles: Tiles, q: jax.Array, k: jax.Array) -> tuple[pl.BlockSpec, ...]:
+    """Return what a program of a tile of queries has, by its tile, row and head, of: ranges, starts, queries, keys, and sums over keys."""
+    (_, T, N, H), K = q.shape, k.shape[2]
     return (
         pl.BlockSpec((None, None), lambda i, b, n: (b, i)),
         pl.BlockSpec((None, tiles.queries), lambda i, b, n: (b, i)),
         pl.BlockSpec((None, tiles.queries, None, H), lambda i, b, n: (b, i, n, 0)),
+        pl.BlockSpec((None, T, None, H), lambda i, b, n: (b, 0, n // (N // K), 0)),
         pl.BlockSpec((None, None, tiles.queries), lambda i, b, n: (b, n, i)),
     )
 
 
-def _fitting(tiles: Tiles, dtype: jnp.dtype) -> Tiles:
-    """Return tiles of which enough fit the shared memory."""
-    return tiles if dtype.itemsize <= 2 else tiles._replace(queries=tiles.queries // 2, keys=tiles.keys // 2)
+def _fitting(tiles: Tiles, q: jax.Array) -> Tiles:
+    """Return smaller tiles where a token's head is more than 256 bytes, so that they fit the shared memory all the same."""
+    shrink = max(1, q.shape[-1] * q.dtype.itemsize // 256)
+    return tiles._replace(queries=max(16, tiles.queries // shrink), keys=max(16, tiles.keys // shrink))
 
 
 def _attention_forward(q, k, v, start, scale: float, interpret: bool):
-    output, log_total = (checkpoint_name(x, SAVED) for x in _forward(q, k, v, start, scale, interpret))
+    output, log_total = _forward(q, k, v, start, scale, interpret)
     return output, (q, k, v, start, output, log_total)
 
 

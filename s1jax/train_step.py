@@ -4,7 +4,8 @@ The passes of a batch are run one after another, as many as hold anything, and t
 a batch sum to one over all its passes, so sums are all it takes. Matrices are cast to the compute dtype once a step, so that devices
 exchange them (and their gradients) in that form.
 
-Invariants: how a batch is split over passes, rows and devices changes nothing but rounding; the same step run again gives the same bits.
+Invariants: how a batch is split over passes, rows and devices changes nothing but rounding; the same compiled step, run again, gives
+the same bits.
 """
 
 from __future__ import annotations

@@ -89,28 +89,24 @@ def test_quantized_caches_are_read_with_their_scales():
     "case", [dict(N=28, K=4, H=128), dict(T=25, N=14, K=2, H=64, shared=(4,)), dict(N=3, K=1, H=24, shared=())], ids=str
 )
 def test_on_a_gpu_the_kernel_gives_what_all_scores_give_in_float32(case, dtype, error, int8):
-    (q, k, v, *masks, prefixes, prefix_end), sees = random_inputs(**case, dtype=dtype)
-    exact = (
-        q.astype("float32"),
-        k.astype("float32"),
-        v.astype("float32"),
-        *masks,
-        jax.tree.map(_exact, prefixes),
-        prefix_end,
-    )
-    if int8:
-        k, v = quantize(k, (2,)), quantize(v, (3,))
-        prefixes = [prefix._replace(k=quantize(prefix.k, (2,)), v=quantize(prefix.v, (3,))) for prefix in prefixes]
-        exact = exact[0], k, v, *masks, prefixes, prefix_end
+    inputs, sees = random_inputs(**case, dtype=dtype)
+    inputs = _quantized(inputs) if int8 else inputs
+    exact = jax.tree.map(_exact, inputs)
     with jax.default_matmul_precision("highest"):
         wanted = np.asarray(all_scores(*exact))[sees]
-    output = np.asarray(kernel(q, k, v, *masks, prefixes, prefix_end), np.float32)
+    output = np.asarray(kernel(*inputs), np.float32)
     assert np.isfinite(output).all()
     assert np.linalg.norm(output[sees] - wanted) < error * np.linalg.norm(wanted)
 
 
 def _exact(x: jax.Array) -> jax.Array:
     return x.astype("float32") if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+
+def _quantized(inputs):
+    q, k, v, *masks, prefixes, prefix_end = inputs
+    prefixes = [prefix._replace(k=quantize(prefix.k, (2,)), v=quantize(prefix.v, (3,))) for prefix in prefixes]
+    return (q, quantize(k, (2,)), quantize(v, (3,)), *masks, prefixes, prefix_end)
 
 
 def test_what_a_query_may_not_see_weighs_nothing_at_all():
@@ -164,9 +160,7 @@ def test_queries_that_see_nothing_give_zeros():
 def test_four_devices_give_what_one_gives_without_gathering_a_cache(N, K, shared, int8):
     inputs, sees = random_inputs(N=N, K=K, shared=shared)
     if int8:
-        q, k, v, *masks, prefixes, prefix_end = inputs
-        prefixes = [prefix._replace(k=quantize(prefix.k, (2,)), v=quantize(prefix.v, (3,))) for prefix in prefixes]
-        inputs = (q, quantize(k, (2,)), quantize(v, (3,)), *masks, prefixes, prefix_end)
+        inputs = _quantized(inputs)
     wanted = kernel(*inputs)
     mesh = make_mesh(MeshConfig(data=2, fsdp=1, tensor=2), jax.devices()[:4])
 

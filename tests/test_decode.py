@@ -12,11 +12,11 @@ from model_cases import random_params
 
 from s1jax import cached_attention, decode, rows, scheduler
 from s1jax.budget import Limits
-from s1jax.chat import Delimiters
+from s1jax.chat import Delimiters, encode_prompt, encode_text
 from s1jax.model import graphdef, unstack
 from s1jax.model_config import ModelConfig
 from s1jax.request import Request
-from s1jax.scheduler import Decoder
+from s1jax.scheduler import Decoder, load_decoder
 from s1jax.sharding import MeshConfig, ShardingRules, make_mesh
 
 START, END, EOT, THINK, ANSWER, NEWLINE, FINAL, COLON, WAIT, COMMA = 40, 41, 42, 1, 2, 3, 4, 5, 6, 7
@@ -349,6 +349,27 @@ def test_forked_answers_equal_single_runs_token_for_token(decoder, temperature, 
     for i, request in enumerate(sweeps):
         single = decoder.decode([at_point(request, point) for point in grid])
         assert list(forked[i]) == single
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_real_models_curve_equals_its_points_one_at_a_time(real_model, temperature):
+    real, tokenizer = load_decoder(str(real_model), "float32")
+    grid = [Limits(*p) for p in ((0,), (16,), (40, 24), (64,), (64, 48), (96, 0, 1), (96, 32, 2), (96, 96), (96, 0, 4))]
+    sweeps = [
+        Request(
+            tuple(encode_prompt(tokenizer, f"What is {17 + i} times {12 + i}?")), max_thinking_tokens=96, min_thinking_tokens=96,
+            num_ignore=4, ignore_ids=tuple(encode_text(tokenizer, "Wait")), max_answer_tokens=16, points=tuple(grid),
+            temperature=temperature, problem=i, sample=sample,
+        )
+        for i in range(3) for sample in range(2)
+    ]  # fmt: skip
+    forked = dict(real.stream(sweeps, num_rows=4))
+    assert all(len({point.tokens for point in points}) > 3 for points in forked.values())
+    for point in grid:  # together, in other rows and in another order
+        backwards = [at_point(request, point) for request in reversed(sweeps)]
+        single = real.decode(backwards)[::-1]
+        assert [forked[i][grid.index(point)] for i in range(len(sweeps))] == single
 
 
 def test_the_kernel_over_caches_computes_prompts_rows_and_forks(decoder, monkeypatch):

@@ -49,38 +49,46 @@ def outputs_and_gradients(kernel, inputs, d_output, *row):
     return output, *pull_back(d_output)
 
 
+PADDED_ANYWHERE = [[0] * 7 + [1] * 60 + [0] * 50 + [2] * 30 + [3] * 53, [1] * 130 + [0] * 3 + [2] + [0] * 66]
+
+
 @pytest.mark.parametrize(
-    ("heads", "head_dim"),
-    [((4, 4), 16), ((5, 1), 64), ((6, 3), 24)],  # each head its own keys; all the same; a width that is no power of two
+    ("heads", "head_dim", "dtype"),
+    [
+        ((4, 4), 16, "float32"),  # each head its own keys
+        ((5, 1), 64, "float32"),  # all the same
+        ((6, 3), 24, "float32"),  # a width that is no power of two
+        ((6, 2), 256, "float32"),  # one that takes small tiles
+        ((6, 2), 128, "bfloat16"),
+    ],
 )
-def test_any_heads_give_what_all_scores_give(heads, head_dim):
-    row = rows([100, 31], [140], [3, 60])
-    *inputs, d_output = random_inputs(row[0], heads, head_dim)
-    d_output *= (row[1] > 0)[:, :, None, None]
-    got, wanted = (
-        jax.jit(functools.partial(outputs_and_gradients, kernel))(inputs, d_output, *row)
-        for kernel in (functools.partial(over_itself, backend="pallas"), of_all_scores)
-    )
-    np.testing.assert_allclose(np.asarray(got[0])[row[1] > 0], np.asarray(wanted[0])[row[1] > 0], atol=1e-5)
-    for one, other in zip(got[1:], wanted[1:], strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5)
+def test_any_heads_give_what_all_scores_give(heads, head_dim, dtype):
+    segment_ids = jnp.array(PADDED_ANYWHERE)
+    begins = jnp.where(jnp.diff(segment_ids, prepend=0) != 0, jnp.arange(200), 0)
+    row = jnp.arange(200) - jax.lax.cummax(begins, axis=1), segment_ids
+    assert_near_all_scores("pallas", heads, head_dim, dtype, row, 1e-5 if dtype == "float32" else 1e-2)
+
+
+def assert_near_all_scores(backend, heads, head_dim, dtype, row, error):
+    """Outputs and gradients, by the norm of their difference from those of float32 in full precision."""
+    real = (row[1] > 0)[:, :, None, None]
+    *inputs, d_output = (x.astype(dtype) for x in random_inputs(row[0], heads, head_dim))
+    d_output *= real.astype(dtype)
+    kernel = functools.partial(over_itself, backend=backend)
+    output, *gradients = jax.jit(functools.partial(outputs_and_gradients, kernel))(inputs, d_output, *row)
+    exact = [x.astype("float32") for x in (*inputs, d_output)]
+    with jax.default_matmul_precision("highest"):
+        wanted = jax.jit(functools.partial(outputs_and_gradients, of_all_scores))(exact[:3], exact[3], *row)
+    assert output.dtype == dtype and np.isfinite(np.asarray(output, np.float32)).all()
+    for one, other in zip((output * real, *gradients), (wanted[0] * real, *wanted[1:]), strict=True):
+        assert jnp.linalg.norm(one.astype("float32") - other) < error * jnp.linalg.norm(other)
 
 
 @pytest.mark.device
 @pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("backend", ["pallas", "xla"])
 @pytest.mark.parametrize(("dtype", "error"), [("bfloat16", 5e-3), ("float32", 1e-3)])  # TF32
 @pytest.mark.parametrize(("heads", "head_dim"), [((14, 2), 64), ((40, 8), 128), ((6, 2), 24)])
-def test_on_a_gpu_the_kernels_give_what_all_scores_give_in_float32(heads, head_dim, dtype, error):
+def test_on_a_gpu_the_kernels_give_what_all_scores_give_in_float32(heads, head_dim, dtype, error, backend):
     row = rows([700, 1, 300, 800], [1300], length=1900)
-    real = (row[1] > 0)[:, :, None, None]
-    *inputs, d_output = (x.astype(dtype) for x in random_inputs(row[0], heads, head_dim))
-    exact = [x.astype("float32") for x in inputs]
-    with jax.default_matmul_precision("highest"):
-        wanted = jax.jit(functools.partial(outputs_and_gradients, of_all_scores))(
-            exact, d_output * real.astype("float32"), *row
-        )
-    for backend in ("pallas", "xla"):
-        kernel = functools.partial(outputs_and_gradients, functools.partial(over_itself, backend=backend))
-        output, *gradients = jax.jit(kernel)(inputs, d_output * real.astype(dtype), *row)
-        for one, other in zip((output * real, *gradients), (wanted[0] * real, *wanted[1:]), strict=True):
-            assert jnp.linalg.norm(one.astype("float32") - other) < error * jnp.linalg.norm(other), backend
+    assert_near_all_scores(backend, heads, head_dim, dtype, row, error)
