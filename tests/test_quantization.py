@@ -162,14 +162,16 @@ def test_forks_rows_and_devices_change_no_token_in_eight_bits_but_where_the_cach
         for i, request in enumerate(requests)
     }
     sharded = dict(int8_decoder(*int8, mesh_config=MeshConfig(data=4, fsdp=1, tensor=2)).stream(requests))
-    most = 2 if "cache" in int8 else 0  # of 20: as seen over 12 seeds
+    most = (
+        1 if "cache" in int8 else 0
+    )  # of 5 traces, a tipped one changing all of its points: more were not seen on two CPUs
     for others in (single, sharded):
+        assert sum(forked[i] != others[i] for i in forked) <= most
         differing = [(a, b) for i in forked for a, b in zip(forked[i], others[i], strict=True) if a != b]
-        assert len(differing) <= most
-        # They differ from a token on that was drawn.
+        # They differ from a token on that was drawn (in one of them perhaps an end of thinking, for which a forced one stands).
         for a, b in differing:
             at = next((at for at, (x, y) in enumerate(zip(a.tokens, b.tokens, strict=False)) if x != y), None)
-            assert at is not None and not a.forced[at] and not b.forced[at]
+            assert at is not None and not (a.forced[at] and b.forced[at])
 
 
 @pytest.mark.slow
