@@ -5,14 +5,14 @@ Run on two shared CPU cores by `launch/quickstart.sh`: 251 s; 96.7% of 120 held-
     python launch/train.py quickstart --data.source out/data/train.jsonl --output out/model
 """
 
-from s1jax.data import DataConfig
-from s1jax.optimizer import OptimizerConfig
-from s1jax.sharding import MeshConfig
-from s1jax.train_config import TrainConfig
-from s1jax.train_step import StepConfig
+from s1jax.data.examples import DataConfig
+from s1jax.runtime.sharding import MeshConfig
+from s1jax.train.config import TrainConfig
+from s1jax.train.optimizer import OptimizerConfig
+from s1jax.train.step import StepConfig
 
 CONFIG = TrainConfig(
-    model="data_tools/tiny_base",
+    model="data_tools/quickstart/tiny_base",
     output="out/model",
     data=DataConfig(source="out/data/train.jsonl", max_length=1024, batch_size=8, num_epochs=2, pad_multiple=32),
     optimizer=OptimizerConfig(learning_rate=1e-3),

@@ -3,9 +3,9 @@
 python launch/sweep.py quickstart_budgets --decoding.model out/model/hf
 """
 
-from s1jax.evaluate import DecodingConfig
-from s1jax.sharding import MeshConfig
-from s1jax.sweep import SweepConfig
+from s1jax.evaluate.conditions import DecodingConfig
+from s1jax.evaluate.sweep import SweepConfig
+from s1jax.runtime.sharding import MeshConfig
 
 CONFIG = SweepConfig(
     decoding=DecodingConfig(

@@ -14,10 +14,10 @@ positions it fits a v6e 4x8 too. `--mesh.sequence` times `--mesh.tensor` must di
     python launch/train.py s1_32b
 """
 
-from s1jax.data import DataConfig
-from s1jax.sharding import MeshConfig
-from s1jax.train_config import TrainConfig
-from s1jax.train_step import StepConfig
+from s1jax.data.examples import DataConfig
+from s1jax.runtime.sharding import MeshConfig
+from s1jax.train.config import TrainConfig
+from s1jax.train.step import StepConfig
 
 CONFIG = TrainConfig(
     model="Qwen/Qwen2.5-32B-Instruct",

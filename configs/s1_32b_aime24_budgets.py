@@ -7,8 +7,8 @@ Hardware and hours: not yet run.
     python launch/sweep.py s1_32b_aime24_budgets --decoding.model runs/s1_32b/hf
 """
 
-from s1jax.evaluate import DecodingConfig
-from s1jax.sweep import SweepConfig
+from s1jax.evaluate.conditions import DecodingConfig
+from s1jax.evaluate.sweep import SweepConfig
 
 CONFIG = SweepConfig(
     decoding=DecodingConfig(model="runs/s1_32b/hf", benchmark="aime24", output="runs/s1_32b_aime24/rows.jsonl"),

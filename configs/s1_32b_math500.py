@@ -6,7 +6,7 @@ Hardware and hours: not yet run.
     python launch/evaluate.py s1_32b_math500 --decoding.model runs/s1_32b/hf
 """
 
-from s1jax.evaluate import DecodingConfig, EvaluateConfig, Point
+from s1jax.evaluate.conditions import DecodingConfig, EvaluateConfig, Point
 
 CONFIG = EvaluateConfig(
     decoding=DecodingConfig(model="runs/s1_32b/hf", benchmark="math500", output="runs/s1_32b_math500/rows.jsonl"),

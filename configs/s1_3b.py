@@ -8,6 +8,6 @@ Expected: no published figure. Hardware and hours: not yet run.
 from dataclasses import replace
 
 from configs.s1_32b import CONFIG as S1_32B
-from s1jax.sharding import MeshConfig
+from s1jax.runtime.sharding import MeshConfig
 
 CONFIG = replace(S1_32B, model="Qwen/Qwen2.5-3B-Instruct", output="runs/s1_3b", mesh=MeshConfig())

@@ -3,16 +3,16 @@
 Run on two CPU cores that did other work besides: 1,919 s (about half of that alone), loss 0.219 over the last 50 of 2,400
 steps; 875,000 parameters, 3.5 MB. Without thinking it solves 88 of 200 one-step problems, and 9 of 400 of two or three steps.
 
-    python -m data_tools.tiny_base tiny_base
+    python -m data_tools.quickstart.tiny_base tiny_base
 """
 
 from __future__ import annotations
 
-from data_tools.tiny_base import TinyBaseConfig
-from s1jax.model_config import ModelConfig
+from data_tools.quickstart.tiny_base import TinyBaseConfig
+from s1jax.model.config import ModelConfig
 
 CONFIG = TinyBaseConfig(
-    output="data_tools/tiny_base",
+    output="data_tools/quickstart/tiny_base",
     model=ModelConfig(
         vocab_size=672,
         embed_dim=128,

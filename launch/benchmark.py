@@ -64,16 +64,16 @@ def main() -> None:
 
     jax.config.update("jax_enable_compilation_cache", False)  # compilation is measured too
     if args.what == "train":
-        from s1jax.measure_train import figures
+        from s1jax.perf.benchmark_train import figures
     elif args.what == "convert":
-        from s1jax.measure_convert import figures
+        from s1jax.perf.benchmark_convert import figures
     else:
-        from s1jax.measure import figures
+        from s1jax.perf.benchmark_decode import figures
     for line in figures(args):
         print(json.dumps({"benchmark": args.what, "model": args.model or args.size} | line), flush=True)
 
 
 if __name__ == "__main__":
-    from s1jax.config import run_command
+    from s1jax.runtime.command import run_command
 
     run_command(main)

@@ -12,9 +12,12 @@ from typing import Annotated
 
 import tyro
 
-from s1jax import checkpoint
-from s1jax.config import parse_arguments, run_command
-from s1jax.sharding import MeshConfig, ShardingRules, make_mesh
+from s1jax.checkpoint.directories import check_destination
+from s1jax.checkpoint.export import save_hf, save_params
+from s1jax.checkpoint.source import find_weights, has_tokenizer, load_model, resolve_model
+from s1jax.runtime.command import run_command
+from s1jax.runtime.config import parse_arguments
+from s1jax.runtime.sharding import MeshConfig, ShardingRules, make_mesh
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -40,22 +43,22 @@ class ConvertConfig:
 def main() -> None:
     """Load SRC as it is, write DST in the other form."""
     config = parse_arguments(__doc__ or "", ConvertConfig)
-    destination = checkpoint.check_destination(config.dst)
-    source = checkpoint.resolve_model(config.src)
+    destination = check_destination(config.dst)
+    source = resolve_model(config.src)
     if destination.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"{config.dst} lies in {config.src}, which is to be read: give a directory outside")
-    kind, _, files = checkpoint.find_weights(source)
+    kind, _, files = find_weights(source)
     mesh = make_mesh(config.mesh)
     dtype = config.dtype if kind == "hugging_face" else None
-    model_config, params = checkpoint.load_model(source, mesh, ShardingRules(), "stacked", param_dtype=dtype)
+    model_config, params = load_model(source, mesh, ShardingRules(), "stacked", param_dtype=dtype)
     if kind == "hugging_face":
-        checkpoint.save_params(config.dst, model_config, params, source)
+        save_params(config.dst, model_config, params, source)
         form = "pre-sharded Orbax"
     else:
-        checkpoint.save_hf(config.dst, model_config, params, config.dtype, source)
+        save_hf(config.dst, model_config, params, config.dtype, source)
         form = "Hugging Face"
     print(f"wrote {config.dst} ({form})", file=sys.stderr)
-    if not checkpoint.has_tokenizer(files):
+    if not has_tokenizer(files):
         print(
             f"warning: {config.src} has no tokenizer, so {config.dst} has none: nothing can be asked of it",
             file=sys.stderr,

@@ -1,15 +1,17 @@
 """Decode and grade one point on one benchmark: CONFIG -> sample rows (JSONL)."""
 
-from s1jax.config import parse_command, run_command
+from s1jax.runtime.command import run_command
+from s1jax.runtime.config import parse_command
 
 
 def main() -> None:
     """Parse the config and evaluate."""
-    from s1jax.evaluate import EvaluateConfig, evaluate
-    from s1jax.preemption import Preemption
-    from s1jax.processes import is_first_process, start_processes
-    from s1jax.samples import read_samples
-    from s1jax.tables import format_thinking_table
+    from s1jax.evaluate.conditions import EvaluateConfig
+    from s1jax.evaluate.run import evaluate
+    from s1jax.results.samples import read_samples
+    from s1jax.results.tables import format_thinking_table
+    from s1jax.runtime.preemption import Preemption
+    from s1jax.runtime.processes import is_first_process, start_processes
 
     config = parse_command(__doc__, EvaluateConfig)
     start_processes()

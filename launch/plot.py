@@ -13,10 +13,12 @@ from pathlib import Path
 
 import tyro
 
-from s1jax.config import check_writable, parse_arguments, run_command
-from s1jax.plot import plot_thinking, plot_voting
-from s1jax.samples import distinct_samples, read_samples
-from s1jax.tables import format_thinking_table, format_voting_table
+from s1jax.results.figures import plot_thinking, plot_voting
+from s1jax.results.samples import distinct_samples, read_samples
+from s1jax.results.tables import format_thinking_table, format_voting_table
+from s1jax.runtime.command import run_command
+from s1jax.runtime.config import parse_arguments
+from s1jax.runtime.files import check_writable
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ import os
 import sys
 from typing import Any
 
-from s1jax.config import parse_command, run_command
+from s1jax.runtime.command import run_command
+from s1jax.runtime.config import parse_command
 
 
 def main() -> None:
@@ -23,10 +24,12 @@ def main() -> None:
     import jax
 
     jax.config.update("jax_enable_compilation_cache", False)  # which cannot hold programs for devices that are not here
-    from s1jax.evaluate import EvaluateConfig
-    from s1jax.preflight import check_decode, check_train, published_config
-    from s1jax.sweep import SweepConfig, largest_limits
-    from s1jax.train_config import TrainConfig
+    from s1jax.evaluate.conditions import EvaluateConfig
+    from s1jax.evaluate.sweep import SweepConfig, largest_limits
+    from s1jax.perf.decoding import check_decode
+    from s1jax.perf.topology import published_config
+    from s1jax.perf.training import check_train
+    from s1jax.train.config import TrainConfig
 
     argv = [part for arg in sys.argv[1:] for part in (arg.split("=", 1) if arg.startswith("--topology=") else [arg])]
     if argv.count("--topology") > 1:

@@ -44,11 +44,11 @@ run() {
     printf '   %d s\n' $((SECONDS - begun)) >&2
 }
 
-base=data_tools/tiny_base
+base=data_tools/quickstart/tiny_base
 run "$out/data/heldout.jsonl" "1/6 making a pool of word problems, good and bad, and problems to test on" \
-    -m data_tools.arithmetic "$out/data"
+    -m data_tools.quickstart.arithmetic "$out/data"
 run "$out/data/train.jsonl" "2/6 choosing the training set: quality, difficulty, diversity" \
-    -m data_tools.curate --pool "$out/data/pool.jsonl" --heldout "$out/data/heldout.jsonl" --model $base --output "$out/data/train.jsonl"
+    -m data_tools.curation.curate --pool "$out/data/pool.jsonl" --heldout "$out/data/heldout.jsonl" --model $base --output "$out/data/train.jsonl"
 run "$out/model/hf/config.json" "3/6 fine-tuning the tiny base model on reasoning traces" \
     launch/train.py quickstart --data.source "$out/data/train.jsonl" --output "$out/model"
 on_heldout=(--decoding.model "$out/model/hf" --decoding.benchmark "$out/data/heldout.jsonl" --decoding.output "$out/rows.jsonl")

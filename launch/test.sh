@@ -9,4 +9,5 @@ install "[test]"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
+.venv/bin/lint-imports
 .venv/bin/python -m pytest -n logical --maxprocesses 4 --dist worksteal "$@"

@@ -1,13 +1,14 @@
 """Fine-tune a model: CONFIG -> checkpoints, metrics.jsonl and a Hugging Face export in its output directory."""
 
-from s1jax.config import parse_command, run_command
+from s1jax.runtime.command import run_command
+from s1jax.runtime.config import parse_command
 
 
 def main() -> None:
     """Parse the config and train."""
-    from s1jax.processes import is_first_process, start_processes
-    from s1jax.train import train
-    from s1jax.train_config import TrainConfig
+    from s1jax.runtime.processes import is_first_process, start_processes
+    from s1jax.train.config import TrainConfig
+    from s1jax.train.run import train
 
     config = parse_command(__doc__, TrainConfig)
     start_processes()

@@ -81,12 +81,12 @@ def real_model(shared) -> Path:
 def tiny_model(tmp_path_factory) -> str:
     """A Hugging Face checkpoint of a random two-layer model over bytes, with 512 positions."""
     import jax
-    from model_cases import random_params
-    from test_chat import byte_tokenizer
 
-    from s1jax import checkpoint
-    from s1jax.model_config import ModelConfig
-    from s1jax.sharding import MeshConfig, make_mesh
+    from s1jax.checkpoint.export import save_hf
+    from s1jax.model.config import ModelConfig
+    from s1jax.runtime.sharding import MeshConfig, make_mesh
+    from tests.support.models import random_params
+    from tests.support.tokenizers import byte_tokenizer
 
     config = ModelConfig(
         vocab_size=264, embed_dim=32, mlp_dim=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, rope_theta=1e4,
@@ -97,5 +97,5 @@ def tiny_model(tmp_path_factory) -> str:
     params = random_params(config, "stacked", make_mesh(MeshConfig()))
     # Larger weights than at initialisation, so that logits differ and every id, the ends included, comes up.
     params = jax.tree.map(lambda x: x * 4 if x.ndim > 1 else x, params)
-    checkpoint.save_hf(directory / "hf", config, params, "float32", directory / "tokenizer")
+    save_hf(directory / "hf", config, params, "float32", directory / "tokenizer")
     return str(directory / "hf")

@@ -1,0 +1,278 @@
+"""Choose a small training set from a pool, by the stages of s1K (arXiv 2501.19393, section 2) in thin form.
+
+In: training rows of any quality, the held-out problems, a base model. Out: `--num` training rows; a rejects file of all other
+rows, with the stage and the reason that turned each away; counts per stage on standard error. The stages:
+
+1. validity: question, trace and answer are there.
+2. copies: the same question only once.
+3. decontamination: no question shares a run of `--ngram` words with a held-out one, nor is the whole of it. The paper takes 8
+   words (lowercase, whitespace collapsed, punctuation kept). In stories told from templates nearly every question shares 8 words
+   with another ("7 are sold. Order C: 4 arrive. Order"), so by default a run has to span three steps and more to be telling;
+   `--ngram 8` is the paper's rule.
+4. quality: no images that are not there, no torn markup, an answer that agrees with the reference and a trace that gets to it.
+5. difficulty: what the base model answers rightly without thinking teaches nothing.
+6. diversity: draw a domain uniformly, then a question of it with weight 2^-rank, longest trace first, without replacement.
+
+Invariants: the selection is a function of the set of rows and the seed, not of the order of the pool; every row of the pool is in
+one of the two files.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_tools.quickstart.arithmetic import write_jsonl
+from s1jax.data.chat import encode_chat, encode_text
+from s1jax.data.rows import TrainingRow, read_rows, write_rejects
+from s1jax.evaluate.problems import read_problems
+from s1jax.grading.extract import extract_answer, grade
+from s1jax.runtime.command import run_command
+from s1jax.runtime.config import parse_arguments
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from s1jax.decode.engine import Decoder
+
+Row = TrainingRow
+Reason = str | None
+
+
+@dataclass(frozen=True)
+class CurateConfig:
+    """Choose a small training set from a pool, by the stages of s1K."""
+
+    pool: str
+    """Training rows: a .jsonl or .parquet file, a directory of them, or a hub id."""
+    output: Path
+    """JSONL file for the chosen rows."""
+    model: str
+    """Base model of the difficulty stage: a Hugging Face directory or hub id, or one of our own checkpoints."""
+    heldout: str
+    """Problems that must not be trained on: a JSONL file, or the name of a benchmark."""
+    num: int = 2000
+    """How many rows to choose."""
+    ngram: int = 16
+    """Length in words of a run that two questions may not share; the paper's is 8."""
+    seed: int = 0
+    """Decides the draw of the diversity stage."""
+    max_answer_tokens: int = 12
+    """How long the base model's direct answers may be."""
+    num_rows: int = 256
+    """Rows decoded together; a finished one is refilled."""
+    rejects: Path | None = None
+    """JSONL file for the rows turned away; default: beside the output, as NAME.rejects.jsonl."""
+
+    @property
+    def rejects_path(self) -> Path:
+        """The file for the rows turned away."""
+        return self.rejects or self.output.with_suffix(".rejects.jsonl")
+
+
+def check_paths(config: CurateConfig) -> None:
+    """Raise ValueError for an output that is no file's name, or that would be written over an input or the other output."""
+    for name, path in {"output": config.output, "rejects": config.rejects}.items():
+        if path is not None and (not path.name or path.is_dir()):
+            raise ValueError(f"--{name} {path} is a directory: give a .jsonl file to write")
+    output, rejects = config.output.resolve(), config.rejects_path.resolve()
+    if output == rejects:
+        raise ValueError(f"--output and --rejects are the same file, {config.output}")
+    for name, read in {"pool": config.pool, "heldout": config.heldout}.items():
+        for option, written in {"output": output, "rejects": rejects}.items():
+            if Path(read).resolve() in (written, written.parent if name == "pool" else None):
+                raise ValueError(f"--{option} {written} would change --{name} {read}: write elsewhere")
+
+
+def curate(config: CurateConfig) -> list[tuple[str, int]]:
+    """Run all stages and write the chosen rows; return how many rows were left after each stage."""
+    if config.num < 1 or config.ngram < 1:
+        raise ValueError(f"--num {config.num} and --ngram {config.ngram} must be positive")
+    check_paths(config)
+    from s1jax.decode.load import load_decoder
+
+    questions = [problem.question for problem in read_problems(config.heldout)]
+    rows, rejects = read_rows(config.pool)
+    counts = [("pool", len(rows) + len(rejects))]
+    _say(f"pool            {counts[0][1]:6} rows of {config.pool}")
+    rejects = [{"stage": "validity"} | reject for reject in rejects]
+    _report(counts, "validity", rows, Counter(reject["reason"] for reject in rejects))
+
+    def drop(stage: str, reason_of: Callable[[Row], Reason]) -> None:
+        nonlocal rows
+        kept, reasons = [], Counter[str]()
+        for row in rows:
+            reason = reason_of(row)
+            if reason is None:
+                kept.append(row)
+            else:
+                reasons[reason] += 1
+                rejects.append({"stage": stage, "reason": reason, **row})
+        rows = kept
+        _report(counts, stage, rows, reasons)
+
+    drop("copies", first_of_copies(rows))
+    drop("decontaminated", Decontaminator(questions, config.ngram).reason)
+    drop("quality", quality_reason)
+    decoder, tokenizer = load_decoder(config.model, dtype="float32")
+    solved = solved_by(decoder, tokenizer, rows, config.max_answer_tokens, config.num_rows)
+    easy = {row["id"] for row, is_solved in zip(rows, solved, strict=True) if is_solved}
+    drop("difficulty", lambda row: "the base answers it rightly without thinking" if row["id"] in easy else None)
+    lengths = {row["id"]: len(encode_text(tokenizer, row["thinking"])) for row in rows}
+    chosen = draw_diverse(rows, lengths, config.num, config.seed)
+    drawn = {id(row) for row in chosen}
+    drop("diversity", lambda row: None if id(row) in drawn else "not drawn")
+
+    write_rejects(config.rejects_path, rejects)
+    write_jsonl(config.output, [dict(row) for row in chosen])
+    return counts
+
+
+def _report(counts: list[tuple[str, int]], stage: str, rows: Sequence[Row], reasons: Mapping[str, int]) -> None:
+    counts.append((stage, len(rows)))
+    told = ", ".join(f"{count} x {reason}" for reason, count in sorted(reasons.items(), key=lambda item: -item[1]))
+    _say(f"{stage:15} {len(rows):6} rows left" + (f"; gone: {told}" if told else ""))
+
+
+def normalise(question: str) -> str:
+    """Return the question in lower case with whitespace collapsed, punctuation kept (the paper's rule)."""
+    return " ".join(question.lower().split())
+
+
+def first_of_copies(rows: Sequence[Row]) -> Callable[[Row], Reason]:
+    """Return the rule that keeps, of rows with the same question, the one with the smallest content: no matter which comes first."""
+    kept: dict[str, Row] = {}
+    for row in rows:
+        key = normalise(row["question"])
+        if key not in kept or _content(row) < _content(kept[key]):
+            kept[key] = row
+    remaining = {key: _content(row) for key, row in kept.items()}
+
+    def reason(row: Row) -> Reason:
+        key = normalise(row["question"])
+        if remaining.get(key) != _content(row):
+            return "copy of another row's question"
+        # Of identical rows the first stays.
+        del remaining[key]
+        return None
+
+    return reason
+
+
+def _content(row: Row) -> tuple[str, ...]:
+    return tuple(row[name] for name in ("thinking", "answer", "reference", "id", "source", "domain"))  # type: ignore[literal-required]
+
+
+class Decontaminator:
+    """Knows the held-out questions, and which others share a run of `n` words with one of them or are the same."""
+
+    def __init__(self, questions: Sequence[str], n: int):
+        self.n = n
+        self.questions = {normalise(question) for question in questions}
+        self.runs = {run for question in self.questions for run in self._runs(question)}
+
+    def reason(self, row: Row) -> Reason:
+        """Return why the row may not be trained on, None if it may."""
+        question = normalise(row["question"])
+        if question in self.questions:
+            return "is a held-out question"
+        if any(run in self.runs for run in self._runs(question)):
+            return f"shares {self.n} words in a row with a held-out question"
+        return None
+
+    def _runs(self, question: str) -> Iterator[tuple[str, ...]]:
+        words = question.split()
+        return (tuple(words[i : i + self.n]) for i in range(len(words) - self.n + 1))
+
+
+def quality_reason(row: Row) -> Reason:
+    """Return what is wrong with a row's text, None if nothing is."""
+    text = f"{row['question']}\n{row['thinking']}\n{row['answer']}"
+    if "![Image]" in text or "[asy]" in text:
+        return "refers to an image"
+    if any(part.count("**") % 2 for part in (row["question"], row["thinking"], row["answer"])):
+        return "torn bold markup"
+    if not row["reference"].strip():
+        return "no reference to grade against"
+    if not grade(_with_label(row["answer"]), row["reference"])[1]:
+        return "the answer disagrees with the reference"
+    answer = extract_answer(_with_label(row["answer"])) or ""
+    if not re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", row["thinking"]):
+        return "the trace does not get to the answer"
+    return None
+
+
+def _with_label(answer: str) -> str:
+    return answer if "Answer:" in answer else f"Answer: {answer}"
+
+
+def solved_by(
+    decoder: Decoder,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Row],
+    max_answer_tokens: int,
+    num_rows: int,
+) -> list[bool]:
+    """Return which questions the model answers rightly at once, greedily and without thinking."""
+    from s1jax.decode.request import Request
+    from s1jax.runtime.progress import progress
+
+    requests = [
+        Request(tuple(encode_chat(tokenizer, row["question"])), max_answer_tokens=max_answer_tokens, thinks=False)
+        for row in rows
+    ]
+    solved = [False] * len(rows)
+    with progress(len(rows), "difficulty", "row") as bar:
+        for i, (completion,) in decoder.stream(requests, num_rows=num_rows):
+            text = tokenizer.decode(list(completion.tokens))
+            solved[i] = grade(_with_label(str(text)), rows[i]["reference"])[1]
+            bar.update()
+    return solved
+
+
+def draw_diverse(rows: Sequence[Row], lengths: Mapping[str, int], num: int, seed: int) -> list[Row]:
+    """Draw `num` rows: a domain uniformly, then one of its rows with weight 2^-rank, longest trace first, without replacement.
+
+    `lengths` are trace lengths by row id. An empty domain is dropped. Raises ValueError if there are fewer than `num` rows.
+    Source: the paper's algorithm 1.
+    """
+    if len(rows) < num:
+        raise ValueError(f"only {len(rows)} rows are left to draw {num} from: give a larger pool or a smaller --num")
+    domains: dict[str, list[Row]] = defaultdict(list)
+    for row in sorted(rows, key=lambda row: (row["domain"], -lengths[row["id"]], row["id"])):
+        domains[row["domain"]].append(row)
+    names = sorted(domains)
+    rng = random.Random(f"diversity {seed}")
+    chosen = []
+    for _ in range(num):
+        name = rng.choice(names)
+        chosen.append(domains[name].pop(_draw_rank(rng, len(domains[name]))))
+        if not domains[name]:
+            names.remove(name)
+    return chosen
+
+
+def _draw_rank(rng: random.Random, n: int) -> int:
+    """Return a rank in 0..n-1 drawn with weight 2^-rank, by inverting the cumulative weights 2 (1 - 2^-(rank + 1))."""
+    u = rng.random() * (1 - 2.0**-n)
+    return min(int(-math.log2(1 - u)), n - 1)
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Run the command line."""
+    curate(parse_arguments(__doc__ or "", CurateConfig))
+
+
+if __name__ == "__main__":
+    run_command(main)

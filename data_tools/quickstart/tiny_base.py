@@ -1,0 +1,254 @@
+"""Make the quickstart's base model: a seed -> a tokenizer and a Qwen2.5-shaped model of under a million parameters.
+
+`python -m data_tools.quickstart.tiny_base tiny_base` makes the folder `tiny_base/` beside this file again. `configs/tiny_base.py` holds the
+settings and the record. The tokenizer is a small byte-level BPE with Qwen2.5's splitting rule (digits stand alone), special tokens and
+chat template; the texts are those of `tiny_texts.py`. Matrices are trained by Muon (Jordan et al. 2024).
+
+Invariant: the base has never seen the format that fine-tuning teaches it, nor a held-out problem other than by chance.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data_tools.quickstart.arithmetic import LABELS
+from data_tools.quickstart.tiny_texts import END_OF_TEXT, SYSTEM_PROMPT, make_text
+from s1jax.checkpoint.export import save_hf
+from s1jax.model.config import ModelConfig
+from s1jax.model.qwen2 import Params, init_params
+from s1jax.runtime.command import run_command
+from s1jax.runtime.config import parse_command
+from s1jax.runtime.sharding import MeshConfig, ShardingRules, make_mesh
+from s1jax.train.step import StepConfig, TrainState, make_train_step
+
+if TYPE_CHECKING:
+    import optax
+    from tokenizers import Tokenizer
+
+# Qwen2.5's rule for splitting text into words, which transformers applies to any Qwen2 checkpoint: a digit is a token of its own.
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# Tokens besides: a digit or a label with the space before it, so that in "Week C: 9 paid out" the 9 follows the label at once.
+# What is adjacent is far easier to look up for so small a model.
+ADDED_TOKENS = (*(f" {digit}" for digit in range(10)), *(f" {label}:" for label in LABELS))
+SPECIAL_TOKENS = (END_OF_TEXT, "<|im_start|>", "<|im_end|>")
+# Words of the format that fine-tuning will teach: known to the tokenizer, not to the model.
+FORMAT_WORDS = "think\nanswer\nFinal Answer:\nWait, yes, not\nAlternatively, Hmm,\n"
+CHAT_TEMPLATE = (
+    "{%- if messages[0]['role'] == 'system' %}"
+    "{{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}"
+    "{%- else %}{{- '<|im_start|>system\\n" + SYSTEM_PROMPT + "<|im_end|>\\n' }}{%- endif %}"
+    "{%- for message in messages %}{%- if message['role'] != 'system' or not loop.first %}"
+    "{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{%- endif %}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+)
+
+
+@dataclass(frozen=True)
+class TinyBaseConfig:
+    """How the tiny base model is made."""
+
+    output: str
+    """Directory for the Hugging Face checkpoint; one that is there is replaced."""
+    model: ModelConfig
+    """The shape; `vocab_size` leaves some ids without a token, as Qwen2.5's does."""
+    num_steps: int
+    batch_size: int
+    """Rows of a step."""
+    length: int
+    """Tokens of a row, into which several texts are packed."""
+    learning_rate: float
+    """Peak for the matrices, after `warmup_steps` from 0; cosine decay to 0."""
+    vector_learning_rate: float
+    """The same for embeddings, biases and norms."""
+    warmup_steps: int
+    context_weight: float
+    """Loss weight of what cannot be told from the text before it, such as questions, where the rest has 1."""
+    init_scale: float
+    """Factor on the usual initial matrices, which are small for so narrow a model."""
+    seed: int
+    export_dtype: str = "float32"
+    """Dtype of the weights written."""
+
+    def __post_init__(self) -> None:
+        if not self.output.strip():
+            raise ValueError("output is empty: give a directory")
+
+
+def make_tokenizer(seed: int, vocab_size: int) -> Tokenizer:
+    """Train the byte-level BPE on the pretraining texts: whole words, at most `vocab_size` tokens."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    words = pre_tokenizers.Split(Regex(SPLIT), "isolated")
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, to_bytes])
+    tokenizer.decoder = decoders.ByteLevel()
+    texts = ["".join(piece for piece, _ in make_text(seed, i)) for i in range(3000)]
+    for token in SPECIAL_TOKENS:
+        texts = [text.replace(token, "\n") for text in texts]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 2 * len(ADDED_TOKENS),  # some ids stay without a token, as in Qwen2.5
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([*texts, *[FORMAT_WORDS] * 50], trainer)
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in ADDED_TOKENS])
+    return tokenizer
+
+
+def write_tokenizer(directory: Path, tokenizer: Tokenizer, max_length: int) -> None:
+    """Write the files that `transformers.AutoTokenizer` reads, and the generation config."""
+    tokenizer.save(str(directory / "tokenizer.json"))
+    config = dict(
+        tokenizer_class="PreTrainedTokenizerFast",
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+        eos_token="<|im_end|>",
+        pad_token=END_OF_TEXT,
+        model_max_length=max_length,
+    )
+    ids = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
+    generation = dict(
+        eos_token_id=[ids["<|im_end|>"], ids[END_OF_TEXT]], pad_token_id=ids[END_OF_TEXT], do_sample=False
+    )
+    (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (directory / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+
+
+def encoded_texts(tokenizer: Tokenizer, config: TinyBaseConfig) -> Iterator[tuple[list[int], list[float]]]:
+    """Yield the ids of one text after another, and the loss weight of each."""
+    for index in itertools.count():
+        ids: list[int] = []
+        weights: list[float] = []
+        for piece, predictable in [*make_text(config.seed, index), (END_OF_TEXT, True)]:
+            piece_ids = tokenizer.encode(piece).ids
+            ids += piece_ids
+            weights += [1.0 if predictable else config.context_weight] * len(piece_ids)
+        if len(ids) - 1 > config.length:
+            raise ValueError(f"text {index} has {len(ids)} tokens; raise length above {config.length}")
+        yield ids, weights
+
+
+def packed_batches(tokenizer: Tokenizer, config: TinyBaseConfig) -> Iterator[tuple[dict[str, np.ndarray]]]:
+    """Yield batches in the form of `s1jax.packing`, each text put whole into the first row that has room for it."""
+    texts = encoded_texts(tokenizer, config)
+    waiting: tuple[list[int], list[float]] | None = None
+    while True:
+        shape = (config.batch_size, config.length)
+        names = ("tokens", "targets", "positions", "segment_ids")
+        batch = {name: np.zeros(shape, np.int32) for name in names} | {"loss_weights": np.zeros(shape, np.float32)}
+        used, num_texts = [0] * config.batch_size, [0] * config.batch_size
+        while True:
+            ids, weights = waiting or next(texts)
+            n = len(ids) - 1
+            row = next((b for b in range(config.batch_size) if used[b] + n <= config.length), None)
+            if row is None:
+                waiting = (ids, weights)
+                break
+            waiting = None
+            span = slice(used[row], used[row] + n)
+            num_texts[row] += 1
+            used[row] += n
+            batch["tokens"][row, span], batch["targets"][row, span] = ids[:-1], ids[1:]
+            batch["positions"][row, span], batch["segment_ids"][row, span] = np.arange(n), num_texts[row]
+            batch["loss_weights"][row, span] = weights[1:]
+        batch["loss_weights"] = batch["loss_weights"] / batch["loss_weights"].sum()
+        yield ({name: x[None] for name, x in batch.items()} | {"num_passes": np.array(1, np.int32)},)
+
+
+def make_pretraining_optimizer(config: TinyBaseConfig) -> optax.GradientTransformation:
+    """Return Muon for the matrices and AdamW for embeddings, biases and norms, on one schedule."""
+    import optax
+    from optax.contrib import MuonDimensionNumbers, muon
+
+    def matrices(params: Params) -> Any:
+        """Say for every stacked kernel which dimensions it maps from and to; None where it is no matrix."""
+
+        def dimensions(path: tuple[Any, ...], leaf: jax.Array) -> MuonDimensionNumbers | None:
+            if path[-1].key != "kernel":
+                return None
+            to = 2 if path[-2].key in ("q_proj", "k_proj", "v_proj") else 1
+            return MuonDimensionNumbers(tuple(range(1 + to, leaf.ndim)), tuple(range(1, 1 + to)))
+
+        return jax.tree_util.tree_map_with_path(dimensions, params)
+
+    def schedule(peak: float) -> optax.Schedule:
+        return optax.warmup_cosine_decay_schedule(0.0, peak, config.warmup_steps, config.num_steps)
+
+    optimizer = muon(
+        schedule(config.learning_rate),
+        adam_learning_rate=schedule(config.vector_learning_rate),
+        adam_b1=0.9,
+        adam_b2=0.98,
+        weight_decay=0.01,
+        consistent_rms=0.2,
+        muon_weight_dimension_numbers=matrices,
+    )
+    return optax.chain(optax.clip_by_global_norm(1.0), optimizer)
+
+
+def pretrain(config: TinyBaseConfig, tokenizer: Tokenizer) -> Params:
+    """Train from nothing; return the parameters in the stacked layout. Prints the mean loss now and then."""
+    rules, mesh = ShardingRules(), make_mesh(MeshConfig(), jax.devices()[:1])
+    params = init_params(config.model, rules, "stacked", mesh, config.seed)
+
+    def scaled(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        return leaf * config.init_scale if path[-1].key == "kernel" else leaf
+
+    params = jax.tree_util.tree_map_with_path(scaled, params)
+    optimizer = make_pretraining_optimizer(config)
+    state = TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+    step_fn = make_train_step(config.model, rules, optimizer, StepConfig(loss_chunk=config.length, remat="none"))
+    batches, started, losses = packed_batches(tokenizer, config), time.monotonic(), []
+    with jax.set_mesh(mesh):
+        for step in range(1, config.num_steps + 1):
+            batch = jax.tree.map(jnp.asarray, next(batches))
+            state, metrics = step_fn(state, {}, batch)
+            losses.append(metrics["loss"])
+            if step % 50 == 0 or step == config.num_steps:
+                loss, elapsed = float(np.mean(jax.device_get(losses))), time.monotonic() - started
+                print(
+                    f"step {step} of {config.num_steps}: loss {loss:.4f}, {elapsed:.0f} s", file=sys.stderr, flush=True
+                )
+                losses = []
+    return state.params
+
+
+def make_tiny_base(config: TinyBaseConfig) -> Path:
+    """Make tokenizer and model, and write both as a Hugging Face checkpoint; return its directory."""
+    tokenizer = make_tokenizer(config.seed, config.model.vocab_size)
+    params = pretrain(config, tokenizer)
+    with tempfile.TemporaryDirectory() as directory:
+        write_tokenizer(Path(directory), tokenizer, config.model.max_position_embeddings)
+        save_hf(config.output, config.model, params, config.export_dtype, directory, overwrite=True)
+    return Path(config.output)
+
+
+def main() -> None:
+    """Run the command line."""
+    make_tiny_base(parse_command("Pretrain the quickstart's base model from nothing.", TinyBaseConfig))
+
+
+if __name__ == "__main__":
+    # Configs hold this module's dataclass, not that of `__main__`.
+    from data_tools.quickstart import tiny_base
+
+    run_command(tiny_base.main)

@@ -1,0 +1,398 @@
+"""The weights of a Hugging Face Qwen2 checkpoint <-> our sharded parameters, both ways from one table.
+
+In: a directory of safetensors (one file, or shards with an index). Out: the parameter tree of `model.py`, in either layout, and back.
+`WEIGHTS` says, for every tensor, its Hugging Face name, our path, and how the dimensions correspond. Import makes one tensor at a time
+as a global array in Hugging Face's own layout, each process reading the blocks its devices hold, and rearranges it on the devices; layers
+of a stack are written into the stack in place. Export does the same backwards.
+
+Invariant: a process reads no byte that its devices do not hold, and has at most one tensor in host memory beyond its devices' shards.
+Without a change of dtype every bit survives (`bits.py`); with one, a number out of its range is refused.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from s1jax.checkpoint import safetensors
+from s1jax.checkpoint.safetensors import FLOAT_DTYPES, Block, TensorInfo, read_block
+from s1jax.model.config import ModelConfig
+from s1jax.model.qwen2 import Layout, Params, abstract_params
+from s1jax.model.storage import Storage, quantize_leaf
+from s1jax.ops.bits import as_bits, check_range, narrows
+from s1jax.runtime.command import listed
+from s1jax.runtime.files import write_file
+from s1jax.runtime.processes import is_first_process
+from s1jax.runtime.progress import progress
+from s1jax.runtime.sharding import ShardingRules
+
+INDEX_NAME = "model.safetensors.index.json"
+FILE_NAME = "model.safetensors"
+
+
+class Weight(NamedTuple):
+    """One row of the table: `dims` are our dimensions -> Hugging Face's, the same but for merged ones, written together."""
+
+    hf_name: str
+    path: str
+    dims: str
+
+    def groups(self) -> list[list[int]]:
+        """Return, for each Hugging Face dimension, the indices of our dimensions that are merged in it."""
+        ours, theirs = self.dims.split(" -> ")
+        return [[ours.split().index(letter) for letter in group] for group in theirs.split()]
+
+
+# Letters: D embed, F mlp, V vocab, N query heads, K key/value heads, H head dim.
+LAYER_WEIGHTS = tuple(
+    Weight(f"model.layers.{{}}.{hf_name}", path, dims)
+    for hf_name, path, dims in (
+        ("input_layernorm.weight", "input_layernorm.weight", "D -> D"),
+        ("self_attn.q_proj.weight", "self_attn.q_proj.kernel", "N H D -> NH D"),
+        ("self_attn.q_proj.bias", "self_attn.q_proj.bias", "N H -> NH"),
+        ("self_attn.k_proj.weight", "self_attn.k_proj.kernel", "K H D -> KH D"),
+        ("self_attn.k_proj.bias", "self_attn.k_proj.bias", "K H -> KH"),
+        ("self_attn.v_proj.weight", "self_attn.v_proj.kernel", "K H D -> KH D"),
+        ("self_attn.v_proj.bias", "self_attn.v_proj.bias", "K H -> KH"),
+        ("self_attn.o_proj.weight", "self_attn.o_proj.kernel", "D N H -> D NH"),
+        ("post_attention_layernorm.weight", "post_attention_layernorm.weight", "D -> D"),
+        ("mlp.gate_proj.weight", "mlp.gate_proj.kernel", "F D -> F D"),
+        ("mlp.up_proj.weight", "mlp.up_proj.kernel", "F D -> F D"),
+        ("mlp.down_proj.weight", "mlp.down_proj.kernel", "D F -> D F"),
+    )
+)
+EMBEDDING = Weight("model.embed_tokens.weight", "embed_tokens.weight", "V D -> V D")
+NORM = Weight("model.norm.weight", "norm.weight", "D -> D")
+LM_HEAD = Weight("lm_head.weight", "lm_head.kernel", "V D -> V D")
+# Buffers some older exports hold; they are computed from the config.
+IGNORED_SUFFIX = "rotary_emb.inv_freq"
+
+
+class Slot(NamedTuple):
+    """Where one Hugging Face tensor goes: a leaf of the tree, by the path of its keys, and the layer in it if it is a stack."""
+
+    hf_name: str
+    weight: Weight
+    path: tuple[str | int, ...]
+    layer: int | None
+
+
+def slots(config: ModelConfig, layout: Layout) -> Iterator[Slot]:
+    """Yield every tensor of a model in the order of its computation."""
+    yield Slot(EMBEDDING.hf_name, EMBEDDING, tuple(EMBEDDING.path.split(".")), None)
+    for layer in range(config.num_layers):
+        for weight in LAYER_WEIGHTS:
+            keys = weight.path.split(".")
+            if layout == "stacked":
+                yield Slot(weight.hf_name.format(layer), weight, ("layers", *keys), layer)
+            else:
+                yield Slot(weight.hf_name.format(layer), weight, ("layers", layer, *keys), None)
+    yield Slot(NORM.hf_name, NORM, tuple(NORM.path.split(".")), None)
+    if not config.tie_word_embeddings:
+        yield Slot(LM_HEAD.hf_name, LM_HEAD, tuple(LM_HEAD.path.split(".")), None)
+
+
+def layout_of(params: Params) -> Layout:
+    """Return the layout of a parameter tree."""
+    return "per_layer" if 0 in params["layers"] else "stacked"
+
+
+def get_leaf(tree: Any, path: tuple[str | int, ...]) -> Any:
+    """Return the leaf at a path of keys."""
+    return functools.reduce(lambda node, key: node[key], path, tree)
+
+
+def set_leaf(tree: Any, path: tuple[str | int, ...], leaf: Any) -> None:
+    """Put a leaf at a path of keys, making the dicts on the way."""
+    for key in path[:-1]:
+        tree = tree.setdefault(key, {})
+    tree[path[-1]] = leaf
+
+
+def hf_shape(weight: Weight, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the Hugging Face shape of one of our arrays."""
+    return tuple(math.prod(shape[i] for i in group) for group in weight.groups())
+
+
+def hf_spec(weight: Weight, spec: PartitionSpec) -> PartitionSpec:
+    """Return the sharding in Hugging Face's layout that lies on the devices as `spec` does in ours.
+
+    The first of merged dimensions may be split; the others must be whole, else the blocks would not be contiguous.
+    """
+    axes = [*spec, *(None for _ in range(8))]
+    groups = weight.groups()
+    if any(axes[i] is not None for group in groups for i in group[1:]):
+        raise ValueError(f"{weight.hf_name}: head_dim may not be sharded, but the sharding is {spec}")
+    return PartitionSpec(*[axes[group[0]] for group in groups])
+
+
+@functools.lru_cache(maxsize=256)
+def _importer(weight: Weight, target: jax.ShapeDtypeStruct, stacked: bool):
+    """Return the jitted (stack or None, tensor in Hugging Face's layout, index) -> our leaf; the stack is updated in place."""
+    shape = target.shape[1:] if stacked else target.shape
+
+    def run(stack, x, index):
+        bits = as_bits(x.astype(target.dtype)).reshape(shape)
+        if stacked:
+            bits = jax.lax.dynamic_update_index_in_dim(as_bits(stack), bits, index, 0)
+        return jax.lax.bitcast_convert_type(bits, target.dtype)
+
+    return jax.jit(run, donate_argnums=0, out_shardings=target.sharding)
+
+
+@functools.lru_cache(maxsize=256)
+def _exporter(weight: Weight, dtype: Any, stacked: bool, sharding: NamedSharding | None):
+    """Return the jitted (leaf, index) -> bits of the tensor in Hugging Face's layout."""
+
+    def run(leaf, index):
+        bits = as_bits(leaf)
+        if stacked:
+            bits = jax.lax.dynamic_index_in_dim(bits, index, 0, keepdims=False)
+        if leaf.dtype != dtype:
+            bits = as_bits(jax.lax.bitcast_convert_type(bits, leaf.dtype).astype(dtype))
+        return bits.reshape(hf_shape(weight, bits.shape))
+
+    return jax.jit(run, out_shardings=sharding)
+
+
+@functools.lru_cache(maxsize=256)
+def _zeros(target: jax.ShapeDtypeStruct):
+    return jax.jit(lambda: jnp.zeros(target.shape, target.dtype), out_shardings=target.sharding)
+
+
+def find_tensors(directory: Path) -> tuple[dict[str, TensorInfo], set[str], list[str]]:
+    """Return the tensors of a directory, the names that lie in shards which are absent or corrupt, and what is wrong with its files."""
+    if (directory / FILE_NAME).is_file():
+        try:
+            return safetensors.read_header(directory / FILE_NAME), set(), []
+        except ValueError as error:
+            raise ValueError(f"cannot load {directory}: {error}") from error
+    try:
+        index = json.loads((directory / INDEX_NAME).read_text())
+    except ValueError as error:
+        raise ValueError(f"{directory / INDEX_NAME} is not JSON: {error}") from error
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise ValueError(f"{directory / INDEX_NAME} has no weight_map from tensor names to file names")
+    tensors: dict[str, TensorInfo] = {}
+    unreadable: set[str] = set()
+    problems = []
+    for file in sorted(set(weight_map.values())):
+        names = {name for name, holder in weight_map.items() if holder == file}
+        if Path(file).name != file or not (directory / file).is_file():
+            problems.append(f"the index places {len(names)} tensors in {file}, which is absent")
+            unreadable |= names
+            continue
+        try:
+            header = safetensors.read_header(directory / file)
+        except ValueError as error:
+            problems.append(str(error))
+            unreadable |= names
+            continue
+        problems += [
+            f"the index places {name} in {file}, which does not hold it" for name in sorted(names - set(header))
+        ]
+        problems += [
+            f"{file} holds {name}, which the index does not place there" for name in sorted(set(header) - names)
+        ]
+        unreadable |= names - set(header)
+        tensors |= {name: header[name] for name in names & set(header)}
+    return tensors, unreadable, problems
+
+
+def check_tensors(
+    directory: Path, config: ModelConfig, target: Params, param_dtype: str | None
+) -> dict[str, TensorInfo]:
+    """Return the tensors of a directory that a stacked `target` tree needs, by Hugging Face name.
+
+    Everything wrong with them is collected in one ValueError: absent, corrupt and truncated files, missing, unexpected and misshapen
+    tensors, dtypes that do not fit. A tied model's `lm_head.weight` is let pass only if it is the embedding, byte for byte.
+    """
+    tensors, unreadable, problems = find_tensors(directory)
+    needed = {slot.hf_name: slot for slot in slots(config, "stacked")}
+    problems += [f"{name} is missing" for name in needed if name not in tensors and name not in unreadable]
+    for name, info in tensors.items():
+        if name in needed:
+            continue
+        if config.tie_word_embeddings and name == LM_HEAD.hf_name:
+            embedding = tensors.get(EMBEDDING.hf_name)
+            if embedding is None or not safetensors.same_bytes(info, embedding):
+                problems.append(f"{name} differs from the embedding, but the config ties them (tie_word_embeddings)")
+        elif not name.endswith(IGNORED_SUFFIX):
+            problems.append(f"{name} is unexpected")
+    dtypes: dict[str, set[str]] = {}
+    for name, slot in needed.items():
+        if name not in tensors:
+            continue
+        info, shape = tensors[name], get_leaf(target, slot.path).shape
+        expected = hf_shape(slot.weight, shape if slot.layer is None else shape[1:])
+        if info.shape != expected:
+            problems.append(f"{name} has shape {list(info.shape)}, the config asks for {list(expected)}")
+        if info.dtype in FLOAT_DTYPES:
+            dtypes.setdefault(slot.weight.hf_name, set()).add(info.dtype)
+        else:
+            problems.append(f"{name} has dtype {info.dtype}; only {', '.join(FLOAT_DTYPES)} are read")
+    if param_dtype is None:
+        problems += [
+            f"{name.format('*')} has dtypes {', '.join(sorted(found))}; name one dtype to load it in"
+            for name, found in dtypes.items()
+            if len(found) > 1
+        ]
+        if any("F64" in found for found in dtypes.values()):
+            problems.append("dtype F64 cannot be kept; name a dtype to load it in")
+    if problems:
+        raise ValueError(f"cannot load {directory}: {len(problems)} problem(s){listed(problems)}")
+    return {name: tensors[name] for name in needed}
+
+
+def read_tensor(name: str, info: TensorInfo, sharding: NamedSharding, cast: str | None = None) -> jax.Array:
+    """Read a tensor as a global array; this process reads the blocks of its own devices, each once."""
+
+    def block_of(index: tuple[slice, ...] | None) -> Block:
+        assert index is not None
+        return tuple(s.indices(size)[:2] for s, size in zip(index, info.shape, strict=True))
+
+    def volume(block: Block) -> int:
+        return math.prod(stop - start for start, stop in block)
+
+    blocks = {block_of(index) for index in sharding.addressable_devices_indices_map(info.shape).values()}
+    # Blocks that tile a box are read as that box, in fewer and longer reads.
+    box = tuple((min(b[i][0] for b in blocks), max(b[i][1] for b in blocks)) for i in range(len(info.shape)))
+    if sum(map(volume, blocks)) == volume(box):
+        data = read_block(info, box)
+        parts = {b: data[tuple(slice(s - o, e - o) for (s, e), (o, _) in zip(b, box, strict=True))] for b in blocks}
+    else:
+        parts = {b: read_block(info, b) for b in blocks}
+    if cast is not None:
+        for part in parts.values():
+            check_range(name, part, cast)
+        parts = {b: part.astype(cast) for b, part in parts.items()}
+    return jax.make_array_from_callback(info.shape, sharding, lambda index: parts[block_of(index)])
+
+
+def import_weights(
+    directory: Path,
+    config: ModelConfig,
+    mesh: jax.sharding.Mesh,
+    rules: ShardingRules,
+    layout: Layout,
+    param_dtype: str | None,
+    store: Storage | None = None,
+) -> Params:
+    """Load the safetensors of a directory onto a mesh, in `param_dtype` (None: each tensor's own dtype), matrices stored as `store`.
+
+    Of what is stored so only one parameter at a time, a stack of all layers or one layer's, is there as floats. Raises one ValueError with
+    everything that is wrong with the tensors (`check_tensors`), or for a number out of the dtype's range.
+    """
+    stacked_target = abstract_params(config, rules, "stacked", mesh)
+    tensors = check_tensors(directory, config, stacked_target, param_dtype)
+    target = stacked_target if layout == "stacked" else abstract_params(config, rules, layout, mesh)
+    params: Params = {}
+    with _bar(sum(info.nbytes for info in tensors.values()), "load") as bar:
+        # One stack after another.
+        found = sorted(slots(config, layout), key=lambda slot: slot.path if layout == "stacked" else ())
+        for slot in found:
+            info, leaf = tensors[slot.hf_name], get_leaf(target, slot.path)
+            stacked = slot.layer is not None
+            dtype = jnp.dtype(param_dtype or FLOAT_DTYPES[info.dtype])
+            leaf = jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
+            spec = hf_spec(slot.weight, PartitionSpec(*leaf.sharding.spec[1:]) if stacked else leaf.sharding.spec)
+            # JAX has no float64 by default: it is rounded once, on the host.
+            cast = param_dtype if info.dtype == "F64" else None
+            x = read_tensor(slot.hf_name, info, NamedSharding(mesh, spec), cast)
+            check_range(slot.hf_name, x, dtype)
+            stack = None
+            if stacked:
+                stack = get_leaf(params, slot.path) if slot.layer else _zeros(leaf)()
+            result = _importer(slot.weight, leaf, stacked)(stack, x, slot.layer)
+            # Waiting here keeps the host from reading ahead of the devices, and so from holding many tensors.
+            set_leaf(params, slot.path, jax.block_until_ready(result))
+            del x, stack, result
+            if store is not None and slot.layer in (None, config.num_layers - 1):
+                module = get_leaf(params, slot.path[:-1])
+                module |= quantize_leaf(slot.path, module.pop(slot.path[-1]), store)
+            bar.update(info.nbytes)
+    return params
+
+
+def export_weights(
+    directory: Path, config: ModelConfig, params: Params, dtype: str | None, max_shard_bytes: int
+) -> str:
+    """Write parameters of either layout as safetensors, sharded with an index where one file does not hold them.
+
+    They may be computed only when they are written (`lora.Merged`). All processes take part in gathering a tensor, process 0 writes.
+    `dtype` None keeps each array's own. Returns the dtype that most bytes have, as a numpy name. Raises ValueError, before anything is
+    written, for a dtype that safetensors or a number cannot have.
+    """
+    found = list(slots(config, layout_of(params)))
+    specs: dict[str, tuple[str, tuple[int, ...]]] = {}
+    sizes: dict[str, int] = {}
+    for slot in found:
+        leaf = get_leaf(params, slot.path)
+        name = safetensors.dtype_name(dtype or leaf.dtype)
+        specs[slot.hf_name] = (name, hf_shape(slot.weight, leaf.shape if slot.layer is None else leaf.shape[1:]))
+        sizes[slot.hf_name] = math.prod(specs[slot.hf_name][1]) * FLOAT_DTYPES[name].itemsize
+        if narrows(leaf.dtype, FLOAT_DTYPES[name]):
+            check_range(slot.hf_name, _array(leaf), FLOAT_DTYPES[name], slot.layer)
+    shards: list[list[Slot]] = [[]]
+    for slot in found:
+        if shards[-1] and sum(sizes[s.hf_name] for s in shards[-1]) + sizes[slot.hf_name] > max_shard_bytes:
+            shards.append([])
+        shards[-1].append(slot)
+    files = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+    if len(shards) == 1:
+        files = [FILE_NAME]
+    with _bar(sum(sizes.values()), "save") as bar:
+        for file, shard in zip(files, shards, strict=True):
+            # The sort is stable; wider dtypes first keeps every tensor aligned.
+            shard.sort(key=lambda slot: -FLOAT_DTYPES[specs[slot.hf_name][0]].itemsize)
+
+            def gathered(shard: list[Slot] = shard) -> Iterator[np.ndarray]:
+                for slot in shard:
+                    yield _gather(slot, _array(get_leaf(params, slot.path)), FLOAT_DTYPES[specs[slot.hf_name][0]])
+                    bar.update(sizes[slot.hf_name])
+
+            if is_first_process():
+                safetensors.write_tensors(directory / file, {s.hf_name: specs[s.hf_name] for s in shard}, gathered())
+            else:
+                for _ in gathered():
+                    pass
+    if is_first_process() and len(shards) > 1:
+        weight_map = {slot.hf_name: file for file, shard in zip(files, shards, strict=True) for slot in shard}
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+        write_file(directory / INDEX_NAME, json.dumps(index, indent=2) + "\n")
+    dtypes = {dtype for dtype, _ in specs.values()}
+    totals = {dtype: sum(sizes[name] for name in specs if specs[name][0] == dtype) for dtype in dtypes}
+    return FLOAT_DTYPES[max(totals, key=lambda dtype: totals[dtype])].name
+
+
+def _array(leaf: Any) -> jax.Array:
+    return leaf() if callable(leaf) else leaf
+
+
+def _gather(slot: Slot, leaf: jax.Array, dtype: np.dtype) -> np.ndarray:
+    """Return one whole tensor in Hugging Face's layout, on every process."""
+    from jax.experimental import multihost_utils
+
+    stacked = slot.layer is not None
+    sharding = None
+    if isinstance(leaf.sharding, NamedSharding):
+        spec = PartitionSpec(*leaf.sharding.spec[1:]) if stacked else leaf.sharding.spec
+        sharding = NamedSharding(leaf.sharding.mesh, hf_spec(slot.weight, spec))
+    x = _exporter(slot.weight, jnp.dtype(dtype), stacked, sharding)(leaf, slot.layer)
+    bits = np.asarray(x) if x.is_fully_addressable else multihost_utils.process_allgather(x, tiled=True)
+    return bits.view(dtype)
+
+
+def _bar(num_bytes: int, description: str):
+    """Return a bar over bytes, shown once the work takes seconds."""
+    return progress(num_bytes, description, "B", hidden=not is_first_process(), unit_scale=True, delay=3)

@@ -1,0 +1,236 @@
+"""Parameters in Orbax directories: written in small chunks, read back onto any mesh in either layout; and which are finished.
+
+Parameters lie there with stacked layers, alone (a pre-sharded checkpoint) or as the `params` of a train state, whose optimizer state is
+then left unread. The sizes of all files are recorded beside them, so that a truncated or lost file is found before anything is read.
+Invariant: names and shapes are compared with the model's before anything is read, and all differences are raised together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import sys
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from s1jax.model.config import ModelConfig
+from s1jax.model.qwen2 import Layout, Params, abstract_params, unstack
+from s1jax.runtime.command import listed
+from s1jax.runtime.files import write_file
+from s1jax.runtime.processes import is_first_process
+from s1jax.runtime.sharding import ShardingRules
+
+CHUNK_BYTES = 64 * 2**20
+FILES_NAME = "s1jax_files.json"
+STEP_METADATA_NAME = "_CHECKPOINT_METADATA"
+EVAL_LOSS = Path("metrics", "metrics")
+# Orbax lets each process write into a folder of its own.
+OTHERS_FILE = re.compile(r"/ocdbt\.process_[1-9]")
+
+
+def record_files(directory: Path, checksums: bool = False) -> None:
+    """Write the sizes of all files below a directory into it, once they are final. Process 0 calls it.
+
+    With `checksums` also the CRC-32 of those that it wrote itself, which are all of them where it is the only process.
+    """
+    # Orbax changes the second when it commits, and an evaluation may come later.
+    left_out = {FILES_NAME, STEP_METADATA_NAME, EVAL_LOSS.name}
+    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name not in left_out)
+    names = [path.relative_to(directory).as_posix() for path in files]
+    record: dict[str, int | list[int]] = {name: path.stat().st_size for name, path in zip(names, files, strict=True)}
+    if checksums:
+        own = [(name, path) for name, path in zip(names, files, strict=True) if not OTHERS_FILE.search(name)]
+        with ThreadPoolExecutor() as threads:
+            for (name, path), checksum in zip(own, threads.map(_checksum, [path for _, path in own]), strict=True):
+                record[name] = [path.stat().st_size, checksum]
+    write_file(directory / FILES_NAME, json.dumps(record, indent=0))
+
+
+def find_damage(directory: Path, checksums: bool = False) -> str | None:
+    """Return what is wrong with the first file that is not as recorded; None without any, or without a record.
+
+    Sizes are compared, and with `checksums` the recorded ones too, for which the files are read whole.
+    """
+    record = directory / FILES_NAME
+    files: dict[str, int | list[int]] = json.loads(record.read_text()) if record.is_file() else {}
+    files.pop(EVAL_LOSS.as_posix(), None)  # records have had it
+    summed = {name: value for name, value in files.items() if isinstance(value, list)}
+    for name, value in files.items():
+        path, size = directory / name, value[0] if isinstance(value, list) else value
+        found = path.stat().st_size if path.is_file() else None
+        if found != size:
+            return f"{name} is absent" if found is None else f"{name} has {found} bytes, not {size}"
+    if checksums:
+        with ThreadPoolExecutor() as threads:
+            found_sums = threads.map(_checksum, [directory / name for name in summed])
+            for (name, (_, checksum)), found in zip(summed.items(), found_sums, strict=True):
+                if found != checksum:
+                    return f"the content of {name} is not what was written"
+    return None
+
+
+def _checksum(path: Path) -> int:
+    checksum = 0
+    with path.open("rb") as file:
+        while block := file.read(2**24):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
+
+
+def find_fault(step_directory: Path) -> str | None:
+    """Return why a step's directory is not one that Orbax committed, with its parts there and whole; None if it is one."""
+    try:
+        if not json.loads((step_directory / STEP_METADATA_NAME).read_text())["commit_timestamp_nsecs"]:
+            return "it was not committed"
+        read_metadata(step_directory)
+        read_eval_loss(step_directory)
+        json.loads((step_directory / "state" / "_METADATA").read_text())
+        return find_damage(step_directory)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def is_finished(step_directory: Path) -> bool:
+    """Return whether a step's directory is one that Orbax committed, with its parts there and whole."""
+    return find_fault(step_directory) is None
+
+
+def step_directories(directory: Path) -> list[Path]:
+    """Return the directories of all steps in a directory of checkpoints, damaged ones too, in order."""
+    if not directory.is_dir():
+        return []
+    paths = [path for path in directory.iterdir() if path.name.isdecimal() and path.name == str(int(path.name))]
+    return sorted(paths, key=lambda path: int(path.name))
+
+
+def finished_steps(directory: Path) -> list[int]:
+    """Return the steps of a directory of checkpoints, in order; unfinished and damaged ones are left out."""
+    return [int(path.name) for path in step_directories(directory) if is_finished(path)]
+
+
+def newest_step(directory: Path) -> int | None:
+    """Return the newest finished step of a directory of checkpoints, None without one; newer ones, left out, are named on stderr."""
+    left_out: list[str] = []
+    for path in reversed(step_directories(directory)):
+        fault = find_fault(path)
+        if fault is None:
+            if left_out and is_first_process():
+                print("\n".join(left_out), file=sys.stderr)
+            return int(path.name)
+        left_out.append(f"{path} is no finished checkpoint and is left out: {fault}")
+    return None
+
+
+def read_metadata(step_directory: Path) -> dict[str, Any]:
+    """Return the JSON object that was saved with a step."""
+    return json.loads((step_directory / "metadata" / "metadata").read_text())
+
+
+def read_eval_loss(step_directory: Path) -> float | None:
+    """Return the evaluation loss of a step, None without one."""
+    path = step_directory / EVAL_LOSS
+    return json.loads(path.read_text()).get("eval_loss") if path.is_file() else None
+
+
+def write_eval_loss(step_directory: Path, eval_loss: float) -> None:
+    """Write the evaluation loss of a step, where Orbax looks for it."""
+    write_file(step_directory / EVAL_LOSS, json.dumps({"eval_loss": eval_loss}))
+
+
+def write_params(directory: Path, params: Params) -> None:
+    """Write stacked parameters, in chunks small enough for any later mesh to read just its own. Processes call it together."""
+    import orbax.checkpoint as ocp
+
+    save_args = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), params)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(directory.absolute(), params, save_args=save_args)
+        checkpointer.wait_until_finished()
+    if is_first_process():
+        record_files(directory)
+
+
+def read_params(
+    directory: Path,
+    is_train_state: bool,
+    config: ModelConfig,
+    mesh: jax.sharding.Mesh,
+    rules: ShardingRules,
+    layout: Layout,
+    param_dtype: str | None,
+) -> Params:
+    """Read parameters onto a mesh, in `param_dtype` (None: as stored).
+
+    Raises ValueError for a damaged directory, or with every difference from the model of `config`.
+    """
+    import orbax.checkpoint as ocp
+
+    directory = directory.absolute()  # Orbax takes no other
+    with named_errors(directory):
+        if damage := find_damage(directory):
+            raise ValueError(damage)
+        stored = ocp.PyTreeCheckpointHandler().metadata(directory).tree
+    item = _target(directory, stored.get("params", {}) if is_train_state else stored, config, mesh, rules, param_dtype)
+    tree = {"params": item} if is_train_state else item
+    restore_args = ocp.checkpoint_utils.construct_restore_args(tree)
+    args = ocp.args.PyTreeRestore(item=tree, restore_args=restore_args, partial_restore=True)
+    with named_errors(directory), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        restored = checkpointer.restore(directory, args=args)
+    params = restored["params"] if is_train_state else restored
+    if layout == "stacked":
+        return params
+    return unstack(params, config.num_layers, abstract_params(config, rules, "per_layer", mesh), donate=True)
+
+
+def _target(
+    directory: Path,
+    stored: Params,
+    config: ModelConfig,
+    mesh: jax.sharding.Mesh,
+    rules: ShardingRules,
+    param_dtype: str | None,
+) -> Params:
+    """Return the tree to restore, after comparing the stored one with the model's."""
+    target = abstract_params(config, rules, "stacked", mesh)
+    wanted, found = _by_name(target), _by_name(stored)
+    if any(name.endswith(".lora_a") for name in found):
+        raise ValueError(
+            f"{directory} holds adapters only: the model they were merged into is the run's export, in its hf/"
+        )
+    problems = [f"{name} is missing" for name in wanted if name not in found]
+    problems += [f"{name} is unexpected" for name in found if name not in wanted]
+    problems += [
+        f"{name} has shape {list(found[name].shape)}, the config asks for {list(leaf.shape)}"
+        for name, leaf in wanted.items()
+        if name in found and tuple(found[name].shape) != leaf.shape
+    ]
+    if problems:
+        raise ValueError(f"cannot load {directory}: {len(problems)} problem(s){listed(problems)}")
+
+    def with_dtype(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, param_dtype or found[_name(path)].dtype, sharding=leaf.sharding)
+
+    return jax.tree_util.tree_map_with_path(with_dtype, target)
+
+
+def _by_name(tree: Params) -> dict[str, Any]:
+    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+@contextlib.contextmanager
+def named_errors(directory: Path, hint: str = "") -> Iterator[None]:
+    """Turn whatever Orbax raises for a damaged or foreign checkpoint into one ValueError that names it."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"cannot read checkpoint {directory} ({type(error).__name__}: {reason}){hint}") from error

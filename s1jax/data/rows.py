@@ -1,0 +1,169 @@
+"""Training rows from files and hub datasets.
+
+In: JSONL, Parquet or a hub dataset, in this project's columns or in those of the published s1K and s1K-1.1. Out: `TrainingRow`s, and every
+other row with the reason why it was rejected.
+
+Invariant: no row is dropped in silence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from s1jax.runtime.files import write_file
+
+if TYPE_CHECKING:
+    pass
+
+
+class TrainingRow(TypedDict):
+    """One question with a reasoning trace and an answer; `reference` is the known solution."""
+
+    id: str
+    question: str
+    thinking: str
+    answer: str
+    reference: str
+    source: str
+    domain: str
+
+
+# (trace, answer) columns, of which a row uses the first pair it has: ours, s1K-1.1's, s1K's, and Gemini's of s1K-1.1.
+_TRACE_COLUMNS = (
+    ("thinking", "answer"),
+    ("deepseek_thinking_trajectory", "deepseek_attempt"),
+    ("thinking_trajectories", "attempt"),
+    ("gemini_thinking_trajectory", "gemini_attempt"),
+)
+
+
+_OTHER_COLUMNS: dict[str, tuple[str, ...]] = {
+    "question": ("question",),
+    "id": ("id",),
+    "reference": ("reference", "solution"),
+    "source": ("source", "source_type"),
+    "domain": ("domain", "cot_type"),
+}
+
+
+def read_rows(source: str) -> tuple[list[TrainingRow], list[dict[str, Any]]]:
+    """Return the usable rows of `source` in its order, and the others as {file, row, reason, ...its columns}.
+
+    `source` is as in `DataConfig`; `row` counts from 1 within a file (the line of a JSONL). A missing `id` becomes the
+    first 16 hex digits of sha256(question). Raises FileNotFoundError without such a source, ValueError without a usable
+    row in it.
+    """
+    rows: list[TrainingRow] = []
+    rejects: list[dict[str, Any]] = []
+    for file, number, columns in _raw_rows(source):
+        row = _training_row(columns)
+        if isinstance(row, str):
+            original = {"text": columns} if isinstance(columns, str) else columns
+            rejects.append({**original, "file": file, "row": number, "reason": row})
+        else:
+            rows.append(row)
+    if not rows:
+        reasons = Counter(reject["reason"] for reject in rejects).most_common(3)
+        told = "; ".join(f"{reason} ({count} x)" for reason, count in reasons) or "it is empty"
+        raise ValueError(f"{source} holds no usable training row: {told}")
+    return rows, rejects
+
+
+def told(rejects: Sequence[dict[str, Any]], path: str | Path) -> str:
+    """Return how many rows were rejected, for which reasons, and where they are."""
+    reasons = Counter(str(reject["reason"]) for reject in rejects).most_common(8)
+    counted = ", ".join(f"{count} x {reason}" for reason, count in reasons)
+    return f"{len(rejects)} rejected" + (f" ({counted}; see {path})" if rejects else "")
+
+
+def write_rejects(path: str | Path, rejects: Sequence[dict[str, Any]]) -> None:
+    """Write rejected rows as JSONL, replacing the file at `path` in one step."""
+    write_file(path, "".join(json.dumps(reject, default=str) + "\n" for reject in rejects))
+
+
+def _raw_rows(source: str) -> Iterator[tuple[str, int, dict[str, Any] | str]]:
+    """Yield file or hub id, number from 1, and columns of every row; a line that is no JSON object comes as its text."""
+    path = Path(source)
+    if not source:
+        raise ValueError("source is empty: give a .jsonl or .parquet file, a directory of them, or a hub id")
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix in (".jsonl", ".parquet"))
+        if not files:
+            raise FileNotFoundError(f"directory {source} holds no .jsonl or .parquet file")
+    elif path.exists() or path.is_absolute() or path.suffix in (".jsonl", ".parquet"):
+        files = [path]
+    else:
+        yield from _hub_rows(source)
+        return
+    for file in files:
+        if not file.exists():
+            raise FileNotFoundError(f"there is no file {file}")
+        if file.suffix == ".jsonl":
+            yield from _jsonl_rows(file)
+        elif file.suffix == ".parquet":
+            yield from _parquet_rows(file)
+        else:
+            raise ValueError(f"{file} is neither .jsonl nor .parquet: convert it to one of them")
+
+
+def _jsonl_rows(file: Path) -> Iterator[tuple[str, int, dict[str, Any] | str]]:
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                columns = json.loads(line)
+            except (ValueError, RecursionError):
+                columns = None
+            yield str(file), number, columns if isinstance(columns, dict) else line.decode(errors="replace")
+
+
+def _parquet_rows(file: Path) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(file) as parquet:
+            rows = (row for batch in parquet.iter_batches(256) for row in batch.to_pylist())
+            yield from ((str(file), number, row) for number, row in enumerate(rows, 1))
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{file} cannot be read as Parquet: {error}") from error
+
+
+def _hub_rows(name: str) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    from datasets import load_dataset
+
+    try:
+        dataset = load_dataset(name, split="train")
+    except OSError as error:  # among them: no such dataset, no connection
+        raise FileNotFoundError(f"{name} is no file or directory here, nor to be had from the hub: {error}") from error
+    yield from ((name, number, row) for number, row in enumerate(dataset, 1))
+
+
+def _training_row(columns: dict[str, Any] | str) -> TrainingRow | str:
+    """Return the training row that `columns` make, or the reason why they make none."""
+    if isinstance(columns, str):
+        return "not a JSON object"
+    pair = next((pair for pair in _TRACE_COLUMNS if all(name in columns for name in pair)), None)
+    if pair is None:
+        return "no columns thinking and answer, nor those of s1K or s1K-1.1"
+    row: dict[str, str] = {}
+    for field, candidates in {"thinking": pair[:1], "answer": pair[1:], **_OTHER_COLUMNS}.items():
+        name = next((name for name in candidates if name in columns), field)
+        value = columns.get(name)
+        if isinstance(value, list) and all(isinstance(part, str) for part in value):
+            value = "\n".join(value)
+        if value is not None and not isinstance(value, str | int | float):
+            return f"{name} is not text"
+        row[field] = "" if value is None else str(value)
+        if any("\ud800" <= character <= "\udfff" for character in row[field]):
+            return f"{name} is not valid Unicode"
+        if field in ("question", "thinking", "answer") and not row[field].strip():
+            return f"{name} is empty"
+    row["id"] = row["id"] or hashlib.sha256(row["question"].encode()).hexdigest()[:16]
+    return TrainingRow(**row)  # type: ignore[typeddict-item]

@@ -1,0 +1,205 @@
+"""Whether two answers are the same: the same text after normalisation, number, letter or collection."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+from s1jax.grading.extract import _MAX_LENGTH
+
+
+def is_equivalent(extracted: str | None, gold: str) -> bool:
+    """Return whether an extracted answer equals the gold answer; None and empty answers equal nothing."""
+    if extracted is None or not extracted.strip() or not gold.strip():
+        return False
+    if max(len(extracted), len(gold)) > _MAX_LENGTH:
+        return extracted.strip() == gold.strip()
+    ours, theirs = _normalise(extracted), _normalise(gold)
+    if _LETTER.fullmatch(theirs) and (letter := _chosen_letter(extracted)):
+        return letter == theirs
+    # "x = 5" answers "what is x" as well as "5" does; where both sides name a variable, the names must agree.
+    if _has_left_side(ours) != _has_left_side(theirs):
+        ours, theirs = _LEFT_SIDE.sub("", ours), _LEFT_SIDE.sub("", theirs)
+    return _equal_entries(ours, theirs) or _equal_collections(ours, theirs)
+
+
+_TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textit|textrm|mbox|mathrm|mathbf|operatorname|boxed|fbox)\s*\{([^{}]*)\}")
+
+
+_UNIT_TEXT = re.compile(
+    r"(?<=\S)\\?\s*\\(?:text|textrm|mbox|mathrm)\s*\{\s*[A-Za-z][A-Za-z. /]*\}(?:\^\{?[0-9]\}?)?\s*$"
+)
+
+
+_DEGREES = re.compile(r"\^\{?\\circ\}?|\\degrees?(?![A-Za-z])|°|º")
+
+
+_SPACING = re.compile(r"(?<!\\)\\[!,;: ]|~|\\q?quad(?![A-Za-z])|\\(?:left|right|displaystyle)(?![A-Za-z])")
+
+
+_ANY_FRAC = re.compile(r"\\[dtc]frac(?![A-Za-z])")
+
+
+_SHORT_FRAC = re.compile(r"\\frac *(\{[^{}]*\}|[0-9A-Za-z]) *(\{[^{}]*\}|[0-9A-Za-z])")
+
+
+_SHORT_SQRT = re.compile(r"\\sqrt *([0-9A-Za-z])")
+
+
+_ONE_IN_BRACES = re.compile(r"([\^_])\{([0-9A-Za-z])\}")
+
+
+_RELATIONS = re.compile(r"\\(le|ge|ne)q?(?![A-Za-z])")
+
+
+_MIXED_NUMBER = re.compile(r"([+-]?[0-9]+) +([0-9]+) */ *([0-9]+)")
+
+
+_WORDS = re.compile(r"[A-Za-z][A-Za-z'-]+(?: +[A-Za-z'-]+)*")
+
+
+_CHOICE = re.compile(r"\(([A-Za-z])\)")
+
+
+_LETTER = re.compile("[A-Z]")
+
+
+_CHOICE_WITH_TEXT = re.compile(
+    r"[*\s]*(?:(?:[Oo]ption|[Cc]hoice)\s+)?\(?([A-Z])(?:\)|[.:](?=[\s*])|\.?$)(.*)", re.DOTALL
+)
+
+
+_OTHER_CHOICE = re.compile(r"(?:^|[\s,;])\(?[A-Z]\)")
+
+
+_LEFT_SIDE = re.compile(r"^[A-Za-z](?:=|\\in(?![A-Za-z]))")
+
+
+_UNIT_WORD = re.compile(
+    r"(?<=[0-9} .])\s*(?:(?:square|cubic|sq\.?|cu\.?)\s+)?"
+    r"(?:dollars?|usd|cents?|percent|degrees?|radians?|units?|points?|people|times|ways"
+    r"|inch(?:es)?|f(?:oo|ee)t|ft|yards?|miles?|mm|cm|km|(?:centi|milli|kilo)?met(?:er|re)s?|acres?"
+    r"|mg|kg|(?:kilo|milli)?grams?|pounds?|lbs?|ounces?|oz|tons?|ml|(?:milli)?lit(?:er|re)s?|gallons?|cups?"
+    r"|seconds?|minutes?|mins?|hours?|hrs?|days?|weeks?|months?|years?|mph|(?:miles?|km) per hour)"
+    r"(?:\s*\^?\s*\{?[23]\}?)?$",
+    re.IGNORECASE,
+)
+
+
+def _normalise(answer: str) -> str:
+    """Rewrite an answer to the form in which equal answers are equal strings, as far as spelling goes."""
+    text = answer.strip().replace("−", "-").replace("–", "-").replace("\n", " ")
+    text = text.replace("\\$", "").replace("$", "").replace("\\%", "").replace("%", "").replace("{,}", ",")
+    text = re.sub(r"^\\[(\[]|\\[)\]]$", "", text.strip().rstrip(".,;:").strip()).strip()
+    text = _DEGREES.sub("", text)
+    text = _UNIT_TEXT.sub("", text)
+    for _ in range(2):  # \textbf{\text{x}}
+        text = _TEXT_COMMAND.sub(r"\1", text)
+    text = _ANY_FRAC.sub(r"\\frac", _SPACING.sub("", text)).strip()
+    text = _UNIT_WORD.sub("", text).strip()
+    if _WORDS.fullmatch(text):  # prose: case and spacing say nothing (a single letter is a variable or a choice)
+        return " ".join(text.lower().split())
+    text = _MIXED_NUMBER.sub(r"\1\\frac{\2}{\3}", text)  # before spaces go: "1 4/5" is not 14/5
+    text = _SHORT_FRAC.sub(lambda m: "\\frac" + _braced(m.group(1)) + _braced(m.group(2)), text)
+    text = _SHORT_SQRT.sub(r"\\sqrt{\1}", text)
+    text = _ONE_IN_BRACES.sub(r"\1\2", _RELATIONS.sub(r"\\\1", text))
+    text = re.sub(r"\s+", "", text)
+    return _CHOICE.sub(r"\1", text) if _CHOICE.fullmatch(text) else text
+
+
+def _chosen_letter(answer: str) -> str | None:
+    """Return the letter that an answer such as "C) 5 m" or "Option C" begins with, None if there is none or it names two."""
+    match = _CHOICE_WITH_TEXT.match(_TEXT_COMMAND.sub(r"\1", answer))
+    return match[1] if match and not _OTHER_CHOICE.search(match[2]) else None
+
+
+def _braced(group: str) -> str:
+    return group if group.startswith("{") else "{" + group + "}"
+
+
+def _has_left_side(text: str) -> bool:
+    return _LEFT_SIDE.match(text) is not None
+
+
+_DECIMAL = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]*)?)"
+
+
+_NUMBER = re.compile(
+    rf"(?P<sign>[+-]?)(?:(?P<whole>[0-9]+)?\\frac\{{(?P<top>[+-]?{_DECIMAL})\}}\{{(?P<bottom>[+-]?{_DECIMAL})\}}"
+    rf"|(?P<over>{_DECIMAL})/(?P<under>{_DECIMAL})"
+    rf"|(?P<plain>{_DECIMAL})(?:(?:\\times|\\cdot)10\^\{{?(?P<power>[+-]?[0-9]{{1,3}})\}}?)?)"
+)
+
+
+def _number(text: str) -> Fraction | None:
+    """Return the exact value of a normalised number, or None for anything else (and for a zero denominator)."""
+    match = _NUMBER.fullmatch(text)
+    if match is None:
+        return None
+    part = {
+        name: Fraction(value.replace(",", "")) for name, value in match.groupdict().items() if value and name != "sign"
+    }
+    if "plain" in part:
+        value = part["plain"] * Fraction(Fraction(10) ** int(part.get("power", 0)))
+    else:
+        top, bottom = part.get("top", part.get("over")), part.get("bottom", part.get("under"))
+        if top is None or not bottom or ("whole" in part and (top < 0 or bottom < 0)):
+            return None
+        value = part.get("whole", Fraction(0)) + top / bottom
+    return -value if match["sign"] == "-" else value
+
+
+def _equal_entries(ours: str, theirs: str) -> bool:
+    if not ours or not theirs:
+        return False
+    if ours == theirs:
+        return True
+    value = _number(ours)
+    return value is not None and value == _number(theirs)
+
+
+_MATRIX = re.compile(r"\\begin\{[pbvBV]?(?:matrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\{[pbvBV]?(?:matrix|array)\}")
+
+
+def _collection(text: str) -> tuple[str, list[str]] | None:
+    """Split a tuple, interval, set, bare list or matrix into (its kind, its entries), or return None."""
+    if matrix := _MATRIX.fullmatch(text):
+        rows = [row for row in matrix.group(1).split("\\\\") if row]
+        return f"matrix {len(rows)}", [entry for row in rows for entry in row.split("&")]
+    if len(text) >= 4 and text.startswith("\\{") and text.endswith("\\}"):
+        kind, body = "set", text[2:-2]
+    elif len(text) >= 2 and text[0] in "([" and text[-1] in ")]":
+        kind, body = text[0] + text[-1], text[1:-1]
+    else:
+        kind, body = "list", text
+    entries = _split_commas(body)
+    return (kind, entries) if entries is not None and (len(entries) > 1 or kind == "set") else None
+
+
+def _split_commas(body: str) -> list[str] | None:
+    """Split at the commas outside every bracket; None where a bracket closes that never opened, as in (1,2)u(3,4)."""
+    entries, depth, start = [], 0, 0
+    for i, character in enumerate(body):
+        depth += (character in "([{") - (character in ")]}")
+        if depth < 0:
+            return None
+        if character == "," and depth == 0:
+            entries.append(body[start:i])
+            start = i + 1
+    return [*entries, body[start:]]
+
+
+def _equal_collections(ours: str, theirs: str) -> bool:
+    """Compare entry by entry: in order for tuples, intervals and matrices, in any order for sets and bare lists."""
+    first, second = _collection(ours), _collection(theirs)
+    if first is None or second is None or first[0] != second[0] or len(first[1]) != len(second[1]):
+        return False
+    if first[0] not in ("set", "list"):
+        return all(_equal_entries(a, b) for a, b in zip(first[1], second[1], strict=True))
+    left = list(second[1])
+    for entry in first[1]:
+        match = next((i for i, other in enumerate(left) if _equal_entries(entry, other)), None)
+        if match is None:
+            return False
+        left.pop(match)
+    return True

@@ -1,0 +1,5 @@
+"""The Qwen2.5 model: its shape, its forward pass, its parameters and its key/value cache.
+
+In: a config and parameters. Out: hidden states and logits.
+This folder may import `ops` and `runtime`.
+"""

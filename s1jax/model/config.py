@@ -1,0 +1,217 @@
+"""The shape of a Qwen2.5 model: a Hugging Face `config.json`, or the name of a published size, -> `ModelConfig`.
+
+Source of the sizes: the `config.json` of each `Qwen/Qwen2.5-<size>-Instruct`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from s1jax.ops.rope import YarnConfig
+
+DType = Literal["bfloat16", "float32"]
+Int8 = Literal["weights", "cache"]
+# The numbers of a config.json, which must be there or may be absent or null; and those that need not be whole.
+NEEDED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+OPTIONAL = ("num_key_value_heads", "head_dim", "max_position_embeddings", "original_max_position_embeddings")
+SCALES = ("rms_norm_eps", "rope_theta", "factor", "beta_fast", "beta_slow", "attention_factor")
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# Embed, mlp, layers, heads, key/value heads, whether embeddings are tied, vocabulary.
+SIZES = {
+    "0.5B": (896, 4864, 24, 14, 2, True, 151936),
+    "1.5B": (1536, 8960, 28, 12, 2, True, 151936),
+    "3B": (2048, 11008, 36, 16, 2, True, 151936),
+    "7B": (3584, 18944, 28, 28, 4, False, 152064),
+    "14B": (5120, 13824, 48, 40, 8, False, 152064),
+    "32B": (5120, 27648, 64, 40, 8, False, 152064),
+    "72B": (8192, 29568, 80, 64, 8, False, 152064),
+}
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters (arXiv 2106.09685): a projection computes W x + (alpha / rank) B A x, and only A and B are trained.
+
+    All projections are adapted, since adapters on attention alone learn less than all weights do at any rank, and the learning rate
+    should be about ten times that of full fine-tuning (https://thinkingmachines.ai/blog/lora). Under alpha / rank, PEFT's default, the
+    best one hardly depends on the rank; rsLoRA's alpha / sqrt(rank) (arXiv 2312.03732) is, for one rank, another alpha.
+    """
+
+    rank: int = 32
+    alpha: float = 32.0
+    targets: tuple[str, ...] = PROJECTIONS
+    """Names of the projections that are adapted, in every layer."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"rank is {self.rank}: it must be at least 1")
+        if not 0 < self.alpha < math.inf:
+            raise ValueError(f"alpha is {self.alpha}: it must be positive and finite")
+        unknown = [name for name in self.targets if name not in PROJECTIONS]
+        if unknown or not self.targets:
+            raise ValueError(f"targets is {self.targets}: choose one or more of {', '.join(PROJECTIONS)}")
+
+    @property
+    def scale(self) -> float:
+        """What the product of an adapter is multiplied with."""
+        return self.alpha / self.rank
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a Qwen2.5 model, and the dtype it computes in."""
+
+    vocab_size: int
+    embed_dim: int
+    mlp_dim: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope_theta: float
+    rms_norm_eps: float
+    max_position_embeddings: int
+    tie_word_embeddings: bool
+    yarn: YarnConfig | None = None
+    dtype: str = "bfloat16"
+    """Compute dtype: bfloat16 or float32."""
+    int8: tuple[Int8, ...] = ()
+    """What is stored in 8 bits (`quantization.py`)."""
+    nf4: bool = False
+    """Whether the layers' projections are stored in 4 bits (`quantization.py`)."""
+    lora: LoraConfig | None = None
+    """The adapters that the parameters hold, if they do (`lora.py`)."""
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens the model is made for, with YaRN's stretch."""
+        stretched = self.yarn.factor * self.yarn.original_max_position_embeddings if self.yarn else 0
+        return max(self.max_position_embeddings, round(stretched))
+
+    @classmethod
+    def from_hf(cls, hf: dict[str, Any], dtype: str = "bfloat16") -> ModelConfig:
+        """Read the dict of a Hugging Face `config.json`. Raises ValueError for what this decoder does not compute."""
+        problems = []
+        if hf.get("model_type") != "qwen2":
+            problems.append(f"model_type is {hf.get('model_type')!r}, not 'qwen2'")
+        if hf.get("hidden_act", "silu") != "silu":
+            problems.append(f"hidden_act is {hf['hidden_act']!r}, not 'silu'")
+        if hf.get("use_sliding_window"):
+            problems.append("use_sliding_window is set")
+        problems += [f"{name} is missing" for name in NEEDED if name not in hf]
+        # `rope_parameters` is the newer form of `rope_theta` and `rope_scaling`.
+        rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+        if not isinstance(rope, dict):
+            problems.append(f"rope_parameters or rope_scaling is {rope!r}: it must be an object")
+            rope = {}
+        bad_numbers = _bad_numbers(hf) + _bad_numbers(rope)
+        problems += bad_numbers
+        rope_type = rope.get("rope_type") or rope.get("type") or "default"
+        if rope_type not in ("default", "yarn"):
+            problems.append(f"rope type is {rope_type!r}, not 'default' or 'yarn'")
+        if rope_type == "yarn" and rope.get("factor") is None:
+            problems.append("yarn without a factor")
+        if rope.get("mscale") or rope.get("mscale_all_dim"):
+            problems.append("yarn with mscale or mscale_all_dim")
+        if rope.get("truncate") is False:
+            problems.append("yarn with truncate false")
+        if (rope.get("partial_rotary_factor") or hf.get("partial_rotary_factor") or 1) != 1:
+            problems.append("partial_rotary_factor is not 1")
+        num_heads, num_kv_heads = hf.get("num_attention_heads"), hf.get("num_key_value_heads")
+        if num_heads and num_kv_heads and not bad_numbers and num_heads % num_kv_heads:
+            problems.append(f"num_key_value_heads {num_kv_heads} does not divide num_attention_heads {num_heads}")
+        if problems:
+            raise ValueError(f"not a Qwen2.5 config: {'; '.join(problems)}")
+        head_dim = hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"]
+        if head_dim == 0 or head_dim % 2:
+            raise ValueError(f"head_dim is {head_dim}: it must be even, since its dimensions turn in pairs")
+        max_position_embeddings = hf.get("max_position_embeddings") or 32768
+        yarn = None
+        if rope_type == "yarn":
+            yarn = YarnConfig(
+                factor=float(rope["factor"]),
+                original_max_position_embeddings=rope.get("original_max_position_embeddings")
+                or max_position_embeddings,
+                beta_fast=float(rope.get("beta_fast") or 32.0),
+                beta_slow=float(rope.get("beta_slow") or 1.0),
+                attention_factor=rope.get("attention_factor"),
+            )
+        return cls(
+            vocab_size=hf["vocab_size"],
+            embed_dim=hf["hidden_size"],
+            mlp_dim=hf["intermediate_size"],
+            num_layers=hf["num_hidden_layers"],
+            num_heads=hf["num_attention_heads"],
+            num_kv_heads=num_kv_heads or hf["num_attention_heads"],
+            head_dim=head_dim,
+            rope_theta=float(rope.get("rope_theta") or hf.get("rope_theta") or 10000.0),
+            rms_norm_eps=hf.get("rms_norm_eps") or 1e-6,
+            max_position_embeddings=max_position_embeddings,
+            tie_word_embeddings=bool(hf.get("tie_word_embeddings")),
+            yarn=yarn,
+            dtype=dtype,
+        )
+
+    def to_hf(self) -> dict[str, Any]:
+        """Return the dict of a Hugging Face `config.json` that `from_hf` reads back to this config."""
+        hf: dict[str, Any] = dict(
+            architectures=["Qwen2ForCausalLM"],
+            model_type="qwen2",
+            vocab_size=self.vocab_size,
+            hidden_size=self.embed_dim,
+            intermediate_size=self.mlp_dim,
+            num_hidden_layers=self.num_layers,
+            num_attention_heads=self.num_heads,
+            num_key_value_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            hidden_act="silu",
+            rms_norm_eps=self.rms_norm_eps,
+            rope_theta=self.rope_theta,
+            max_position_embeddings=self.max_position_embeddings,
+            tie_word_embeddings=self.tie_word_embeddings,
+            use_sliding_window=False,
+            attention_dropout=0.0,
+        )
+        if self.yarn is not None:
+            yarn = {f.name: getattr(self.yarn, f.name) for f in fields(self.yarn)}
+            hf["rope_scaling"] = {"rope_type": "yarn"} | {k: v for k, v in yarn.items() if v is not None}
+        return hf
+
+
+def _bad_numbers(fields: dict[str, Any]) -> list[str]:
+    """Return what is wrong with the known numbers among the fields of a config.json."""
+    problems = []
+    for name in (*NEEDED, *OPTIONAL, *SCALES):
+        value = fields.get(name)
+        if value is None and (name not in NEEDED or name not in fields):
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            problems.append(f"{name} is {value!r}: it must be a number")
+        elif not 0 < value < math.inf:
+            problems.append(f"{name} is {value}: it must be positive and finite")
+        elif name not in SCALES and not (isinstance(value, int) and value < 2**31):
+            problems.append(f"{name} is {value}: it must be a whole number below 2**31")
+    return problems
+
+
+def qwen2_5(size: str, dtype: str = "bfloat16") -> ModelConfig:
+    """Return the shape of Qwen2.5-Instruct of this size. Raises ValueError for a size that does not exist."""
+    if size not in SIZES:
+        raise ValueError(f"there is no Qwen2.5 of size {size!r}; the sizes are {', '.join(SIZES)}")
+    embed_dim, mlp_dim, num_layers, num_heads, num_kv_heads, is_tied, vocab_size = SIZES[size]
+    return ModelConfig(
+        vocab_size=vocab_size,
+        embed_dim=embed_dim,
+        mlp_dim=mlp_dim,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=embed_dim // num_heads,
+        rope_theta=1e6,
+        rms_norm_eps=1e-6,
+        max_position_embeddings=32768,
+        tie_word_embeddings=is_tied,
+        dtype=dtype,
+    )

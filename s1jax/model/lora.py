@@ -1,0 +1,136 @@
+"""Low-rank fine-tuning: a frozen model and a small tree of adapters -> one tree to compute with, and in the end a merged model.
+
+A projection computes W x + (alpha / rank) B A x (arXiv 2106.09685, `model.Projection`); W may be stored in 8 or 4 bits (QLoRA,
+arXiv 2305.14314; `quantization.py`). `ModelConfig.lora` says which projections have adapters. These are the whole of what is trained: a
+float32 tree in the stacked layout, of which alone gradients, optimizer state and checkpoints are made.
+
+    def loss_fn(adapters, frozen, batch):
+        model = nnx.merge(graphdef(config, rules, "stacked"), combine(frozen, adapters))
+        ...
+    grads = jax.grad(loss_fn)(adapters, frozen, batch)
+
+Written out here and not taken from qwix, whose `LoraProvider` creates adapters while the model runs, by the array it sees multiplied:
+it fails inside the scan over layers, and unnoticed leaves out kernels that were reshaped before their product, all of attention's.
+
+Invariant: B = 0 is the base, exactly; a step makes no merged weight, and no gradient of one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from s1jax.model.config import LoraConfig, ModelConfig
+from s1jax.model.qwen2 import Params, abstract_params, init_params, unstack
+from s1jax.ops.quantization import dequantize
+from s1jax.runtime.sharding import ShardingRules
+
+NAMES = ("lora_a", "lora_b")
+
+
+def combine(frozen: Params, adapters: Params) -> Params:
+    """Return the tree that a model with `config.lora` takes, from one without and its adapters; no array is copied."""
+    tree = dict(frozen)
+    for name, value in adapters.items():
+        tree[name] = combine(tree.get(name, {}), value) if isinstance(value, dict) else value
+    return tree
+
+
+def split(params: Params) -> tuple[Params, Params]:
+    """Return a tree's frozen part and its adapters: the inverse of `combine`."""
+    frozen: Params = {}
+    adapters: Params = {}
+    for name, value in params.items():
+        if not isinstance(value, dict):
+            (adapters if name in NAMES else frozen)[name] = value
+            continue
+        frozen[name], below = split(value)
+        if below:
+            adapters[name] = below
+    return frozen, adapters
+
+
+def init_adapters(config: ModelConfig, rules: ShardingRules, mesh: jax.sharding.Mesh, seed: int) -> Params:
+    """Return the adapters of `config.lora` at step 0, with random A and B = 0, created in place on the devices that hold them."""
+    _check(config)
+    return init_params(config, rules, "stacked", mesh, seed, part=lambda tree: split(tree)[1])
+
+
+def merge(
+    config: ModelConfig,
+    rules: ShardingRules,
+    mesh: jax.sharding.Mesh,
+    frozen: Params,
+    adapters: Params,
+    dtype: str | None = None,
+    lazily: bool = False,
+) -> tuple[ModelConfig, Params]:
+    """Return the plain model that frozen weights and adapters amount to: its config, and per-layer parameters for export or decoding.
+
+    W + (alpha / rank) B A is computed in float32, for one layer after another, and rounded to `dtype` (None: that of the parameters
+    that are not quantized). With `lazily` each parameter is a `Merged`, which is computed when it is called, and the frozen stacks are
+    given up: then the merged model is never there whole.
+
+    Quantized weights are merged as the numbers they stand for: on those the adapters were trained and evaluated, and the error of those
+    they partly correct. Added to the original weights, the correction would itself be an error, and the exported model one that
+    no one has measured. (To have it all the same, pass the original weights, and their config with the same `lora`.)
+    """
+    lora = _check(config)
+    num_layers, dtype = config.num_layers, dtype or frozen["norm"]["weight"].dtype.name
+    base = dataclasses.replace(config, lora=None)
+    plain = dataclasses.replace(base, nf4=False, int8=tuple(part for part in config.int8 if part != "weights"))
+    layers = unstack(frozen, num_layers, abstract_params(base, rules, "per_layer", mesh), donate=lazily)["layers"]
+    deltas = unstack(adapters, num_layers)["layers"]
+
+    def finish(node: Params, delta: Params, target: Params) -> Params:
+        result: Params = {}
+        for name, wanted in target.items():
+            if isinstance(wanted, dict):
+                result[name] = finish(node[name], delta.get(name, {}), wanted)
+                continue
+            parts = (None, None, None) if name == "bias" else (node.get("scale"), *(delta.get(key) for key in NAMES))
+            leaf = Merged(
+                wanted.shape, wanted.dtype, functools.partial(_merger(lora.scale, wanted), node[name], *parts)
+            )
+            result[name] = leaf if lazily else leaf()
+        return result
+
+    target = abstract_params(plain, rules, "per_layer", mesh, dtype)
+    merged: Params = {name: finish(frozen[name], {}, node) for name, node in target.items() if name != "layers"}
+    return plain, merged | {"layers": {i: finish(layers[i], deltas[i], target["layers"][i]) for i in range(num_layers)}}
+
+
+class Merged(NamedTuple):
+    """A parameter that is computed when it is called."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    compute: Callable[[], jax.Array]
+
+    def __call__(self) -> jax.Array:
+        """Return the array."""
+        return self.compute()
+
+
+@functools.lru_cache(maxsize=64)
+def _merger(scale_of_adapter: float, target: jax.ShapeDtypeStruct):
+    """Return the jitted (values [*O, *I], their scales, A [r, *I], B [*O, r]; None for what is not there) -> kernel [*O, *I]."""
+
+    def run(values, scale, a, b):
+        kernel = values.astype(jnp.float32) if scale is None else dequantize(values, scale)
+        if a is not None:
+            kernel += scale_of_adapter * jnp.tensordot(b, a, axes=1, precision=jax.lax.Precision.HIGHEST)
+        return kernel.astype(target.dtype)
+
+    return jax.jit(run, out_shardings=target.sharding)
+
+
+def _check(config: ModelConfig) -> LoraConfig:
+    if config.lora is None:
+        raise ValueError("config.lora is None: give the model's config a LoraConfig")
+    return config.lora

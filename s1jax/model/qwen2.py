@@ -1,0 +1,377 @@
+"""The Qwen2.5 decoder: token ids, positions and segments -> hidden states, logits and a key/value cache.
+
+The NNX modules hold the parameters under Hugging Face's submodule names and define the forward; everything jitted takes the
+parameters as a plain nested dict (`abstract_params`, `init_params`) and merges them with `graphdef(...)`. Two layouts of one block:
+`stacked` layers ([L, ...] arrays, run by `jax.lax.scan`, for training) and per-layer arrays (a Python loop, for decoding, where
+slicing a stack would copy the weights at every step).
+
+Invariant: softmax, norms, rotations and logits are float32 whatever the compute dtype.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from s1jax.model.cache import KVCache, empty_cache, write
+from s1jax.model.config import LoraConfig, ModelConfig
+from s1jax.model.params import ParamFactory, create
+from s1jax.model.storage import storage_dtype
+from s1jax.ops.attention import Backend, Prefix, attention
+from s1jax.ops.bits import take_layer
+from s1jax.ops.blocked_attention import saves_attention
+from s1jax.ops.embedding import embed
+from s1jax.ops.matmul import matmul, stored_product, trained_matmul
+from s1jax.ops.quantization import is_quantized, nf4_shapes, quantize
+from s1jax.ops.rope import apply_rope, rotation_at
+from s1jax.runtime.sharding import ShardingRules, constrain, sharding_for
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int
+
+Params = dict[str, Any]
+Layout = Literal["stacked", "per_layer"]
+Remat = Literal["none", "dots", "attention", "full"]
+REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, saves_attention
+    ),
+    "attention": saves_attention,
+    "full": None,
+}
+"""Of the policies but `none`, what they keep of each layer, besides its input: see `Qwen2.__call__`."""
+
+
+def init_cache(config: ModelConfig, batch_size: int, capacity: int, rules: ShardingRules) -> KVCache:
+    """Return an empty cache for `batch_size` rows of at most `capacity` tokens, in the compute dtype (call it under jit)."""
+    shape = (batch_size, config.num_kv_heads, capacity, config.head_dim)
+    return empty_cache(config.num_layers, shape, config.dtype, rules, "cache" in config.int8)
+
+
+class Projection(nnx.Module):
+    """A linear map from the last `num_in` dimensions of x and of the kernel to the kernel's others, with an optional bias on those.
+
+    It may be given a low-rank adapter, which is float32 and computed in the compute dtype.
+    """
+
+    lora_a: nnx.Param | None = None
+    lora_b: nnx.Param | None = None
+
+    def __init__(self, param: ParamFactory, shape, names, config: ModelConfig, num_in: int = 1, has_bias: bool = False):
+        self.num_in, self.dtype = num_in, config.dtype
+        self.is_trained = config.lora is None
+        self.shape, self.names = shape, names
+        kernel_shape, scale_shape, scale_names = shape, shape[:-num_in], names[:-num_in]
+        if config.nf4:
+            (kernel_shape, scale_shape), scale_names = nf4_shapes(shape), names
+        self.kernel = param(kernel_shape, names)
+        is_stored = config.nf4 or "weights" in config.int8
+        self.scale = param(scale_shape, scale_names, scale=None) if is_stored else None
+        self.bias = param(shape[:-num_in], names[:-num_in], scale=0) if has_bias else None
+
+    def add_adapter(self, param: ParamFactory, lora: LoraConfig) -> None:
+        """Add A, normal with the variance of PEFT's uniform, and B = 0."""
+        num_out = len(self.shape) - self.num_in
+        (outer, inner), (outer_names, inner_names) = [(x[:num_out], x[num_out:]) for x in (self.shape, self.names)]
+        self.lora_scale = lora.scale
+        self.lora_a = param((lora.rank, *inner), (None, *inner_names), scale=(3 * math.prod(inner)) ** -0.5)
+        self.lora_b = param((*outer, lora.rank), (*outer_names, None), scale=0)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Apply the map in the compute dtype."""
+        x = x.reshape(*x.shape[:2], -1).astype(self.dtype)
+        if self.scale is None:
+            kernel = self.kernel[...]
+            multiply = trained_matmul if self.is_trained else matmul
+            y = multiply(x, kernel.reshape(*kernel.shape[: -self.num_in], -1), dtype=self.dtype)
+        else:
+            y = stored_product(x, self.kernel[...], self.scale[...], self.num_in)
+        if self.lora_a is not None and self.lora_b is not None:
+            a = self.lora_a[...]
+            low = matmul(x, a.reshape(len(a), -1), None, self.dtype)
+            y = y + (self.lora_scale * matmul(low, self.lora_b[...], None, jnp.float32)).astype(self.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square normalisation over the last dimension (arXiv 1910.07467), in float32."""
+
+    def __init__(self, param: ParamFactory, dim: int, eps: float):
+        self.eps = eps
+        self.weight = param((dim,), (None,), scale=None)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalise; the output has the dtype of `x`."""
+        x32 = x.astype(jnp.float32)
+        x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
+        return (x32 * self.weight[...].astype(jnp.float32)).astype(x.dtype)
+
+
+class Past(NamedTuple):
+    """What one layer's new tokens are appended to, and what lies before it."""
+
+    k: Float[Array, "B K H S"]
+    v: Float[Array, "B K S H"]
+    positions: Int[Array, "B S"]
+    """With the new tokens, as `segment_ids`."""
+    segment_ids: Int[Array, "B S"]
+    slot: Int[Array, ""]
+    prefixes: tuple[Prefix, ...]
+    prefix_end: Int[Array, " B"] | None
+
+
+class Attention(nnx.Module):
+    """Grouped-query self-attention with biases on q, k and v."""
+
+    def __init__(self, config: ModelConfig, rules: ShardingRules, param: ParamFactory):
+        self.rules = rules
+        D, N, K, H = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
+        heads, kv_heads = ("heads", None, "embed"), ("kv_heads", None, "embed")
+        self.q_proj = Projection(param, (N, H, D), heads, config, has_bias=True)
+        self.k_proj = Projection(param, (K, H, D), kv_heads, config, has_bias=True)
+        self.v_proj = Projection(param, (K, H, D), kv_heads, config, has_bias=True)
+        self.o_proj = Projection(param, (D, N, H), ("embed", "heads", None), config, num_in=2)
+
+    def __call__(self, x, rotation, positions, segment_ids, past=None, backend=None, packed=True):
+        """Return the output [B, T, D] and, given this layer's `past`, its cache's new k and v."""
+        how = dict(backend=backend, packed=packed, rules=self.rules)
+        q = apply_rope(self.q_proj(x), rotation)
+        k = apply_rope(self.k_proj(x), rotation).transpose(0, 2, 3, 1)
+        v = self.v_proj(x).swapaxes(1, 2)
+        if past is None:
+            return self.o_proj(attention(q, k, v, positions, positions, segment_ids, segment_ids, **how)), None
+        if is_quantized(past.k):
+            k, v = quantize(k, (2,)), quantize(v, (3,))
+        k, v = write(past.k, k, past.slot, axis=3), write(past.v, v, past.slot, axis=2)
+        masks = (positions, past.positions, segment_ids, past.segment_ids)
+        return self.o_proj(attention(q, k, v, *masks, past.prefixes, past.prefix_end, **how)), (k, v)
+
+
+class MLP(nnx.Module):
+    """SwiGLU feed-forward (arXiv 2002.05202)."""
+
+    def __init__(self, config: ModelConfig, param: ParamFactory):
+        D, F = config.embed_dim, config.mlp_dim
+        self.gate_proj = Projection(param, (F, D), ("mlp", "embed"), config)
+        self.up_proj = Projection(param, (F, D), ("mlp", "embed"), config)
+        self.down_proj = Projection(param, (D, F), ("embed", "mlp"), config)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Return down(silu(gate(x)) * up(x))."""
+        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nnx.Module):
+    """One decoder layer: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: ModelConfig, rules: ShardingRules, param: ParamFactory):
+        self.rules = rules
+        self.input_layernorm = RMSNorm(param, config.embed_dim, config.rms_norm_eps)
+        self.self_attn = Attention(config, rules, param)
+        self.post_attention_layernorm = RMSNorm(param, config.embed_dim, config.rms_norm_eps)
+        self.mlp = MLP(config, param)
+        for path, module in nnx.iter_modules(self):
+            if config.lora is not None and isinstance(module, Projection) and path[-1] in config.lora.targets:
+                module.add_adapter(param, config.lora)
+
+    def __call__(self, x, rotation, positions, segment_ids, past=None, **how):
+        """Return the layer's output [B, T, D] and its cache's new (k, v); see `Attention`."""
+        attended, kv = self.self_attn(self.input_layernorm(x), rotation, positions, segment_ids, past, **how)
+        x = constrain(x + attended, self.rules, "batch", "length", None)
+        x = x + self.mlp(self.post_attention_layernorm(x))
+        return constrain(x, self.rules, "batch", "length", None), kv
+
+
+class Embedding(nnx.Module):
+    """The token table."""
+
+    def __init__(self, config: ModelConfig, rules: ShardingRules, param: ParamFactory):
+        self.dtype, self.rules = config.dtype, rules
+        self.weight = param((config.vocab_size, config.embed_dim), ("vocab", "embed"))
+        self.scale = param((config.vocab_size,), ("vocab",), scale=None) if "weights" in config.int8 else None
+
+    def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """Return the tokens' rows in the compute dtype."""
+        x = embed(self.weight[...], tokens, self.rules, self.dtype)
+        if self.scale is None:
+            return x
+        return (x * self.scale[...].at[tokens].get(mode="clip")[:, :, None]).astype(self.dtype)
+
+
+class Qwen2(nnx.Module):
+    """The whole decoder; `layout` says whether its layers are one stack or one module each."""
+
+    def __init__(self, config: ModelConfig, rules: ShardingRules, layout: Layout):
+        self.config, self.rules, self.layout = config, rules, layout
+        param = ParamFactory()
+        self.embed_tokens = Embedding(config, rules, param)
+        self.layers: Any
+        if layout == "stacked":
+            self.layers = Block(config, rules, ParamFactory(config.num_layers, param.draws))
+        else:
+            self.layers = nnx.List([Block(config, rules, param) for _ in range(config.num_layers)])
+        self.norm = RMSNorm(param, config.embed_dim, config.rms_norm_eps)
+        self.lm_head: Projection | None
+        if config.tie_word_embeddings:
+            self.lm_head = None
+        else:
+            shape, names = (config.vocab_size, config.embed_dim), ("vocab", "embed")
+            self.lm_head = Projection(param, shape, names, dataclasses.replace(config, nf4=False))
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"],
+        cache: KVCache | None = None,
+        prefixes: Sequence[KVCache] = (),
+        prefix_end: Int[Array, " B"] | None = None,
+        remat: Remat = "none",
+        attention: Backend | None = None,
+        packed: bool = True,
+    ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+        """Return the final hidden states and, when a cache is given, the cache with these T tokens appended.
+
+        `prefixes` are caches of what came before, read in place and shared by consecutive rows; of them a row sees what lies before its
+        `prefix_end` (`attention.py`). A cache needs the per-layer layout. `attention` and `packed` are the backend and the promise of
+        `attention.attention`.
+
+        `remat` says what the backward pass (stacked layout) recomputes of each layer, by what is kept; values per token and layer:
+        `none`: all that it needs. `dots`: D for the layer's input, the products with weights ((N + 2 K) H + 2 F + 2 D) and what
+        `attention` keeps; only norms, rotations and the activation are computed anew. `attention`: D + N H and N float32 of the softmax;
+        all but attention itself is computed anew. `full`: D; a whole forward pass is computed anew.
+        """
+        how = dict(backend=attention, packed=packed)
+        x = constrain(self.embed_tokens(tokens), self.rules, "batch", "length", None)
+        rotation = rotation_at(positions, self.config.head_dim, self.config.rope_theta, self.config.yarn)
+        if self.layout == "stacked":
+            if cache is not None:
+                raise ValueError("a cache needs the per-layer layout: unstack the parameters first")
+            x = self._scan_layers(x, rotation, positions, segment_ids, remat, how)
+        else:
+            x, cache = self._walk_layers(x, rotation, positions, segment_ids, cache, prefixes, prefix_end, how)
+        return self.norm(x), cache
+
+    def _scan_layers(self, x, rotation, positions, segment_ids, remat, how):
+        block, stack = nnx.split(self.layers)
+
+        def step(x, layer):
+            return nnx.merge(block, layer)(x, rotation, positions, segment_ids, **how)[0], None
+
+        if remat != "none":
+            if remat not in REMAT_POLICIES:
+                raise ValueError(f'remat policy "{remat}" is none of {", ".join(get_args(Remat))}')
+            # In a scan the compiler cannot undo it by finding the two passes' common parts.
+            step = jax.checkpoint(step, policy=REMAT_POLICIES[remat], prevent_cse=False)
+        return jax.lax.scan(step, x, stack)[0]
+
+    def _walk_layers(self, x, rotation, positions, segment_ids, cache, prefixes, prefix_end, how):
+        if cache is None:
+            for layer in self.layers:
+                x, _ = layer(x, rotation, positions, segment_ids, **how)
+            return x, None
+        slot = cache.num_written % cache.capacity
+        all_positions = write(cache.positions, positions, slot, axis=1)
+        all_segment_ids = write(cache.segment_ids, segment_ids, slot, axis=1)
+        kv = []
+        for i, layer in enumerate(self.layers):
+            before = tuple(Prefix(p.k[i], p.v[i], p.positions, p.segment_ids) for p in prefixes)
+            past = Past(cache.k[i], cache.v[i], all_positions, all_segment_ids, slot, before, prefix_end)
+            x, new = layer(x, rotation, positions, segment_ids, past, **how)
+            kv.append(new)
+        ks, vs = zip(*kv, strict=True)
+        return x, KVCache(ks, vs, all_positions, all_segment_ids, cache.num_written + positions.shape[1])
+
+    def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """Return float32 logits of the hidden states."""
+        weight, scale = self._output_layer()
+        return matmul(hidden, weight, scale, jnp.float32)
+
+    def output_weight(self) -> Float[Array, "V D"]:
+        """Return the weight that logits are made with (`loss.py`)."""
+        weight, scale = self._output_layer()
+        return weight if scale is None else (weight * scale[:, None]).astype(self.config.dtype)
+
+    def _output_layer(self) -> tuple[jax.Array, jax.Array | None]:
+        if self.lm_head is None:
+            weight, scale = self.embed_tokens.weight, self.embed_tokens.scale
+        else:
+            weight, scale = self.lm_head.kernel, self.lm_head.scale
+        return weight[...], None if scale is None else scale[...]
+
+
+@functools.lru_cache(maxsize=16)
+def _abstract(config: ModelConfig, rules: ShardingRules, layout: Layout):
+    graph, state = nnx.split(nnx.eval_shape(lambda: Qwen2(config, rules, layout)))
+
+    def is_param(x: Any) -> bool:
+        return isinstance(x, nnx.Variable)
+
+    def told(key: str) -> Any:
+        return nnx.to_pure_dict(jax.tree.map(lambda p: p.replace(p.get_metadata()[key]), state, is_leaf=is_param))
+
+    return graph, nnx.to_pure_dict(state), told("names"), told("initial")
+
+
+def graphdef(config: ModelConfig, rules: ShardingRules, layout: Layout):
+    """Return the static half of the model: `nnx.merge(graphdef(...), params)` is the model inside a jitted function."""
+    return _abstract(config, rules, layout)[0]
+
+
+def abstract_params(
+    config: ModelConfig, rules: ShardingRules, layout: Layout, mesh: jax.sharding.Mesh, dtype: str = "float32"
+) -> Params:
+    """Return the parameter tree as `jax.ShapeDtypeStruct`s with their shardings; nothing is allocated."""
+    _, shapes, names, _ = _abstract(config, rules, layout)
+
+    def leaf(path, shape, dims):
+        kind = storage_dtype(path, config) or dtype
+        return jax.ShapeDtypeStruct(shape.shape, kind, sharding=sharding_for(mesh, rules, dims, shape.shape))
+
+    return jax.tree_util.tree_map_with_path(leaf, shapes, names, is_leaf=lambda x: isinstance(x, jax.ShapeDtypeStruct))
+
+
+def constrain_params(params: Params, config: ModelConfig, rules: ShardingRules) -> Params:
+    """Pin stacked parameters, a part of their tree, or arrays of their shapes, to where they lie on the mesh of `jax.set_mesh`."""
+
+    def pin(node: Any, names: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: pin(value, names[key]) for key, value in node.items()}
+        return constrain(node, rules, *names)
+
+    return pin(params, _abstract(config, rules, "stacked")[2])
+
+
+def init_params(
+    config: ModelConfig,
+    rules: ShardingRules,
+    layout: Layout,
+    mesh: jax.sharding.Mesh,
+    seed: int,
+    dtype: str = "float32",
+    part: Callable[[Params], Params] = lambda tree: tree,
+) -> Params:
+    """Return random parameters, created in place on the devices that hold them (`parameter.py`); `part` picks those that are made."""
+    target = part(abstract_params(config, rules, layout, mesh, dtype))
+    return create(target, part(_abstract(config, rules, layout)[3]), seed)
+
+
+def unstack(params: Params, num_layers: int, target: Params | None = None, donate: bool = False) -> Params:
+    """Return the per-layer form of stacked parameters, on the shardings of an abstract `target`; `donate` frees stack by stack."""
+    stacks, tree = jax.tree.flatten(params["layers"])
+    shardings = [x.sharding for x in jax.tree.leaves(target["layers"][0])] if target else [None] * len(stacks)
+    layers: list[list[jax.Array]] = [[] for _ in range(num_layers)]
+    for stack, sharding in zip(stacks, shardings, strict=True):
+        for i, leaves in enumerate(layers):
+            leaves.append(take_layer(stack, i, sharding))
+        if donate:
+            jax.block_until_ready(layers)
+            stack.delete()
+    return params | {"layers": {i: jax.tree.unflatten(tree, leaves) for i, leaves in enumerate(layers)}}

@@ -1,0 +1,100 @@
+"""Parameter trees whose matrices are stored in 8 or 4 bits.
+
+In: a tree of float parameters in either layout. Out: the same tree, in which each stored matrix is a `kernel` (or `weight`) of small
+integers and a `scale`. The arithmetic is in `ops/quantization.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import TYPE_CHECKING, Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from s1jax.model.config import Int8, ModelConfig
+from s1jax.ops.quantization import quantize, quantize_nf4
+
+Storage = Literal["int8", "nf4"]
+
+
+def quantize_matrices(params: dict[str, Any], kind: Storage) -> dict[str, Any]:
+    """Return parameters with their matrices in `kind`; the floats are given up, one after another.
+
+    In 8 bits these are all matrices, in 4 those of the layers only, as in QLoRA. Either layout; a stack is converted layer by layer.
+    """
+    rest = {name: value for name, value in params.items() if name != "layers"}
+    layers = _quantize_tree(params["layers"], kind, ("layers",))
+    return (_quantize_tree(rest, kind, ()) if kind == "int8" else rest) | {"layers": layers}
+
+
+def _quantize_tree(tree: dict[Any, Any], kind: Storage, path: tuple[str | int, ...]) -> dict[Any, Any]:
+    quantized: dict[Any, Any] = {}
+    for name in list(tree):
+        below = (*path, name)
+        if isinstance(tree[name], dict):
+            quantized[name] = _quantize_tree(tree[name], kind, below)
+        else:
+            quantized |= quantize_leaf(below, tree.pop(name) if _is_stored(below, kind) else tree[name], kind)
+    return quantized
+
+
+def _is_stored(path: tuple[str | int, ...], kind: Storage) -> bool:
+    """Return whether the parameter at this path is a matrix that is stored as `kind`."""
+    matrix = "weight" if path[-2] == "embed_tokens" else "kernel"
+    return path[-1] == matrix and (kind == "int8" or path[0] == "layers")
+
+
+def quantize_leaf(path: tuple[str | int, ...], leaf: jax.Array, kind: Storage) -> dict[str, jax.Array]:
+    """Return what a parameter's module holds in its place, by name: a matrix that `kind` stores as values and scale, any other as it is.
+
+    This waits for the result, so that of many, one after another, each may be given up before the next, and its reductions over devices
+    don't meet those of the next.
+    """
+    name = str(path[-1])
+    if not _is_stored(path, kind):
+        return {name: leaf}
+    stacked = path[0] == "layers" and not isinstance(path[1], int)
+    values, scale = jax.block_until_ready(_quantize_matrix(leaf, kind, 2 if path[-2] == "o_proj" else 1, stacked))
+    return {name: values, "scale": scale}
+
+
+@functools.partial(jax.jit, static_argnames=("kind", "num_in", "stacked"))
+def _quantize_matrix(x: jax.Array, kind: Storage, num_in: int, stacked: bool) -> tuple[jax.Array, jax.Array]:
+    if stacked:
+        return jax.lax.map(lambda layer: _quantize_matrix(layer, kind, num_in, False), x)
+    if kind == "nf4":
+        return quantize_nf4(x)
+    q = quantize(x, tuple(range(x.ndim - num_in, x.ndim)))
+    return q.qvalue, q.scale.reshape(x.shape[:-num_in])
+
+
+def storage_dtype(path: tuple[Any, ...], config: ModelConfig) -> Any:
+    """Return the dtype of a parameter that has one of its own: adapters, and what is quantized."""
+    first, name = path[0].key, path[-1].key
+    if name in ("lora_a", "lora_b"):
+        return jnp.float32
+    if config.nf4 and first == "layers" and name in ("kernel", "scale"):
+        return jnp.uint8 if name == "kernel" else jnp.bfloat16
+    if "weights" in config.int8 and (name in ("kernel", "scale") or first == "embed_tokens"):
+        return jnp.float32 if name == "scale" else jnp.int8
+    return None
+
+
+def store_in_int8(
+    config: ModelConfig, params: dict[str, Any], int8: Sequence[Int8]
+) -> tuple[ModelConfig, dict[str, Any]]:
+    """Return the model with these parts stored in 8 bits; parameters of either layout, which are given up."""
+    config = with_int8(config, int8)
+    return config, quantize_matrices(params, "int8") if "weights" in config.int8 else params
+
+
+def with_int8(config: ModelConfig, int8: Sequence[Int8]) -> ModelConfig:
+    """Return the config with these parts stored in 8 bits. Raises ValueError for one that is none."""
+    if unknown := set(int8) - {"weights", "cache"}:
+        raise ValueError(f"int8 is {tuple(int8)}: {', '.join(sorted(unknown))} is neither weights nor cache")
+    return dataclasses.replace(config, int8=tuple(sorted(set(int8))))

@@ -1,0 +1,91 @@
+"""Measurements of conversion: parameters on a mesh -> both forms on disk and back, timed, which `launch/benchmark.py convert` prints.
+
+Everything is written to a temporary directory (of `TMPDIR`), which takes twice the size of the weights, as do the devices, to compare them.
+Times are of a first call, as a command makes it: what JAX compiles for it is in them. What was just written mostly lies in the system's
+cache: `plain_read_s`, the time of reading the same files without making anything of them, says what that is worth.
+
+Nothing here needs more than jax, flax (which brings Orbax along), optax, numpy.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from s1jax.checkpoint.export import save_hf, save_params
+from s1jax.checkpoint.source import load_model, read_config
+from s1jax.model.config import ModelConfig, qwen2_5
+from s1jax.model.qwen2 import Params, init_params
+from s1jax.ops.bits import as_bits
+from s1jax.runtime.sharding import MeshConfig, ShardingRules, make_mesh
+
+RULES = ShardingRules()
+
+
+def figures(args: Any) -> Iterator[dict[str, Any]]:
+    """Yield what the command line of `launch/benchmark.py convert` asks for."""
+    mesh = make_mesh(MeshConfig(tensor=args.tensor))
+    if args.model:
+        config = read_config(args.model, args.dtype)[0]
+        _, params = load_model(args.model, mesh, RULES, "stacked", args.dtype, args.dtype)
+    else:
+        config = qwen2_5(args.size, args.dtype)
+        params = init_params(config, RULES, "stacked", mesh, seed=0, dtype=args.dtype)
+    yield convert_figures(config, jax.block_until_ready(params), mesh)
+
+
+def convert_figures(config: ModelConfig, params: Params, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    """Return the seconds that stacked parameters take to disk and back, and whether they come back bit for bit.
+
+    Raises ValueError where the directory for temporary files has no room for both forms.
+    """
+    num_bytes, free = sum(x.nbytes for x in jax.tree.leaves(params)), shutil.disk_usage(tempfile.gettempdir()).free
+    if 2 * num_bytes > free:
+        raise ValueError(
+            f"two forms of the model need {2 * num_bytes / 1e9:.3g} GB, but {tempfile.gettempdir()} has {free / 1e9:.3g} left: "
+            "set TMPDIR to a directory with more"
+        )
+    measured: dict[str, Any] = dict(
+        devices=mesh.size, directory=tempfile.gettempdir(), gb=round(num_bytes / 1e9, 3), identical=True
+    )
+    forms = {
+        "hugging_face": partial(save_hf, config=config, params=params, dtype=None, source_of_tokenizer=None),
+        "presharded": partial(save_params, config=config, params=params, source_of_tokenizer=None),
+    }
+    with tempfile.TemporaryDirectory() as directory:
+        for name, write in forms.items():
+            path = Path(directory) / name
+            measured[f"{name}_write_s"], _ = _timed(partial(write, path))
+            measured[f"{name}_plain_read_s"], _ = _timed(partial(_read_plainly, path))
+            read = partial(load_model, path, mesh, RULES, "stacked", config.dtype, None)
+            measured[f"{name}_read_s"], (_, back) = _timed(read)
+            measured["identical"] &= jax.tree.all(jax.tree.map(_same_bits, params, back))
+            del back
+    return measured
+
+
+def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    started = time.perf_counter()
+    result = call()
+    jax.block_until_ready(result)
+    return round(time.perf_counter() - started, 3), result
+
+
+def _read_plainly(directory: Path) -> None:
+    buffer = bytearray(1 << 24)
+    for path in directory.rglob("*"):
+        if path.is_file():
+            with path.open("rb", buffering=0) as file:
+                while file.readinto(buffer):
+                    pass
+
+
+def _same_bits(a: jax.Array, b: jax.Array) -> bool:
+    return a.dtype == b.dtype and bool((as_bits(a) == as_bits(b)).all())

@@ -1,0 +1,5 @@
+"""Sample rows -> numbers, tables and figures.
+
+In: JSON lines that `evaluate` wrote. Out: metrics, tables, PNG files.
+It knows no model. It may import `grading` and `runtime`.
+"""

@@ -1,0 +1,360 @@
+"""Figures of test-time scaling.
+
+In: sample rows. Out: figures as PNG, each with its table of points as JSON beside it (same stem). (Text tables: `tables.py`.)
+
+The idea (paper, figures 1 and 4): *sequential* scaling is accuracy against thinking tokens, on a log2 axis since it is each
+doubling that pays; *parallel* scaling is majority voting over k samples. One panel per benchmark, every point with its 95%
+interval over problems. Colours are Okabe and Ito's, which any eye tells apart; each series has a marker as well, and no two of
+56 have both alike.
+The invariant: a figure shows exactly the points of its JSON, joins only points of one series, and knows nothing of models or
+tokenizers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from s1jax.results.metrics import ThinkingPoint, VotingPoint, thinking_curve, voting_curve
+from s1jax.results.samples import Curve, SampleRow, Setting
+from s1jax.results.tables import Point, groups, quoted, setting_text, stop_text
+from s1jax.runtime.files import write_file
+
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<")  # one more than colours: pairs repeat only after all 56
+_SERIES = ("model", "method", "temperature", "min_thinking_tokens")
+_INK, _GREY = "#222222", "#6B6B6B"
+_STYLE: Any = {
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "text.parse_math": False,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": "#9A9A9A",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E8E8E8",
+    "xtick.color": "#9A9A9A",
+    "ytick.color": "#9A9A9A",
+    "xtick.labelcolor": _INK,
+    "ytick.labelcolor": _INK,
+    "legend.frameon": False,
+    "legend.loc": "upper left",
+    "legend.handlelength": 2.8,
+    "legend.columnspacing": 1.6,
+    "legend.borderaxespad": 0,
+}
+
+
+@contextlib.contextmanager
+def _drawing() -> Iterator[None]:
+    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")  # a box stands for what the font lacks
+        yield
+
+
+def plot_thinking(rows: Sequence[SampleRow], path: str | Path) -> list[ThinkingPoint]:
+    """Draw accuracy against mean thinking tokens, and write the points beside it as JSON; return the points.
+
+    Budgets form a solid line, one for each minimum. Points that ignore k attempts to stop ("Wait" x k) form a dashed one, which
+    leaves from the same setting without ignores. A point without any thinking has no place on the axis: a dotted level. A curve
+    of a single point, such as samples drawn for voting, is left out where others have more.
+    """
+    points = thinking_curve(rows)
+    points = [p for curve in groups(points, *Curve.__annotations__) if len(curve) > 1 for p in curve] or points
+    with _drawing():
+        page = _Page(points, "Sequential scaling: accuracy against thinking time")
+        for ax, panel in page.panels:
+            _log2_axis(ax, [p["mean_thinking_tokens"] for p in panel], "thinking tokens, mean per problem (log scale)")
+            _percent_axis(
+                ax, [p["accuracy_low"] for p in panel], [p["accuracy_high"] for p in panel], "problems solved"
+            )
+            for group in groups(panel, *_SERIES):
+                waits = [p for p in group if p["num_ignore"] and p["mean_thinking_tokens"] > 0]
+                budgets = [p for p in group if p not in waits]
+                for series in groups(budgets, "ignore_text"):
+                    _draw_budgets(page, ax, series)
+                for series in groups(waits, "ignore_text", "max_thinking_tokens"):
+                    text = series[0]["ignore_text"] if series[0]["min_thinking_tokens"] else ""
+                    start = (series[0]["max_thinking_tokens"], text)
+                    begin = [p for p in budgets if (p["max_thinking_tokens"], p["ignore_text"]) == start]
+                    _draw_waits(page, ax, begin, series)
+        page.write(path)
+    return points
+
+
+def plot_voting(rows: Sequence[SampleRow], path: str | Path) -> list[VotingPoint]:
+    """Draw maj@k, and thinly pass@k, against the number of samples k, and write the points as JSON; return the points.
+
+    Raises ValueError if no setting has at least two samples of each of its problems.
+    """
+    points = voting_curve(rows)
+    if not points:
+        raise ValueError("voting needs at least two samples of each problem under one setting; these rows have none")
+    with _drawing():
+        page = _Page(points, "Parallel scaling: majority voting over k samples")
+        for ax, panel in page.panels:
+            highs = [max(p["pass_at_k"], p["maj_at_k_high"]) for p in panel]
+            _log2_axis(ax, [p["k"] for p in panel], "samples per problem, k (log scale)")
+            _percent_axis(ax, [p["maj_at_k_low"] for p in panel], highs, "problems solved")
+            settings = groups(panel, *Setting.__annotations__)
+            for i, group in enumerate(settings):
+                # Side by side, a little, where several series share each k; many no further than the axis goes.
+                step = min(0.07, 0.3 / max(len(settings) - 1, 1))
+                x = [p["k"] * 2 ** (step * (i - (len(settings) - 1) / 2)) for p in group]
+                name = page.setting_name(group[0])
+                label = f"{name}: majority vote" if name else "majority vote (maj@k)"
+                page.draw(ax, x, group, "maj_at_k", page.style(label))
+                ax.plot(x, [p["pass_at_k"] for p in group], zorder=2, **page.style(label, (0, (4, 3)), 1, marked=False))
+        page.handles["at least one of k is right (pass@k)"] = Line2D([], [], color=_GREY, linewidth=1, dashes=(4, 3))
+        page.write(path)
+    return points
+
+
+# ---- series ----
+
+
+def _draw_budgets(page: _Page, ax: Axes, points: list[ThinkingPoint]) -> None:
+    name = page.curve_name(points[0])
+    prefix = f"{name}: " if name else ""
+    line = sorted((p for p in points if p["mean_thinking_tokens"] > 0), key=lambda p: p["mean_thinking_tokens"])
+    page.draw(ax, [p["mean_thinking_tokens"] for p in line], line, "accuracy", page.style(f"{prefix}thinking budget"))
+    for point in points:
+        if point["mean_thinking_tokens"] == 0:
+            dotted = page.style(f"{prefix}thinking budget", ":", 1.4, marked=False)
+            ax.axhline(point["accuracy"], zorder=1, clip_on=False, **dotted)
+            page.handles[f"{prefix}no thinking"] = Line2D([], [], **dotted)
+
+
+def _draw_waits(page: _Page, ax: Axes, start: list[ThinkingPoint], points: list[ThinkingPoint]) -> None:
+    name, text = page.curve_name(points[0]), points[0]["ignore_text"]
+    what = f"stopping replaced by {quoted(text)}" if text else "stopping forbidden"
+    style = page.style(f"{name}: {what}" if name else what, "--", 1.6)
+    points = sorted(points, key=lambda p: p["num_ignore"])
+    path = [p for p in start if p["mean_thinking_tokens"] > 0] + points
+    x, y = [p["mean_thinking_tokens"] for p in path], [p["accuracy"] for p in path]
+    ax.plot(x, y, color=style["color"], linestyle="--", linewidth=1.6, zorder=3)
+    page.draw(ax, x[-len(points) :], points, "accuracy", style, joined=False)
+    for point in points:
+        at = (point["mean_thinking_tokens"], point["accuracy_high"])
+        page.annotate(ax, at, f"×{point['num_ignore']}", style["color"])
+
+
+# ---- axes ----
+
+
+def _log2_axis(ax: Axes, values: list[float], label: str) -> None:
+    """Set a log2 axis around the positive values, ticked at powers of two, at most eight of them."""
+    logs = [math.log2(value) for value in values if value > 0] or [0.0]
+    low, high = min(logs), max(logs)
+    pad = 0.12 + 0.05 * (high - low)
+    low, high = low - pad, high + pad
+    if math.floor(high) - math.ceil(low) < 1:  # fewer than two powers of two in view
+        low, high = math.floor(low) - pad, math.ceil(high) + pad
+    powers = range(math.ceil(low), math.floor(high) + 1)
+    powers = powers[:: math.ceil(len(powers) / 8)]
+    ax.set_xscale("log", base=2)
+    ax.set_xlim(2**low, 2**high)
+    ax.xaxis.set_major_locator(FixedLocator([2.0**power for power in powers]))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}" if value < 1 else f"{value:,.0f}"))
+    ax.set_xlabel(label)
+
+
+def _percent_axis(ax: Axes, lows: list[float], highs: list[float], label: str) -> None:
+    """Set an axis of shares in percent that holds all intervals, ticked at round numbers, at most eight of them."""
+    span = max(highs) - min(lows)
+    step = next(step for step in (0.02, 0.05, 0.1, 0.2) if span / step <= 6 or step == 0.2)
+    low, high = math.floor(min(lows) / step + 1e-9), math.ceil(max(highs) / step - 1e-9)
+    ticks = [i * step for i in range(low, max(high, low + 1) + 1)]
+    margin = 0.025 * (ticks[-1] - ticks[0])
+    ax.set_ylim(ticks[0] - margin, ticks[-1] + margin)
+    ax.yaxis.set_major_locator(FixedLocator(ticks))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}%"))
+    ax.tick_params(length=0)
+    if (place := ax.get_subplotspec()) is not None and place.is_first_col():
+        ax.set_ylabel(label)
+
+
+# ---- page ----
+
+
+class _Page:
+    """One figure: a title, a legend, and a panel per benchmark; sizes in inches, so that nothing depends on the panels' number."""
+
+    _TITLE, _FOOT, _LEFT, _RIGHT, _GAP, _BETWEEN = 0.78, 0.88, 0.86, 0.38, 0.62, 1.0
+    _PANEL_HEIGHT = 3.4
+
+    def __init__(self, points: Sequence[Point], title: str) -> None:
+        self._points: Sequence[Any] = points
+        benchmarks = groups(points, "benchmark")
+        self._columns = min(len(benchmarks), 3)
+        self._rows = math.ceil(len(benchmarks) / self._columns)
+        self._panel_width = (6.6, 4.6, 3.9)[self._columns - 1]
+        width = self._LEFT + self._columns * self._panel_width + (self._columns - 1) * self._GAP + self._RIGHT
+        self.figure = Figure(figsize=(width, 6))
+        FigureCanvasAgg(self.figure)
+        grid = self.figure.subplots(self._rows, self._columns, squeeze=False)
+        axes = list(grid.flat)
+        for ax in axes[len(benchmarks) :]:
+            ax.remove()
+        self.panels: list[tuple[Axes, list[Any]]] = list(zip(axes, benchmarks, strict=False))
+        self.handles: dict[str, Any] = {}
+        self._has_bars = False
+        self._indices: dict[str, int] = {}
+        self._notes: list[tuple[Axes, tuple[float, float], str, str]] = []
+        self._title = title
+        if len(benchmarks) > 1:
+            self._title_panels()
+        self._models = _shortened(p["model"] for p in points)
+        self._settings = {setting_text(p) for p in points}
+        # What upholds a minimum is said of points without ignores; others have it in their label anyway.
+        upheld = {p["ignore_text"] for p in points if p["min_thinking_tokens"] and not p["num_ignore"]}
+        values = {name: {p[name] for p in points} for name in _SERIES} | {"ignore_text": upheld}  # type: ignore[literal-required]
+        self._varying = [name for name in values if len(values[name]) > 1]
+
+    def _title_panels(self) -> None:
+        """Name each panel's benchmark above it, shortened until it fits."""
+        for most in range(64, 8, -4):
+            names, widths = _shortened((group[0]["benchmark"] for _, group in self.panels), most, 0.5), []
+            for ax, group in self.panels:
+                text = f"{names[group[0]['benchmark']]}  ({_problems(group)})"
+                widths.append(ax.set_title(text, loc="left", fontsize=10.5).get_window_extent().width)
+            if max(widths) <= self._panel_width * self.figure.dpi:
+                break
+
+    def curve_name(self, point: Setting) -> str:
+        """Name a curve by what sets it apart from the others of the figure; "" for an only one."""
+        minimum = point["min_thinking_tokens"]
+        named = {
+            "model": self._models[point["model"]],
+            "method": point["method"],
+            "temperature": f"T={point['temperature']:g}",
+            "min_thinking_tokens": f"at least {minimum:,}" if minimum else "",
+            "ignore_text": stop_text(point) if minimum and not point["num_ignore"] else "",
+        }
+        return ", ".join(filter(None, (named[name] for name in self._varying)))
+
+    def setting_name(self, point: Setting) -> str:
+        """Name a setting by what sets it apart from the others of the figure; "" for an only one."""
+        curve: Any = {**point, "min_thinking_tokens": 0}  # the setting's text has it
+        return ", ".join(filter(None, [self.curve_name(curve), setting_text(point) if len(self._settings) > 1 else ""]))
+
+    def style(self, label: str, linestyle: Any = "-", linewidth: float = 2, marked: bool = True) -> dict[str, Any]:
+        """Return how a series is drawn, the same wherever its label comes up; unmarked, only where its colour is taken already."""
+        i = self._indices.setdefault(label, len(self._indices))
+        return {
+            "label": label,
+            "color": _COLORS[i % len(_COLORS)],
+            "marker": _MARKERS[i % len(_MARKERS)] if marked or i >= len(_COLORS) else "",
+            "linestyle": linestyle,
+            "linewidth": linewidth,
+            "markersize": 7 if marked else 5,
+            "markeredgecolor": "white",
+            "markeredgewidth": 0.8,
+        }
+
+    def draw(
+        self, ax: Axes, x: list[float], points: Sequence[Any], value: str, style: dict[str, Any], joined: bool = True
+    ) -> None:
+        """Draw points with their intervals, and put their series into the legend."""
+        if not points:
+            return
+        self.handles[style["label"]] = Line2D([], [], **style)
+        self._has_bars = True
+        y = [p[value] for p in points]
+        low, high = ([abs(p[f"{value}_{side}"] - p[value]) for p in points] for side in ("low", "high"))
+        style = style if joined else style | {"linestyle": "none"}
+        drawn = ax.errorbar(x, y, yerr=[low, high], elinewidth=1.6, capsize=0, zorder=4, **style)
+        for bar in drawn.lines[2]:
+            bar.set_alpha(0.35)
+
+    def annotate(self, ax: Axes, at: tuple[float, float], text: str, color: str) -> None:
+        """Write a small text above a place in data coordinates, unless that would cover an earlier one."""
+        self._notes.append((ax, at, text, color))
+
+    def write(self, path: str | Path) -> None:
+        """Lay the page out and write the PNG, and the points as JSON beside it, each to a temporary name first."""
+        figure, width = self.figure, self.figure.get_figwidth()
+        longest = max(map(len, self.handles))
+        tries = [(longest, columns) for columns in range(min(len(self.handles), 8), 0, -1)]
+        tries += [(most, 1) for most in range(min(longest - 8, 112), 32, -8)]
+        for most, columns in tries:
+            legend = figure.legend(self.handles.values(), _shortened(self.handles, most, 0.5).values(), ncols=columns)
+            extent = legend.get_window_extent()
+            if extent.width / figure.dpi <= width - 0.3 or (most, columns) == tries[-1]:
+                break
+            legend.remove()
+        head = self._TITLE + extent.height / figure.dpi + (0.45 if len(self.panels) > 1 else 0.2)
+        height = head + self._rows * self._PANEL_HEIGHT + (self._rows - 1) * self._BETWEEN + self._FOOT
+        figure.set_figheight(height)
+        legend.set_bbox_to_anchor((0.16 / width, 1 - self._TITLE / height))
+        figure.subplots_adjust(
+            left=self._LEFT / width,
+            right=1 - self._RIGHT / width,
+            top=1 - head / height,
+            bottom=self._FOOT / height,
+            wspace=self._GAP / self._panel_width,
+            hspace=self._BETWEEN / self._PANEL_HEIGHT,
+        )
+        left = 0.22 / width
+        figure.text(left, 1 - 0.2 / height, self._title, fontsize=13.5, fontweight="bold", va="top")
+        figure.text(left, 1 - 0.5 / height, self._subject(), fontsize=10, color=_GREY, va="top")
+        foot = ["Vertical bars: 95% interval over problems."] if self._has_bars else []
+        foot += ["×k: the first k attempts to stop were prevented."] if self._notes else []
+        figure.text(left, 0.16 / height, "   ".join(foot), fontsize=8.5, color=_GREY)
+        self._place_notes()
+        path = Path(path)
+        write_file(path.with_suffix(".json"), json.dumps(self._points, indent=2, ensure_ascii=False) + "\n")
+        partial = path.with_name(f".{path.name}.partial")
+        figure.savefig(partial, format="png", dpi=200)
+        partial.replace(path)
+
+    def _subject(self) -> str:
+        """Say what all points share."""
+        parts: list[str] = []
+        for column in ("benchmark", "model"):
+            names = {str(p[column]) for p in self._points}
+            parts += _shortened(names).values() if len(names) == 1 else [f"{len(names)} {column}s"]
+        return "   ·   ".join([*parts, *([_problems(self._points)] if len(self.panels) == 1 else [])])
+
+    def _place_notes(self) -> None:
+        placed: list[tuple[float, float]] = []
+        for ax, at, text, color in self._notes:
+            x, y = ax.transData.transform(at) / self.figure.dpi * 72
+            if all(abs(x - x0) > 17 or abs(y - y0) > 12 for x0, y0 in placed):
+                placed.append((x, y))
+                ax.annotate(text, at, (0, 6), textcoords="offset points", fontsize=9, color=color, ha="center")
+
+
+def _shortened(names: Iterable[str], most: int = 32, start: float = 0) -> dict[str, str]:
+    """Return names cut to `most` characters, or as many more as keep them distinct; `start`: share of them best kept at the start."""
+    names = list(names)
+    cuts = (
+        (length, head) for length in itertools.count(most) for head in (int(start * length), 0, length // 2, length - 1)
+    )
+    shortened = (
+        {name: name if len(name) <= n else f"{name[:head]}…{name[len(name) - n + 1 + head :]}" for name in names}
+        for n, head in cuts
+    )
+    return next(short for short in shortened if len(set(short.values())) == len(short))
+
+
+def _problems(points: Sequence[Any]) -> str:
+    counts = sorted({p["num_problems"] for p in points})
+    return " to ".join(map(str, counts[:: max(len(counts) - 1, 1)])) + (" problem" if counts == [1] else " problems")

@@ -1,0 +1,300 @@
+"""Metrics: what a file of sample rows says about test-time scaling.
+
+In: sample rows (JSONL), one per generated answer, each carrying its whole condition. Out: points of the sequential curve
+(accuracy against thinking tokens), points of the parallel curve (maj@k and pass@k against samples), and the paper's three
+figures of merit, Control, Scaling and Performance (section 3.2). Every share is a fraction of 1, not a percentage.
+
+The invariants: a statistic is first taken per problem, then averaged over problems, so no problem weighs more for having more
+samples; its interval is over problems, as if they were drawn anew; rows of different settings are never pooled; and copies of
+a sample count once (`distinct_samples`).
+
+How samples vote (maj@k): the answer most of k samples gave wins. Equal answers vote together whatever their spelling; a sample
+without an answer does not vote, so "none" never wins; a tie is broken by a uniform draw. maj@k and pass@k are the exact expectations
+over all subsets of k of the n samples (and over tie draws): no first k, no random subsets, no seed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+import typing
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from s1jax.grading.equivalence import is_equivalent
+from s1jax.results.samples import SETTING, Curve, SampleRow, Setting, distinct_samples
+
+
+class ThinkingPoint(Setting):
+    """A point of the sequential curve. Budget-ended: `num_thinking_tokens` reached `max_thinking_tokens`."""
+
+    n: int
+    num_problems: int
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    mean_thinking_tokens: float
+    num_budget_ended: int
+    num_over_budget: int
+
+
+class VotingPoint(Setting):
+    """A point of the parallel curve, over `num_problems` problems with at least `num_samples` samples each."""
+
+    k: int
+    num_problems: int
+    num_samples: int
+    maj_at_k: float
+    maj_at_k_low: float
+    maj_at_k_high: float
+    pass_at_k: float
+    pass_at_k_low: float
+    pass_at_k_high: float
+
+
+class CurveSummary(Curve):
+    """Control, Scaling and Performance of one curve; a slope is None where fewer than two points differ in tokens."""
+
+    control: float
+    control_per_sample: float
+    scaling_per_doubling: float | None
+    scaling_per_token: float | None
+    performance: float
+
+
+_Z = statistics.NormalDist().inv_cdf(0.975)
+
+
+def mean_interval(values: Sequence[float], num_units: float | None = None) -> tuple[float, float, float]:
+    """Return the mean over problems of a statistic in [0, 1], with its 95% interval (mean, low, high).
+
+    `num_units` bounds how many independent draws the values stand for (default: one per problem). The interval is Wilson's
+    at the effective number of draws, mean (1 - mean) / (variance / problems), which is Kish's design effect: with one
+    graded sample per problem it is exactly Wilson's, with several it narrows as far as the samples of a problem differ,
+    and unlike a bootstrap it is not empty at 0% or 100%.
+    """
+    count, mean = len(values), statistics.fmean(values)
+    most = max(count, num_units or count)
+    binomial = mean * (1 - mean)
+    variance = statistics.fmean([(value - mean) ** 2 for value in values])
+    draws = count if binomial == 0 else min(count * binomial / variance, most) if variance else most
+    centre = (mean + _Z**2 / (2 * draws)) / (1 + _Z**2 / draws)
+    half = _Z * math.sqrt(binomial / draws + _Z**2 / (4 * draws**2)) / (1 + _Z**2 / draws)
+    # Rounding may push a bound past the mean, or past [0, 1], by a last digit.
+    return mean, min(max(centre - half, 0.0), mean), max(min(centre + half, 1.0), mean)
+
+
+def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
+    """Return the chance that at least one of k samples, drawn without replacement from n, is correct.
+
+    1 - C(n - c, k) / C(n, k): the unbiased estimator of arXiv 2107.03374. Raises ValueError unless 1 <= k <= n and 0 <= c <= n.
+    """
+    if not 1 <= k <= num_samples or not 0 <= num_correct <= num_samples:
+        raise ValueError(
+            f"pass@{k} of {num_samples} samples, {num_correct} of them correct: need 1 <= k <= n, 0 <= c <= n"
+        )
+    return 1 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
+
+
+def maj_at_k(answers: Sequence[str | None], correct: Sequence[bool], k: int) -> float:
+    """Return the chance that a vote among k samples, drawn without replacement, elects a correct answer.
+
+    Exact over all subsets and tie draws; None never votes (see the module's docstring). Raises ValueError unless 1 <= k <= n.
+    """
+    if not 1 <= k <= len(answers):
+        raise ValueError(f"maj@{k} of {len(answers)} samples: need 1 <= k <= n")
+    return _elected(*_count_votes(answers, correct), k)
+
+
+def _count_votes(answers: Sequence[str | None], correct: Sequence[bool]) -> tuple[int, list[int], int]:
+    """Return the votes of the correct answer, those of each distinct wrong answer, and how many samples do not vote."""
+    wrong: dict[str, int] = {}
+    for answer, is_correct in zip(answers, correct, strict=True):
+        if answer is None or is_correct:
+            continue
+        known = answer if answer in wrong else next((other for other in wrong if is_equivalent(answer, other)), answer)
+        wrong[known] = wrong.get(known, 0) + 1
+    num_correct = sum(correct)
+    return num_correct, list(wrong.values()), len(answers) - num_correct - sum(wrong.values())
+
+
+def _elected(num_correct: int, wrong: Sequence[int], silent: int, k: int) -> float:
+    """Return maj@k from the votes of all samples.
+
+    A random subset's votes are distributed as independent binomials, one per answer, given that they sum to k. So the chance
+    that the correct answer leads with j votes, t wrong ones level with it, is a coefficient of a product of small polynomials.
+    """
+    total = num_correct + sum(wrong) + silent
+    share = k / total  # any share in (0, 1] gives the same result; this one keeps every factor near 1
+    chance = 0.0
+    for j in range(1, min(num_correct, k) + 1):
+        rest = k - j
+        # ways[t, v]: chance that the wrong answers so far took v votes, none more than j, t of them exactly j.
+        ways = np.zeros((rest // j + 1, rest + 1))
+        ways[0] = _binomial(silent, share, rest)
+        for votes in wrong:
+            likely = _binomial(votes, share, rest)
+            grown = np.zeros_like(ways)
+            for v in range(min(votes, j - 1, rest) + 1):
+                grown[:, v:] += likely[v] * ways[:, : rest + 1 - v]
+            if j <= min(votes, rest):
+                grown[1:, j:] += likely[j] * ways[:-1, : rest + 1 - j]
+            ways = grown
+        chance += _binomial(num_correct, share, j)[j] * float(np.sum(ways[:, rest] / (1 + np.arange(len(ways)))))
+    return min(chance / float(_binomial(total, share, k)[k]), 1.0)
+
+
+def _binomial(n: int, share: float, most: int) -> np.ndarray:
+    """Return the chances of 0..most successes among n draws, [most + 1] float64."""
+    chances = np.zeros(most + 1)
+    if share == 1:
+        chances[n : n + 1] = 1
+        return chances
+    for m in range(min(n, most) + 1):
+        log_ways = math.lgamma(n + 1) - math.lgamma(m + 1) - math.lgamma(n - m + 1)
+        chances[m] = math.exp(log_ways + m * math.log(share) + (n - m) * math.log1p(-share))
+    return chances
+
+
+def control(thinking_tokens: Sequence[float], bounds: Sequence[tuple[float, float]]) -> float:
+    """Return the share of runs whose thinking tokens lie within their own bounds (low, high), both inclusive (equation 1)."""
+    return statistics.fmean(low <= t <= high for t, (low, high) in zip(thinking_tokens, bounds, strict=True))
+
+
+def scaling(
+    thinking_tokens: Sequence[float], accuracies: Sequence[float], per: Literal["doubling", "token"] = "doubling"
+) -> float:
+    """Return the mean slope over all pairs of points with different token counts (equation 2).
+
+    In units of accuracy per doubling of the tokens, which is what the paper's numbers are, or per token. Raises ValueError
+    where no two counts differ, or a count of 0 has no logarithm.
+    """
+    if per == "doubling" and min(thinking_tokens, default=1) <= 0:
+        raise ValueError(
+            f"a point with {min(thinking_tokens)} thinking tokens has no place on a log2 axis: leave it out"
+        )
+    x = [math.log2(tokens) if per == "doubling" else tokens for tokens in thinking_tokens]
+    pairs = itertools.combinations(zip(x, accuracies, strict=True), 2)
+    slopes = [(second[1] - first[1]) / (second[0] - first[0]) for first, second in pairs if first[0] != second[0]]
+    if not slopes:
+        raise ValueError(f"a slope needs two points with different thinking tokens, got {list(thinking_tokens)}")
+    return statistics.fmean(slopes)
+
+
+def performance(accuracies: Sequence[float]) -> float:
+    """Return the best accuracy of a curve (equation 3)."""
+    return max(accuracies)
+
+
+# ---- curves ----
+
+
+def _by_setting(rows: Sequence[SampleRow]) -> list[tuple[Setting, list[list[SampleRow]]]]:
+    """Group distinct samples into (setting, rows of each problem), sorted by setting."""
+    settings: dict[tuple[Any, ...], dict[str, list[SampleRow]]] = {}
+    for row in distinct_samples(rows):
+        problems = settings.setdefault(tuple(row[name] for name in SETTING), {})  # type: ignore[literal-required]
+        problems.setdefault(row["problem_id"], []).append(row)
+    return [
+        (typing.cast(Setting, dict(zip(SETTING, key, strict=True))), list(problems.values()))
+        for key, problems in sorted(settings.items())
+    ]
+
+
+def _means(problems: list[list[SampleRow]], column: Literal["correct", "num_thinking_tokens"]) -> list[float]:
+    return [statistics.fmean(row[column] for row in group) for group in problems]
+
+
+def thinking_curve(rows: Sequence[SampleRow]) -> list[ThinkingPoint]:
+    """Return one point per setting, sorted by setting: accuracy with its interval, against mean thinking tokens."""
+    points = []
+    for setting, problems in _by_setting(rows):
+        samples = [row for group in problems for row in group]
+        accuracy, low, high = mean_interval(_means(problems, "correct"), len(samples))
+        budget = setting["max_thinking_tokens"]
+        points.append(
+            ThinkingPoint(
+                **setting,
+                n=len(samples),
+                num_problems=len(problems),
+                accuracy=accuracy,
+                accuracy_low=low,
+                accuracy_high=high,
+                mean_thinking_tokens=statistics.fmean(_means(problems, "num_thinking_tokens")),
+                num_budget_ended=sum(row["num_thinking_tokens"] >= budget for row in samples),
+                num_over_budget=sum(row["num_thinking_tokens"] > budget for row in samples),
+            )
+        )
+    return points
+
+
+def voting_curve(rows: Sequence[SampleRow]) -> list[VotingPoint]:
+    """Return points for k = 1, 2, 4, ... up to the fewest samples any problem of a setting has; none below two samples."""
+    points = []
+    for setting, problems in _by_setting(rows):
+        num_samples = min(len(group) for group in problems)
+        if num_samples < 2:
+            continue
+        counts = [_count_votes([row["extracted"] for row in g], [row["correct"] for row in g]) for g in problems]
+        for k in (2**i for i in range(num_samples.bit_length())):
+            num_votes = sum(len(group) // k for group in problems)
+            passes = [pass_at_k(len(g), count[0], k) for g, count in zip(problems, counts, strict=True)]
+            maj, maj_low, maj_high = mean_interval([_elected(*count, k) for count in counts], num_votes)
+            passed, pass_low, pass_high = mean_interval(passes, num_votes)
+            points.append(
+                VotingPoint(
+                    **setting,
+                    k=k,
+                    num_problems=len(problems),
+                    num_samples=num_samples,
+                    maj_at_k=maj,
+                    maj_at_k_low=maj_low,
+                    maj_at_k_high=maj_high,
+                    pass_at_k=passed,
+                    pass_at_k_low=pass_low,
+                    pass_at_k_high=pass_high,
+                )
+            )
+    return points
+
+
+def summarise_curves(rows: Sequence[SampleRow]) -> list[CurveSummary]:
+    """Return Control, Scaling and Performance (equations 1 to 3) of each curve: each benchmark, model, method, temperature.
+
+    Control is of run averages, as in the paper, and of single samples. Points without thinking tokens are left out of the
+    slope per doubling.
+    """
+    rows, summaries = distinct_samples(rows), []
+    for curve, group in itertools.groupby(thinking_curve(rows), key=_curve):
+        points = list(group)
+        samples = [row for row in rows if _curve(row) == curve]
+        tokens, accuracies = [p["mean_thinking_tokens"] for p in points], [p["accuracy"] for p in points]
+        summaries.append(
+            CurveSummary(
+                **curve,
+                control=control(tokens, [_bounds(point) for point in points]),
+                control_per_sample=control([r["num_thinking_tokens"] for r in samples], [_bounds(r) for r in samples]),
+                scaling_per_doubling=_slope(tokens, accuracies, "doubling"),
+                scaling_per_token=_slope(tokens, accuracies, "token"),
+                performance=performance(accuracies),
+            )
+        )
+    return summaries
+
+
+def _curve(row: Setting) -> Curve:
+    return Curve(benchmark=row["benchmark"], model=row["model"], method=row["method"], temperature=row["temperature"])
+
+
+def _bounds(row: Setting) -> tuple[int, int]:
+    return row["min_thinking_tokens"], row["max_thinking_tokens"]
+
+
+def _slope(tokens: list[float], accuracies: list[float], per: Literal["doubling", "token"]) -> float | None:
+    points = [(t, a) for t, a in zip(tokens, accuracies, strict=True) if t > 0 or per == "token"]
+    if len({t for t, _ in points}) < 2:
+        return None
+    return scaling([t for t, _ in points], [a for _, a in points], per)

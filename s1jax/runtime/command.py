@@ -1,0 +1,124 @@
+"""What every command does around its work: environment, error messages and exit codes.
+
+In: the `main` function of a command. Out: 0 for success, 1 for bad input (one message, no traceback), 130 for Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from s1jax.runtime.files import ROOT
+
+
+def program() -> str:
+    """Return how the command that runs was called: `python launch/NAME.py` or `python -m data_tools.NAME`."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is not None and spec.name.startswith("data_tools."):
+        return f"python -m {spec.name}"
+    script = Path(sys.argv[0])
+    inside = script.is_file() and script.resolve().is_relative_to(ROOT)
+    return f"python {script.resolve().relative_to(ROOT) if inside else script.name}"
+
+
+def listed(problems: Sequence[str], shown: int = 8) -> str:
+    """Return problems a line each, the first `shown` of them, and how many more there are."""
+    more = [f"and {len(problems) - shown} more"] if len(problems) > shown else []
+    return "".join(f"\n  {problem}" for problem in [*problems[:shown], *more])
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural where there are more or none."""
+    return f"{number} {noun}" + "s" * (number != 1)
+
+
+# What to do about a device that ran out of memory.
+ROOM = (
+    "In training give more devices, fewer --data.rows-per-pass, a shorter --data.row-length, a smaller --step.loss-chunk or --step.remat "
+    "full; in decoding fewer rows at a time, or --int8"
+)
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Run a command; bad input (ValueError, OSError) is printed as one message and exits with 1, as is a device that ran out of memory.
+
+    `S1JAX_TRACEBACK=1` in the environment shows where it was raised; the message says so where a ValueError is not ours, and
+    so may not name the cause. What is compiled is kept for later runs in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR says
+    where (empty: nowhere).
+    """
+    _ask_for_huge_pages()
+    # JAX would take no more than three quarters of a GPU's memory.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(caches) / "s1jax" / "compiled"))
+    try:
+        main()
+    except BrokenPipeError:  # who read the output has gone; nor may Python's last flush complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)
+    except (ValueError, OSError) as error:
+        if os.environ.get("S1JAX_TRACEBACK"):
+            raise
+        foreign = isinstance(error, ValueError) and not _raised_here(error)
+        hint = " (S1JAX_TRACEBACK=1 shows where this was raised)" if foreign else ""
+        print(f"error: {error}{hint}", file=sys.stderr)
+        _end_failed()
+    except Exception as error:
+        is_memory = type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error)
+        if is_memory and not os.environ.get("S1JAX_TRACEBACK"):
+            reason = str(error).partition("RESOURCE_EXHAUSTED")[2].strip(": ").splitlines()[0].rstrip(".")
+            print(f"error: out of memory on a device: {reason}. {ROOM}", file=sys.stderr)
+        elif _is_one_of_several():
+            traceback.print_exc()
+        else:
+            raise
+        _end_failed()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _ask_for_huge_pages() -> None:
+    """Start this command again with GLIBC_TUNABLES, unless it is set: arrays on huge pages, where Linux gives them to who asks.
+
+    A training step on a CPU touches gigabytes of fresh memory, and in small pages a sixth of its time goes into mapping them. glibc reads
+    the variable only as a process starts. A script that others run within their process (tests, say) is left alone.
+    """
+    with contextlib.suppress(OSError):  # no such file: another system, or no huge pages
+        given = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+        if _is_ours() and "[madvise]" in given and "GLIBC_TUNABLES" not in os.environ:
+            os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _is_ours() -> bool:
+    """Return whether this process was started to run a command of ours, which is not run within another program (tests, say)."""
+    script, spec = (getattr(sys.modules["__main__"], name, None) for name in ("__file__", "__spec__"))
+    named = script in sys.orig_argv or (spec is not None and spec.name in sys.orig_argv)
+    return named and Path(script or "").resolve().parent in (ROOT / "launch", ROOT / "data_tools")
+
+
+def _is_one_of_several() -> bool:
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()
+
+
+def _end_failed() -> NoReturn:
+    """Exit with 1, at once where this process is ours: else JAX waits for others, which may wait for it, and Orbax for its threads."""
+    if _is_ours():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+    sys.exit(1)
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Return whether this project's own code raised an error, rather than a library."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    path = Path(frame.f_code.co_filename)
+    return path.is_relative_to(ROOT) and "site-packages" not in path.parts

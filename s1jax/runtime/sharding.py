@@ -1,0 +1,128 @@
+"""Device meshes, and how named dimensions of arrays lie on them.
+
+In: sizes of the mesh axes (`MeshConfig`). Out: a `jax.sharding.Mesh` with the axes `data, fsdp, sequence, tensor`, and shardings for
+arrays whose dimensions are named (`batch`, `embed`, `heads`, ...). Which name goes to which mesh axis is said once, in `ShardingRules`.
+
+Invariant: the mesh is always four-dimensional, so one rule set serves a laptop (1 x 1 x 1 x 1) and a pod; a dimension whose size its mesh
+axes do not divide is replicated instead (`sharding_for`), so that three key/value heads run on eight devices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+MESH_AXES = ("data", "fsdp", "sequence", "tensor")
+# Named dimensions that one array has.
+TOGETHER = (
+    ("embed", "heads"), ("embed", "kv_heads"), ("embed", "mlp"), ("embed", "vocab"),
+    ("batch", "length", "heads"), ("batch", "length", "kv_heads"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes; at most one may be -1, which takes the devices the others leave. (In decoding: `share_out`.)"""
+
+    data: int = 1
+    """Replicas of the weights; the batch is split over them."""
+    fsdp: int = -1
+    """Shards of weights and optimizer state; the batch is split over these too."""
+    sequence: int = 1
+    """Shards of the sequence length, and more shards of weights and optimizer state. With `tensor`, it must divide the heads."""
+    tensor: int = 1
+    """Shards of heads, of the MLP and of the vocabulary."""
+
+
+DECODING_MESH = MeshConfig(data=-1, fsdp=1, tensor=-1)
+
+
+@dataclass(frozen=True)
+class ShardingRules:
+    """Mesh axes of each named dimension; an empty tuple replicates it."""
+
+    batch: tuple[str, ...] = ("data", "fsdp")
+    length: tuple[str, ...] = ("sequence",)
+    embed: tuple[str, ...] = ("fsdp", "sequence")
+    heads: tuple[str, ...] = ("tensor",)
+    kv_heads: tuple[str, ...] = ("tensor",)
+    mlp: tuple[str, ...] = ("tensor",)
+    vocab: tuple[str, ...] = ("tensor",)
+
+    def num_shards(self, name: str, mesh_shape: Mapping[str, int]) -> int:
+        """Return into how many parts a mesh splits a dimension that it divides."""
+        return math.prod(mesh_shape[axis] for axis in getattr(self, name))
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            for axis in getattr(self, field.name):
+                if axis not in MESH_AXES:
+                    raise ValueError(f'{field.name}: "{axis}" is no mesh axis; the axes are {", ".join(MESH_AXES)}')
+        for names in TOGETHER:
+            axes = [axis for name in names for axis in getattr(self, name)]
+            if twice := {axis for axis in axes if axes.count(axis) > 1}:
+                raise ValueError(
+                    f"{' and '.join(names)}: mesh axis {min(twice)} is there twice, but can split only one dimension of an array"
+                )
+
+    def axes(
+        self, names: Sequence[str | None], shape: Sequence[int], mesh_shape: Mapping[str, int]
+    ) -> list[tuple[str, ...]]:
+        """Return the mesh axes that split each dimension of an array whose dimensions have these names (None: replicated)."""
+
+        def axes_of(name: str | None, size: int) -> tuple[str, ...]:
+            axes = getattr(self, name) if name else ()
+            return axes if size % math.prod(mesh_shape[axis] for axis in axes) == 0 else ()
+
+        return [axes_of(name, size) for name, size in zip(names, shape, strict=True)]
+
+    def spec(self, names: Sequence[str | None], shape: Sequence[int], mesh_shape: Mapping[str, int]) -> PartitionSpec:
+        """Return the same as a partition spec."""
+        return PartitionSpec(*[axes or None for axes in self.axes(names, shape, mesh_shape)])
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Arrange `devices` (default: all of them) as a mesh of the configured sizes.
+
+    Raises ValueError where the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [getattr(config, axis) for axis in MESH_AXES]
+    shown = " x ".join(f"{axis} {size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise ValueError(f"mesh {shown}: every size must be positive, and at most one may be -1")
+    known = math.prod(size for size in sizes if size != -1)
+    sizes = [len(devices) // known if size == -1 else size for size in sizes]
+    if math.prod(sizes) != len(devices):
+        raise ValueError(f"mesh {shown} does not fit {len(devices)} devices: the sizes must multiply to that number")
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 4, devices=devices)
+
+
+def share_out(config: MeshConfig, num_kv_heads: int, num_devices: int) -> MeshConfig:
+    """Return a decoding mesh whose `data` and `tensor` may both be -1: `tensor` takes as many devices as can split the key/value heads.
+
+    With more, each would hold all heads' caches, and compute them.
+    """
+    if (config.data, config.tensor) != (-1, -1):
+        return config
+    return replace(config, tensor=math.gcd(num_kv_heads, num_devices // max(1, config.fsdp * config.sequence)))
+
+
+def sharding_for(mesh: Mesh, rules: ShardingRules, names: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
+    """Return the sharding of an array of this shape whose dimensions have these names.
+
+    On one device all of them are one, so that a program's results are no new kind of argument, for which it would be compiled again.
+    """
+    return NamedSharding(mesh, rules.spec(names, shape, mesh.shape) if mesh.size > 1 else PartitionSpec())
+
+
+def constrain(x: jax.Array, rules: ShardingRules, *names: str | None) -> jax.Array:
+    """Pin the sharding of an intermediate array under the mesh of `jax.set_mesh`; without one, or on one device, return it as it is."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.size <= 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, rules.spec(names, x.shape, mesh.shape))

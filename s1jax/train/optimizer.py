@@ -1,0 +1,109 @@
+"""The optimizer: gradients -> new parameters, by the paper's recipe (appendix D): AdamW, linear warm-up, cosine to zero, clipping.
+
+Master weights and moments are float32 or bfloat16. In bfloat16 an update of a millionth of a weight would be rounded away, so there
+the arithmetic is float32 and what is stored is rounded up or down at random, right on average (stochastic rounding, as in arXiv
+2010.06192).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from s1jax.model.qwen2 import Params
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and cosine decay to zero; the defaults are the paper's."""
+
+    learning_rate: float = 1e-5
+    """Peak learning rate."""
+    warmup_fraction: float = 0.05
+    """Share of the steps that warm up, rounded up to a whole step."""
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    weight_decay: float = 1e-4
+    """Not applied to biases and norm weights, as in the Hugging Face trainer."""
+    clip_norm: float = 1.0
+    """Largest global gradient norm."""
+
+    def __post_init__(self) -> None:
+        for name, is_good, told in (
+            ("learning_rate", 0 < self.learning_rate <= 1, "positive and at most 1"),
+            ("warmup_fraction", 0 <= self.warmup_fraction < 1, "at least 0 and below 1"),
+            ("beta1", 0 <= self.beta1 < 1, "at least 0 and below 1"),
+            ("beta2", 0 <= self.beta2 < 1, "at least 0 and below 1"),
+            ("epsilon", 0 < self.epsilon < math.inf, "positive and finite"),
+            ("weight_decay", 0 <= self.weight_decay < math.inf, "at least 0 and finite"),
+            ("clip_norm", self.clip_norm > 0, "positive"),
+        ):
+            if not is_good:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be {told}")
+
+
+def learning_rate(config: OptimizerConfig, num_steps: int) -> Callable[[Any], Any]:
+    """Return the schedule: 0 at step 0, linear to the peak at ceil(warmup_fraction * num_steps), cosine to 0 at `num_steps`."""
+    warmup_steps = math.ceil(config.warmup_fraction * num_steps)
+    return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup_steps, max(num_steps, warmup_steps + 1))
+
+
+def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
+    """Return clipping followed by AdamW (arXiv 1711.05101) on the schedule of `learning_rate`."""
+
+    def decays(params: Params) -> Any:
+        def is_matrix(path: tuple[Any, ...], _: Any) -> bool:
+            names = [str(getattr(key, "key", key)) for key in path]
+            return names[-1] in ("kernel", "lora_a", "lora_b") or names[0] == "embed_tokens"
+
+        return jax.tree_util.tree_map_with_path(is_matrix, params)
+
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(
+            learning_rate(config, num_steps),
+            b1=config.beta1,
+            b2=config.beta2,
+            eps=config.epsilon,
+            weight_decay=config.weight_decay,
+            mask=decays,
+        ),
+    )
+
+
+def update(
+    optimizer: optax.GradientTransformation, grads: Params, opt_state: Any, params: Params, key: jax.Array
+) -> tuple[Params, Any]:
+    """Return the parameters and the optimizer state after one step, in their dtypes; bfloat16 is rounded at random by `key`."""
+    dtypes = jax.tree.map(lambda x: x.dtype, (params, opt_state))
+    grads, opt_state, params = jax.tree.map(_in_float32, (grads, opt_state, params))
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    new = (optax.apply_updates(params, updates), opt_state)
+    leaves, tree = jax.tree.flatten(new)
+    rounded = [
+        round_stochastically(x, jax.random.fold_in(key, i)) if dtype == jnp.bfloat16 else x
+        for i, (x, dtype) in enumerate(zip(leaves, jax.tree.leaves(dtypes), strict=True))
+    ]
+    return jax.tree.unflatten(tree, rounded)
+
+
+def round_stochastically(x: jax.Array, key: jax.Array) -> jax.Array:
+    """Return float32 `x` as bfloat16, rounded up or down with a probability that makes it right on average.
+
+    A bfloat16 is the upper half of a float32, so a random lower half is added, which carries into the upper one as often as it should.
+    """
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    rounded = (bits + jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)) >> 16
+    up_or_down = jax.lax.bitcast_convert_type(rounded.astype(jnp.uint16), jnp.bfloat16)
+    return jnp.where(jnp.isfinite(x), up_or_down, x.astype(jnp.bfloat16))
+
+
+def _in_float32(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x

@@ -1,0 +1,96 @@
+"""`generate.py`: the streamed text with its parts told apart, and what is refused."""
+
+import io
+import itertools
+
+import pytest
+
+from s1jax.decode import generate
+from s1jax.decode.request import Completion
+from tests.support.tokenizers import byte_tokenizer
+
+DELIMITER, BUDGET_DELIMITER = "<|im_start|>answer", "\n<|im_start|>answer\nFinal Answer:"
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def transcript(out, thinking, delimiter, answer):
+    """What `out` holds after this completion was streamed, token by token."""
+    tokenizer = byte_tokenizer()
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (thinking, delimiter, answer)]
+    tokens, forced = (
+        tuple(itertools.chain(*ids)),
+        (False,) * len(ids[0]) + (True,) * len(ids[1]) + (False,) * len(ids[2]),
+    )
+    stream = generate.TranscriptStream(tokenizer, out)
+    for n in range(1, len(tokens) + 1):
+        completion = Completion(tokens[:n], forced[:n], min(n, len(ids[0])), 0, 0, False)
+        stream.show(completion, whole=n == len(tokens))
+    stream.close()
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("thinking", "delimiter", "answer", "text"),
+    [
+        ("hm", BUDGET_DELIMITER, " 6<|im_end|>", "--- thinking ---\nhm\n--- answer ---\n[[Final Answer:]] 6\n"),
+        ("hm\n\nso\n", DELIMITER, "\n6\n\n7", "--- thinking ---\nhm\n\nso\n--- answer ---\n6\n\n7\n"),
+        ("", BUDGET_DELIMITER, "<|im_end|>", "--- answer ---\n[[Final Answer:]] (no answer)\n"),
+        ("hm", DELIMITER, "\n<|im_end|>", "--- thinking ---\nhm\n--- answer ---\n(no answer)\n"),
+    ],
+)
+def test_off_a_terminal_forced_text_is_in_brackets_and_nothing_is_blank(thinking, delimiter, answer, text):
+    assert transcript(io.StringIO(), thinking, delimiter, answer) == text
+
+
+def test_a_terminal_has_colours_without_empty_runs_unless_they_are_unwanted(monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    r, bold, dim, green = generate.RESET, generate.BOLD, generate.DIM, generate.GREEN
+    natural = transcript(Terminal(), "h", DELIMITER, "\n6")
+    assert natural == f"{r}{bold}--- thinking ---{r}\n{r}{dim}h\n{r}{bold}--- answer ---{r}\n{r}6{r}\n"
+    assert f"\n{r}{green}Final Answer:{r} " in transcript(Terminal(), "h", BUDGET_DELIMITER, " 6")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert transcript(Terminal(), "h", BUDGET_DELIMITER, " 6").endswith("\n[[Final Answer:]] 6\n")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(num_ignore=2**31), "num_ignore is 2147483648; it must be from 0 to 2147483647"),
+        (dict(top_k=100_000_000_000), "top_k is 100000000000; it must be from 0 to 2147483647"),
+        (dict(prompt="a\udce9"), "the prompt is not valid Unicode: character 2 is a byte that is no UTF-8"),
+        (dict(ignore_text="\ud800"), "ignore_text is not valid Unicode: character 1 is a lone surrogate"),
+        (dict(temperature=float("nan")), "temperature is nan; it must be finite and not negative"),
+    ],
+)
+def test_a_bad_setting_is_refused_before_the_model_is_loaded(changes, message, monkeypatch):
+    monkeypatch.setattr(generate, "load_decoder", None)
+    with pytest.raises(ValueError, match=message):
+        generate.generate(generate.GenerateConfig(**dict(model="none", prompt="1 + 1?") | changes), io.StringIO())
+
+
+def test_generate_streams_the_completions_text_with_its_parts_marked(tiny_model):
+    out = io.StringIO()
+    config = generate.GenerateConfig(
+        model=tiny_model, prompt="1 + 1?", max_thinking_tokens=60, min_thinking_tokens=60, ignore_text="Wait", max_answer_tokens=8,
+        dtype="float32", temperature=1.0,
+    )  # fmt: skip
+    completion = generate.generate(config, out)
+    text = out.getvalue()
+    assert completion.num_thinking == 60 and completion.num_ignored > 0
+    assert text.startswith("--- thinking ---\n") and text.count("--- answer ---\n[[Final Answer:]]") == 1
+    assert text.count("[[Wait]]") == completion.num_ignored
+    assert text.index("--- answer ---") > text.rindex("[[Wait]]")
+
+
+def test_streaming_a_character_waits_for_all_its_bytes():
+    tokenizer = byte_tokenizer()
+    ids = tokenizer("é→🙂", add_special_tokens=False)["input_ids"]
+    out = io.StringIO()
+    stream = generate.TranscriptStream(tokenizer, out)
+    for n in range(1, len(ids) + 1):
+        stream.show(Completion(tuple(ids[:n]), (False,) * n, n, 0, 0, False))
+    assert out.getvalue() == "--- thinking ---\né→🙂"

@@ -1,0 +1,398 @@
+"""`decode.py` on a tiny random model: against one full forward per token, and against itself under other batches."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from s1jax.data.chat import encode_prompt, encode_text
+from s1jax.decode import batch, loop, scheduler
+from s1jax.decode.budget import Limits
+from s1jax.decode.engine import Decoder
+from s1jax.decode.load import load_decoder
+from s1jax.decode.request import Request
+from s1jax.model.qwen2 import graphdef
+from s1jax.ops import cached_attention
+from s1jax.runtime.sharding import MeshConfig
+from tests.support.decoding import (
+    COMMA,
+    CONFIG,
+    DELIMITERS,
+    NEWLINE,
+    NUM_TOKENS,
+    RULES,
+    START,
+    THINK,
+    WAIT,
+    at_point,
+    make_decoder,
+)
+
+COMPILED = (loop.prefill, loop.put_prompts, loop.start_rows, loop.advance)
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    return make_decoder()
+
+
+def requests(n=8, **changes):
+    rng = np.random.default_rng(0)
+    fields = [
+        dict(
+            prompt=(*rng.integers(8, 40, size=3 + 5 * (i % 4)).tolist(), START, THINK),
+            max_thinking_tokens=[0, 5, 17, 40][i % 4],
+            min_thinking_tokens=[0, 0, 10][i % 3] if i % 4 > 1 else 0,
+            num_ignore=i % 3,
+            ignore_ids=[(), (WAIT,), (WAIT, COMMA)][i % 3],
+            max_answer_tokens=12,
+            temperature=[1.0, 0.0, 0.7][i % 3],
+            problem=i,
+            seed=3,
+        )
+        for i in range(n)
+    ]
+    return [Request(**{**f, **changes}) for f in fields]
+
+
+def test_greedy_decode_without_ignores_equals_one_full_forward_per_token(decoder):
+    prompt = (9, 21, 33, START, THINK)
+    (completion,) = decoder.decode([Request(prompt=prompt, max_thinking_tokens=20, max_answer_tokens=10)])
+    model_of = graphdef(CONFIG, RULES, "per_layer")
+
+    @jax.jit
+    def last_logits(params, tokens, length):
+        model = nnx.merge(model_of, params)
+        positions = jnp.arange(tokens.shape[0])[None]
+        hidden, _ = model(tokens[None], positions, jnp.ones_like(positions))
+        return model.logits(hidden)[0, length - 1]
+
+    ids = list(prompt)
+    for token, forced in zip(completion.tokens, completion.forced, strict=True):
+        logits = last_logits(decoder.params, jnp.zeros(64, jnp.int32).at[: len(ids)].set(jnp.array(ids)), len(ids))
+        greedy = int(jnp.argmax(logits[:NUM_TOKENS]))
+        if not forced:
+            assert token == greedy
+        ids.append(token)
+    assert not all(completion.forced) and any(completion.forced)
+
+
+def test_batch_mates_and_padding_change_no_token(decoder):
+    together = decoder.decode(requests())
+    alone = [decoder.decode([request])[0] for request in requests()]
+    padded = decoder.decode(requests(), num_rows=11)
+    shuffled = decoder.decode(requests()[::-1])[::-1]
+    assert together == alone == padded == shuffled
+    assert len({completion.tokens for completion in together}) == len(together)
+
+
+def test_returning_to_the_host_between_steps_changes_no_token_and_shows_growing_prefixes(decoder):
+    whole = decoder.decode(requests())
+    seen = []
+    assert decoder.decode(requests(), steps_per_call=7, on_progress=seen.append) == whole
+    assert len(seen) > 3
+    for earlier, later in itertools.pairwise(seen):
+        for index in earlier.keys() & later.keys():
+            assert later[index].tokens[: len(earlier[index].tokens)] == earlier[index].tokens
+
+
+def test_thinking_never_passes_the_budget_and_meets_it_where_the_budget_ended_it(decoder):
+    for request, completion in zip(requests(16), decoder.decode(requests(16)), strict=True):
+        after = completion.tokens[completion.num_thinking :]
+        out_of_budget = DELIMITERS.final_answer in (after[:5], after[1:6])
+        assert completion.num_thinking <= request.max_thinking_tokens
+        assert out_of_budget == (completion.num_thinking == request.max_thinking_tokens)
+        assert completion.num_forced == sum(completion.forced)
+        assert completion.num_answer <= request.max_answer_tokens
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_trace_of_a_smaller_budget_is_a_prefix_of_the_larger_ones(decoder, temperature):
+    base = Request(
+        prompt=(9, 21, START, THINK), num_ignore=9, ignore_ids=(WAIT,), temperature=temperature, max_answer_tokens=4
+    )
+    budgets = (0, 1, 4, 9, 30, 60)
+    completions = decoder.decode([dataclasses.replace(base, max_thinking_tokens=b) for b in budgets])
+    traces = [c.tokens[: c.num_thinking] for c in completions]
+    for small, large in itertools.pairwise(traces):
+        assert large[: len(small)] == small
+    assert len(traces[-1]) > 9
+
+
+def test_ids_without_text_are_never_drawn(decoder):
+    completions = decoder.decode(requests(16, temperature=30.0))
+    assert max(max(c.tokens) for c in completions) < NUM_TOKENS
+
+
+def test_budgets_counts_strings_and_sampling_recompile_nothing(decoder):
+    decoder.decode(requests(8))
+    before = [f._cache_size() for f in COMPILED]
+    decoder.decode(requests(8, max_thinking_tokens=33, min_thinking_tokens=2, num_ignore=5, temperature=0.3, top_p=0.5))
+    decoder.decode(requests(8, max_thinking_tokens=7, min_thinking_tokens=0, ignore_ids=(8, 9, 10), top_k=3, seed=8))
+    assert [f._cache_size() for f in COMPILED] == before
+
+
+@pytest.mark.parametrize("mesh", [None, pytest.param(MeshConfig(data=4, fsdp=1, tensor=2), marks=pytest.mark.slow)])
+def test_the_loop_is_compiled_once_for_a_shape(mesh):
+    """However its state was made: empty, begun by `start_rows`, grown, shrunk, or as the loop before left it."""
+    decoder, before = make_decoder(mesh), batch.advance._cache_size()
+    capacities = []
+    with pytest.MonkeyPatch.context() as patch:
+        advance = batch.advance
+        patch.setattr(batch, "advance", lambda *a, **k: capacities.append(a[5].cache.capacity) or advance(*a, **k))
+        list(decoder.stream(requests(8), num_rows=3))
+        long = requests(3, max_thinking_tokens=150, min_thinking_tokens=140, num_ignore=40)
+        list(decoder.stream([*long, *requests(5, max_thinking_tokens=40)], num_rows=3))
+    assert capacities.count(64) > 3 and capacities.count(192) > 0
+    assert batch.advance._cache_size() == before + len(set(capacities))
+
+
+def test_the_loop_ends_when_every_row_is_done(decoder, monkeypatch):
+    steps = []
+    advance = batch.advance
+    monkeypatch.setattr(batch, "advance", lambda *a, **k: steps.append(advance(*a, **k)) or steps[-1])
+    completions = decoder.decode(requests(4, max_thinking_tokens=6, min_thinking_tokens=0))
+    assert int(steps[-1].num_steps) == max(len(c.tokens) for c in completions) < steps[-1].emitted.tokens.shape[1]
+
+
+def test_rows_that_do_not_think_answer_at_once(decoder):
+    (completion,) = decoder.decode([Request(prompt=(9, 21, 33), thinks=False, max_answer_tokens=6)])
+    assert completion.num_thinking == completion.num_forced == 0
+    assert completion.num_answer + completion.stopped == len(completion.tokens)
+
+
+@pytest.mark.parametrize(
+    "sizes", [dict(data=4, fsdp=1, tensor=2), pytest.param(dict(data=2, fsdp=2, tensor=2), marks=pytest.mark.slow)]
+)
+def test_eight_devices_emit_what_one_does(decoder, sizes):
+    sharded = make_decoder(MeshConfig(**sizes))
+    assert sharded.decode(requests(8)) == decoder.decode(requests(8))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(max_thinking_tokens=-1), "max_thinking_tokens is -1"),
+        (dict(num_ignore=-2), "num_ignore is -2"),
+        (dict(max_thinking_tokens=3, min_thinking_tokens=4), "min_thinking_tokens 4 is above"),
+        (dict(max_answer_tokens=0), "max_answer_tokens is 0"),
+        (dict(top_p=0.0), "top_p is 0.0"),
+        (dict(temperature=float("nan")), "temperature is nan"),
+        (dict(prompt=()), "prompt is empty"),
+    ],
+)
+def test_a_bad_request_is_refused_by_name(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Request(**{"prompt": (1,), **changes})
+
+
+def test_a_request_longer_than_the_context_is_refused(decoder):
+    with pytest.raises(ValueError, match="the model has 256"):
+        decoder.decode([Request(prompt=(1,) * 200, max_thinking_tokens=60)])
+
+
+# -- slots
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 8])
+def test_the_number_of_rows_and_the_order_of_requests_change_no_token(decoder, num_rows):
+    wanted = decoder.decode(requests(16))
+    assert decoder.decode(requests(16), num_rows=num_rows) == wanted
+    assert decoder.decode(requests(16)[::-1], num_rows=num_rows)[::-1] == wanted
+
+
+def test_a_finished_row_is_refilled_while_the_others_go_on(decoder):
+    long = Request(prompt=(9, 21, START, THINK), max_thinking_tokens=150, min_thinking_tokens=150, max_answer_tokens=1)
+    short = [
+        dataclasses.replace(request, max_answer_tokens=4)
+        for request in requests(4, max_thinking_tokens=8, min_thinking_tokens=0)
+    ]
+    order = [index for index, _ in decoder.stream([long, *short], num_rows=2)]
+    assert order[-1] == 0 and sorted(order) == list(range(5))
+
+
+def test_samples_of_one_prompt_are_prefilled_once_and_share_one_copy_of_its_cache(decoder, monkeypatch):
+    """64 samples of 200 tokens: no array but the prompt's one cache is long enough to hold the prompt."""
+    prefilled, held = [], []
+    prefill, advance = scheduler.prefill, batch.advance
+    monkeypatch.setattr(scheduler, "prefill", lambda *a, **k: prefilled.append(a[2].shape) or prefill(*a, **k))
+
+    def count(*args, **how):
+        state = advance(*args, **how)
+        held.append(sum(max(x.shape[2:]) >= 200 for x in jax.live_arrays() if x.ndim == 4))
+        assert args[4][0].positions.shape[0] == 1 and state.cache.positions.shape == (64, 64)
+        return state
+
+    monkeypatch.setattr(batch, "advance", count)
+    prompt = (*np.random.default_rng(2).integers(8, 40, size=198).tolist(), START, THINK)
+    samples = [
+        Request(prompt=prompt, max_thinking_tokens=9, max_answer_tokens=9, temperature=1.0, sample=i) for i in range(64)
+    ]
+    completions = decoder.decode(samples)
+    assert prefilled == [(1, 256)] and len(set(completions)) > 32 and set(held) == {2 * CONFIG.num_layers}
+    monkeypatch.undo()
+    assert completions[::16] == [decoder.decode([sample])[0] for sample in samples[::16]]
+
+
+def test_prompts_are_prefilled_in_pieces_of_few_lengths(decoder, monkeypatch):
+    rng = np.random.default_rng(1)
+    several = [
+        Request(
+            prompt=(*rng.integers(8, 40, size=n).tolist(), START, THINK), max_thinking_tokens=9, max_answer_tokens=9
+        )
+        for n in (14, 46, 130)
+    ]
+    at_once = [decoder.decode([request])[0] for request in several]
+    pieces = []
+    prefill = scheduler.prefill
+    monkeypatch.setattr(scheduler, "prefill", lambda *a, **k: pieces.append(a[2].shape[1]) or prefill(*a, **k))
+    monkeypatch.setattr(scheduler, "PREFILL_TOKENS", 64)
+    assert [decoder.decode([request])[0] for request in several] == at_once
+    assert pieces == [16, 48, 64, 64, 64]
+
+
+def test_a_cache_that_grows_and_shrinks_and_a_ring_that_wraps_change_no_token(decoder, monkeypatch):
+    long = requests(6, max_thinking_tokens=200, num_ignore=40, min_thinking_tokens=180, max_answer_tokens=2)
+    asked = [*long, *requests(12)]
+    alone = [decoder.decode([row])[0] for row in asked]
+    capacities, advance = [], batch.advance
+    monkeypatch.setattr(batch, "advance", lambda *a, **k: capacities.append(a[5].cache.capacity) or advance(*a, **k))
+    assert decoder.decode(asked, num_rows=3) == alone
+    grown = capacities.index(256)
+    assert 128 in capacities[:grown] and capacities[-1] == 128
+
+
+def test_no_row_idles_while_a_prompt_has_samples_left(decoder, monkeypatch):
+    """A prompt of many samples is copied, not prefilled again, to the rows of those that have no more."""
+    base = Request(prompt=(9, START, THINK), max_thinking_tokens=20, min_thinking_tokens=20, max_answer_tokens=1)
+    asked = [dataclasses.replace(base, temperature=1.0, sample=i) for i in range(14)]
+    asked += [dataclasses.replace(base, prompt=(9, i, START, THINK)) for i in (21, 33)]
+    prefilled, steps = [], []
+    prefill, advance = scheduler.prefill, batch.advance
+
+    def count(*args, **how):
+        state = advance(*args, **how)
+        steps.append(int(state.num_steps))
+        return state
+
+    monkeypatch.setattr(scheduler, "prefill", lambda *a, **k: prefilled.append(a[2].shape) or prefill(*a, **k))
+    monkeypatch.setattr(batch, "advance", count)
+    together = decoder.decode(asked, num_rows=3)
+    assert prefilled == [(1, 16)] * 3
+    length = max(len(completion.tokens) for completion in together)
+    assert sum(steps) <= 6 * length
+    monkeypatch.undo()
+    assert together == decoder.decode(asked)
+
+
+def test_a_model_that_gives_nan_is_refused(decoder):
+    params = decoder.params | {"norm": {"weight": decoder.params["norm"]["weight"] * np.nan}}
+    damaged = Decoder(CONFIG, params, RULES, decoder.mesh, DELIMITERS, np.arange(NUM_TOKENS) == NEWLINE)
+    with pytest.raises(ValueError, match="NaN or infinity for request 0"):
+        damaged.decode(requests(1, max_thinking_tokens=9))
+
+
+def test_a_limit_takes_no_room_before_it_is_used(decoder, monkeypatch):
+    capacities = []
+    advance = batch.advance
+    monkeypatch.setattr(batch, "advance", lambda *a, **k: capacities.append(a[5].cache.capacity) or advance(*a, **k))
+    ends_early = Request(prompt=(9, 21, START, THINK), max_thinking_tokens=230, max_answer_tokens=6)
+    (completion,) = decoder.decode([ends_early])
+    assert len(completion.tokens) <= 128 and set(capacities) == {128}
+
+
+# -- points
+
+
+@pytest.mark.parametrize("num_rows", [2, 6])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+def test_forked_answers_equal_single_runs_token_for_token(decoder, temperature, num_rows, dtype):
+    decoder = decoder if dtype == "float32" else make_decoder(dtype=dtype)
+    grid = [
+        Limits(*point) for point in itertools.product((0, 1, 7, 30, 60), (0, 5, 20), (0, 1, 3)) if point[1] <= point[0]
+    ]
+    rng = np.random.default_rng(1)
+    shapes = [((), 0), ((WAIT,), 1), ((WAIT, COMMA, WAIT), 2)]
+    sweeps = [
+        Request(
+            prompt=(*rng.integers(8, 40, size=4).tolist(), START, THINK), max_thinking_tokens=60, min_thinking_tokens=20,
+            num_ignore=3, ignore_ids=ignore, max_answer_tokens=7, points=tuple(grid), temperature=temperature, problem=i,
+        )
+        for ignore, i in shapes * 2
+    ]  # fmt: skip
+    forked = dict(decoder.stream(sweeps, num_rows=num_rows))
+    for i, request in enumerate(sweeps):
+        single = decoder.decode([at_point(request, point) for point in grid])
+        assert list(forked[i]) == single
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_real_models_curve_equals_its_points_one_at_a_time(real_model, temperature):
+    real, tokenizer = load_decoder(str(real_model), "float32")
+    grid = [Limits(*p) for p in ((0,), (16,), (40, 24), (64,), (64, 48), (96, 0, 1), (96, 32, 2), (96, 96), (96, 0, 4))]
+    sweeps = [
+        Request(
+            tuple(encode_prompt(tokenizer, f"What is {17 + i} times {12 + i}?")), max_thinking_tokens=96, min_thinking_tokens=96,
+            num_ignore=4, ignore_ids=tuple(encode_text(tokenizer, "Wait")), max_answer_tokens=16, points=tuple(grid),
+            temperature=temperature, problem=i, sample=sample,
+        )
+        for i in range(3) for sample in range(2)
+    ]  # fmt: skip
+    forked = dict(real.stream(sweeps, num_rows=4))
+    assert all(len({point.tokens for point in points}) > 3 for points in forked.values())
+    for point in grid:  # together, in other rows and in another order
+        backwards = [at_point(request, point) for request in reversed(sweeps)]
+        single = real.decode(backwards)[::-1]
+        assert [forked[i][grid.index(point)] for i in range(len(sweeps))] == single
+
+
+def test_the_kernel_over_caches_computes_prompts_rows_and_forks(decoder, monkeypatch):
+    traced = set()
+    kernel = cached_attention.cached_attention
+    monkeypatch.setattr(
+        cached_attention,
+        "cached_attention",
+        lambda q, segment_ids, caches, *more, **how: (
+            traced.add((q.shape[1] > 1, len(caches))) or kernel(q, segment_ids, caches, *more, **how)
+        ),
+    )
+    asked = [
+        Request(
+            prompt=(9, 21, START, THINK), max_thinking_tokens=12, min_thinking_tokens=5, num_ignore=1, ignore_ids=(WAIT,),
+            max_answer_tokens=4, points=(Limits(3), Limits(12, 5, 1)), temperature=1.0, problem=i,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    assert dict(make_decoder(attention="pallas").stream(asked)) == dict(decoder.stream(asked))
+    # A prompt sees itself; a row its prompt too, and a fork its trace besides.
+    assert traced == {(True, 1), (False, 2), (False, 3)}
+
+
+def test_a_trace_that_waits_for_its_answers_while_other_rows_go_round_the_ring_is_kept(decoder):
+    waits = Request(
+        prompt=(9, 21, START, THINK), max_thinking_tokens=12, min_thinking_tokens=12, max_answer_tokens=7,
+        points=(Limits(5, 5), Limits(12, 12)),
+    )  # fmt: skip
+    others = requests(60, max_thinking_tokens=30, min_thinking_tokens=30, max_answer_tokens=7)
+    forked = dict(decoder.stream([waits, *others], num_rows=8))
+    assert list(forked[0]) == decoder.decode([at_point(waits, point) for point in waits.points])
+    assert [forked[i + 1][0] for i in range(60)] == decoder.decode(others)
+
+
+def test_log_probabilities_are_the_models_whoever_decoded_the_token(decoder):
+    request = Request(
+        prompt=(9, 21, START, THINK), max_thinking_tokens=40, num_ignore=2, ignore_ids=(WAIT,), max_answer_tokens=6,
+        points=(Limits(40, 0, 2), Limits(9), Limits(40)), temperature=1.0,
+    )  # fmt: skip
+    ((_, forked),) = decoder.stream([request], scores=True)
+    for completion, point in zip(forked, request.points, strict=True):
+        (single,) = decoder.decode([at_point(request, point)], scores=True)
+        np.testing.assert_allclose(completion.logprobs, single.logprobs, atol=1e-5)
+        np.testing.assert_allclose(completion.end_logprobs, single.end_logprobs, atol=1e-5)
+        assert all((p == 0) == f for p, f in zip(single.logprobs, single.forced, strict=True))

@@ -1,0 +1,299 @@
+"""The decoder against Hugging Face torch: submodules, logits and greedy tokens in float32, and how far bfloat16 strays."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from s1jax.checkpoint.source import load_model
+from s1jax.model.config import ModelConfig
+from s1jax.model.qwen2 import graphdef, init_cache, unstack
+from s1jax.ops.rope import apply_rope, rope_attention_factor, rope_frequencies, rotation_at
+from tests.support.models import RULES, YARN, full_logits, one_device, published, random_tokens
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+torch.set_num_threads(2)
+
+SMALL = {"intermediate_size": 320, "num_hidden_layers": 3, "vocab_size": 512, "bos_token_id": 1, "eos_token_id": 2}
+# Every ratio of heads to key/value heads, both head dims, both kinds of head; only width and depth are scaled down.
+FAMILIES = {
+    "0.5B": published("0.5B", **SMALL),
+    "1.5B": published("1.5B", **SMALL, hidden_size=192, head_dim=128),
+    "7B": published("7B", **SMALL, hidden_size=192, head_dim=128),
+    "14B_32B": published("32B", **SMALL, hidden_size=192, head_dim=128, num_attention_heads=10, num_key_value_heads=2),
+    "72B_yarn": published("72B", **SMALL, hidden_size=192, head_dim=128, num_attention_heads=16, num_key_value_heads=2)
+    | {"rope_scaling": YARN},
+}
+
+
+@dataclasses.dataclass
+class Pair:
+    """The same weights in Hugging Face torch and here, both float32."""
+
+    directory: Path
+    hf: torch.nn.Module
+    config: ModelConfig
+    params: dict
+    layout: str
+
+    def model(self):
+        """The model with one module per layer, to call its submodules."""
+        params = self.params if self.layout == "per_layer" else unstack(self.params, self.config.num_layers)
+        return nnx.merge(graphdef(self.config, RULES, "per_layer"), params)
+
+    @functools.cached_property
+    def logits(self):
+        """Logits [B, T, V] of tokens and, where given, positions and segment ids."""
+        return functools.partial(jax.jit(functools.partial(full_logits, self.config, self.layout)), self.params)
+
+
+def load_pair(directory: Path, layout: str = "per_layer") -> Pair:
+    hf = transformers.AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    config, params = load_model(str(directory), one_device(), RULES, layout, dtype="float32", param_dtype="float32")
+    return Pair(directory, hf, config, params, layout)
+
+
+def write_random_model(hf_config: dict, directory: Path) -> Path:
+    """Save random weights that leave nothing degenerate: peaked attention, biases away from 0, norms away from 1."""
+    torch.manual_seed(0)
+    model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config.from_dict(hf_config)).float()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("norm.weight"):
+                weight.normal_(1.0, 0.3)
+            elif name.endswith("bias"):
+                weight.normal_(0.0, 0.5)
+            else:
+                weight.normal_(0.0, 1.5 * weight.shape[-1] ** -0.5)
+    model.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def real(real_model) -> Pair:
+    return load_pair(real_model, "stacked")
+
+
+@pytest.fixture(scope="session")
+def pair_of(request, tmp_path_factory):
+    """A function from a family's name, or "real", to its pair; each is made once."""
+
+    @functools.cache
+    def make(name: str) -> Pair:
+        if name == "real":
+            return request.getfixturevalue("real")
+        return load_pair(write_random_model(FAMILIES[name], tmp_path_factory.mktemp(name)))
+
+    return make
+
+
+def relative_error(ours, theirs) -> float:
+    ours, theirs = np.asarray(ours, np.float64), theirs.detach().numpy().astype(np.float64)
+    assert ours.shape == theirs.shape
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+EVERY_MODEL = ["real", *FAMILIES]
+
+
+@pytest.mark.parametrize("name", [pytest.param("real", marks=pytest.mark.slow), *FAMILIES])
+@torch.no_grad()
+def test_every_submodule_equals_hugging_faces(name, pair_of):
+    pair = pair_of(name)
+    ours, hf, config = pair.model(), pair.hf.model, pair.config
+    B, T, index = 2, 24, pair.config.num_layers - 1
+    layer, hf_layer = ours.layers[index], hf.layers[index]
+    tokens = random_tokens(config, (B, T))
+    x = np.random.default_rng(1).standard_normal((B, T, config.embed_dim)).astype(np.float32)
+    positions = np.tile(np.arange(T, dtype=np.int32), (B, 1))
+    segment_ids, tx = np.ones_like(positions), torch.from_numpy(x)
+    rotation = rotation_at(positions, config.head_dim, config.rope_theta, config.yarn)
+    rotary = hf.rotary_emb(tx, torch.from_numpy(positions).long())
+    mask = torch.full((T, T), -torch.inf).triu(1)[None, None]
+    attended = hf_layer.self_attn(tx, position_embeddings=rotary, attention_mask=mask)[0]
+    block = hf_layer(tx, position_embeddings=rotary, attention_mask=mask)
+    attention = layer.self_attn(x, rotation, positions, segment_ids, None)[0]
+    heads = lambda y: y.reshape(B, T, -1)  # noqa: E731  N x H as one dimension, as in Hugging Face
+    errors = {
+        "embed_tokens": relative_error(
+            ours.embed_tokens.weight[...][tokens], hf.embed_tokens(torch.from_numpy(tokens))
+        ),
+        "input_layernorm": relative_error(layer.input_layernorm(x), hf_layer.input_layernorm(tx)),
+        "post_attention_layernorm": relative_error(
+            layer.post_attention_layernorm(x), hf_layer.post_attention_layernorm(tx)
+        ),
+        "norm": relative_error(ours.norm(x), hf.norm(tx)),
+        "q_proj": relative_error(heads(layer.self_attn.q_proj(x)), hf_layer.self_attn.q_proj(tx)),
+        "k_proj": relative_error(heads(layer.self_attn.k_proj(x)), hf_layer.self_attn.k_proj(tx)),
+        "v_proj": relative_error(heads(layer.self_attn.v_proj(x)), hf_layer.self_attn.v_proj(tx)),
+        "self_attn": relative_error(attention, attended),
+        "mlp": relative_error(layer.mlp(x), hf_layer.mlp(tx)),
+        "block": relative_error(layer(x, rotation, positions, segment_ids)[0], block),
+        "lm_head": relative_error(ours.logits(x), pair.hf.lm_head(tx)),
+    }
+    print(name, {key: f"{error:.1e}" for key, error in errors.items()})
+    assert errors == {key: pytest.approx(0, abs=1e-5) for key in errors}
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [None, YARN, {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
+     YARN | {"factor": 2.0, "beta_fast": 16.0, "beta_slow": 2.0, "attention_factor": 1.25}],
+)  # fmt: skip
+@pytest.mark.parametrize("size", ["0.5B", "7B"])
+@torch.no_grad()
+def test_rotary_embeddings_equal_hugging_faces(size, scaling):
+    factor = scaling["factor"] if scaling else 1.0
+    hf_config = published(size, max_position_embeddings=int(32768 * factor)) | (
+        {"rope_scaling": scaling} if scaling else {}
+    )
+    rotary = transformers.models.qwen2.modeling_qwen2.Qwen2RotaryEmbedding(
+        transformers.Qwen2Config.from_dict(hf_config)
+    )
+    config = ModelConfig.from_hf(hf_config)
+    frequencies = rope_frequencies(config.head_dim, config.rope_theta, config.yarn)
+    attention_factor = rope_attention_factor(config.yarn)
+    np.testing.assert_allclose(frequencies, rotary.inv_freq.numpy(), rtol=3e-7)
+    assert attention_factor == pytest.approx(rotary.attention_scaling, rel=1e-12)
+    # Far out, a float32 angle is only as good as its rounding: 32767 radians are exact to 2e-3.
+    for positions, tolerance in ((np.arange(64), 2e-5), (np.arange(32000, 32064), 4e-3)):
+        x = np.random.default_rng(0).standard_normal((1, 64, 2, config.head_dim)).astype(np.float32)
+        tx = torch.from_numpy(x).swapaxes(1, 2)
+        cos, sin = rotary(tx, torch.from_numpy(positions)[None])
+        theirs = transformers.models.qwen2.modeling_qwen2.apply_rotary_pos_emb(tx, tx, cos, sin)[0].swapaxes(1, 2)
+        rotation = rotation_at(positions[None], config.head_dim, config.rope_theta, config.yarn)
+        assert relative_error(apply_rope(jnp.asarray(x), rotation), theirs) < tolerance
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_logits_of_random_weights_equal_hugging_faces(name, pair_of):
+    pair = pair_of(name)
+    tokens = random_tokens(pair.config, (2, 48))
+    theirs = pair.hf(torch.from_numpy(tokens)).logits
+    assert theirs.softmax(-1).amax(-1).mean() < 0.9 and theirs.std() > 0.5  # neither saturated nor flat
+    error = relative_error(pair.logits(tokens), theirs)
+    print(f"{name}: largest error {error:.1e} of the largest logit")
+    assert error < 1e-4
+
+
+def real_texts(shared: Path, tokenizer, with_answers: bool, count: int = 8) -> list[list[int]]:
+    """Token ids of real questions under the chat template, with their worked solutions or ready for an answer."""
+    texts = []
+    for name in ("gsm8k_test", "math500"):
+        for line in (shared / "data" / f"{name}.jsonl").read_text().splitlines()[: count // 2]:
+            row = json.loads(line)
+            text = tokenizer.apply_chat_template(
+                [{"role": "user", "content": row["question"]}], add_generation_prompt=True, tokenize=False
+            )
+            texts.append(tokenizer.encode(text + row["solution"] * with_answers, add_special_tokens=False))
+    return texts
+
+
+def padded(rows: list[list[int]], left: bool = False, length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Ids [B, T] and the mask of real ones."""
+    T = length or max(map(len, rows))
+    ids, mask = np.zeros((len(rows), T), np.int32), np.zeros((len(rows), T), np.int32)
+    for i, row in enumerate(rows):
+        where = slice(T - len(row), T) if left else slice(len(row))
+        ids[i, where], mask[i, where] = row, 1
+    return ids, mask
+
+
+@pytest.fixture(scope="session")
+def real_tokenizer(real_model):
+    return transformers.AutoTokenizer.from_pretrained(real_model)
+
+
+@pytest.fixture(scope="session")
+def real_batch(real, real_tokenizer, shared):
+    """Real questions with their solutions, [8, 160] ids and mask, and Hugging Face's float32 logits of the real tokens."""
+    rows = [row[:160] for row in real_texts(shared, real_tokenizer, with_answers=True)]
+    ids, mask = padded(rows, length=160)
+    with torch.no_grad():
+        logits = real.hf(torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)).logits[
+            torch.from_numpy(mask) > 0
+        ]
+    return ids, mask, logits
+
+
+def test_logits_of_a_real_model_equal_hugging_faces_and_so_does_every_greedy_choice(real, real_batch):
+    ids, mask, theirs = real_batch
+    ours = np.asarray(real.logits(ids, None, mask))[mask > 0]
+    error = relative_error(ours, theirs)
+    print(f"largest error {error:.1e} of the largest logit, {len(theirs)} tokens")
+    assert error < 1e-4
+    assert (ours.argmax(axis=-1) == theirs.argmax(-1).numpy()).all()
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_logits_of_the_full_half_billion_shape_equal_hugging_faces(tmp_path):
+    pair = load_pair(write_random_model(published("0.5B"), tmp_path))
+    tokens = random_tokens(pair.config, (1, 32))
+    error = relative_error(pair.logits(tokens), pair.hf(torch.from_numpy(tokens)).logits)
+    print(f"largest error {error:.1e} of the largest logit")
+    assert error < 1e-4
+
+
+@functools.partial(jax.jit, static_argnames=("config", "steps"))
+def greedy(params, ids, mask, config: ModelConfig, steps: int):
+    """Greedy continuations [B, steps] of right-padded prompts through the cache, and how far the best logit is ahead."""
+    model = nnx.merge(graphdef(config, RULES, "per_layer"), params)
+    B, T = ids.shape
+    positions = jnp.broadcast_to(jnp.arange(T), (B, T))
+    hidden, cache = model(ids, positions, mask, init_cache(config, B, T + steps, RULES))
+    lengths = mask.sum(axis=1)
+
+    def step(carry, _):
+        cache, hidden, position = carry
+        best, token = jax.lax.top_k(model.logits(hidden[:, None])[:, 0], 2)
+        hidden, cache = model(token[:, :1], position[:, None], jnp.ones((B, 1), jnp.int32), cache)
+        return (cache, hidden[:, 0], position + 1), (token[:, 0], best[:, 0] - best[:, 1])
+
+    first = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
+    tokens, margins = jax.lax.scan(step, (cache, first, lengths), length=steps)[1]
+    return tokens.T, margins.T
+
+
+def generate(hf, prompts: list[list[int]], steps: int) -> np.ndarray:
+    """Hugging Face's greedy continuations [B, steps]; past the end of text too, so that all tokens are compared."""
+    ids, mask = (torch.from_numpy(x).long() for x in padded(prompts, left=True))
+    hf.generation_config.eos_token_id = None
+    tokens = hf.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=steps, pad_token_id=0)
+    return tokens[:, ids.shape[1] :].numpy()
+
+
+@pytest.mark.slow
+def test_200_greedy_tokens_through_the_cache_equal_hugging_faces(real, real_tokenizer, shared):
+    prompts = real_texts(shared, real_tokenizer, with_answers=False)
+    params = unstack(real.params, real.config.num_layers)
+    ours, margins = greedy(params, *padded(prompts), real.config, steps=200)
+    same = np.asarray(ours) == generate(real.hf, prompts, steps=200)
+    first = np.where(same.all(axis=1), 200, same.argmin(axis=1))
+    print(f"identical up to {first.tolist()} of 200 tokens; closest call {float(margins.min()):.1e}")
+    assert same.all(), (
+        f"first differences at {first}; the best logits were ahead by {margins[np.arange(8), first % 200]}"
+    )
+
+
+def test_bfloat16_stays_within_a_thousandth_of_a_nat_of_float32(real, real_batch):
+    ids, mask, logits = real_batch
+    config, params = load_model(str(real.directory), one_device(), RULES, "stacked", param_dtype="bfloat16")
+    assert config.dtype == "bfloat16"
+    ours = jax.jit(functools.partial(full_logits, config, "stacked"))(params, ids, None, mask)[mask > 0]
+    wanted = logits.log_softmax(-1).numpy()
+    divergence = float((np.exp(wanted) * (wanted - np.asarray(jax.nn.log_softmax(ours)))).sum(axis=-1).mean())
+    print(f"mean KL of {len(wanted)} tokens: {divergence:.2e} nat")
+    assert 0 < divergence <= 1e-3

@@ -1,0 +1,306 @@
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+from s1jax.results.figures import _COLORS, _MARKERS, plot_thinking, plot_voting
+from s1jax.results.metrics import thinking_curve, voting_curve
+from s1jax.results.tables import format_thinking_table, format_voting_table, setting_text
+from tests.support.samples import sample
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def rows(benchmarks=("toy",), samples=1, budgets=(0, 16, 32, 64), waits=(1, 2), models=("m",), natural=50):
+    return [
+        sample(
+            benchmark=benchmark,
+            model=model,
+            problem_id=f"p{i}",
+            sample_index=s,
+            max_thinking_tokens=budget,
+            num_ignore=ignore,
+            ignore_text="Wait" if ignore else "",
+            temperature=float(samples > 1),
+            num_thinking_tokens=min(budget, natural + 6 * ignore + i),
+            correct=(i + s) % 5 < (budget > 16) + (budget > 32) + ignore,
+            extracted=str((i + s) % 5),
+        )
+        for benchmark in benchmarks
+        for model in models
+        for i in range(5)
+        for s in range(samples)
+        for budget, ignore in [*((b, 0) for b in budgets), *((budgets[-1], w) for w in waits)]
+    ]
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that get saved."""
+    figures = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k))[1])
+    return figures
+
+
+@pytest.fixture
+def laid_out(monkeypatch):
+    """The figures that would get saved."""
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **k: (figures.append(self), path.touch()))
+    return figures
+
+
+def texts_within(figure):
+    """Check that no text of a figure is cut off or leaves its panel, and that no two tick labels of an axis touch."""
+    figure.canvas.draw()
+    page = figure.bbox
+    legend = figure.legends[0].get_window_extent()
+    assert legend.x0 >= 0 and legend.x1 <= page.x1
+    for text in figure.findobj(
+        lambda artist: hasattr(artist, "get_text") and artist.get_text() and artist.get_visible()
+    ):
+        box = text.get_window_extent()
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= page.x1 and box.y1 <= page.y1, text.get_text()
+    for ax in figure.axes:
+        assert ax.get_window_extent().y1 < legend.y0
+        assert ax._left_title.get_window_extent().x1 <= ax.get_window_extent().x1
+        for labels, edge in ((ax.get_xticklabels(), ("x0", "x1")), (ax.get_yticklabels(), ("y0", "y1"))):
+            boxes = sorted((label.get_window_extent() for label in labels), key=lambda b: getattr(b, edge[0]))
+            assert 2 <= len(boxes) <= 9
+            assert all(getattr(a, edge[1]) < getattr(b, edge[0]) for a, b in itertools.pairwise(boxes))
+
+
+def test_figures_show_exactly_the_points_of_their_json(tmp_path, drawn):
+    data = rows(samples=4)
+    points = plot_thinking(data, tmp_path / "new" / "a.png")
+    assert points == thinking_curve(data) == json.loads((tmp_path / "new" / "a.json").read_text())
+    votes = plot_voting(data, tmp_path / "b.png")
+    assert votes == voting_curve(data) == json.loads((tmp_path / "b.json").read_text())
+    assert sorted(p.name for p in tmp_path.rglob("*.*")) == ["a.json", "a.png", "b.json", "b.png"]
+    shown = {
+        (round(x, 6), round(y, 6))
+        for line in drawn[0].axes[0].lines
+        if line.get_marker() not in ("None", None, "")
+        for x, y in zip(*line.get_data(), strict=True)
+    }
+    assert shown == {
+        (round(p["mean_thinking_tokens"], 6), round(p["accuracy"], 6)) for p in points if p["mean_thinking_tokens"]
+    }
+    image = imread(tmp_path / "new" / "a.png")
+    assert image.shape[1] > 1200 and image[..., :3].std() > 0.05
+
+
+def test_no_point_without_thinking_is_lost(tmp_path, drawn):
+    plot_thinking(rows(), tmp_path / "a.png")
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == [
+        "thinking budget",
+        "no thinking",
+        'stopping replaced by "Wait"',
+    ]
+    assert any(line.get_linestyle() == ":" for line in drawn[0].axes[0].lines)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        rows(),
+        rows(budgets=(512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072, 262144), waits=(), natural=10**6),
+        rows(budgets=(64,), waits=()),
+        rows(budgets=(0,), waits=()),
+        rows(benchmarks=("aime24", "gpqa_diamond", "math500", "gsm8k"), waits=(1, 2, 3, 4, 5, 6)),
+        rows(models=("/a/very/long/path" * 9 + r"/model_$\frac{$_of_odd_name", "other", "third")),
+        [
+            row | {"ignore_text": 40 * "let me see\n"}
+            for row in rows(benchmarks=("W" * 40, 9 * "a long name "), waits=(1,))
+        ],
+    ],
+    ids=["usual", "ten budgets", "one point", "no thinking at all", "four benchmarks", "three models", "long names"],
+)
+def test_no_text_is_cut_off_and_no_ticks_touch(tmp_path, laid_out, data):
+    plot_thinking(data, tmp_path / "a.png")
+    plot_voting([row | {"sample_index": i, "temperature": 1.0} for i in (0, 1) for row in data], tmp_path / "b.png")
+    for figure in laid_out:
+        texts_within(figure)
+
+
+def labels(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def lines(figure):
+    """The points of each line that joins some."""
+    joined = [line for line in figure.axes[0].lines if line.get_linestyle() not in ("None", ":")]
+    return [list(zip(*line.get_data(), strict=True)) for line in joined]
+
+
+@pytest.mark.parametrize(
+    ("models", "names"),
+    [
+        (("runs/lr1e-5/qwen2.5-32b-instruct-s1k/hf", "runs/lr5e-5/qwen2.5-32b-instruct-s1k/hf", "other"),
+         ["runs/lr1e-5/qwen…instruct-s1k/hf", "runs/lr5e-5/qwen…instruct-s1k/hf", "other"]),
+        ((40 * "a" + "1" + 40 * "b", 40 * "a" + "2" + 40 * "b"), ["…1" + 40 * "b", "…2" + 40 * "b"]),
+    ],
+)  # fmt: skip
+def test_models_whose_names_end_alike_stay_apart(tmp_path, laid_out, models, names):
+    points = plot_thinking(rows(models=models, budgets=(16, 32), waits=()), tmp_path / "a.png")
+    plot_voting(rows(models=models, budgets=(16,), waits=(), samples=2), tmp_path / "b.png")
+    assert sorted(labels(laid_out[0])) == sorted(f"{name}: thinking budget" for name in names)
+    assert sorted(labels(laid_out[1])[:-1]) == sorted(f"{name}: majority vote" for name in names)
+    assert [len(line) for line in lines(laid_out[0])] == [2] * len(models) and len(points) == 2 * len(models)
+
+
+def test_a_line_joins_points_of_one_minimum_and_ignore_text(tmp_path, laid_out):
+    settings = [(0, 0, ""), (0, 1, "Wait"), (8, 0, "Wait"), (8, 1, "Wait"), (8, 0, "Hmm"), (8, 1, "")]
+    names = ("min_thinking_tokens", "num_ignore", "ignore_text")
+    data = [
+        row | dict(zip(names, setting, strict=True)) | {"num_thinking_tokens": row["num_thinking_tokens"] + i}
+        for i, setting in enumerate(settings)
+        for row in rows(budgets=(16, 32), waits=())
+    ]
+    plot_thinking(data, tmp_path / "a.png")
+    assert labels(laid_out[0]) == [
+        "thinking budget",
+        'stopping replaced by "Wait"',
+        'at least 8, "Hmm": thinking budget',
+        'at least 8, "Wait": thinking budget',
+        "at least 8: stopping forbidden",
+        'at least 8: stopping replaced by "Wait"',
+    ]
+    x = sorted([round(x) for x, _ in line] for line in lines(laid_out[0]))
+    assert x == [[16, 17], [16, 32], [18, 19], [18, 34], [20, 36], [21], [32, 33], [34, 35], [37]]
+    plot_thinking(
+        [row for row in data if row["min_thinking_tokens"] and row["ignore_text"] == "Wait"], tmp_path / "a.png"
+    )
+    assert labels(laid_out[1]) == ["thinking budget", 'stopping replaced by "Wait"']
+
+
+def test_twelve_series_look_different(tmp_path, laid_out):
+    plot_thinking(rows(models=[f"m{i}" for i in range(12)], budgets=(0, 16, 32), waits=()), tmp_path / "a.png")
+    handles = laid_out[0].legends[0].legend_handles
+    assert len({(line.get_color(), line.get_marker(), line.get_linestyle()) for line in handles}) == len(handles) == 24
+    plot_voting(rows(models=[f"m{i}" for i in range(12)], budgets=(16,), waits=(), samples=2), tmp_path / "b.png")
+    (ax,) = laid_out[1].axes
+    x = [x for line in ax.lines for x in line.get_xdata()]
+    assert ax.get_xlim()[0] < min(x) and max(x) < ax.get_xlim()[1]
+
+
+def test_an_ignore_text_is_shown_on_one_line(tmp_path, laid_out):
+    data = [row | {"ignore_text": "Hm,\n\u2028wait\\n"} for row in rows()]
+    plot_thinking(data, tmp_path / "a.png")
+    assert labels(laid_out[0])[-1] == r'stopping replaced by "Hm,\n\u2028wait\\n"'
+    assert r'budget 64, "Hm,\n\u2028wait\\n" x2' in format_thinking_table(data)
+    assert len(format_thinking_table(data).splitlines()) == 10
+
+
+def test_settings_have_names_of_their_own():
+    settings = itertools.product((0, 8), (0, 1), ("", "Wait", "Hmm"))
+    names = ("min_thinking_tokens", "num_ignore", "ignore_text")
+    points = thinking_curve([sample(**dict(zip(names, setting, strict=True))) for setting in settings])
+    assert len({setting_text(point) for point in points}) == len(points) == 10
+
+
+def test_a_figure_without_thinking_speaks_of_no_budget_and_no_bars(tmp_path, laid_out):
+    plot_thinking(rows(budgets=(0,), waits=(1,)), tmp_path / "a.png")
+    assert labels(laid_out[0]) == ["no thinking"]
+    assert not any("bars" in text.get_text() for text in laid_out[0].texts)
+
+
+def test_characters_that_the_font_lacks_are_no_warnings(tmp_path):
+    plot_thinking(rows(benchmarks=("数学🙂",), budgets=(16,), waits=()), tmp_path / "a.png")
+
+
+def test_series_differ_in_luminance_or_blue_yellow_as_well_as_in_marker():
+    assert len(set(_MARKERS)) == 8 and len(set(_COLORS)) == 7  # coprime
+    # Two colours are told apart without red-green vision where what is left differs: luminance, or blue against the rest.
+    left = [(0.2126 * r + 0.7152 * g + 0.0722 * b, b - (r + g) / 2) for r, g, b in map(to_rgb, _COLORS)]
+    apart = [np.hypot(*np.subtract(a, b)) for i, a in enumerate(left) for b in left[:i]]
+    assert min(apart) > 0.08
+
+
+def test_voting_needs_two_samples(tmp_path):
+    with pytest.raises(ValueError, match="at least two samples"):
+        plot_voting(rows(), tmp_path / "b.png")
+    assert format_voting_table(rows()) == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_table_is_aligned_and_counts_what_the_budget_ended():
+    data = rows()
+    lines = format_thinking_table(data).splitlines()
+    assert lines[0] == "toy, m, budget_forcing, temperature 0"
+    assert len({len(line) for line in lines[1:-1]}) == 1
+    cells = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines[3:-1]]
+    assert cells[1] == ["budget 16", "5", "16.0", "5 of 5, all at 16", "0.0", "0.0 to 43.4"]
+    assert cells[3][:4] == ["budget 64", "5", "52.0", "0 of 5"]
+    assert cells[5][:4] == ['budget 64, "Wait" x2', "5", "63.4", "3 of 5, all at 64"]
+    assert lines[-1].startswith("Control 100% (100% of samples)   Scaling +")
+    data[1]["num_thinking_tokens"] = 17
+    assert "5 of 5, 1 OVER IT" in format_thinking_table(data)
+
+
+def test_the_voting_table_has_a_block_per_setting():
+    table = format_voting_table(rows(samples=4, budgets=(64,)))
+    assert table.count("maj@k %") == 3 and 'temperature 1, budget 64, "Wait" x2' in table
+    block = table.split("\n\n")[0].splitlines()
+    assert [line.split()[0] for line in block[3:]] == ["1", "2", "4"]
+    assert len({len(line) for line in block[1:]}) == 1
+
+
+def run(*arguments):
+    command = [sys.executable, "launch/plot.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT), "HOME": "/"})
+
+
+def test_the_command_writes_figures_beside_the_rows_and_names_them(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows(samples=2)))
+    result = run(path)
+    assert result.returncode == 0, result.stderr
+    figures = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [Path(f["figure"]).name for f in figures] == ["thinking.png", "voting.png"]
+    assert all(Path(f[key]).is_file() and Path(f[key]).parent == tmp_path for f in figures for key in f)
+    assert "Performance" in result.stderr and "maj@k" in result.stderr
+
+
+def test_the_command_explains_bad_rows_in_one_line(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("{}\n")
+    result = run(path, "--out", tmp_path / "out")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert (
+        result.stderr.startswith("error: ") and "line 1: no column" in result.stderr and result.stderr.count("\n") == 1
+    )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{tmp}"], "{tmp} is a directory; name the file of sample rows in it"),
+        (
+            ["{tmp}/rows.jsonl", "--out", "{tmp}/rows.jsonl"],
+            "{tmp}/rows.jsonl/thinking.png cannot be written: Not a dir",
+        ),
+        (["{tmp}/rows.jsonl", "--out", "/proc/figures"], "/proc/figures/thinking.png cannot be written: "),
+    ],
+)
+def test_the_command_explains_a_bad_path_in_one_line(tmp_path, arguments, message):
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
+    result = run(*(argument.format(tmp=tmp_path) for argument in arguments))
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: " + message.format(tmp=tmp_path)) and result.stderr.count("\n") == 1
+
+
+def test_a_single_point_is_left_out_where_others_form_a_curve(tmp_path):
+    curve, single = rows(), [row | {"temperature": 1.0} for row in rows(samples=4, budgets=(64,), waits=())]
+    points = plot_thinking(curve + single, tmp_path / "both.png")
+    assert {point["temperature"] for point in points} == {0.0}
+    assert len(plot_thinking(single, tmp_path / "single.png")) == 1

@@ -1,0 +1,314 @@
+import collections
+import itertools
+import json
+import random
+import statistics
+
+import numpy as np
+import pytest
+
+from s1jax.grading.extract import grade
+from s1jax.results.metrics import (
+    control,
+    maj_at_k,
+    mean_interval,
+    pass_at_k,
+    performance,
+    scaling,
+    summarise_curves,
+    thinking_curve,
+    voting_curve,
+)
+from s1jax.results.samples import distinct_samples, read_samples
+from tests.support.samples import sample
+
+# ---- pass@k and maj@k against every subset ----
+
+
+def test_pass_at_k_equals_the_share_of_all_subsets_with_a_correct_sample():
+    for n, c in itertools.product(range(1, 8), range(8)):
+        for k in range(1, n + 1):
+            if c <= n:
+                subsets = list(itertools.combinations([True] * c + [False] * (n - c), k))
+                assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, subsets)) / len(subsets), abs=1e-15)
+
+
+def vote_by_hand(answers, correct, k):
+    """Every subset, every tie: the rules of the docstring, spelled out."""
+    won = []
+    for subset in itertools.combinations(range(len(answers)), k):
+        votes = collections.Counter("right" if correct[i] else answers[i] for i in subset if answers[i] is not None)
+        leaders = [answer for answer in votes if votes[answer] == max(votes.values())]
+        won.append(leaders.count("right") / len(leaders) if leaders else 0)
+    return statistics.fmean(won)
+
+
+def test_maj_at_k_equals_the_vote_of_every_subset():
+    rng = random.Random(0)
+    for _ in range(60):
+        answers = [rng.choice([None, "1", "1", "2", "3", "x"]) for _ in range(rng.randint(1, 9))]
+        correct = [answer == "1" for answer in answers]
+        for k in range(1, len(answers) + 1):
+            assert maj_at_k(answers, correct, k) == pytest.approx(vote_by_hand(answers, correct, k), abs=1e-12)
+
+
+def test_equal_answers_vote_together_whatever_their_spelling():
+    answers, correct = ["3", "3", "1/2", "0.5", r"\frac{1}{2}"], [True, True, False, False, False]
+    assert maj_at_k(answers, correct, 5) == 0
+    assert maj_at_k(["1/2", "0.5", "3", "3", "4"], [True, True, False, False, False], 5) == 0.5
+
+
+def test_a_missing_answer_never_wins_a_vote():
+    assert maj_at_k([None, None, None, "7"], [False, False, False, True], 4) == 1
+    assert maj_at_k([None, None], [False, False], 2) == 0
+
+
+def test_a_vote_of_all_samples_is_settled_and_of_one_is_accuracy():
+    rng = random.Random(1)
+    answers = [str(rng.choice([1, 1, 1, 2, 2, 3])) for _ in range(64)]
+    correct = [answer == "1" for answer in answers]
+    assert maj_at_k(answers, correct, 1) == pytest.approx(statistics.fmean(correct))
+    assert maj_at_k(answers, correct, 2) == pytest.approx(statistics.fmean(correct))  # a tie of two is a draw
+    assert maj_at_k(answers, correct, 64) == 1
+
+
+def test_more_subsets_than_a_float_can_count_are_no_trouble():
+    answers, correct = ["1"] * 5 + [None] * 1195, [True] * 5 + [False] * 1195  # C(1200, 600) is about 1e360
+    assert maj_at_k(answers, correct, 600) == pytest.approx(pass_at_k(1200, 5, 600), rel=1e-9)
+
+
+@pytest.mark.parametrize("k", [0, 3])
+def test_more_samples_than_there_are_is_an_error(k):
+    with pytest.raises(ValueError, match=f"maj@{k} of 2"):
+        maj_at_k(["1", "2"], [True, False], k)
+    with pytest.raises(ValueError, match=f"pass@{k} of 2"):
+        pass_at_k(2, 1, k)
+
+
+# ---- intervals ----
+
+
+def test_one_sample_per_problem_gives_the_wilson_interval():
+    assert mean_interval([1.0] * 15 + [0.0] * 15) == pytest.approx((0.5, 0.3315, 0.6685), abs=1e-4)
+    assert mean_interval([0.0] * 30) == pytest.approx((0, 0, 0.1135), abs=1e-4)  # 30 problems of AIME24, none solved
+    assert mean_interval([1.0] * 30, 900) == pytest.approx((1, 0.8865, 1), abs=1e-4)
+
+
+def test_more_samples_narrow_an_interval_only_as_far_as_problems_agree():
+    def width(values, units=None):
+        _, low, high = mean_interval(values, units)
+        return high - low
+
+    one_each = width([1.0, 0.0] * 10)
+    assert width([1.0, 0.0] * 10, 20 * 16) == one_each  # 16 equal samples of each problem say nothing new
+    assert width([0.6, 0.4] * 10, 20 * 16) < 0.6 * one_each
+    apart = width([1.0, 0.0] * 160)  # never narrower than all samples drawn apart
+    assert width([0.5] * 20, 20 * 16) == pytest.approx(apart)
+    assert width([0.5] * 19 + [0.51], 20 * 16) == pytest.approx(apart, rel=1e-3)
+
+
+@pytest.mark.parametrize(("a", "b", "samples"), [(2, 2, 1), (2, 2, 8), (8, 2, 4), (20, 1, 4)])
+def test_intervals_cover_the_truth_about_95_times_in_100(a, b, samples):
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(400):
+        values = rng.binomial(samples, rng.beta(a, b, size=30)) / samples
+        _, low, high = mean_interval(values.tolist(), 30 * samples)
+        covered += low <= a / (a + b) <= high
+    assert 0.91 <= covered / 400 <= 0.99
+
+
+# ---- Control, Scaling, Performance against table 3 of the paper ----
+
+BUDGETS = [1024, 2048, 4096, 8192, 16384]
+STEPS = [1600, 3200, 6400, 12800, 25600]  # 16 to 256 steps of about 100 tokens
+PUBLISHED = {
+    "budget forcing": (
+        [500, 1000, 2000, 3933, 7320],
+        [0, 13.3, 30, 43.3, 56.7],
+        [500, 1000, 2000, 4000, 8000],
+        (100, 15, 56.7),
+    ),
+    "token-conditional": ([7939, 7158, 8263, 7108, 7500], [26.7, 30, 33.3, 33.3, 40], BUDGETS, (40, -24, 40)),
+    "token-conditional, forced": ([1024, 2048, 4031, 5664, 6330], [3.3, 30, 33.3, 33.3, 40], BUDGETS, (100, 13, 40)),
+    "step-conditional": ([7252, 6277, 5396, 5552, 7551], [33.3, 23.3, 33.3, 36.7, 33.3], STEPS, (60, 3, 36.7)),
+    "step-conditional, forced": ([1517, 2963, 4636, 5409, 7551], [23.3, 23.3, 33.3, 36.7, 33.3], STEPS, (100, 6, 36.7)),
+}
+
+
+@pytest.mark.parametrize("method", PUBLISHED)
+def test_table_3_follows_from_its_points(method):
+    tokens, accuracies, limits, (published_control, published_scaling, published_performance) = PUBLISHED[method]
+    assert 100 * control(tokens, [(0, limit) for limit in limits]) == pytest.approx(published_control)
+    # The table is rounded, and so are the token counts it was published with.
+    assert scaling(tokens, accuracies) == pytest.approx(published_scaling, abs=0.6)
+    assert performance(accuracies) == published_performance
+
+
+def test_scaling_per_token_is_the_plain_mean_slope():
+    assert scaling([100, 200, 400], [0.0, 0.1, 0.5], per="token") == pytest.approx(
+        (0.1 / 100 + 0.4 / 200 + 0.5 / 300) / 3
+    )
+    assert scaling([400, 100, 200, 200], [0.5, 0.0, 0.1, 0.1]) == pytest.approx((0.25 + 2 * 0.1 + 2 * 0.4) / 5)
+
+
+def test_a_slope_without_two_counts_or_at_no_thinking_is_an_error():
+    with pytest.raises(ValueError, match="two points with different thinking tokens"):
+        scaling([5, 5], [0.1, 0.2])
+    with pytest.raises(ValueError, match="no place on a log2 axis"):
+        scaling([0, 5], [0.1, 0.2])
+
+
+# ---- curves ----
+
+
+def test_a_point_pools_one_setting_only_and_weighs_problems_equally():
+    setting = {"temperature": 1.0, "num_ignore": 1, "ignore_text": "Hmm"}
+    rows = [sample(**setting, sample_index=i, correct=True, num_thinking_tokens=64) for i in range(3)]
+    rows += [sample(**setting, problem_id="p1", correct=False, extracted=None, num_thinking_tokens=4)]
+    others = {"benchmark": "b", "model": "n", "method": "x", "temperature": 0.5, "max_thinking_tokens": 128}
+    others |= {"min_thinking_tokens": 1, "num_ignore": 2, "ignore_text": "Wait"}
+    rows += [sample(**setting | {name: value}) for name, value in others.items()]
+    points = thinking_curve(rows)
+    assert len(points) == 1 + len(others)
+    (point,) = (p for p in points if p["num_problems"] == 2)
+    assert (point["n"], point["accuracy"], point["mean_thinking_tokens"]) == (4, 0.5, 34)
+    assert (point["num_budget_ended"], point["num_over_budget"]) == (3, 0)
+    assert point["accuracy_low"] < 0.2 and point["accuracy_high"] > 0.8
+
+
+def test_greedy_copies_are_no_samples():
+    rows = [
+        sample(
+            problem_id=f"p{i}", seed=seed, sample_index=index, correct=seed == 0, num_thinking_tokens=80 * (seed > 0)
+        )
+        for i in range(2)
+        for seed, index in ((0, 0), (1, 0), (0, 1))
+    ]
+    (point,) = thinking_curve(rows)
+    assert (point["n"], point["accuracy"], point["num_over_budget"]) == (2, 1, 0)
+    assert distinct_samples(rows) == rows[::3] and voting_curve(rows) == []
+    assert summarise_curves(rows)[0]["control_per_sample"] == 1
+    drawn = [row | {"temperature": 0.5} for row in rows]
+    assert distinct_samples(drawn) == drawn and voting_curve(drawn)[-1]["num_samples"] == 3
+
+
+def test_an_ignore_text_is_part_of_a_setting_only_where_it_is_used():
+    texts = ("Wait", "Hmm", "")
+    for temperature in (0.0, 1.0):
+        (point,) = thinking_curve([sample(ignore_text=text, temperature=temperature) for text in texts])
+        assert (point["n"], point["ignore_text"]) == (1, "")
+    for used in ({"num_ignore": 1}, {"min_thinking_tokens": 1}):
+        points = thinking_curve([sample(ignore_text=text, **used) for text in texts])
+        assert [point["ignore_text"] for point in points] == sorted(texts)
+
+
+def test_thinking_past_the_budget_is_seen():
+    (point,) = thinking_curve([sample(num_thinking_tokens=64), sample(problem_id="p1", num_thinking_tokens=65)])
+    assert (point["num_budget_ended"], point["num_over_budget"]) == (2, 1)
+
+
+def test_voting_points_double_up_to_the_fewest_samples_of_any_problem():
+    rows = [sample(sample_index=i, correct=i < 3, extracted="1" if i < 3 else f"no{i}") for i in range(9)]
+    rows += [sample(problem_id="p1", sample_index=i, correct=i == 0, extracted=str(1 + (i > 0))) for i in range(5)]
+    rows = [row | {"temperature": 1.0} for row in rows]
+    rows += [sample(model="greedy"), sample(model="greedy", problem_id="p1")]
+    points = voting_curve(rows)
+    assert [(p["model"], p["k"], p["num_samples"]) for p in points] == [("m", k, 5) for k in (1, 2, 4)]
+    first, _, last = points
+    assert first["maj_at_k"] == pytest.approx((3 / 9 + 1 / 5) / 2) == pytest.approx(first["pass_at_k"])
+    assert last["pass_at_k"] == pytest.approx((pass_at_k(9, 3, 4) + pass_at_k(5, 1, 4)) / 2)
+    assert last["maj_at_k_low"] < last["maj_at_k"] < last["pass_at_k"] < last["pass_at_k_high"]
+
+
+def test_a_summary_counts_control_by_run_average_and_by_sample():
+    rows = [sample(max_thinking_tokens=8, num_thinking_tokens=n, problem_id=f"p{n}", correct=False) for n in (0, 12)]
+    rows += [
+        sample(max_thinking_tokens=16, min_thinking_tokens=6, num_thinking_tokens=n, problem_id=f"p{n}")
+        for n in (4, 20)
+    ]
+    (summary,) = summarise_curves(rows)
+    assert (summary["control"], summary["control_per_sample"], summary["performance"]) == (1, 0.25, 1)
+    assert summary["scaling_per_doubling"] == pytest.approx(1)
+    assert summary["scaling_per_token"] == pytest.approx(1 / 6)
+    (lone,) = summarise_curves(rows[:2])
+    assert lone["scaling_per_doubling"] is None and lone["scaling_per_token"] is None
+
+
+def test_a_point_without_thinking_counts_per_token_but_has_no_doubling():
+    rows = [sample(max_thinking_tokens=n, num_thinking_tokens=n, correct=n > 4, extracted="1") for n in (0, 4, 8)]
+    (summary,) = summarise_curves(rows)
+    assert summary["scaling_per_doubling"] == 1
+    assert summary["scaling_per_token"] == pytest.approx((0 + 1 / 8 + 1 / 4) / 3)
+
+
+def test_voting_on_5276_real_responses_equals_every_subset(shared):
+    text = (shared / "data" / "gsm8k_graded_responses.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.splitlines()]
+    problems = collections.defaultdict(list)
+    for row in rows:
+        problems[row["problem_id"]].append(grade(row["response"].replace("\nA:", "\nAnswer:"), row["gold"]))
+    for graded in list(problems.values())[::7]:
+        answers, correct = zip(*graded, strict=True)
+        for k in (1, 2, 3, 4):
+            assert maj_at_k(answers, correct, k) == pytest.approx(vote_by_hand(answers, correct, k), abs=1e-12)
+
+
+# ---- files ----
+
+
+def write(path, rows, end="\n"):
+    path.write_text(
+        "\n".join(row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows) + end
+    )
+    return path
+
+
+def test_sample_rows_read_back_as_written_without_unknown_columns(tmp_path):
+    rows = [sample(), sample(problem_id="p1", extracted=None, correct=False, temperature=1)]
+    assert read_samples(write(tmp_path / "rows.jsonl", [rows[0], rows[1] | {"later": 1}])) == rows
+
+
+def test_a_torn_last_line_is_reported_and_left_out(tmp_path, capsys):
+    whole = json.dumps(sample(problem_id="p1", thinking="日本"), ensure_ascii=False)
+    path = write(tmp_path / "rows.jsonl", [sample()])
+    data = path.read_bytes()
+    for cut in (1, len(whole.encode()) // 2, whole.encode().index("日".encode()) + 1):
+        path.write_bytes(data + whole.encode()[:cut])
+        assert read_samples(path) == [sample()]
+        assert "line 2 was cut off" in capsys.readouterr().err
+    path.write_bytes(data + whole.encode())  # whole, only its line break is missing
+    assert len(read_samples(path)) == 2
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("{torn", "line 2 is not JSON"),
+        ("[]", "line 2: expected a JSON object"),
+        ({"a": 1}, "line 2: no column benchmark"),
+        (sample(seed="0"), "line 2: column seed holds '0', expected int"),
+        (sample(num_ignore=True), "column num_ignore holds True"),
+        (sample(correct=1), "column correct holds 1"),
+        (sample(extracted=1), "column extracted holds 1"),
+        (sample(finish_reason="eos"), "column finish_reason holds 'eos'"),
+        (sample(num_thinking_tokens=-8), "line 2: column num_thinking_tokens holds -8, expected a number from 0 to"),
+        (sample(num_answer_tokens=10**400), "column num_answer_tokens holds 1000"),
+        (sample(temperature=float("nan")), "line 2: column temperature holds nan"),
+        (sample(temperature=float("inf")), "line 2: column temperature holds inf"),
+        (sample(extracted=None), "marked correct, and has no extracted answer"),
+        (sample(), "lines 1 and 2 hold the same sample .problem p0, sample 0"),
+    ],
+)
+def test_a_bad_line_is_named_with_its_fault(tmp_path, row, words):
+    with pytest.raises(ValueError, match=words):
+        read_samples(write(tmp_path / "rows.jsonl", [sample(), row, sample(problem_id="p1")]))
+
+
+def test_a_file_without_rows_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="holds no sample rows"):
+        read_samples(write(tmp_path / "rows.jsonl", []))
+    with pytest.raises(FileNotFoundError, match=r"none\.jsonl cannot be read: No such file"):
+        read_samples(tmp_path / "none.jsonl")
+    with pytest.raises(ValueError, match="is a directory; name the file of sample rows"):
+        read_samples(tmp_path)

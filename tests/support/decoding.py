@@ -1,0 +1,47 @@
+"""A tiny decoder with random weights, whose every token comes up."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from s1jax.data.chat import Delimiters
+from s1jax.decode.engine import Decoder
+from s1jax.model.config import ModelConfig
+from s1jax.model.qwen2 import unstack
+from s1jax.runtime.sharding import MeshConfig, ShardingRules, make_mesh
+from tests.support.models import random_params
+
+START, END, EOT, THINK, ANSWER, NEWLINE, FINAL, COLON, WAIT, COMMA = 40, 41, 42, 1, 2, 3, 4, 5, 6, 7
+NUM_TOKENS = 43
+DELIMITERS = Delimiters(
+    think=(START, THINK),
+    answer=(START, ANSWER),
+    final_answer=(START, ANSWER, NEWLINE, FINAL, COLON),
+    newline=(NEWLINE,),
+    end_thinking=(START, END, EOT),
+    end_answer=(END, EOT),
+    pad=EOT,
+)
+CONFIG = ModelConfig(
+    vocab_size=48, embed_dim=32, mlp_dim=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, rope_theta=1e4,
+    rms_norm_eps=1e-6, max_position_embeddings=256, tie_word_embeddings=True, dtype="float32",
+)  # fmt: skip
+RULES = ShardingRules()
+
+
+def make_decoder(mesh_config=None, attention=None, dtype="float32"):
+    mesh = make_mesh(mesh_config or MeshConfig(fsdp=1), jax.devices()[: 8 if mesh_config else 1])
+    params = random_params(CONFIG, "stacked", mesh)
+    # Larger weights than at initialisation, so that logits differ and every id, the ends included, comes up.
+    params = jax.tree.map(lambda x: (x * 4 if x.ndim > 1 else x).astype(dtype), params)
+    newline = np.arange(NUM_TOKENS) == NEWLINE
+    config = dataclasses.replace(CONFIG, dtype=dtype)
+    return Decoder(config, unstack(params, CONFIG.num_layers), RULES, mesh, DELIMITERS, newline, attention)
+
+
+def at_point(request, point):
+    maximum, minimum, ignore = point
+    return dataclasses.replace(
+        request, max_thinking_tokens=maximum, min_thinking_tokens=minimum, num_ignore=ignore, points=()
+    )
