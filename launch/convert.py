@@ -17,6 +17,7 @@ from s1jax.checkpoint.export import save_hf, save_params
 from s1jax.checkpoint.source import find_weights, has_tokenizer, load_model, resolve_model
 from s1jax.runtime.command import run_command
 from s1jax.runtime.config import parse_arguments
+from s1jax.runtime.errors import UserError
 from s1jax.runtime.sharding import MeshConfig, ShardingRules, make_mesh
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -37,7 +38,7 @@ class ConvertConfig:
 
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in DTYPES:
-            raise ValueError(f"dtype is {self.dtype!r}: choose one of {', '.join(DTYPES)}")
+            raise UserError(f"dtype is {self.dtype!r}: choose one of {', '.join(DTYPES)}")
 
 
 def main() -> None:
@@ -46,7 +47,7 @@ def main() -> None:
     destination = check_destination(config.dst)
     source = resolve_model(config.src)
     if destination.resolve().is_relative_to(source.resolve()):
-        raise ValueError(f"{config.dst} lies in {config.src}, which is to be read: give a directory outside")
+        raise UserError(f"{config.dst} lies in {config.src}, which is to be read: give a directory outside")
     kind, _, files = find_weights(source)
     mesh = make_mesh(config.mesh)
     dtype = config.dtype if kind == "hugging_face" else None

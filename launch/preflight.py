@@ -16,6 +16,7 @@ from typing import Any
 
 from s1jax.runtime.command import run_command
 from s1jax.runtime.config import parse_command
+from s1jax.runtime.errors import UserError
 
 
 def main() -> None:
@@ -33,14 +34,14 @@ def main() -> None:
 
     argv = [part for arg in sys.argv[1:] for part in (arg.split("=", 1) if arg.startswith("--topology=") else [arg])]
     if argv.count("--topology") > 1:
-        raise ValueError("--topology is given more than once: give one")
+        raise UserError("--topology is given more than once: give one")
     if "--topology" in argv[:-1]:
         place = argv.index("--topology")
         topology, argv = argv[place + 1], argv[:place] + argv[place + 2 :]
     elif {"--help", "-h"} & set(argv):
         topology = ""
     else:
-        raise ValueError("which hardware? Give --topology, as h100:2x8, v5p:2x2x4, v6e:4x8 or cpu:1")
+        raise UserError("which hardware? Give --topology, as h100:2x8, v5p:2x2x4, v6e:4x8 or cpu:1")
     config: Any = parse_command(__doc__ or "", (TrainConfig, EvaluateConfig, SweepConfig), argv)
     run = config if isinstance(config, TrainConfig) else config.decoding
     model_config = published_config(run.model, run.dtype)

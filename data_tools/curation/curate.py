@@ -33,9 +33,11 @@ from data_tools.quickstart.arithmetic import write_jsonl
 from s1jax.data.chat import encode_chat, encode_text
 from s1jax.data.rows import TrainingRow, read_rows, write_rejects
 from s1jax.evaluate.problems import read_problems
-from s1jax.grading.extract import extract_answer, grade
+from s1jax.grading.extract import extract_answer
+from s1jax.grading.grade import grade
 from s1jax.runtime.command import run_command
 from s1jax.runtime.config import parse_arguments
+from s1jax.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -78,23 +80,23 @@ class CurateConfig:
 
 
 def check_paths(config: CurateConfig) -> None:
-    """Raise ValueError for an output that is no file's name, or that would be written over an input or the other output."""
+    """Raise UserError for an output that is no file's name, or that would be written over an input or the other output."""
     for name, path in {"output": config.output, "rejects": config.rejects}.items():
         if path is not None and (not path.name or path.is_dir()):
-            raise ValueError(f"--{name} {path} is a directory: give a .jsonl file to write")
+            raise UserError(f"--{name} {path} is a directory: give a .jsonl file to write")
     output, rejects = config.output.resolve(), config.rejects_path.resolve()
     if output == rejects:
-        raise ValueError(f"--output and --rejects are the same file, {config.output}")
+        raise UserError(f"--output and --rejects are the same file, {config.output}")
     for name, read in {"pool": config.pool, "heldout": config.heldout}.items():
         for option, written in {"output": output, "rejects": rejects}.items():
             if Path(read).resolve() in (written, written.parent if name == "pool" else None):
-                raise ValueError(f"--{option} {written} would change --{name} {read}: write elsewhere")
+                raise UserError(f"--{option} {written} would change --{name} {read}: write elsewhere")
 
 
 def curate(config: CurateConfig) -> list[tuple[str, int]]:
     """Run all stages and write the chosen rows; return how many rows were left after each stage."""
     if config.num < 1 or config.ngram < 1:
-        raise ValueError(f"--num {config.num} and --ngram {config.ngram} must be positive")
+        raise UserError(f"--num {config.num} and --ngram {config.ngram} must be positive")
     check_paths(config)
     from s1jax.decode.load import load_decoder
 
@@ -221,13 +223,12 @@ def solved_by(
     num_rows: int,
 ) -> list[bool]:
     """Return which questions the model answers rightly at once, greedily and without thinking."""
+    from s1jax.data.condition import Condition
     from s1jax.decode.request import Request
     from s1jax.runtime.progress import progress
 
-    requests = [
-        Request(tuple(encode_chat(tokenizer, row["question"])), max_answer_tokens=max_answer_tokens, thinks=False)
-        for row in rows
-    ]
+    condition = Condition(0, max_answer_tokens=max_answer_tokens)
+    requests = [Request(tuple(encode_chat(tokenizer, row["question"])), condition, thinks=False) for row in rows]
     solved = [False] * len(rows)
     with progress(len(rows), "difficulty", "row") as bar:
         for i, (completion,) in decoder.stream(requests, num_rows=num_rows):
@@ -240,11 +241,11 @@ def solved_by(
 def draw_diverse(rows: Sequence[Row], lengths: Mapping[str, int], num: int, seed: int) -> list[Row]:
     """Draw `num` rows: a domain uniformly, then one of its rows with weight 2^-rank, longest trace first, without replacement.
 
-    `lengths` are trace lengths by row id. An empty domain is dropped. Raises ValueError if there are fewer than `num` rows.
+    `lengths` are trace lengths by row id. An empty domain is dropped. Raises UserError if there are fewer than `num` rows.
     Source: the paper's algorithm 1.
     """
     if len(rows) < num:
-        raise ValueError(f"only {len(rows)} rows are left to draw {num} from: give a larger pool or a smaller --num")
+        raise UserError(f"only {len(rows)} rows are left to draw {num} from: give a larger pool or a smaller --num")
     domains: dict[str, list[Row]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: (row["domain"], -lengths[row["id"]], row["id"])):
         domains[row["domain"]].append(row)

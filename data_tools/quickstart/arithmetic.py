@@ -31,6 +31,7 @@ from typing import Any
 import tyro
 
 from s1jax.runtime.command import run_command
+from s1jax.runtime.errors import UserError
 from s1jax.runtime.files import write_file
 
 LARGEST_VALUE = 99
@@ -343,7 +344,7 @@ def main(out: tyro.conf.Positional[Path], num: int = 3600, num_heldout: int = 12
         seed: Everything generated is a function of it.
     """
     if num < 1 or num_heldout < 1:
-        raise ValueError(f"--num {num} and --num-heldout {num_heldout} must be positive")
+        raise UserError(f"--num {num} and --num-heldout {num_heldout} must be positive")
     heldout = make_heldout(num_heldout, seed)
     write_jsonl(out / "pool.jsonl", make_pool(num, seed, heldout))
     problems = [

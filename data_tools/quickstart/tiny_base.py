@@ -30,6 +30,7 @@ from s1jax.model.config import ModelConfig
 from s1jax.model.qwen2 import Params, init_params
 from s1jax.runtime.command import run_command
 from s1jax.runtime.config import parse_command
+from s1jax.runtime.errors import UserError
 from s1jax.runtime.sharding import MeshConfig, ShardingRules, make_mesh
 from s1jax.train.step import StepConfig, TrainState, make_train_step
 
@@ -87,7 +88,7 @@ class TinyBaseConfig:
 
     def __post_init__(self) -> None:
         if not self.output.strip():
-            raise ValueError("output is empty: give a directory")
+            raise UserError("output is empty: give a directory")
 
 
 def make_tokenizer(seed: int, vocab_size: int) -> Tokenizer:
@@ -143,7 +144,7 @@ def encoded_texts(tokenizer: Tokenizer, config: TinyBaseConfig) -> Iterator[tupl
             ids += piece_ids
             weights += [1.0 if predictable else config.context_weight] * len(piece_ids)
         if len(ids) - 1 > config.length:
-            raise ValueError(f"text {index} has {len(ids)} tokens; raise length above {config.length}")
+            raise UserError(f"text {index} has {len(ids)} tokens; raise length above {config.length}")
         yield ids, weights
 
 

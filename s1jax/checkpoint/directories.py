@@ -10,35 +10,36 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from s1jax.checkpoint.source import CONFIG_NAME
+from s1jax.runtime.errors import UserError
 from s1jax.runtime.processes import barrier, from_first_process, is_first_process
 
 
 def check_destination(directory: str | Path, overwrite: bool = False) -> Path:
     """Return an absolute path that a new directory may be put at.
 
-    Raises ValueError for an empty name, a file, a place where nothing can be made, or a directory with content (with `overwrite`: that
+    Raises UserError for an empty name, a file, a place where nothing can be made, or a directory with content (with `overwrite`: that
     is no checkpoint).
     """
     if not str(directory).strip():
-        raise ValueError("the name of the directory to write is empty")
+        raise UserError("the name of the directory to write is empty")
     path = Path(os.path.abspath(Path(directory).expanduser()))
     if path.is_symlink():
-        raise ValueError(f"{directory} is a symbolic link; give the directory itself")
+        raise UserError(f"{directory} is a symbolic link; give the directory itself")
     if path.exists() and not path.is_dir():
-        raise ValueError(f"{directory} exists and is no directory")
+        raise UserError(f"{directory} exists and is no directory")
     if path.exists() and any(path.iterdir()):
         if not overwrite:
-            raise ValueError(f"{directory} exists and is not empty; remove it or give another name")
+            raise UserError(f"{directory} exists and is not empty; remove it or give another name")
         if not (path / CONFIG_NAME).is_file():
-            raise ValueError(f"{directory} is no checkpoint, so it is not overwritten; remove it or give another name")
+            raise UserError(f"{directory} is no checkpoint, so it is not overwritten; remove it or give another name")
     if os.path.ismount(path):
-        raise ValueError(f"{directory} is where a file system is mounted; give a directory below it")
+        raise UserError(f"{directory} is where a file system is mounted; give a directory below it")
     try:
         beside = next(parent for parent in path.parents if parent.exists())
         _beside(path, "replaced").exists()  # raises for too long a name
         tempfile.TemporaryFile(dir=beside).close()
     except OSError as error:
-        raise ValueError(f"{directory} cannot be made in {beside}: {error.strerror}") from error
+        raise UserError(f"{directory} cannot be made in {beside}: {error.strerror}") from error
     return path
 
 

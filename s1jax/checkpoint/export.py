@@ -29,7 +29,7 @@ def save_hf(
 ) -> None:
     """Export parameters of either layout as a Hugging Face directory: safetensors, config.json and the source's tokenizer files.
 
-    `dtype` None keeps each array's own. Parameters may be computed only when they are written (`lora.Merged`). Raises ValueError where the
+    `dtype` None keeps each array's own. Parameters may be computed only when they are written (`lora.Merged`). Raises UserError where the
     directory exists and is not empty; `overwrite` replaces it if it is a checkpoint. Processes call it together; one tensor at a time is
     gathered.
     """
@@ -43,7 +43,7 @@ def save_params(
 ) -> None:
     """Write stacked parameters as a pre-sharded checkpoint. Processes call it together.
 
-    Raises ValueError where the directory exists and is not empty.
+    Raises UserError where the directory exists and is not empty.
     """
     with new_directory(directory) as partial:
         orbax.write_params(partial / "params", params)

@@ -30,6 +30,7 @@ from s1jax.model.qwen2 import Layout, Params, abstract_params
 from s1jax.model.storage import Storage, quantize_leaf
 from s1jax.ops.bits import as_bits, check_range, narrows
 from s1jax.runtime.command import listed
+from s1jax.runtime.errors import UserError
 from s1jax.runtime.files import write_file
 from s1jax.runtime.processes import is_first_process
 from s1jax.runtime.progress import progress
@@ -131,7 +132,7 @@ def hf_spec(weight: Weight, spec: PartitionSpec) -> PartitionSpec:
     axes = [*spec, *(None for _ in range(8))]
     groups = weight.groups()
     if any(axes[i] is not None for group in groups for i in group[1:]):
-        raise ValueError(f"{weight.hf_name}: head_dim may not be sharded, but the sharding is {spec}")
+        raise UserError(f"{weight.hf_name}: head_dim may not be sharded, but the sharding is {spec}")
     return PartitionSpec(*[axes[group[0]] for group in groups])
 
 
@@ -175,14 +176,14 @@ def find_tensors(directory: Path) -> tuple[dict[str, TensorInfo], set[str], list
         try:
             return safetensors.read_header(directory / FILE_NAME), set(), []
         except ValueError as error:
-            raise ValueError(f"cannot load {directory}: {error}") from error
+            raise UserError(f"cannot load {directory}: {error}") from error
     try:
         index = json.loads((directory / INDEX_NAME).read_text())
     except ValueError as error:
-        raise ValueError(f"{directory / INDEX_NAME} is not JSON: {error}") from error
+        raise UserError(f"{directory / INDEX_NAME} is not JSON: {error}") from error
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-        raise ValueError(f"{directory / INDEX_NAME} has no weight_map from tensor names to file names")
+        raise UserError(f"{directory / INDEX_NAME} has no weight_map from tensor names to file names")
     tensors: dict[str, TensorInfo] = {}
     unreadable: set[str] = set()
     problems = []
@@ -250,7 +251,7 @@ def check_tensors(
         if any("F64" in found for found in dtypes.values()):
             problems.append("dtype F64 cannot be kept; name a dtype to load it in")
     if problems:
-        raise ValueError(f"cannot load {directory}: {len(problems)} problem(s){listed(problems)}")
+        raise UserError(f"cannot load {directory}: {len(problems)} problem(s){listed(problems)}")
     return {name: tensors[name] for name in needed}
 
 
@@ -330,7 +331,7 @@ def export_weights(
     """Write parameters of either layout as safetensors, sharded with an index where one file does not hold them.
 
     They may be computed only when they are written (`lora.Merged`). All processes take part in gathering a tensor, process 0 writes.
-    `dtype` None keeps each array's own. Returns the dtype that most bytes have, as a numpy name. Raises ValueError, before anything is
+    `dtype` None keeps each array's own. Returns the dtype that most bytes have, as a numpy name. Raises UserError, before anything is
     written, for a dtype that safetensors or a number cannot have.
     """
     found = list(slots(config, layout_of(params)))

@@ -22,6 +22,7 @@ import jax
 from s1jax.model.config import ModelConfig
 from s1jax.model.qwen2 import Layout, Params, abstract_params, unstack
 from s1jax.runtime.command import listed
+from s1jax.runtime.errors import UserError
 from s1jax.runtime.files import write_file
 from s1jax.runtime.processes import is_first_process
 from s1jax.runtime.sharding import ShardingRules
@@ -166,14 +167,14 @@ def read_params(
 ) -> Params:
     """Read parameters onto a mesh, in `param_dtype` (None: as stored).
 
-    Raises ValueError for a damaged directory, or with every difference from the model of `config`.
+    Raises UserError for a damaged directory, or with every difference from the model of `config`.
     """
     import orbax.checkpoint as ocp
 
     directory = directory.absolute()  # Orbax takes no other
     with named_errors(directory):
         if damage := find_damage(directory):
-            raise ValueError(damage)
+            raise UserError(damage)
         stored = ocp.PyTreeCheckpointHandler().metadata(directory).tree
     item = _target(directory, stored.get("params", {}) if is_train_state else stored, config, mesh, rules, param_dtype)
     tree = {"params": item} if is_train_state else item
@@ -199,7 +200,7 @@ def _target(
     target = abstract_params(config, rules, "stacked", mesh)
     wanted, found = _by_name(target), _by_name(stored)
     if any(name.endswith(".lora_a") for name in found):
-        raise ValueError(
+        raise UserError(
             f"{directory} holds adapters only: the model they were merged into is the run's export, in its hf/"
         )
     problems = [f"{name} is missing" for name in wanted if name not in found]
@@ -210,7 +211,7 @@ def _target(
         if name in found and tuple(found[name].shape) != leaf.shape
     ]
     if problems:
-        raise ValueError(f"cannot load {directory}: {len(problems)} problem(s){listed(problems)}")
+        raise UserError(f"cannot load {directory}: {len(problems)} problem(s){listed(problems)}")
 
     def with_dtype(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, param_dtype or found[_name(path)].dtype, sharding=leaf.sharding)
@@ -233,4 +234,4 @@ def named_errors(directory: Path, hint: str = "") -> Iterator[None]:
         yield
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"cannot read checkpoint {directory} ({type(error).__name__}: {reason}){hint}") from error
+        raise UserError(f"cannot read checkpoint {directory} ({type(error).__name__}: {reason}){hint}") from error

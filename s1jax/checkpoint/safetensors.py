@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from s1jax.runtime.errors import UserError
+
 FLOAT_DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -46,28 +48,28 @@ class TensorInfo(NamedTuple):
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Return the tensors of a file by name. Raises ValueError for a file that is truncated or no safetensors."""
+    """Return the tensors of a file by name. Raises UserError for a file that is truncated or no safetensors."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
         length = int.from_bytes(start, "little")
         if len(start) < 8 or length > MAX_HEADER_BYTES:
-            raise ValueError(f"{path} is no safetensors file: it does not start with the length of a header")
+            raise UserError(f"{path} is no safetensors file: it does not start with the length of a header")
         if 8 + length > size:
-            raise ValueError(
+            raise UserError(
                 f"{path} is truncated, or no safetensors file: its header alone takes {8 + length} bytes of {size}"
             )
         text = file.read(length)
     try:
         header = json.loads(text)
     except ValueError as error:
-        raise ValueError(f"{path} is no safetensors file: its header is not JSON ({error})") from error
+        raise UserError(f"{path} is no safetensors file: its header is not JSON ({error})") from error
     if not isinstance(header, dict):
-        raise ValueError(f"{path} is no safetensors file: its header is no JSON object")
+        raise UserError(f"{path} is no safetensors file: its header is no JSON object")
     tensors = {name: _info(path, 8 + length, name, entry) for name, entry in header.items() if name != METADATA_KEY}
     end = max((info.offset + info.nbytes for info in tensors.values()), default=8 + length)
     if end > size:
-        raise ValueError(f"{path} is truncated: its header describes {end} bytes, it has {size}")
+        raise UserError(f"{path} is truncated: its header describes {end} bytes, it has {size}")
     return tensors
 
 
@@ -80,16 +82,16 @@ def _info(path: Path, start: int, name: str, entry: Any) -> TensorInfo:
     entry = entry if isinstance(entry, dict) else {}
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not (isinstance(dtype, str) and is_sizes(shape) and is_sizes(offsets) and len(offsets) == 2):
-        raise ValueError(f"{path}: the header's entry for {name} is malformed: {entry}")
+        raise UserError(f"{path}: the header's entry for {name} is malformed: {entry}")
     nbytes = offsets[1] - offsets[0]
     expected = math.prod(shape) * FLOAT_DTYPES[dtype].itemsize if dtype in FLOAT_DTYPES else nbytes
     if nbytes < 0 or nbytes != expected:
-        raise ValueError(f"{path}: {name} of dtype {dtype} and shape {shape} cannot take {nbytes} bytes")
+        raise UserError(f"{path}: {name} of dtype {dtype} and shape {shape} cannot take {nbytes} bytes")
     return TensorInfo(path, dtype, tuple(shape), start + offsets[0], nbytes)
 
 
 def read_block(info: TensorInfo, block: Block) -> np.ndarray:
-    """Read a block of a tensor of a dtype in FLOAT_DTYPES. Raises ValueError where the file ends early."""
+    """Read a block of a tensor of a dtype in FLOAT_DTYPES. Raises UserError where the file ends early."""
     dtype = FLOAT_DTYPES[info.dtype]
     sizes = tuple(stop - start for start, stop in block)
     out = np.empty(sizes, dtype)
@@ -111,7 +113,7 @@ def read_block(info: TensorInfo, block: Block) -> np.ndarray:
         for i, offsets in enumerate(itertools.product(*outer[:run])):
             read_exactly(file, view[i * run_bytes : (i + 1) * run_bytes], inner + sum(offsets))
     except EOFError as error:
-        raise ValueError(f"{info.file} was truncated while it was read") from error
+        raise UserError(f"{info.file} was truncated while it was read") from error
     finally:
         os.close(file)
     return out
@@ -139,17 +141,17 @@ def same_bytes(a: TensorInfo, b: TensorInfo, chunk: int = 1 << 24) -> bool:
 
 
 def dtype_name(dtype: Any) -> str:
-    """Return the safetensors name of a floating dtype. Raises ValueError for one it has no name for."""
+    """Return the safetensors name of a floating dtype. Raises UserError for one it has no name for."""
     for name, known in FLOAT_DTYPES.items():
         if known == np.dtype(dtype):
             return name
-    raise ValueError(f"safetensors cannot hold dtype {np.dtype(dtype).name}; it can hold {', '.join(FLOAT_DTYPES)}")
+    raise UserError(f"safetensors cannot hold dtype {np.dtype(dtype).name}; it can hold {', '.join(FLOAT_DTYPES)}")
 
 
 def write_tensors(path: Path, specs: Mapping[str, tuple[str, Sequence[int]]], tensors: Iterable[np.ndarray]) -> None:
     """Write tensors of these (dtype, shape) in this order, taking one from `tensors` at a time, and flush the file to disk.
 
-    Wider dtypes should come first, so that every tensor is aligned to its dtype. Raises ValueError where a tensor is not as described.
+    Wider dtypes should come first, so that every tensor is aligned to its dtype. Raises UserError where a tensor is not as described.
     """
     header: dict[str, Any] = {METADATA_KEY: {"format": "pt"}}
     offset = 0
@@ -163,7 +165,7 @@ def write_tensors(path: Path, specs: Mapping[str, tuple[str, Sequence[int]]], te
         file.write(len(text).to_bytes(8, "little") + text)
         for (name, (dtype, shape)), tensor in zip(specs.items(), tensors, strict=True):
             if tensor.dtype != FLOAT_DTYPES[dtype] or tensor.shape != tuple(shape):
-                raise ValueError(f"{name} was to be {dtype} {list(shape)}, but is {tensor.dtype} {list(tensor.shape)}")
+                raise UserError(f"{name} was to be {dtype} {list(shape)}, but is {tensor.dtype} {list(tensor.shape)}")
             file.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
         file.flush()
         os.fsync(file.fileno())

@@ -28,6 +28,7 @@ from s1jax.checkpoint.orbax import find_fault, newest_step
 from s1jax.model.config import ModelConfig
 from s1jax.model.qwen2 import Layout, Params
 from s1jax.model.storage import Storage, quantize_matrices
+from s1jax.runtime.errors import UserError
 from s1jax.runtime.sharding import ShardingRules
 
 Kind = Literal["hugging_face", "params", "state"]
@@ -48,17 +49,17 @@ TOKENIZER_FILES = (
 def resolve_model(source: str | Path, weights: bool = True) -> Path:
     """Return the absolute directory of a source: itself, or a snapshot of a hub id (without weights if `weights` is False).
 
-    Raises ValueError where it is neither a directory nor to be had from the hub.
+    Raises UserError where it is neither a directory nor to be had from the hub.
     """
     path = Path(source).expanduser()
     if not str(source).strip():
-        raise ValueError("the name of the model is empty: give a directory or a hub id")
+        raise UserError("the name of the model is empty: give a directory or a hub id")
     if path.is_dir():
         return Path(os.path.abspath(path))
     if path.exists():
-        raise ValueError(f"{source} is a file; a model is a directory or a hub id")
+        raise UserError(f"{source} is a file; a model is a directory or a hub id")
     if str(source).startswith((".", "/", "~")) or str(source).count("/") > 1:
-        raise ValueError(f"no directory {source!s} (and it is no hub id, which looks like Qwen/Qwen2.5-0.5B-Instruct)")
+        raise UserError(f"no directory {source!s} (and it is no hub id, which looks like Qwen/Qwen2.5-0.5B-Instruct)")
 
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
@@ -74,7 +75,7 @@ def resolve_model(source: str | Path, weights: bool = True) -> Path:
             fault = "has no such model, or does not give it without a token that may read it"
         else:
             fault = f"does not give it ({type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]})"
-        raise ValueError(
+        raise UserError(
             f"there is no directory {source!s} in {Path.cwd()}, and the Hugging Face hub {fault}"
         ) from error
 
@@ -82,7 +83,7 @@ def resolve_model(source: str | Path, weights: bool = True) -> Path:
 def find_weights(directory: Path) -> tuple[Kind, Path, Path]:
     """Return what a directory holds, where its weights lie, and where its config and tokenizer files lie.
 
-    Raises ValueError for a directory that is no checkpoint, saying what it lacks.
+    Raises UserError for a directory that is no checkpoint, saying what it lacks.
     """
     if (directory / huggingface.FILE_NAME).is_file() or (directory / huggingface.INDEX_NAME).is_file():
         return "hugging_face", directory, directory
@@ -91,15 +92,15 @@ def find_weights(directory: Path) -> tuple[Kind, Path, Path]:
     if (directory / "checkpoints").is_dir():
         step = newest_step(directory / "checkpoints")
         if step is None:
-            raise ValueError(f"{directory} is a training run without a finished checkpoint")
+            raise UserError(f"{directory} is a training run without a finished checkpoint")
         return "state", directory / "checkpoints" / str(step) / "state", directory
     if run := _run_of(directory):
         if fault := find_fault(directory):
-            raise ValueError(f"{directory} is not a finished checkpoint: {fault}")
+            raise UserError(f"{directory} is not a finished checkpoint: {fault}")
         return "state", directory / "state", run
     lacks = f"it holds no {huggingface.FILE_NAME}, {huggingface.INDEX_NAME}, params/ or checkpoints/"
     pickled = next(directory.glob("*.bin"), None)
-    raise ValueError(
+    raise UserError(
         f"{directory} is no checkpoint: {lacks}"
         + (f"; {pickled.name} is not read, only safetensors is" if pickled else "")
     )
@@ -138,18 +139,18 @@ def tokenizer_fingerprint(source: str | Path) -> str:
 
 
 def read_config(source: str | Path, dtype: str = "bfloat16") -> tuple[ModelConfig, dict[str, Any]]:
-    """Return the config of a source, without its weights, and the whole dict of its config.json. Raises ValueError naming the file."""
+    """Return the config of a source, without its weights, and the whole dict of its config.json. Raises UserError naming the file."""
     directory = files_directory(source)
     path = directory / CONFIG_NAME
     if not path.is_file():
-        raise ValueError(f"{directory} is no checkpoint: it has no {CONFIG_NAME}")
+        raise UserError(f"{directory} is no checkpoint: it has no {CONFIG_NAME}")
     try:
         hf = json.loads(path.read_text("utf-8"))
         if not isinstance(hf, dict):
-            raise ValueError("it is no JSON object")
+            raise UserError("it is no JSON object")
         return ModelConfig.from_hf(hf, dtype), hf
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {error}") from error
 
 
 def stored_dtype(directory: Path) -> str | None:
@@ -177,7 +178,7 @@ def load_model(
     `store` is what its matrices are stored as; then a Hugging Face source never lies on the devices whole as floats.
 
     `source` is a Hugging Face directory or hub id, a pre-sharded checkpoint, a training run or one step of it. Each process reads what its
-    devices hold. Raises ValueError for a source that is no such thing, or with everything that is wrong with its weights.
+    devices hold. Raises UserError for a source that is no such thing, or with everything that is wrong with its weights.
     """
     kind, weights, files = find_weights(resolve_model(source))
     config, _ = read_config(files, dtype)
@@ -195,15 +196,15 @@ def load_tokenizer(source: str | Path):
 
     directory = files_directory(source)
     if not (directory / CONFIG_NAME).is_file():
-        raise ValueError(f"{directory} is no checkpoint: it has no {CONFIG_NAME}")
+        raise UserError(f"{directory} is no checkpoint: it has no {CONFIG_NAME}")
     if not has_tokenizer(directory):
-        raise ValueError(f"{directory} has no tokenizer: neither tokenizer.json nor vocab.json is there")
+        raise UserError(f"{directory} has no tokenizer: neither tokenizer.json nor vocab.json is there")
     try:
         return AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # `tokenizers` raises bare Exceptions
         read_config(directory)  # which is read along with the tokenizer: what is wrong with it is told as such
         reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"cannot load the tokenizer of {directory}: its files are damaged ({reason})") from error
+        raise UserError(f"cannot load the tokenizer of {directory}: its files are damaged ({reason})") from error
 
 
 def has_tokenizer(directory: Path) -> bool:

@@ -32,6 +32,7 @@ from s1jax.checkpoint.orbax import (
     read_eval_loss,
     write_eval_loss,
 )
+from s1jax.runtime.errors import UserError
 from s1jax.runtime.processes import barrier, is_first_process
 
 TEMPORARY = ".orbax-checkpoint-tmp"
@@ -54,7 +55,7 @@ class StateStore:
         from orbax.checkpoint import checkpoint_managers as policies
 
         if keep < 1:
-            raise ValueError(f"keep {keep}: at least one checkpoint must be kept")
+            raise UserError(f"keep {keep}: at least one checkpoint must be kept")
         self.directory = Path(os.path.abspath(directory))
         self._saving: int | None = None
         _quieten()
@@ -83,14 +84,14 @@ class StateStore:
     def save(self, step: int, state: Any, metadata: dict[str, Any], eval_loss: float | None = None) -> None:
         """Begin to save a pytree of arrays and a JSON object, after the save before has ended.
 
-        A step without an `eval_loss`, or whose loss is not finite, is never the best. Raises ValueError for a step that exists, and OSError
+        A step without an `eval_loss`, or whose loss is not finite, is never the best. Raises UserError for a step that exists, and OSError
         where this save or the one before failed (the disk is full, say), which leaves the older checkpoints as they are.
         """
         import orbax.checkpoint as ocp
 
         self.wait()
         if step in finished_steps(self.directory):
-            raise ValueError(f"{self.directory} already has step {step}")
+            raise UserError(f"{self.directory} already has step {step}")
         self._set_damaged_aside()
         self._saving = step
         with self._told():
@@ -101,7 +102,7 @@ class StateStore:
                 raise OSError("Orbax declined")
 
     def add_eval_loss(self, step: int, eval_loss: float) -> None:
-        """Give a finished step that was saved without it its evaluation loss. Raises ValueError for a step that is not there."""
+        """Give a finished step that was saved without it its evaluation loss. Raises UserError for a step that is not there."""
         path = self._finished(step)
         if is_first_process():
             write_eval_loss(path, eval_loss)
@@ -126,13 +127,13 @@ class StateStore:
         return min(ranked, key=lambda step: (ranks[step], -step), default=None)
 
     def read_metadata(self, step: int) -> dict[str, Any]:
-        """Return the JSON object that was saved with a step. Raises ValueError for a step that is not there."""
+        """Return the JSON object that was saved with a step. Raises UserError for a step that is not there."""
         return orbax.read_metadata(self._finished(step))
 
     def restore(self, step: int, abstract_state: Any) -> Any:
         """Return the state of a step, with the shapes, dtypes and shardings (kinds of memory too) of `abstract_state`.
 
-        Raises ValueError for a step that is not there, is damaged, or holds another tree.
+        Raises UserError for a step that is not there, is damaged, or holds another tree.
         """
         import orbax.checkpoint as ocp
 
@@ -159,7 +160,7 @@ class StateStore:
     def _finished(self, step: int) -> Path:
         steps = finished_steps(self.directory)
         if step not in steps:
-            raise ValueError(f"{self.directory} has no step {step}; it has {steps or 'none'}")
+            raise UserError(f"{self.directory} has no step {step}; it has {steps or 'none'}")
         return self.directory / str(step)
 
     def _empty_removed(self) -> None:

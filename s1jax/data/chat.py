@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
+from s1jax.runtime.errors import UserError
+
 if TYPE_CHECKING:
     from jaxtyping import Bool
     from transformers import PreTrainedTokenizerBase
@@ -66,7 +68,7 @@ MADE_UP_DELIMITERS = Delimiters(
 def find_delimiters(tokenizer: PreTrainedTokenizerBase) -> Delimiters:
     """Return the delimiters under this tokenizer.
 
-    Raises ValueError listing all that it lacks of `<|im_start|>`, `<|im_end|>` and a chat template, or if the template
+    Raises UserError listing all that it lacks of `<|im_start|>`, `<|im_end|>` and a chat template, or if the template
     is not ChatML.
     """
     start, end, end_of_text = (_special_id(tokenizer, token) for token in (IM_START, IM_END, END_OF_TEXT))
@@ -74,7 +76,7 @@ def find_delimiters(tokenizer: PreTrainedTokenizerBase) -> Delimiters:
     if not tokenizer.chat_template:
         missing.append("a chat template")
     if start is None or end is None or missing:
-        raise ValueError(
+        raise UserError(
             f"tokenizer {tokenizer.name_or_path!r} lacks {', '.join(missing)}: "
             "use the tokenizer of a ChatML chat model, such as Qwen2.5-Instruct"
         )
@@ -92,16 +94,16 @@ def find_delimiters(tokenizer: PreTrainedTokenizerBase) -> Delimiters:
 
 
 def check_text(name: str, text: str) -> None:
-    """Raise ValueError if `text` holds a lone surrogate, as text read from bytes that are no UTF-8 does: it has no token ids."""
+    """Raise UserError if `text` holds a lone surrogate, as text read from bytes that are no UTF-8 does: it has no token ids."""
     if found := re.search("[\ud800-\udfff]", text):
         kind = "a byte that is no UTF-8" if "\udc80" <= found[0] <= "\udcff" else "a lone surrogate"
-        raise ValueError(f"{name} is not valid Unicode: character {found.start() + 1} is {kind} ({found[0]!r})")
+        raise UserError(f"{name} is not valid Unicode: character {found.start() + 1} is {kind} ({found[0]!r})")
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Return the ids of `text` alone: nothing is added, and a special token spelt in it stays ordinary text.
 
-    Raises ValueError on text that is not valid Unicode, as all that encodes text does.
+    Raises UserError on text that is not valid Unicode, as all that encodes text does.
     """
     return _encode(tokenizer, text, split_special_tokens=True)
 
@@ -109,15 +111,15 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def encode_chat(tokenizer: PreTrainedTokenizerBase, question: str) -> list[int]:
     """Return the ids of the chat template with `question` as the user's turn, up to `<|im_start|>assistant\\n`.
 
-    Raises ValueError on an empty question and on a chat template that is missing or not ChatML.
+    Raises UserError on an empty question and on a chat template that is missing or not ChatML.
     """
     if not question.strip():
-        raise ValueError(f"the question {question!r} is empty: give some text")
+        raise UserError(f"the question {question!r} is empty: give some text")
     before, after = _split_template(tokenizer)
     text = _apply_template(tokenizer, question)
     # The template may change the question (strip it, say), but nothing around it.
     if not (text.startswith(before) and text.endswith(after) and len(text) >= len(before) + len(after)):
-        raise ValueError(
+        raise UserError(
             f"the chat template of {tokenizer.name_or_path!r} writes more than the question where it is asked "
             f"{question[:80]!r}: use one that writes a user's turn as it is"
         )
@@ -134,7 +136,7 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, question: str) -> list[int]:
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, question: str) -> list[int]:
     """Return the ids behind which a model thinks: those of `encode_chat`, then the think delimiter.
 
-    Raises ValueError as `find_delimiters` and `encode_chat` do.
+    Raises UserError as `find_delimiters` and `encode_chat` do.
     """
     delimiters = find_delimiters(tokenizer)
     return encode_chat(tokenizer, question) + list(delimiters.think)
@@ -151,14 +153,14 @@ def encode_example(
 
     `loss_on="reasoning_and_answer"`: all behind `<|im_start|>assistant\\n`; `"answer"`: from `<|im_start|>answer` on.
     Trace and answer are stripped, and the answer starts with `Answer: ` unless it contains `Answer:` already.
-    Raises ValueError on an empty question, trace or answer, and as `find_delimiters` and `encode_chat` do.
+    Raises UserError on an empty question, trace or answer, and as `find_delimiters` and `encode_chat` do.
     """
     if loss_on not in get_args(LossOn):
-        raise ValueError(f"loss_on is {loss_on!r}: choose one of {', '.join(get_args(LossOn))}")
+        raise UserError(f"loss_on is {loss_on!r}: choose one of {', '.join(get_args(LossOn))}")
     thinking, answer = thinking.strip(), answer.strip()
     if not thinking or not answer:
         empty = "answer" if thinking else "reasoning trace"
-        raise ValueError(f"the {empty} of the question {question[:80]!r} is empty: give some text")
+        raise UserError(f"the {empty} of the question {question[:80]!r} is empty: give some text")
     if "Answer:" not in answer:
         answer = f"Answer: {answer}"
     delimiters = find_delimiters(tokenizer)
@@ -213,11 +215,11 @@ def _split_template(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     """Return what the chat template writes before and after a question; ValueError if that is not ChatML."""
     name = tokenizer.name_or_path
     if not tokenizer.chat_template:
-        raise ValueError(f"tokenizer {name!r} has no chat template: use that of a ChatML chat model")
+        raise UserError(f"tokenizer {name!r} has no chat template: use that of a ChatML chat model")
     text = _apply_template(tokenizer, "s1jax question")
     before, _, after = text.partition("s1jax question")
     if IM_START not in before or IM_END not in after or not after.endswith(ASSISTANT):
-        raise ValueError(
+        raise UserError(
             f"the chat template of {name!r} is not ChatML, where a user's turn stands between {IM_START} and {IM_END} "
             f"and {ASSISTANT!r} follows: it writes {text!r}"
         )

@@ -18,6 +18,7 @@ import numpy as np
 
 from s1jax.data.chat import LossOn, encode_example, find_delimiters
 from s1jax.data.rows import TrainingRow
+from s1jax.runtime.errors import UserError
 from s1jax.runtime.processes import check_same, map_over_processes
 
 if TYPE_CHECKING:
@@ -72,14 +73,14 @@ class DataConfig:
             ("halvings", 0), ("seed", 0),
         ):  # fmt: skip
             if (value := getattr(self, name)) is not None and value < least:
-                raise ValueError(f"{name} is {value}: it must be at least {least}")
+                raise UserError(f"{name} is {value}: it must be at least {least}")
         if self.halvings > MOST_HALVINGS:
-            raise ValueError(f"halvings is {self.halvings}: it can be at most {MOST_HALVINGS}")
+            raise UserError(f"halvings is {self.halvings}: it can be at most {MOST_HALVINGS}")
         if self.seed >= 2**32:
-            raise ValueError(f"seed is {self.seed}: it must be below 2**32")
+            raise UserError(f"seed is {self.seed}: it must be below 2**32")
         for name, choices in (("too_long", TooLong), ("loss_on", LossOn), ("loss_average", LossAverage)):
             if getattr(self, name) not in get_args(choices):
-                raise ValueError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(get_args(choices))}")
+                raise UserError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(get_args(choices))}")
 
 
 @dataclass(frozen=True)
@@ -116,15 +117,15 @@ class Examples:
         return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()[:12]
 
     def check_fit(self, model: ModelConfig) -> None:
-        """Raise ValueError for a token id that a model has no embedding of, and for an example longer than its context."""
+        """Raise UserError for a token id that a model has no embedding of, and for an example longer than its context."""
         longest, largest = int(self.lengths.argmax()), max(int(self.tokens.max()), self.pad)
         if largest >= model.vocab_size:
-            raise ValueError(
+            raise UserError(
                 f"the tokenizer gives token id {largest}, but the model's vocab_size is {model.vocab_size}: "
                 "use the tokenizer that belongs to the model"
             )
         if self.lengths[longest] > model.context_length:
-            raise ValueError(
+            raise UserError(
                 f"example {self.row_ids[longest]} has {self.lengths[longest]} tokens, but the model's context is "
                 f"{model.context_length}: drop longer rows, or set max_length to {model.context_length} and too_long to "
                 "truncate"
@@ -137,7 +138,7 @@ def encode_rows(
     """Tokenise rows; return also those that truncation leaves nothing to train on, as {row, reason, ...its columns}.
 
     `row` is the index in `rows`. Of several processes each tokenises its share, and all get all examples, since any may come next
-    for any of them. Raises ValueError if their rows differ, if an example is longer than `max_length` tokens and `too_long` is
+    for any of them. Raises UserError if their rows differ, if an example is longer than `max_length` tokens and `too_long` is
     "error", and if no example is left.
     """
     pad = find_delimiters(tokenizer).pad
@@ -158,13 +159,13 @@ def encode_rows(
     if too_long and config.too_long == "error":
         longest = max(too_long.values())
         named = ", ".join(list(too_long)[:10]) + (f" and {len(too_long) - 10} more" if len(too_long) > 10 else "")
-        raise ValueError(
+        raise UserError(
             f"{len(too_long)} of {len(rows)} examples are longer than max_length {config.max_length}, the longest has "
             f"{longest} tokens: {named}. Raise max_length to {longest}, drop these rows, or set too_long to truncate"
         )
     if not tokens:
         cause = f": {rejects[0]['reason']}; raise max_length" if rejects else ""
-        raise ValueError(f"no example is left of the {len(rows)} rows of {config.source}{cause}")
+        raise UserError(f"no example is left of the {len(rows)} rows of {config.source}{cause}")
     return Examples(
         tokens=np.concatenate(tokens),
         loss_mask=np.concatenate(masks),

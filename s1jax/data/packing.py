@@ -27,6 +27,7 @@ import numpy as np
 
 from s1jax.data.examples import DataConfig, Examples
 from s1jax.runtime.command import counted
+from s1jax.runtime.errors import UserError
 
 if TYPE_CHECKING:
     import grain
@@ -59,18 +60,18 @@ class Shape:
 def rows_per_pass(config: DataConfig, row_length: int, num_shards: int) -> int:
     """Return R: a multiple of `num_shards`.
 
-    Raises ValueError for a configured one that is none, and for a pass of more positions than an array has room for.
+    Raises UserError for a configured one that is none, and for a pass of more positions than an array has room for.
     """
     least = 1 if config.pack else config.batch_size
     rows = config.rows_per_pass or math.ceil(least / num_shards) * num_shards
     if rows % num_shards:
-        raise ValueError(
+        raise UserError(
             f"rows_per_pass {rows} is no multiple of {num_shards}, the shards of a batch on this mesh (its data x fsdp): "
             f"choose a multiple of {num_shards}, or give more of the devices to the mesh's sequence or tensor"
         )
     # Nor for the pairs of blocks of 256 that attention goes through.
     if rows * max(row_length, (row_length // 256) ** 2) >= 2**31:
-        raise ValueError(
+        raise UserError(
             f"a pass of {counted(rows, 'row')} of {row_length} tokens: no array has room for it; lower rows_per_pass or row_length"
         )
     return rows
@@ -79,11 +80,11 @@ def rows_per_pass(config: DataConfig, row_length: int, num_shards: int) -> int:
 def lengths_of_rows(config: DataConfig, longest: int, length_shards: int = 1) -> list[int]:
     """Return the lengths that rows may have, longest first: `row_length`, or the longest example's, and for the last passes its halves.
 
-    They are rounded up to multiples of `pad_multiple` and of the parts that the mesh splits them into. Raises ValueError for a
+    They are rounded up to multiples of `pad_multiple` and of the parts that the mesh splits them into. Raises UserError for a
     `row_length` that these parts do not divide.
     """
     if config.row_length and config.row_length % length_shards:
-        raise ValueError(
+        raise UserError(
             f"row_length {config.row_length} is no multiple of {length_shards}, the shards of the length on this mesh (its sequence)"
         )
     multiple = math.lcm(config.pad_multiple, length_shards)
@@ -119,11 +120,11 @@ def pack_step(
     """Share out a step's items to passes of as few positions as best fit finds; return, for each row length, the items of its rows.
 
     Of the first row length, the longest, a step has any number of passes, of each other at most one. That a row length which is not used
-    is left out of `row_lengths` changes nothing: fewer choices, of which the best is still there. Raises ValueError for an item that is
+    is left out of `row_lengths` changes nothing: fewer choices, of which the best is still there. Raises UserError for an item that is
     longer than all rows.
     """
     if max(lengths) > row_lengths[0]:
-        raise ValueError(f"an example of {max(lengths)} tokens does not fit a row of {row_lengths[0]}")
+        raise UserError(f"an example of {max(lengths)} tokens does not fit a row of {row_lengths[0]}")
     # No two of these share a row, and no shorter row holds one.
     large = sum(n > max(row_lengths[0] / 2, *row_lengths[1:], 0) for n in lengths)
     for positions, numbers in _numbers_of_passes(len(lengths), tuple(row_lengths), rows_per_pass):
@@ -149,10 +150,10 @@ def _numbers_of_passes(
 def num_steps(num_examples: int, config: DataConfig) -> int:
     """Return the number of steps of the whole run; an epoch's last one may take fewer examples.
 
-    Raises ValueError for more than `MOST_EXAMPLES`.
+    Raises UserError for more than `MOST_EXAMPLES`.
     """
     if num_examples * config.num_epochs > MOST_EXAMPLES:
-        raise ValueError(
+        raise UserError(
             f"num_epochs is {config.num_epochs}: with {num_examples:,} examples a run can have at most "
             f"{MOST_EXAMPLES // num_examples or 'no'} epochs"
         )
@@ -184,7 +185,7 @@ class Packer:
         """Find the shapes that serve every step; a pass has a multiple of `num_shards` rows, each split into `length_shards` parts.
 
         `steps` are the examples of each, by default those of `step_examples`.
-        Raises ValueError for an example that is longer than `row_length`, `rows_per_pass` or `row_length` that is no multiple of its
+        Raises UserError for an example that is longer than `row_length`, `rows_per_pass` or `row_length` that is no multiple of its
         shards, and a step of more positions than an array has room for.
         """
         self.examples, self.config = examples, config
@@ -194,7 +195,7 @@ class Packer:
         length = self.row_lengths[0]
         if longest > length:
             name = examples.row_ids[int(examples.lengths.argmax())]
-            raise ValueError(
+            raise UserError(
                 f"row_length is {length}, but example {name} has {longest} tokens: raise it to {longest}, or set max_length "
                 f"to {length} and too_long to truncate"
             )
@@ -204,7 +205,7 @@ class Packer:
         self._num_positions = int((num_passes @ self.row_lengths).sum()) * self.rows_per_pass
         most = dict(zip(self.row_lengths, map(int, num_passes.max(axis=0)), strict=True))
         if (positions := max(most[length] * self.rows_per_pass * length for length in most)) >= 2**31:
-            raise ValueError(
+            raise UserError(
                 f"a step of {positions:,} positions: no array has room for it; lower row_length or batch_size"
             )
         self.row_lengths = [length for length in self.row_lengths if most[length]]  # no program for what no step needs

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
+from s1jax.runtime.errors import UserError
 from s1jax.runtime.files import write_file
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def read_rows(source: str) -> tuple[list[TrainingRow], list[dict[str, Any]]]:
     """Return the usable rows of `source` in its order, and the others as {file, row, reason, ...its columns}.
 
     `source` is as in `DataConfig`; `row` counts from 1 within a file (the line of a JSONL). A missing `id` becomes the
-    first 16 hex digits of sha256(question). Raises FileNotFoundError without such a source, ValueError without a usable
+    first 16 hex digits of sha256(question). Raises FileNotFoundError without such a source, UserError without a usable
     row in it.
     """
     rows: list[TrainingRow] = []
@@ -70,7 +71,7 @@ def read_rows(source: str) -> tuple[list[TrainingRow], list[dict[str, Any]]]:
     if not rows:
         reasons = Counter(reject["reason"] for reject in rejects).most_common(3)
         told = "; ".join(f"{reason} ({count} x)" for reason, count in reasons) or "it is empty"
-        raise ValueError(f"{source} holds no usable training row: {told}")
+        raise UserError(f"{source} holds no usable training row: {told}")
     return rows, rejects
 
 
@@ -90,7 +91,7 @@ def _raw_rows(source: str) -> Iterator[tuple[str, int, dict[str, Any] | str]]:
     """Yield file or hub id, number from 1, and columns of every row; a line that is no JSON object comes as its text."""
     path = Path(source)
     if not source:
-        raise ValueError("source is empty: give a .jsonl or .parquet file, a directory of them, or a hub id")
+        raise UserError("source is empty: give a .jsonl or .parquet file, a directory of them, or a hub id")
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix in (".jsonl", ".parquet"))
         if not files:
@@ -108,7 +109,7 @@ def _raw_rows(source: str) -> Iterator[tuple[str, int, dict[str, Any] | str]]:
         elif file.suffix == ".parquet":
             yield from _parquet_rows(file)
         else:
-            raise ValueError(f"{file} is neither .jsonl nor .parquet: convert it to one of them")
+            raise UserError(f"{file} is neither .jsonl nor .parquet: convert it to one of them")
 
 
 def _jsonl_rows(file: Path) -> Iterator[tuple[str, int, dict[str, Any] | str]]:
@@ -132,7 +133,7 @@ def _parquet_rows(file: Path) -> Iterator[tuple[str, int, dict[str, Any]]]:
             rows = (row for batch in parquet.iter_batches(256) for row in batch.to_pylist())
             yield from ((str(file), number, row) for number, row in enumerate(rows, 1))
     except (pyarrow.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{file} cannot be read as Parquet: {error}") from error
+        raise UserError(f"{file} cannot be read as Parquet: {error}") from error
 
 
 def _hub_rows(name: str) -> Iterator[tuple[str, int, dict[str, Any]]]:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import jax
 import numpy as np
 
-from s1jax.decode.budget import End, Limits, Phase, RowSettings, Vocabulary
+from s1jax.data.condition import Limits
+from s1jax.decode.budget import End, Phase, RowSettings, Vocabulary
 from s1jax.decode.loop import Prompts, Rows, advance, empty_state, start_rows
 from s1jax.decode.request import Completion, Request
 from s1jax.decode.sampling import SamplingSettings
@@ -23,6 +24,7 @@ from s1jax.model.cache import KVCache, resize
 from s1jax.model.config import ModelConfig
 from s1jax.model.qwen2 import Params
 from s1jax.ops.attention import CacheBackend
+from s1jax.runtime.errors import UserError
 from s1jax.runtime.sharding import ShardingRules
 
 if TYPE_CHECKING:
@@ -126,9 +128,9 @@ class RowBatch:
         (settings.max_thinking_tokens[row], settings.min_thinking_tokens[row], settings.num_ignore[row]) = limits
         settings.ignore_ids[row, : len(request.ignore_ids)] = request.ignore_ids
         settings.ignore_length[row] = len(request.ignore_ids)
-        settings.max_answer_tokens[row] = request.max_answer_tokens
+        settings.max_answer_tokens[row] = request.condition.max_answer_tokens
         for name, array in sampling._asdict().items():
-            array[row] = getattr(request, name)
+            array[row] = getattr(request.condition, name)
         self.rows.seeds[row] = request.seed, request.problem, request.sample
         self.rows.prefix_end[row] = len(request.prompt) + count
         self.starts[row], self.phase[row], self.num_thinking[row], self.ages[row] = True, phase, count, 0
@@ -162,7 +164,7 @@ class RowBatch:
             log = self.logs[i]
             assert log is not None
             if not is_finite[i]:
-                raise ValueError(
+                raise UserError(
                     f"the model gives NaN or infinity for request {log.index}: its weights are "
                     f"damaged, or too large for {decoder.config.dtype}"
                 )

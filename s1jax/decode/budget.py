@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import jax.numpy as jnp
 
+from s1jax.data.condition import Limits
+
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Int
 
@@ -81,14 +83,6 @@ class RowState(NamedTuple):
     """Whether the last token ended an ignore string: the next may not end thinking."""
     stopped: Bool[Array, " B"]
     """Whether the answer was ended by the model, not by its limit."""
-
-
-class Limits(NamedTuple):
-    """What ends a thinking trace. Counts are in tokens."""
-
-    max_thinking_tokens: int
-    min_thinking_tokens: int = 0
-    num_ignore: int = 0
 
 
 class End(NamedTuple):

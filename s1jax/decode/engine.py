@@ -16,6 +16,7 @@ from s1jax.decode.scheduler import Results, Run
 from s1jax.model.config import ModelConfig
 from s1jax.model.qwen2 import Params
 from s1jax.ops.attention import CacheBackend
+from s1jax.runtime.errors import UserError
 from s1jax.runtime.sharding import ShardingRules
 
 
@@ -40,13 +41,13 @@ class Decoder:
         self.longest_delimiter = len(delimiters.newline) + max(len(delimiters.final_answer), len(delimiters.answer))
 
     def check(self, request: Request) -> None:
-        """Raise ValueError unless the request's prompt and limits fit the model's context."""
-        total = len(request.prompt) + self.num_new_tokens(request)
+        """Raise UserError unless the request's prompt and limits fit the model's context."""
+        total, condition = len(request.prompt) + self.num_new_tokens(request), request.condition
         if (over := total - self.config.context_length) > 0:
-            can_lower = over < request.max_thinking_tokens + request.max_answer_tokens
-            raise ValueError(
-                f"a prompt of {len(request.prompt)} tokens, {request.max_thinking_tokens} of thinking, "
-                f"{request.max_answer_tokens} of answer and {self.longest_delimiter + 1} between and after them need {total} positions; "
+            can_lower = over < condition.max_thinking_tokens + condition.max_answer_tokens
+            raise UserError(
+                f"a prompt of {len(request.prompt)} tokens, {condition.max_thinking_tokens} of thinking, "
+                f"{condition.max_answer_tokens} of answer and {self.longest_delimiter + 1} between and after them need {total} positions; "
                 f"the model has {self.config.context_length}, its context length: "
                 + (f"lower max_thinking_tokens or max_answer_tokens, by {over} together, or " if can_lower else "")
                 + "shorten the prompt"
@@ -54,7 +55,7 @@ class Decoder:
 
     def num_new_tokens(self, request: Request) -> int:
         """Return the most tokens this request can emit."""
-        return request.max_thinking_tokens + self.longest_delimiter + request.max_answer_tokens + 1
+        return request.condition.max_thinking_tokens + self.longest_delimiter + request.condition.max_answer_tokens + 1
 
     def stream(
         self,
@@ -68,10 +69,10 @@ class Decoder:
 
         There is one completion for each of a request's points, or one of its whole trace where it has none. `num_rows` (default, and most:
         one for each request) decode together. With `scores` completions hold log-probabilities. `on_progress` is given what the traces
-        at work have emitted so far, by index, every `steps_per_call` steps. Raises ValueError for a request that does not fit the model.
+        at work have emitted so far, by index, every `steps_per_call` steps. Raises UserError for a request that does not fit the model.
         """
         if num_rows is not None and num_rows < 1:
-            raise ValueError(f"num_rows is {num_rows}; it must be at least 1")
+            raise UserError(f"num_rows is {num_rows}; it must be at least 1")
         for request in requests:
             self.check(request)
         if requests:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, TextIO
+from dataclasses import dataclass, field
+from typing import Annotated, Any, TextIO
+
+import tyro
 
 from s1jax.data.chat import check_text, encode_prompt, encode_text
+from s1jax.data.condition import Condition, check_integer
 from s1jax.decode.load import load_decoder
 from s1jax.decode.request import Completion, Request
-from s1jax.model.config import DType, Int8
 from s1jax.ops.attention import CacheBackend
 from s1jax.runtime.command import counted
 
@@ -29,54 +30,24 @@ class GenerateConfig:
     """Hugging Face directory or hub id, or one of our own checkpoints."""
     prompt: str
     """The question."""
-    max_thinking_tokens: int = 2048
-    """Thinking budget; at the limit the answer is forced. 0: no thinking."""
-    min_thinking_tokens: int = 0
-    """Thinking may not end before."""
-    num_ignore: int = 0
-    """How often an attempt to end thinking is replaced by `ignore_text`."""
-    ignore_text: str = "Wait"
-    """What replaces it; when empty, another token is drawn instead."""
-    max_answer_tokens: int = 512
-    """Longest answer."""
-    temperature: float = 0.0
-    """0 is greedy."""
-    top_k: int = 0
-    """Keep the k likeliest tokens, 0 all; needs a temperature above 0."""
-    top_p: float = 1.0
-    """Keep the likeliest tokens until their probability reaches p; needs a temperature above 0."""
-    min_p: float = 0.0
-    """Drop tokens less likely than p times the likeliest; needs a temperature above 0."""
+    condition: Annotated[Condition, tyro.conf.arg(name="")] = field(
+        default_factory=lambda: Condition(max_thinking_tokens=2048)
+    )
+    """How to think and answer."""
     seed: int = 0
     """What tokens are drawn from at a temperature above 0."""
-    dtype: DType = "bfloat16"
-    """Dtype of weights, cache and compute."""
-    int8: tuple[Int8, ...] = ()
-    """What is stored in 8 bits instead: `weights`, `cache` or both."""
     attention: CacheBackend | None = None
     """What computes attention over caches; default: `pallas` on a GPU, elsewhere `xla`, for which any card's shared memory will do."""
 
 
 def generate(config: GenerateConfig, out: TextIO) -> Completion:
     """Decode the answer, streaming its text to `out` and a summary to standard error."""
-    # Before the model is loaded, so that a bad setting is refused at once; what needs the tokenizer is put in after.
-    request = Request(
-        prompt=(0,),
-        max_thinking_tokens=config.max_thinking_tokens,
-        min_thinking_tokens=config.min_thinking_tokens,
-        num_ignore=config.num_ignore,
-        max_answer_tokens=config.max_answer_tokens,
-        temperature=config.temperature,
-        top_k=config.top_k,
-        top_p=config.top_p,
-        min_p=config.min_p,
-        seed=config.seed,
-    )
+    condition = config.condition
+    check_integer("seed", config.seed)
     check_text("the prompt", config.prompt)
-    check_text("ignore_text", config.ignore_text)
-    decoder, tokenizer = load_decoder(config.model, config.dtype, int8=config.int8, attention=config.attention)
-    prompt, ignore_ids = encode_prompt(tokenizer, config.prompt), encode_text(tokenizer, config.ignore_text)
-    request = dataclasses.replace(request, prompt=tuple(prompt), ignore_ids=tuple(ignore_ids))
+    decoder, tokenizer = load_decoder(config.model, condition.dtype, int8=condition.int8, attention=config.attention)
+    prompt, ignore_ids = encode_prompt(tokenizer, config.prompt), encode_text(tokenizer, condition.ignore_text)
+    request = Request(tuple(prompt), condition, tuple(ignore_ids), seed=config.seed)
     decoder.check(request)
     stream = TranscriptStream(tokenizer, out)
 
@@ -91,9 +62,9 @@ def generate(config: GenerateConfig, out: TextIO) -> Completion:
         stream.show(completion, whole=True)
     finally:
         stream.close()
-    ended = "the budget" if completion.num_thinking == config.max_thinking_tokens else "the model"
+    ended = "the budget" if completion.num_thinking == condition.max_thinking_tokens else "the model"
     print(
-        f"{counted(completion.num_thinking, 'thinking token')} (budget {config.max_thinking_tokens}), ended by {ended}; "
+        f"{counted(completion.num_thinking, 'thinking token')} (budget {condition.max_thinking_tokens}), ended by {ended}; "
         f"{counted(completion.num_ignored, 'stop')} ignored; {counted(completion.num_answer, 'answer token')}; "
         f"{seconds:.1f} s, compilation included",
         file=sys.stderr,

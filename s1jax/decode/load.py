@@ -10,9 +10,9 @@ import jax
 
 from s1jax.data.chat import find_delimiters, newline_ids
 from s1jax.decode.engine import Decoder
-from s1jax.model.config import Int8
 from s1jax.model.storage import Storage, with_int8
 from s1jax.ops.attention import CacheBackend
+from s1jax.runtime.precision import Int8
 from s1jax.runtime.processes import is_first_process
 from s1jax.runtime.sharding import DECODING_MESH, MeshConfig, ShardingRules, make_mesh, share_out
 
@@ -28,7 +28,7 @@ def load_decoder(
     """Return a model (Hugging Face directory or hub id, or our own checkpoint) ready to decode, and its tokenizer.
 
     Of the mesh `data` and `tensor` may both be -1 (`sharding.share_out`).
-    Raises ValueError for a tokenizer that lacks the delimiters, or that does not belong to the model.
+    Raises UserError for a tokenizer that lacks the delimiters, or that does not belong to the model.
     """
     # Here, so that decoding itself needs no more than jax, flax and numpy.
     from s1jax.checkpoint.source import load_model, load_tokenizer, read_config

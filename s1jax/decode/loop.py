@@ -29,6 +29,7 @@ from s1jax.model.cache import KVCache, pin, with_row, without_row
 from s1jax.model.config import ModelConfig
 from s1jax.model.qwen2 import Params, graphdef, init_cache
 from s1jax.ops.attention import CacheBackend
+from s1jax.runtime.errors import UserError
 from s1jax.runtime.sharding import ShardingRules
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def make_vocabulary(
     """
     num_tokens = len(ends_in_newline)
     if num_tokens > vocab_size:
-        raise ValueError(f"the tokenizer has {num_tokens} ids, the model only {vocab_size}: they don't belong together")
+        raise UserError(f"the tokenizer has {num_tokens} ids, the model only {vocab_size}: they don't belong together")
 
     def one_hot(ids: Sequence[int]) -> jax.Array:
         return jnp.zeros(vocab_size, bool).at[jnp.array(ids)].set(True)

@@ -1,33 +1,15 @@
-"""What is asked of a decoder, and what it gives back: `Request` -> `Completion`s.
+"""What is asked of an engine, and what it gives back: `Request` -> `Completion`s.
 
-A request is one thinking trace under its limits, and the points at which answers are wanted: each a lower limit, whose answer is
-decoded as a fork of that trace. Counts are in tokens.
+A request is one thinking trace under a condition, and the points at which answers are wanted. Each point has lower limits than the trace;
+its answer is decoded as a fork of the trace. Counts are in tokens.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-from s1jax.decode.budget import Limits
-
-LARGEST = 2**31 - 1  # of the integers on the device
-
-
-def check_integer(name: str, value: int, least: int = 0) -> None:
-    """Raise ValueError unless `least <= value <= LARGEST`."""
-    if not least <= value <= LARGEST:
-        raise ValueError(f"{name} is {value}; it must be from {least} to {LARGEST}")
-
-
-def check_sampling(temperature: float = 0.0, top_p: float = 1.0, min_p: float = 0.0) -> None:
-    """Raise ValueError unless tokens can be drawn under these settings."""
-    if not (math.isfinite(temperature) and temperature >= 0):
-        raise ValueError(f"temperature is {temperature}; it must be finite and not negative")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p is {top_p}; it must be above 0 and at most 1")
-    if not 0 <= min_p <= 1:
-        raise ValueError(f"min_p is {min_p}; it must be from 0 to 1")
+from s1jax.data.condition import Condition, Limits, check_integer
+from s1jax.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -36,47 +18,30 @@ class Request:
 
     prompt: tuple[int, ...]
     """Ids up to and including the think delimiter (or, with `thinks` False, the chat prompt)."""
-    max_thinking_tokens: int = 0
-    min_thinking_tokens: int = 0
-    num_ignore: int = 0
-    """How often an attempt to end thinking is replaced by `ignore_ids`."""
+    condition: Condition
+    """How to think and answer. The limits of the trace are those of the condition."""
     ignore_ids: tuple[int, ...] = ()
-    """The ignore string; when empty, another token is drawn instead."""
-    max_answer_tokens: int = 512
+    """The ids of the condition's `ignore_text`. If empty, another token is drawn in place of an attempt to end thinking."""
     points: tuple[Limits, ...] = ()
-    """Where answers are wanted, none above the limits above; default: where the trace ends."""
+    """Where answers are wanted, none above the limits of the trace; default: where the trace ends."""
     thinks: bool = True
     """Whether the row thinks first; False answers at once, without an answer delimiter."""
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
     seed: int = 0
     problem: int = 0
     sample: int = 0
     """With `seed` and `problem`, what the row's randomness is drawn from."""
 
     def __post_init__(self):
-        for name in ("max_thinking_tokens", "min_thinking_tokens", "num_ignore", "top_k", "seed", "problem", "sample"):
+        for name in ("seed", "problem", "sample"):
             check_integer(name, getattr(self, name))
-        check_integer("max_answer_tokens", self.max_answer_tokens, least=1)
-        check_sampling(self.temperature, self.top_p, self.min_p)
-        if self.min_thinking_tokens > self.max_thinking_tokens:
-            raise ValueError(
-                f"min_thinking_tokens {self.min_thinking_tokens} is above max_thinking_tokens {self.max_thinking_tokens}"
-            )
         if self.points and not self.thinks:
-            raise ValueError("points are ends of thinking, and this request does not think")
+            raise UserError("points are ends of thinking, and this request does not think")
         if not self.prompt:
-            raise ValueError("the prompt is empty")
-        above = [point for point in self.points if any(a > b for a, b in zip(point, self.limits, strict=True))]
+            raise UserError("the prompt is empty")
+        limits = self.condition.limits
+        above = [point for point in self.points if any(a > b for a, b in zip(point, limits, strict=True))]
         if above:
-            raise ValueError(f"points {above} are above the limits of the trace, {self.limits}")
-
-    @property
-    def limits(self) -> Limits:
-        """What ends the trace."""
-        return Limits(self.max_thinking_tokens, self.min_thinking_tokens, self.num_ignore)
+            raise UserError(f"points {above} are above the limits of the trace, {limits}")
 
 
 @dataclass(frozen=True)

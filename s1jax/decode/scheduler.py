@@ -20,19 +20,22 @@ from __future__ import annotations
 import functools
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from s1jax.data.condition import Limits
 from s1jax.decode.batch import Log, RowBatch, power_of_two, round_up, round_up_finely
-from s1jax.decode.budget import End, Limits, Phase, find_end
-from s1jax.decode.engine import Decoder
+from s1jax.decode.budget import End, Phase, find_end
 from s1jax.decode.loop import MOST_STEPS, Prompts, empty_prompts, prefill, put_prompts
 from s1jax.decode.request import Completion, Request
 from s1jax.model.cache import KVCache, pin
 from s1jax.runtime.sharding import ShardingRules
+
+if TYPE_CHECKING:
+    from s1jax.decode.engine import Decoder
 
 # Of each prompt at a time.
 PREFILL_TOKENS = 512
@@ -138,7 +141,7 @@ class Run:
                 index = self.waiting[prompt].popleft()
                 request = self.requests[index]
                 phase = Phase.THINK if request.thinks else Phase.ANSWER
-                self.traces.start(row, request, Log(index), request.limits, phase)
+                self.traces.start(row, request, Log(index), request.condition.limits, phase)
 
     def _share_prompts(self) -> None:
         """Give groups that are still without work a copy of the prompt with the most requests left."""
@@ -154,7 +157,7 @@ class Run:
             self._fill_rows()
 
     def _own_end(self, log: Log) -> End:
-        limits = self.requests[log.index].limits
+        limits = self.requests[log.index].condition.limits
         return End(log.num_thinking, log.num_ignored, log.num_thinking < limits.max_thinking_tokens)
 
     def _ends(self, log: Log) -> list[End]:
@@ -187,7 +190,9 @@ class Run:
         traces = self.traces
         ends = {row: sorted(set(self._ends(trace)) - {self._own_end(trace)}) for row, trace in forking.items()}
         per_trace = round_up_finely(max(len(new) for new in ends.values()))
-        most_tokens = max(request.max_answer_tokens for request in self.requests) + self.decoder.longest_delimiter + 1
+        most_tokens = (
+            max(request.condition.max_answer_tokens for request in self.requests) + self.decoder.longest_delimiter + 1
+        )
         forks = RowBatch(self.decoder, len(rows) * per_trace, most_tokens, self.ignore_width, self.scores)
         results: dict[int, dict[End, Log]] = {}
         for row, trace in forking.items():

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from s1jax.data.chat import check_text
-from s1jax.decode.budget import Limits
-from s1jax.decode.request import check_integer, check_sampling
-from s1jax.model.config import DType, Int8
+from s1jax.data.condition import Condition, Limits, check_integer
 from s1jax.ops.attention import CacheBackend, check_cache_backend
+from s1jax.runtime.errors import UserError
+from s1jax.runtime.precision import DType, Int8
 from s1jax.runtime.sharding import DECODING_MESH, MeshConfig, ShardingRules
 
 
@@ -30,13 +29,10 @@ class Point:
     """Samples per problem; more than one needs a temperature."""
 
     def __post_init__(self):
-        for name, value in self.limits._asdict().items():
-            check_integer(name, value)
+        Condition(*self.limits, ignore_text=self.ignore_text, temperature=self.temperature)
         check_integer("num_samples", self.num_samples, least=1)
-        check_text("ignore_text", self.ignore_text)
-        check_sampling(self.temperature)
         if self.num_samples > 1 and self.temperature == 0:
-            raise ValueError(f"num_samples {self.num_samples} at temperature 0 would be copies of one answer")
+            raise UserError(f"num_samples {self.num_samples} at temperature 0 would be copies of one answer")
 
     @property
     def limits(self) -> Limits:
@@ -81,14 +77,14 @@ class DecodingConfig:
 
     def __post_init__(self):
         if not self.output:
-            raise ValueError("output is empty; name the file of sample rows")
+            raise UserError("output is empty; name the file of sample rows")
         for name in ("max_answer_tokens", "num_rows", "limit"):
             if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
+                raise UserError(f"{name} is {value}; it must be at least 1")
         check_integer("max_answer_tokens", self.max_answer_tokens)
         for name in ("top_k", "seed"):
             check_integer(name, getattr(self, name))
-        check_sampling(top_p=self.top_p, min_p=self.min_p)
+        Condition(0, top_p=self.top_p, min_p=self.min_p, int8=self.int8)
         check_cache_backend(self.attention)
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from s1jax.data.chat import check_text
+from s1jax.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def read_problems(source: str) -> list[Problem]:
     A line is UTF-8 and needs a question and an answer (text or a finite number); without an id it gets
     "<benchmark>/<line number>". The benchmark is the file's stem, or the name. A row with GPQA's columns of one right and
     three wrong answers becomes a question with the choices A) to D). Raises FileNotFoundError for a missing file and for a
-    benchmark that the hub does not give, ValueError for an unknown name, an empty file, or bad lines (all of them counted,
+    benchmark that the hub does not give, UserError for an unknown name, an empty file, or bad lines (all of them counted,
     the first few shown).
     """
     if source in _HUB:
@@ -70,7 +71,7 @@ def read_problems(source: str) -> list[Problem]:
     if not path.is_file():
         if path.suffix or len(path.parts) > 1:
             raise FileNotFoundError(f"no problem file at {source}")
-        raise ValueError(f"unknown benchmark {source!r}: give a .jsonl path, or one of {', '.join(_HUB)}")
+        raise UserError(f"unknown benchmark {source!r}: give a .jsonl path, or one of {', '.join(_HUB)}")
     check_text(f"the name of the benchmark {path.stem!r}", path.stem)
     # Bytes that are no UTF-8 become surrogates, and so are told with their line.
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
@@ -89,7 +90,7 @@ def _read_hub(name: str) -> Iterable[dict[str, Any]]:
             f"benchmark {name} ({benchmark.path}) is not to be had from the hub: {error}. Or give its problems as a .jsonl file"
         ) from error
     if len(rows) != benchmark.size:
-        raise ValueError(f"{benchmark.path} holds {len(rows)} rows where {name} has {benchmark.size} problems")
+        raise UserError(f"{benchmark.path} holds {len(rows)} rows where {name} has {benchmark.size} problems")
     return rows
 
 
@@ -106,7 +107,7 @@ def _to_problems(
                 row = json.loads(row)
             problem = _to_problem(row, benchmark, number)
             if problem.problem_id in seen:
-                raise ValueError(f"id {problem.problem_id!r} was already used on {unit} {seen[problem.problem_id]}")
+                raise UserError(f"id {problem.problem_id!r} was already used on {unit} {seen[problem.problem_id]}")
         except (ValueError, RecursionError) as error:
             errors.append(f"{unit} {number}: {error}")
             continue
@@ -114,15 +115,15 @@ def _to_problems(
         problems.append(problem)
     if errors:
         shown = "; ".join(errors[:_ERRORS_SHOWN]) + ("; ..." if len(errors) > _ERRORS_SHOWN else "")
-        raise ValueError(f"{source}: {len(errors)} bad {unit}{'s' if len(errors) > 1 else ''}: {shown}")
+        raise UserError(f"{source}: {len(errors)} bad {unit}{'s' if len(errors) > 1 else ''}: {shown}")
     if not problems:
-        raise ValueError(f"{source} holds no problems")
+        raise UserError(f"{source} holds no problems")
     return problems
 
 
 def _to_problem(row: Any, benchmark: str, number: int) -> Problem:
     if not isinstance(row, dict):
-        raise ValueError(f"expected a JSON object with a question and an answer, found {type(row).__name__}")
+        raise UserError(f"expected a JSON object with a question and an answer, found {type(row).__name__}")
     if all(name in row for name in _CHOICE_COLUMNS):
         row = _with_choices(row)
     question = _column(row, _QUESTION_COLUMNS)
@@ -131,7 +132,7 @@ def _to_problem(row: Any, benchmark: str, number: int) -> Problem:
     columns = ((_QUESTION_COLUMNS, question.strip()), (_ANSWER_COLUMNS, answer))
     missing = [f"no {names[0]} (a column {', '.join(names)})" for names, value in columns if not value]
     if missing:
-        raise ValueError(" and ".join(missing))
+        raise UserError(" and ".join(missing))
     problem_id = _column(row, _ID_COLUMNS).strip() or f"{benchmark}/{number}"
     for name, text in (("the question", question), ("the answer", answer), ("the id", problem_id)):
         check_text(name, text)
@@ -144,7 +145,7 @@ def _with_choices(row: dict[str, Any]) -> dict[str, Any]:
     choices = [_column(row, (name,)).strip() for name in _CHOICE_COLUMNS]
     if not question or not all(choices):
         empty = [name for name, choice in zip(_CHOICE_COLUMNS, choices, strict=True) if not choice]
-        raise ValueError(f"no {', '.join(empty or _QUESTION_COLUMNS[:1])}")
+        raise UserError(f"no {', '.join(empty or _QUESTION_COLUMNS[:1])}")
     # Seeded by the problem itself: its letters depend neither on the other rows nor on the machine.
     rng = random.Random(f"choices of {question}")
     order = sorted(range(len(choices)), key=lambda _: rng.random())
@@ -160,6 +161,6 @@ def _column(row: dict[str, Any], names: tuple[str, ...]) -> str:
             return value
         if isinstance(value, int | float) and not isinstance(value, bool):
             if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"{name} is {value}: it must be text or a finite number")
+                raise UserError(f"{name} is {value}: it must be text or a finite number")
             return str(value)
     return ""

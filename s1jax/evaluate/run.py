@@ -21,13 +21,15 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from s1jax.data.chat import encode_prompt, encode_text, split_completion
+from s1jax.data.condition import Condition
 from s1jax.decode.load import load_decoder
 from s1jax.decode.request import Completion, Request
 from s1jax.evaluate.conditions import DecodingConfig, EvaluateConfig, Point, Trace
 from s1jax.evaluate.problems import Problem, read_problems
-from s1jax.grading.extract import grade
+from s1jax.grading.grade import grade
 from s1jax.results.samples import SampleRow, read_samples
 from s1jax.runtime.config import config_hash
+from s1jax.runtime.errors import UserError
 from s1jax.runtime.files import check_writable
 from s1jax.runtime.git import commit
 from s1jax.runtime.processes import check_same, everywhere, from_first_process, is_first_process
@@ -44,7 +46,7 @@ def evaluate(config: EvaluateConfig) -> Path:
 def write_samples(config: DecodingConfig, traces: Sequence[Trace]) -> Path:
     """Decode every point x problem x sample that `config.output` lacks, grade it and append its row; return the file.
 
-    Raises ValueError where the file cannot be written or holds rows of another run, or a request does not fit the model.
+    Raises UserError where the file cannot be written or holds rows of another run, or a request does not fit the model.
     """
     # Here, so that reading rows needs no checkpoint formats.
     from s1jax.checkpoint.source import fingerprint, tokenizer_fingerprint
@@ -95,7 +97,7 @@ def write_samples(config: DecodingConfig, traces: Sequence[Trace]) -> Path:
         try:
             decoder.check(request)
         except ValueError as error:
-            raise ValueError(f"problem {problem.problem_id}: {error}") from None
+            raise UserError(f"problem {problem.problem_id}: {error}") from None
 
     columns = dict(model=config.model, seed=config.seed, config_hash=identity, commit=commit())
     file = None
@@ -146,7 +148,7 @@ def _rows_done(output: Path, identity: str) -> set[tuple[Any, ...]]:
     rows = [] if is_first_torn and not _parses(text) else read_samples(output)
     others = {row["config_hash"] for row in rows} - {identity}
     if others:
-        raise ValueError(
+        raise UserError(
             f"{output} holds rows of another config, or of other problems, weights or tokenizer files ({', '.join(sorted(others))}); "
             "give another --output, or remove it"
         )
@@ -185,16 +187,22 @@ def _request(
     (ignore_text,), (temperature,) = (
         {getattr(p, name) for p in trace.points} for name in ("ignore_text", "temperature")
     )
-    return Request(
-        prompt=prompt,
-        **trace.limits._asdict(),
-        points=tuple(point.limits for point in trace.points),
-        ignore_ids=tuple(encode_text(tokenizer, ignore_text)),
+    condition = Condition(
+        *trace.limits,
+        ignore_text=ignore_text,
         max_answer_tokens=config.max_answer_tokens,
         temperature=temperature,
         top_k=config.top_k,
         top_p=config.top_p,
         min_p=config.min_p,
+        dtype=config.dtype,
+        int8=config.int8,
+    )
+    return Request(
+        prompt,
+        condition,
+        tuple(encode_text(tokenizer, ignore_text)),
+        points=tuple(point.limits for point in trace.points),
         seed=config.seed,
         # A number of the problem itself, not of its place in the list.
         problem=zlib.crc32(problem.problem_id.encode()) & 0x7FFFFFFF,

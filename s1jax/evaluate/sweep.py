@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from s1jax.decode.budget import Limits
+from s1jax.data.condition import Limits
 from s1jax.evaluate.conditions import DecodingConfig, Point, Trace
 from s1jax.evaluate.run import write_samples
+from s1jax.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -38,18 +39,18 @@ class SweepConfig:
 
 
 def grid(config: SweepConfig) -> list[Point]:
-    """Return the points of the sweep. Raises ValueError for a grid without points, or with one that is none."""
+    """Return the points of the sweep. Raises UserError for a grid without points, or with one that is none."""
     axes = {name: getattr(config, name) for name in ("max_thinking_tokens", "min_thinking_tokens", "num_ignore")}
     for name, values in axes.items():
         if not values or min(values) < 0:
-            raise ValueError(f"{name} is {values}; give at least one value, none negative")
+            raise UserError(f"{name} is {values}; give at least one value, none negative")
     points = [
         Point(maximum, minimum, ignore, config.ignore_text, config.temperature, config.num_samples)
         for maximum, minimum, ignore in dict.fromkeys(itertools.product(*axes.values()))
         if minimum <= maximum
     ]
     if not points:
-        raise ValueError(
+        raise UserError(
             f"every minimum {axes['min_thinking_tokens']} is above every budget {axes['max_thinking_tokens']}"
         )
     return points

@@ -18,12 +18,9 @@ from __future__ import annotations
 import re
 
 from s1jax.data.chat import END_OF_TEXT, IM_END, IM_START
-from s1jax.grading.equivalence import is_equivalent
 
 _ANSWER_DELIMITER = f"{IM_START}answer"
 _END_OF_ANSWER = re.compile(f"{re.escape(IM_END)}|{re.escape(END_OF_TEXT)}")
-# Longer answers are compared as they stand: no gold answer is nearly as long, and every rule below is then bounded.
-_MAX_LENGTH = 1000
 
 # A run of backslashes with what it may introduce, or a bare brace. An odd run before a brace escapes it.
 _BOX_TOKENS = re.compile(r"(\\+)(boxed[ \t]*\{|fbox[ \t]*\{|[{}])?|[{}]")
@@ -47,12 +44,6 @@ def extract_answer(text: str) -> str | None:
     line = rest.lstrip("* \t\r\n").split("\n", 1)[0].strip("* \t\r")
     line = line[prefix.end() :] if (prefix := _ANSWER_IS.match(line)) else line
     return line.strip() or None
-
-
-def grade(text: str, gold: str) -> tuple[str | None, bool]:
-    """Return the answer extracted from a model's text, and whether it equals the gold answer."""
-    extracted = extract_answer(text)
-    return extracted, is_equivalent(extracted, gold)
 
 
 def _last_boxed(text: str) -> str | None:

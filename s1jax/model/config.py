@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any
 
 from s1jax.ops.rope import YarnConfig
+from s1jax.runtime.errors import UserError
+from s1jax.runtime.precision import Int8
 
-DType = Literal["bfloat16", "float32"]
-Int8 = Literal["weights", "cache"]
 # The numbers of a config.json, which must be there or may be absent or null; and those that need not be whole.
 NEEDED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 OPTIONAL = ("num_key_value_heads", "head_dim", "max_position_embeddings", "original_max_position_embeddings")
@@ -46,12 +46,12 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         if self.rank < 1:
-            raise ValueError(f"rank is {self.rank}: it must be at least 1")
+            raise UserError(f"rank is {self.rank}: it must be at least 1")
         if not 0 < self.alpha < math.inf:
-            raise ValueError(f"alpha is {self.alpha}: it must be positive and finite")
+            raise UserError(f"alpha is {self.alpha}: it must be positive and finite")
         unknown = [name for name in self.targets if name not in PROJECTIONS]
         if unknown or not self.targets:
-            raise ValueError(f"targets is {self.targets}: choose one or more of {', '.join(PROJECTIONS)}")
+            raise UserError(f"targets is {self.targets}: choose one or more of {', '.join(PROJECTIONS)}")
 
     @property
     def scale(self) -> float:
@@ -92,7 +92,7 @@ class ModelConfig:
 
     @classmethod
     def from_hf(cls, hf: dict[str, Any], dtype: str = "bfloat16") -> ModelConfig:
-        """Read the dict of a Hugging Face `config.json`. Raises ValueError for what this decoder does not compute."""
+        """Read the dict of a Hugging Face `config.json`. Raises UserError for what this decoder does not compute."""
         problems = []
         if hf.get("model_type") != "qwen2":
             problems.append(f"model_type is {hf.get('model_type')!r}, not 'qwen2'")
@@ -123,10 +123,10 @@ class ModelConfig:
         if num_heads and num_kv_heads and not bad_numbers and num_heads % num_kv_heads:
             problems.append(f"num_key_value_heads {num_kv_heads} does not divide num_attention_heads {num_heads}")
         if problems:
-            raise ValueError(f"not a Qwen2.5 config: {'; '.join(problems)}")
+            raise UserError(f"not a Qwen2.5 config: {'; '.join(problems)}")
         head_dim = hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"]
         if head_dim == 0 or head_dim % 2:
-            raise ValueError(f"head_dim is {head_dim}: it must be even, since its dimensions turn in pairs")
+            raise UserError(f"head_dim is {head_dim}: it must be even, since its dimensions turn in pairs")
         max_position_embeddings = hf.get("max_position_embeddings") or 32768
         yarn = None
         if rope_type == "yarn":
@@ -197,9 +197,9 @@ def _bad_numbers(fields: dict[str, Any]) -> list[str]:
 
 
 def qwen2_5(size: str, dtype: str = "bfloat16") -> ModelConfig:
-    """Return the shape of Qwen2.5-Instruct of this size. Raises ValueError for a size that does not exist."""
+    """Return the shape of Qwen2.5-Instruct of this size. Raises UserError for a size that does not exist."""
     if size not in SIZES:
-        raise ValueError(f"there is no Qwen2.5 of size {size!r}; the sizes are {', '.join(SIZES)}")
+        raise UserError(f"there is no Qwen2.5 of size {size!r}; the sizes are {', '.join(SIZES)}")
     embed_dim, mlp_dim, num_layers, num_heads, num_kv_heads, is_tied, vocab_size = SIZES[size]
     return ModelConfig(
         vocab_size=vocab_size,

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from s1jax.model.config import LoraConfig, ModelConfig
 from s1jax.model.qwen2 import Params, abstract_params, init_params, unstack
 from s1jax.ops.quantization import dequantize
+from s1jax.runtime.errors import UserError
 from s1jax.runtime.sharding import ShardingRules
 
 NAMES = ("lora_a", "lora_b")
@@ -132,5 +133,5 @@ def _merger(scale_of_adapter: float, target: jax.ShapeDtypeStruct):
 
 def _check(config: ModelConfig) -> LoraConfig:
     if config.lora is None:
-        raise ValueError("config.lora is None: give the model's config a LoraConfig")
+        raise UserError("config.lora is None: give the model's config a LoraConfig")
     return config.lora

@@ -31,6 +31,7 @@ from s1jax.ops.embedding import embed
 from s1jax.ops.matmul import matmul, stored_product, trained_matmul
 from s1jax.ops.quantization import is_quantized, nf4_shapes, quantize
 from s1jax.ops.rope import apply_rope, rotation_at
+from s1jax.runtime.errors import UserError
 from s1jax.runtime.sharding import ShardingRules, constrain, sharding_for
 
 if TYPE_CHECKING:
@@ -253,7 +254,7 @@ class Qwen2(nnx.Module):
         rotation = rotation_at(positions, self.config.head_dim, self.config.rope_theta, self.config.yarn)
         if self.layout == "stacked":
             if cache is not None:
-                raise ValueError("a cache needs the per-layer layout: unstack the parameters first")
+                raise UserError("a cache needs the per-layer layout: unstack the parameters first")
             x = self._scan_layers(x, rotation, positions, segment_ids, remat, how)
         else:
             x, cache = self._walk_layers(x, rotation, positions, segment_ids, cache, prefixes, prefix_end, how)
@@ -267,7 +268,7 @@ class Qwen2(nnx.Module):
 
         if remat != "none":
             if remat not in REMAT_POLICIES:
-                raise ValueError(f'remat policy "{remat}" is none of {", ".join(get_args(Remat))}')
+                raise UserError(f'remat policy "{remat}" is none of {", ".join(get_args(Remat))}')
             # In a scan the compiler cannot undo it by finding the two passes' common parts.
             step = jax.checkpoint(step, policy=REMAT_POLICIES[remat], prevent_cse=False)
         return jax.lax.scan(step, x, stack)[0]

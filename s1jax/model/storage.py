@@ -16,8 +16,10 @@ import jax.numpy as jnp
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from s1jax.model.config import Int8, ModelConfig
+    from s1jax.model.config import ModelConfig
+    from s1jax.runtime.precision import Int8
 from s1jax.ops.quantization import quantize, quantize_nf4
+from s1jax.runtime.errors import UserError
 
 Storage = Literal["int8", "nf4"]
 
@@ -94,7 +96,7 @@ def store_in_int8(
 
 
 def with_int8(config: ModelConfig, int8: Sequence[Int8]) -> ModelConfig:
-    """Return the config with these parts stored in 8 bits. Raises ValueError for one that is none."""
+    """Return the config with these parts stored in 8 bits. Raises UserError for one that is none."""
     if unknown := set(int8) - {"weights", "cache"}:
-        raise ValueError(f"int8 is {tuple(int8)}: {', '.join(sorted(unknown))} is neither weights nor cache")
+        raise UserError(f"int8 is {tuple(int8)}: {', '.join(sorted(unknown))} is neither weights nor cache")
     return dataclasses.replace(config, int8=tuple(sorted(set(int8))))

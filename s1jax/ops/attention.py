@@ -27,6 +27,7 @@ from jax.sharding import PartitionSpec
 from s1jax.ops.blocked_attention import LARGEST_BLOCK, MASKED_SCORE, blocked_attention
 from s1jax.ops.library_attention import cudnn_attention, splash_attention
 from s1jax.ops.quantization import values_and_scale
+from s1jax.runtime.errors import UserError
 from s1jax.runtime.hardware import platform
 from s1jax.runtime.sharding import ShardingRules, constrain
 
@@ -76,12 +77,12 @@ def attention(
     Rows over themselves (the very same arrays as `q_positions` and `kv_positions`, and as segment ids) go through the `backend`, or the
     platform's `default_backend`. All else, as caches and prefixes, goes through `xla`, or `pallas` (a GPU's default, forward only; `xla`
     where a card has too little shared memory for it). Under a mesh each device runs a kernel on its share of batch and heads by `rules`.
-    `packed=False` promises one segment a row, with its padding after it. Raises ValueError where a backend cannot do what it is given.
+    `packed=False` promises one segment a row, with its padding after it. Raises UserError where a backend cannot do what it is given.
     """
     # The same arrays, not equal ones: values are not known when this is traced.
     over_itself = q_positions is kv_positions and q_segment_ids is kv_segment_ids and not prefixes
     if prefixes and prefix_end is None:
-        raise ValueError("prefixes need a prefix_end")
+        raise UserError("prefixes need a prefix_end")
     default = default_backend(platform(), over_itself)
     backend = backend or default
     _check(backend, default, over_itself, platform(), q.dtype, packed)
@@ -106,28 +107,28 @@ def default_backend(platform: str, over_itself: bool = True) -> Backend:
 
 
 def check_cache_backend(backend: str | None) -> None:
-    """Raise ValueError for a backend that does not serve caches."""
+    """Raise UserError for a backend that does not serve caches."""
     if backend not in (None, *get_args(CacheBackend)):
-        raise ValueError(f"attention is {backend!r}: over caches, choose {' or '.join(get_args(CacheBackend))}")
+        raise UserError(f"attention is {backend!r}: over caches, choose {' or '.join(get_args(CacheBackend))}")
 
 
 def _check(backend: str, default: Backend, over_itself: bool, platform: str, dtype: jnp.dtype, packed: bool) -> None:
     if backend not in PLATFORMS:
-        raise ValueError(f'attention backend "{backend}" is none of {", ".join(get_args(Backend))}')
+        raise UserError(f'attention backend "{backend}" is none of {", ".join(get_args(Backend))}')
     if not over_itself and backend not in get_args(CacheBackend):
-        raise ValueError(f"attention backend {backend} serves rows over themselves only: over caches, take {default}")
+        raise UserError(f"attention backend {backend} serves rows over themselves only: over caches, take {default}")
     if platform not in PLATFORMS[backend]:
-        raise ValueError(
+        raise UserError(
             f"attention backend {backend} runs on {' and '.join(PLATFORMS[backend])}, not on {platform}, "
             f"whose default is {default}"
         )
     if backend == "cudnn":
         if packed:
-            raise ValueError(
+            raise UserError(
                 "attention backend cudnn knows no segments: take pallas, or promise packed=False (one segment a row, then padding)"
             )
         if dtype not in (jnp.bfloat16, jnp.float16):
-            raise ValueError(f"attention backend cudnn computes in bfloat16 or float16, not {dtype}: take pallas")
+            raise UserError(f"attention backend cudnn computes in bfloat16 or float16, not {dtype}: take pallas")
 
 
 def _over_themselves(q, k, v, positions, segment_ids, backend: Backend, rules: ShardingRules | None) -> jax.Array:
@@ -159,7 +160,7 @@ def _over_themselves(q, k, v, positions, segment_ids, backend: Backend, rules: S
     if num_heads % shards:
         if any(mesh.shape[axis] > 1 for axis in rules.length):
             sizes = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in axes)
-            raise ValueError(
+            raise UserError(
                 f"{num_heads} attention heads cannot be shared out over {sizes} devices: where the length is split, "
                 f"the product of these must divide the number of heads"
             )

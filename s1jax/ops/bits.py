@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from s1jax.runtime.errors import UserError
+
 UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
@@ -32,13 +34,13 @@ def _layer_taker(sharding: jax.sharding.Sharding | None):
 
 
 def check_range(name: str, x: jax.Array | np.ndarray, dtype: Any, layer: int | None = None) -> None:
-    """Raise ValueError if a finite number of `x`, or of one layer of it, is beyond the range of `dtype`."""
+    """Raise UserError if a finite number of `x`, or of one layer of it, is beyond the range of `dtype`."""
     largest = float(jnp.finfo(dtype).max)
     if not narrows(x.dtype, dtype):
         return
     is_beyond = _is_beyond if isinstance(x, np.ndarray) else jax.jit(_is_beyond)
     if is_beyond(x, largest, layer):
-        raise ValueError(
+        raise UserError(
             f"{name} holds numbers beyond {largest:g}, the largest of {jnp.dtype(dtype).name}: choose a wider dtype"
         )
 

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
+from s1jax.runtime.errors import UserError
+
 if TYPE_CHECKING:
     pass
 
@@ -48,7 +50,7 @@ def nf4_shapes(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]
     """Return the shapes of the values and of the scales of an array of this shape in NF4."""
     tile = math.gcd(NF4_TILE, shape[-1])
     if tile % 2:
-        raise ValueError(f"an array of shape {shape} cannot be stored in NF4: its last dimension must be even")
+        raise UserError(f"an array of shape {shape} cannot be stored in NF4: its last dimension must be even")
     return (*shape[:-1], shape[-1] // 2), (*shape[:-1], shape[-1] // tile)
 
 

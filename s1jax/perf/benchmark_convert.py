@@ -24,6 +24,7 @@ from s1jax.checkpoint.source import load_model, read_config
 from s1jax.model.config import ModelConfig, qwen2_5
 from s1jax.model.qwen2 import Params, init_params
 from s1jax.ops.bits import as_bits
+from s1jax.runtime.errors import UserError
 from s1jax.runtime.sharding import MeshConfig, ShardingRules, make_mesh
 
 RULES = ShardingRules()
@@ -44,11 +45,11 @@ def figures(args: Any) -> Iterator[dict[str, Any]]:
 def convert_figures(config: ModelConfig, params: Params, mesh: jax.sharding.Mesh) -> dict[str, Any]:
     """Return the seconds that stacked parameters take to disk and back, and whether they come back bit for bit.
 
-    Raises ValueError where the directory for temporary files has no room for both forms.
+    Raises UserError where the directory for temporary files has no room for both forms.
     """
     num_bytes, free = sum(x.nbytes for x in jax.tree.leaves(params)), shutil.disk_usage(tempfile.gettempdir()).free
     if 2 * num_bytes > free:
-        raise ValueError(
+        raise UserError(
             f"two forms of the model need {2 * num_bytes / 1e9:.3g} GB, but {tempfile.gettempdir()} has {free / 1e9:.3g} left: "
             "set TMPDIR to a directory with more"
         )

@@ -22,13 +22,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from s1jax.data.chat import MADE_UP_DELIMITERS
-from s1jax.decode.budget import Limits
+from s1jax.data.condition import Condition, Limits
 from s1jax.decode.engine import Decoder
 from s1jax.decode.request import Completion, Request
 from s1jax.model.config import ModelConfig, qwen2_5
 from s1jax.model.qwen2 import init_params
 from s1jax.model.storage import store_in_int8
 from s1jax.ops.attention import CacheBackend, check_cache_backend, default_backend
+from s1jax.runtime.errors import UserError
 from s1jax.runtime.hardware import platform
 from s1jax.runtime.sharding import MeshConfig, ShardingRules, make_mesh
 
@@ -40,9 +41,9 @@ def figures(args: Any) -> Iterator[Figures]:
     check_cache_backend(args.attention)
     for name, least in dict(batch=1, tokens=2, prompt=1, problems=1, budgets=1, waits=1, answer=1, tensor=1).items():
         if np.min(getattr(args, name), initial=least) < least:
-            raise ValueError(f"{name} is {getattr(args, name)}: it must be at least {least}")
+            raise UserError(f"{name} is {getattr(args, name)}: it must be at least {least}")
     if args.limit is not None and args.limit < args.tokens:
-        raise ValueError(f"limit is {args.limit}: it must be at least the {args.tokens} tokens that are measured")
+        raise UserError(f"limit is {args.limit}: it must be at least the {args.tokens} tokens that are measured")
     mesh = MeshConfig(data=-1, fsdp=1, tensor=args.tensor)
     num_prompts = max(args.batch) if args.what == "decode" else args.problems
     if args.model:
@@ -134,10 +135,10 @@ def sweep_figures(
 ) -> Figures:
     """Return what a curve costs in one pass, what its largest point does, and its points one at a time; and whether they agree."""
     if not (prompts and points):
-        raise ValueError("a curve needs at least one problem and one point")
+        raise UserError("a curve needs at least one problem and one point")
     largest = Limits(*(max(values) for values in zip(*points, strict=True)))
     requests = [
-        Request(prompt, *largest, ignore_ids=ignore_ids, max_answer_tokens=answer_tokens, problem=i)
+        Request(prompt, Condition(*largest, max_answer_tokens=answer_tokens), ignore_ids, problem=i)
         for i, prompt in enumerate(prompts)
     ]
 
@@ -146,10 +147,7 @@ def sweep_figures(
         return [completions for _, completions in sorted(decoder.stream(forked))]
 
     def one_at_a_time() -> list[tuple[Completion, ...]]:
-        singles = [
-            decoder.decode([dataclasses.replace(request, **point._asdict()) for request in requests])
-            for point in points
-        ]
+        singles = [decoder.decode([at_point(request, point) for request in requests]) for point in points]
         return list(zip(*singles, strict=True))
 
     for warm_up in (curve, one_at_a_time):
@@ -171,6 +169,11 @@ def sweep_figures(
         one_at_a_time_over_curve=round(one_at_a_time_s / curve_s, 2),
         identical=forked == single,
     )
+
+
+def at_point(request: Request, point: Limits) -> Request:
+    """Return the request with these limits."""
+    return dataclasses.replace(request, condition=dataclasses.replace(request.condition, **point._asdict()))
 
 
 class _Enough(Exception):
@@ -226,7 +229,7 @@ def read_bandwidth(num_bytes: int = 2**30) -> float:
 
 def _request(prompt: tuple[int, ...], problem: int, num_tokens: int) -> Request:
     """Return a request for exactly `num_tokens` of thinking."""
-    return Request(prompt, num_tokens, num_tokens, max_answer_tokens=1, problem=problem)
+    return Request(prompt, Condition(num_tokens, num_tokens, max_answer_tokens=1), problem=problem)
 
 
 def _fastest(call: Callable[[], Any], times: int = 3) -> tuple[float, Any]:

@@ -26,6 +26,7 @@ from s1jax.data.packing import Packer
 from s1jax.model.config import ModelConfig, qwen2_5
 from s1jax.model.flops import train_flops
 from s1jax.model.qwen2 import Params, init_params
+from s1jax.runtime.errors import UserError
 from s1jax.runtime.hardware import peak_flops
 from s1jax.runtime.sharding import MeshConfig, ShardingRules, make_mesh
 from s1jax.train.optimizer import OptimizerConfig, make_optimizer
@@ -38,7 +39,7 @@ def figures(args: Any) -> Iterator[Figures]:
     """Yield what the command line of `launch/benchmark.py train` asks for."""
     mesh = MeshConfig(sequence=args.sequence, tensor=args.tensor)
     if args.examples < 1 or not 1 <= args.divide <= 250:
-        raise ValueError(
+        raise UserError(
             f"examples is {args.examples} and divide {args.divide}: at least 1 example, and lengths divided by 1 to 250"
         )
     lengths = s1k_lengths(args.examples, args.divide)
@@ -154,11 +155,11 @@ def slice_figures(
 ) -> Figures:
     """Return what a step of the whole model would take on this mesh, were there room, from two slices of it of these numbers of layers.
 
-    Raises ValueError unless the second is larger than the first.
+    Raises UserError unless the second is larger than the first.
     """
     small, large = num_layers
     if not 1 <= small < large <= config.num_layers:
-        raise ValueError(
+        raise UserError(
             f"slices of {small} and {large} layers: they must grow, and be of the model's {config.num_layers}"
         )
     times = []
@@ -190,10 +191,10 @@ def peak_bytes(compiled: jax.stages.Compiled) -> int:
 
 
 def needed_bytes(compiled: jax.stages.Compiled) -> int:
-    """Return the bytes of each device that a program needs, by its compiler. Raises ValueError where it does not tell."""
+    """Return the bytes of each device that a program needs, by its compiler. Raises UserError where it does not tell."""
     memory = compiled.memory_analysis()
     if memory is None:
-        raise ValueError("the compiler does not tell how much memory the step needs")
+        raise UserError("the compiler does not tell how much memory the step needs")
     return (
         memory.argument_size_in_bytes + memory.temp_size_in_bytes
         + memory.output_size_in_bytes - memory.alias_size_in_bytes

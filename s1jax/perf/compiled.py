@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 
 import jax
 
+from s1jax.runtime.errors import UserError
+
 REMATERIALISATION = "Involuntary full rematerialization"
 
 
@@ -27,13 +29,13 @@ def mesh_text(devices: jax.sharding.Mesh) -> str:
 
 @contextlib.contextmanager
 def explain_lack_of_room(topology: str) -> Iterator[None]:
-    """Raise ValueError where a compiler, as those for TPU, gives up for lack of memory."""
+    """Raise UserError where a compiler, as those for TPU, gives up for lack of memory."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise ValueError(f"the step does not fit {topology}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"the step does not fit {topology}: {str(error).splitlines()[0]}") from error
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ import jax
 from jax.experimental import topologies
 
 from s1jax.model.config import SIZES, ModelConfig, qwen2_5
+from s1jax.runtime.errors import UserError
 
 # What the compiler asks of the card (NVIDIA's data sheet of the H100 SXM5; limits of compute capability 9.0).
 H100 = """
@@ -48,15 +49,13 @@ def topology_devices(topology: str) -> Sequence[jax.Device]:
     """Return the devices of `h100:HOSTSxGPUS`, of a TPU topology such as `v5p:2x2x1`, or the first `N` here, as `cpu:N`."""
     kind, _, shape = topology.partition(":")
     if not re.fullmatch(r"cpu:N|h100:NxN|v\d\w*:NxN(xN)?|tpu7x:NxNxN".replace("N", r"[1-9]\d*"), topology):
-        raise ValueError(
-            f"topology {topology!r} is none of h100:HOSTSxGPUS, a TPU's as v5p:2x2x4 or v6e:4x8, and cpu:N"
-        )
+        raise UserError(f"topology {topology!r} is none of h100:HOSTSxGPUS, a TPU's as v5p:2x2x4 or v6e:4x8, and cpu:N")
     package = {"cpu": "jax", "h100": "jax_cuda12_plugin"}.get(kind, "libtpu")
     if importlib.util.find_spec(package) is None:
-        raise ValueError(f"compiling for {kind} needs a compiler that is not installed here: {COMPILERS[package]}")
+        raise UserError(f"compiling for {kind} needs a compiler that is not installed here: {COMPILERS[package]}")
     if kind == "cpu":
         if int(shape) > jax.device_count():
-            raise ValueError(f"topology {topology} has more devices than there are here, {jax.device_count()}")
+            raise UserError(f"topology {topology} has more devices than there are here, {jax.device_count()}")
         return jax.devices("cpu")[: int(shape)]
     if kind == "h100":
         os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")

@@ -31,6 +31,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from s1jax.results.metrics import ThinkingPoint, VotingPoint, thinking_curve, voting_curve
 from s1jax.results.samples import Curve, SampleRow, Setting
 from s1jax.results.tables import Point, groups, quoted, setting_text, stop_text
+from s1jax.runtime.errors import UserError
 from s1jax.runtime.files import write_file
 
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -101,11 +102,11 @@ def plot_thinking(rows: Sequence[SampleRow], path: str | Path) -> list[ThinkingP
 def plot_voting(rows: Sequence[SampleRow], path: str | Path) -> list[VotingPoint]:
     """Draw maj@k, and thinly pass@k, against the number of samples k, and write the points as JSON; return the points.
 
-    Raises ValueError if no setting has at least two samples of each of its problems.
+    Raises UserError if no setting has at least two samples of each of its problems.
     """
     points = voting_curve(rows)
     if not points:
-        raise ValueError("voting needs at least two samples of each problem under one setting; these rows have none")
+        raise UserError("voting needs at least two samples of each problem under one setting; these rows have none")
     with _drawing():
         page = _Page(points, "Parallel scaling: majority voting over k samples")
         for ax, panel in page.panels:

@@ -26,6 +26,7 @@ import numpy as np
 
 from s1jax.grading.equivalence import is_equivalent
 from s1jax.results.samples import SETTING, Curve, SampleRow, Setting, distinct_samples
+from s1jax.runtime.errors import UserError
 
 
 class ThinkingPoint(Setting):
@@ -90,10 +91,10 @@ def mean_interval(values: Sequence[float], num_units: float | None = None) -> tu
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     """Return the chance that at least one of k samples, drawn without replacement from n, is correct.
 
-    1 - C(n - c, k) / C(n, k): the unbiased estimator of arXiv 2107.03374. Raises ValueError unless 1 <= k <= n and 0 <= c <= n.
+    1 - C(n - c, k) / C(n, k): the unbiased estimator of arXiv 2107.03374. Raises UserError unless 1 <= k <= n and 0 <= c <= n.
     """
     if not 1 <= k <= num_samples or not 0 <= num_correct <= num_samples:
-        raise ValueError(
+        raise UserError(
             f"pass@{k} of {num_samples} samples, {num_correct} of them correct: need 1 <= k <= n, 0 <= c <= n"
         )
     return 1 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
@@ -102,10 +103,10 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
 def maj_at_k(answers: Sequence[str | None], correct: Sequence[bool], k: int) -> float:
     """Return the chance that a vote among k samples, drawn without replacement, elects a correct answer.
 
-    Exact over all subsets and tie draws; None never votes (see the module's docstring). Raises ValueError unless 1 <= k <= n.
+    Exact over all subsets and tie draws; None never votes (see the module's docstring). Raises UserError unless 1 <= k <= n.
     """
     if not 1 <= k <= len(answers):
-        raise ValueError(f"maj@{k} of {len(answers)} samples: need 1 <= k <= n")
+        raise UserError(f"maj@{k} of {len(answers)} samples: need 1 <= k <= n")
     return _elected(*_count_votes(answers, correct), k)
 
 
@@ -169,18 +170,18 @@ def scaling(
 ) -> float:
     """Return the mean slope over all pairs of points with different token counts (equation 2).
 
-    In units of accuracy per doubling of the tokens, which is what the paper's numbers are, or per token. Raises ValueError
+    In units of accuracy per doubling of the tokens, which is what the paper's numbers are, or per token. Raises UserError
     where no two counts differ, or a count of 0 has no logarithm.
     """
     if per == "doubling" and min(thinking_tokens, default=1) <= 0:
-        raise ValueError(
+        raise UserError(
             f"a point with {min(thinking_tokens)} thinking tokens has no place on a log2 axis: leave it out"
         )
     x = [math.log2(tokens) if per == "doubling" else tokens for tokens in thinking_tokens]
     pairs = itertools.combinations(zip(x, accuracies, strict=True), 2)
     slopes = [(second[1] - first[1]) / (second[0] - first[0]) for first, second in pairs if first[0] != second[0]]
     if not slopes:
-        raise ValueError(f"a slope needs two points with different thinking tokens, got {list(thinking_tokens)}")
+        raise UserError(f"a slope needs two points with different thinking tokens, got {list(thinking_tokens)}")
     return statistics.fmean(slopes)
 
 

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
+from s1jax.runtime.errors import UserError
+
 
 class Curve(TypedDict):
     """What the points of one curve share."""
@@ -59,11 +61,11 @@ def read_samples(path: str | Path) -> list[SampleRow]:
     """Read sample rows; columns beyond `SampleRow` are left out.
 
     A last line without its line break that does not parse was torn by a crash: it is reported on standard error and left
-    out. Raises OSError for a file that cannot be read, or ValueError with the line number for any other bad line, a missing,
+    out. Raises OSError for a file that cannot be read, or UserError with the line number for any other bad line, a missing,
     mistyped or impossible column, a sample that is there twice, or no rows at all.
     """
     if Path(path).is_dir():
-        raise ValueError(f"{path} is a directory; name the file of sample rows in it")
+        raise UserError(f"{path} is a directory; name the file of sample rows in it")
     rows: list[SampleRow] = []
     seen: dict[tuple[Any, ...], int] = {}
     try:
@@ -79,19 +81,19 @@ def read_samples(path: str | Path) -> list[SampleRow]:
             if not line.endswith(b"\n"):
                 print(f"{path}: line {number} was cut off while it was written; left out", file=sys.stderr)
                 break
-            raise ValueError(f"{path}: line {number} is not JSON ({error})") from None
+            raise UserError(f"{path}: line {number} is not JSON ({error})") from None
         if problem := _row_problem(row):
-            raise ValueError(f"{path}: line {number}: {problem}")
+            raise UserError(f"{path}: line {number}: {problem}")
         key = tuple(row[name] for name in (*SETTING, "problem_id", "seed", "sample_index"))
         if key in seen:
-            raise ValueError(
+            raise UserError(
                 f"{path}: lines {seen[key]} and {number} hold the same sample (problem {row['problem_id']}, sample "
                 f"{row['sample_index']}, seed {row['seed']}, equal settings): were two runs put into one file?"
             )
         seen[key] = number
         rows.append(typing.cast(SampleRow, {name: row[name] for name in _COLUMN_TYPES}))
     if not rows:
-        raise ValueError(f"{path} holds no sample rows")
+        raise UserError(f"{path} holds no sample rows")
     return rows
 
 

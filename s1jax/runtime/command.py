@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from s1jax.runtime.errors import UserError
 from s1jax.runtime.files import ROOT
 
 
@@ -45,11 +46,10 @@ ROOM = (
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a command; bad input (ValueError, OSError) is printed as one message and exits with 1, as is a device that ran out of memory.
+    """Run a command. Bad input (UserError, OSError) and a device that ran out of memory are one message and exit code 1.
 
-    `S1JAX_TRACEBACK=1` in the environment shows where it was raised; the message says so where a ValueError is not ours, and
-    so may not name the cause. What is compiled is kept for later runs in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR says
-    where (empty: nowhere).
+    `S1JAX_TRACEBACK=1` in the environment shows where an error was raised. Compiled programs are kept for later runs in the user's cache
+    folder, or where JAX_COMPILATION_CACHE_DIR says (if it is empty: nowhere).
     """
     _ask_for_huge_pages()
     # JAX would take no more than three quarters of a GPU's memory.
@@ -61,12 +61,10 @@ def run_command(main: Callable[[], None]) -> None:
     except BrokenPipeError:  # who read the output has gone; nor may Python's last flush complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         if os.environ.get("S1JAX_TRACEBACK"):
             raise
-        foreign = isinstance(error, ValueError) and not _raised_here(error)
-        hint = " (S1JAX_TRACEBACK=1 shows where this was raised)" if foreign else ""
-        print(f"error: {error}{hint}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         _end_failed()
     except Exception as error:
         is_memory = type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error)
@@ -115,10 +113,3 @@ def _end_failed() -> NoReturn:
         sys.stderr.flush()
         os._exit(1)
     sys.exit(1)
-
-
-def _raised_here(error: BaseException) -> bool:
-    """Return whether this project's own code raised an error, rather than a library."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    path = Path(frame.f_code.co_filename)
-    return path.is_relative_to(ROOT) and "site-packages" not in path.parts

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from s1jax.runtime.command import program
+from s1jax.runtime.errors import UserError
 from s1jax.runtime.files import ROOT
 
 Config = TypeVar("Config")
@@ -43,12 +44,12 @@ def config_names(config_type: type[Any] | tuple[type[Any], ...] = object) -> lis
 def load_config(name: str, config_type: type[Config] | tuple[type[Config], ...]) -> Config:
     """Return the `CONFIG` of `configs/NAME.py`, given as a name or as a path to any such file, of this type or one of these.
 
-    Raises ValueError for an unknown name (listing the known ones), for a config of another command, and for one that does not load.
+    Raises UserError for an unknown name (listing the known ones), for a config of another command, and for one that does not load.
     """
     path = Path(name).expanduser() if name.endswith(".py") else ROOT / "configs" / f"{name}.py"
     if not path.is_file():
         names = ", ".join(config_names(config_type))
-        raise ValueError(f"no config {name!r}; give a path ending in .py, or one of: {names}")
+        raise UserError(f"no config {name!r}; give a path ending in .py, or one of: {names}")
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
     spec = importlib.util.spec_from_file_location(f"configs.{path.stem}", path)
@@ -57,12 +58,12 @@ def load_config(name: str, config_type: type[Config] | tuple[type[Config], ...])
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise ValueError(_config_mistake(path, error)) from error
+        raise UserError(_config_mistake(path, error)) from error
     config = getattr(module, "CONFIG", None)
     if not isinstance(config, config_type):
         types = config_type if isinstance(config_type, tuple) else (config_type,)
         wanted = " or ".join(cls.__name__ for cls in types)
-        raise ValueError(f"{path} has no CONFIG of type {wanted}; it holds {type(config).__name__}")
+        raise UserError(f"{path} has no CONFIG of type {wanted}; it holds {type(config).__name__}")
     return config
 
 
@@ -88,7 +89,7 @@ def parse_command(
 ) -> Config:
     """Parse `CONFIG [--field value ...]`: the named config, of this type or one of these, with typed overrides.
 
-    Prints help and exits for `--help`; raises ValueError for an unknown config or field, listing the valid ones.
+    Prints help and exits for `--help`; raises UserError for an unknown config or field, listing the valid ones.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     name = argv.pop(0) if argv and not argv[0].startswith("-") else None
@@ -98,7 +99,7 @@ def parse_command(
             print(f"configs: {', '.join(config_names(config_type))}\n`CONFIG --help` lists the fields of that config.")
             sys.exit(0)
         names = ", ".join(config_names(config_type))
-        raise ValueError(f"which config? Give a path ending in .py, or one of: {names}")
+        raise UserError(f"which config? Give a path ending in .py, or one of: {names}")
     default = load_config(name, config_type)
     return parse_arguments(description, type(default), argv, default, f"{program()} {name}")
 
@@ -112,7 +113,7 @@ def parse_arguments(
 ) -> Config:
     """Parse typed `--field value` arguments into `config_type`, starting from `default` if there is one.
 
-    Raises ValueError for an unknown field, listing the valid ones, and for a value that cannot be read.
+    Raises UserError for an unknown field, listing the valid ones, and for a value that cannot be read.
     """
     import tyro
 
@@ -120,7 +121,7 @@ def parse_arguments(
     valid = sorted(field_flags(config_type))
     for flag in (arg.split("=")[0] for arg in argv if arg.startswith("--") and len(arg) > 2):
         if flag.replace("_", "-") not in (*valid, "--help"):
-            raise ValueError(f"unknown field {flag}; the fields are: {' '.join(valid)}")
+            raise UserError(f"unknown field {flag}; the fields are: {' '.join(valid)}")
     keywords: dict[str, Any] = {} if default is None else {"default": default}
     errors = io.StringIO()
     try:
@@ -129,7 +130,7 @@ def parse_arguments(
     except SystemExit as exit_:
         if not exit_.code:
             raise
-        raise ValueError(_unboxed(errors.getvalue())) from None
+        raise UserError(_unboxed(errors.getvalue())) from None
 
 
 def _unboxed(text: str) -> str:
@@ -151,8 +152,10 @@ def field_flags(config_type: Any, prefix: str = "--") -> list[str]:
         hint = hints[field.name]
         if tyro.conf.Positional in getattr(hint, "__metadata__", ()):
             continue
-        if dataclasses.is_dataclass(hint):
-            flags += field_flags(hint, flag + ".")
+        inner, *metadata = typing.get_args(hint) if hasattr(hint, "__metadata__") else (hint,)
+        if dataclasses.is_dataclass(inner):
+            is_flat = any(getattr(extra, "name", None) == "" for extra in metadata)
+            flags += field_flags(inner, prefix if is_flat else flag + ".")
         else:
             flags.append(flag)
             if hint is bool:

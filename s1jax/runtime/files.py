@@ -8,6 +8,8 @@ import stat
 import tempfile
 from pathlib import Path
 
+from s1jax.runtime.errors import UserError
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -21,11 +23,11 @@ def write_file(path: str | Path, text: str) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Raise ValueError unless a file can be written at `path`, in directories that may be yet to make; nothing is left behind."""
+    """Raise UserError unless a file can be written at `path`, in directories that may be yet to make; nothing is left behind."""
     try:
         with contextlib.suppress(FileNotFoundError):
             if not stat.S_ISREG(path.stat().st_mode) or not os.access(path, os.W_OK):
-                raise ValueError(f"{path} cannot be written: it is no file, or a protected one")
+                raise UserError(f"{path} cannot be written: it is no file, or a protected one")
         tempfile.TemporaryFile(dir=next(parent for parent in path.parents if parent.exists())).close()
     except OSError as error:
-        raise ValueError(f"{path} cannot be written: {error.strerror}") from None
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None

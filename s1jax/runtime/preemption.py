@@ -25,6 +25,7 @@ from typing import NoReturn
 
 import jax
 
+from s1jax.runtime.errors import UserError
 from s1jax.runtime.processes import is_first_process
 
 SIGNALS = {signal.SIGTERM: "terminated", signal.SIGINT: "interrupted"}
@@ -147,13 +148,13 @@ def _write(message: str) -> None:
 def _jax_handler() -> tuple[Callable[[], None], Callable[[], None]]:
     """Return what calls JAX's handler of SIGTERM, and what installs it again; Python does not know of it.
 
-    Raises ValueError where there is none.
+    Raises UserError where there is none.
     """
     libc = ctypes.CDLL(None)
     libc.signal.restype, libc.signal.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
     address = libc.signal(signal.SIGTERM, None)
     if not address:
-        raise ValueError(
+        raise UserError(
             "JAX does not listen to SIGTERM, so processes could not agree on a step to stop at: "
             "leave jax_enable_preemption_service on, and the handler that jax.distributed.initialize installs in place"
         )

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
+from s1jax.runtime.errors import UserError
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -22,13 +24,13 @@ def start_processes() -> None:
     """Join the processes of a multi-host run: under srun or Open MPI, on TPUs of GKE, or where JAX_COORDINATOR_ADDRESS,
     JAX_NUM_PROCESSES and JAX_PROCESS_ID are set.
 
-    Alone, this does nothing. Raises ValueError where some of these are missing.
+    Alone, this does nothing. Raises UserError where some of these are missing.
     """
     env = os.environ
     if "JAX_COORDINATOR_ADDRESS" in env:
         missing = [name for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID") if name not in env]
         if missing:
-            raise ValueError(f"JAX_COORDINATOR_ADDRESS is set, but not {' and '.join(missing)}: set all three, or none")
+            raise UserError(f"JAX_COORDINATOR_ADDRESS is set, but not {' and '.join(missing)}: set all three, or none")
         jax.distributed.initialize(num_processes=int(env["JAX_NUM_PROCESSES"]), process_id=int(env["JAX_PROCESS_ID"]))
     elif (
         (int(env.get("SLURM_NTASKS", 1)) > 1 and "SLURM_STEP_NODELIST" in env)  # else not started by srun, and alone
@@ -38,7 +40,7 @@ def start_processes() -> None:
         jax.distributed.initialize()
     elif jax.process_count() > 1:
         # A TPU knows of its neighbours by itself, but could not agree with them on when to stop.
-        raise ValueError(
+        raise UserError(
             f"these devices are of {jax.process_count()} processes: set JAX_COORDINATOR_ADDRESS (the first one's host:port), "
             "JAX_NUM_PROCESSES and JAX_PROCESS_ID on each"
         )
@@ -74,7 +76,7 @@ def everywhere(function: Callable[[], T]) -> T:
         raise error
     for process, message in enumerate(messages):
         if message is not None:
-            raise ValueError(f"process {process}: {message}")
+            raise UserError(f"process {process}: {message}")
     return result
 
 
@@ -85,15 +87,15 @@ def from_first_process(function: Callable[[], T]) -> T:
 
 
 def check_same(value: Any, what: str) -> None:
-    """Raise ValueError in all processes, which all call it, where they do not have the same `what`: a value of which `repr` shows all."""
+    """Raise UserError in all processes, which all call it, where they do not have the same `what`: a value of which `repr` shows all."""
     if jax.process_count() > 1 and len(set(_gather(hashlib.sha256(repr(value).encode()).digest()))) > 1:
-        raise ValueError(f"the processes do not have the same {what}: give each the same command and the same files")
+        raise UserError(f"the processes do not have the same {what}: give each the same command and the same files")
 
 
 def map_over_processes(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
     """Return `[function(item) for item in items]`, of which each process computes its share and sends it to the others.
 
-    All call it, with items that `check_same` finds to be the same. Raises ValueError where a share is larger than 2 GB; of failures see
+    All call it, with items that `check_same` finds to be the same. Raises UserError where a share is larger than 2 GB; of failures see
     `everywhere`.
     """
     num_processes = jax.process_count()
@@ -103,7 +105,7 @@ def map_over_processes(function: Callable[[T], R], items: Sequence[T]) -> list[R
     def compute_share() -> bytes:
         share = pickle.dumps([function(item) for item in items[jax.process_index() :: num_processes]])
         if len(share) >= 2**31:
-            raise ValueError(
+            raise UserError(
                 f"{len(share) / 1e9:.1f} GB of {len(items)} items are too much to send: give fewer, or more processes"
             )
         return share

@@ -16,6 +16,8 @@ from dataclasses import dataclass, fields, replace
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from s1jax.runtime.errors import UserError
+
 MESH_AXES = ("data", "fsdp", "sequence", "tensor")
 # Named dimensions that one array has.
 TOGETHER = (
@@ -61,11 +63,11 @@ class ShardingRules:
         for field in fields(self):
             for axis in getattr(self, field.name):
                 if axis not in MESH_AXES:
-                    raise ValueError(f'{field.name}: "{axis}" is no mesh axis; the axes are {", ".join(MESH_AXES)}')
+                    raise UserError(f'{field.name}: "{axis}" is no mesh axis; the axes are {", ".join(MESH_AXES)}')
         for names in TOGETHER:
             axes = [axis for name in names for axis in getattr(self, name)]
             if twice := {axis for axis in axes if axes.count(axis) > 1}:
-                raise ValueError(
+                raise UserError(
                     f"{' and '.join(names)}: mesh axis {min(twice)} is there twice, but can split only one dimension of an array"
                 )
 
@@ -88,17 +90,17 @@ class ShardingRules:
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Arrange `devices` (default: all of them) as a mesh of the configured sizes.
 
-    Raises ValueError where the sizes do not multiply to the number of devices.
+    Raises UserError where the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [getattr(config, axis) for axis in MESH_AXES]
     shown = " x ".join(f"{axis} {size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise ValueError(f"mesh {shown}: every size must be positive, and at most one may be -1")
+        raise UserError(f"mesh {shown}: every size must be positive, and at most one may be -1")
     known = math.prod(size for size in sizes if size != -1)
     sizes = [len(devices) // known if size == -1 else size for size in sizes]
     if math.prod(sizes) != len(devices):
-        raise ValueError(f"mesh {shown} does not fit {len(devices)} devices: the sizes must multiply to that number")
+        raise UserError(f"mesh {shown} does not fit {len(devices)} devices: the sizes must multiply to that number")
     return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 4, devices=devices)
 
 

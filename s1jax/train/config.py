@@ -7,8 +7,10 @@ from typing import Any, Literal, get_args
 
 from s1jax.data.examples import DataConfig, Examples
 from s1jax.model import lora
-from s1jax.model.config import DType, Int8, LoraConfig, ModelConfig
+from s1jax.model.config import LoraConfig, ModelConfig
 from s1jax.model.qwen2 import Params
+from s1jax.runtime.errors import UserError
+from s1jax.runtime.precision import DType, Int8
 from s1jax.runtime.sharding import MeshConfig, ShardingRules
 from s1jax.train.log import Tracker
 from s1jax.train.optimizer import OptimizerConfig
@@ -59,21 +61,21 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if not self.output.strip():
-            raise ValueError("output is empty: give the run a directory")
+            raise UserError("output is empty: give the run a directory")
         for name in ("eval_every", "save_every", "keep"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+                raise UserError(f"{name} is {getattr(self, name)}: it must be at least 1")
         for name in ("dtype", "param_dtype", "export_dtype"):
             if getattr(self, name) not in get_args(DType):
-                raise ValueError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(get_args(DType))}")
+                raise UserError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(get_args(DType))}")
         if self.frozen not in ("float", "int8", "nf4"):
-            raise ValueError(f"frozen is {self.frozen!r}: choose one of float, int8, nf4")
+            raise UserError(f"frozen is {self.frozen!r}: choose one of float, int8, nf4")
         if self.lora is None and self.frozen != "float":
-            raise ValueError(
+            raise UserError(
                 f"frozen is {self.frozen}, but all weights are trained: set lora_rank, or leave frozen away"
             )
         if self.lora is not None and self.param_dtype != "float32":
-            raise ValueError(
+            raise UserError(
                 f"param_dtype is {self.param_dtype}: LoRA's adapters are float32 (the frozen weights have the compute dtype)"
             )
 
@@ -95,7 +97,7 @@ def identity_of(config: TrainConfig, examples: Examples, weights: str) -> dict[s
 def with_adapters(config: TrainConfig, model_config: ModelConfig) -> ModelConfig:
     """Return the model as it is trained: with LoRA's adapters and stored weights, where the config asks for them."""
     if config.lora_rank is not None and config.lora_rank > model_config.embed_dim:
-        raise ValueError(
+        raise UserError(
             f"lora_rank is {config.lora_rank}: the model's matrices have no more than rank {model_config.embed_dim}"
         )
     int8: tuple[Int8, ...] = ("weights",) if config.frozen == "int8" else ()

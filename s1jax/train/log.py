@@ -20,6 +20,7 @@ from typing import Any, Literal, Protocol
 
 import jax
 
+from s1jax.runtime.errors import UserError
 from s1jax.runtime.files import write_file
 from s1jax.runtime.processes import is_first_process
 from s1jax.runtime.progress import progress
@@ -89,10 +90,10 @@ class TrainLog:
         self.last = time.monotonic()
 
     def check(self, step: int, metrics: dict[str, jax.Array], row_ids: Sequence[str]) -> tuple[float, float]:
-        """Return the loss and the norm of the gradient. Raises ValueError, naming step and rows, if they are not finite."""
+        """Return the loss and the norm of the gradient. Raises UserError, naming step and rows, if they are not finite."""
         loss, grad_norm = float(metrics["loss"]), float(metrics["grad_norm"])
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise ValueError(
+            raise UserError(
                 f"step {step}: loss {loss}, gradient norm {grad_norm}; stopped before it could be saved. "
                 f"Its rows: {', '.join(row_ids)}"
             )
@@ -111,7 +112,7 @@ class TrainLog:
     ) -> None:
         """Wait for the metrics of a step and write them.
 
-        `num_tokens` and `flops` are of the whole batch, `peak_flops` of all devices, `row_ids` the examples in it. Raises ValueError for a
+        `num_tokens` and `flops` are of the whole batch, `peak_flops` of all devices, `row_ids` the examples in it. Raises UserError for a
         loss or a gradient that is not finite.
         """
         loss, grad_norm = self.check(step, metrics, row_ids)
@@ -151,20 +152,20 @@ class _TensorBoard:
 
 
 def _step_of(path: Path, number: int, line: str) -> int:
-    """Return the step of a line of metrics. Raises ValueError where it is none."""
+    """Return the step of a line of metrics. Raises UserError where it is none."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}, line {number} is no JSON object with a step: remove that line") from error
+        raise UserError(f"{path}, line {number} is no JSON object with a step: remove that line") from error
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Raise ValueError for a tracker that does not exist, or whose package is not installed."""
+    """Raise UserError for a tracker that does not exist, or whose package is not installed."""
     for name in names:
         if name not in PACKAGES:
-            raise ValueError(f"trackers has {name!r}: choose of {', '.join(PACKAGES)}")
+            raise UserError(f"trackers has {name!r}: choose of {', '.join(PACKAGES)}")
         if sys.modules.get(PACKAGES[name]) is None and importlib.util.find_spec(PACKAGES[name]) is None:
-            raise ValueError(f"tracker {name} needs the package {PACKAGES[name]}: pip install {PACKAGES[name]}")
+            raise UserError(f"tracker {name} needs the package {PACKAGES[name]}: pip install {PACKAGES[name]}")
 
 
 def _start_tracker(name: Tracker, output: Path, first_step: int, config: dict[str, Any]) -> _Run:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from s1jax.model.qwen2 import Params
+from s1jax.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class OptimizerConfig:
             ("clip_norm", self.clip_norm > 0, "positive"),
         ):
             if not is_good:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be {told}")
+                raise UserError(f"{name} is {getattr(self, name)}: it must be {told}")
 
 
 def learning_rate(config: OptimizerConfig, num_steps: int) -> Callable[[Any], Any]:

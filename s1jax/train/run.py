@@ -38,6 +38,7 @@ from s1jax.model.flops import train_flops
 from s1jax.model.qwen2 import Params, abstract_params
 from s1jax.runtime.command import counted
 from s1jax.runtime.config import to_json
+from s1jax.runtime.errors import UserError
 from s1jax.runtime.files import check_writable, write_file
 from s1jax.runtime.hardware import peak_flops
 from s1jax.runtime.preemption import Preemption
@@ -64,7 +65,7 @@ def train(config: TrainConfig) -> Path:
     """Run (or resume) the fine-tuning that `config` describes; return the directory of the Hugging Face export.
 
     A run directory that holds a checkpoint is resumed from it, and a finished one is done already. SIGTERM and Ctrl-C save and end the
-    process (`preemption.py`). Raises ValueError where the run's config (but for its `NEUTRAL_FIELDS`), examples or source weights were
+    process (`preemption.py`). Raises UserError where the run's config (but for its `NEUTRAL_FIELDS`), examples or source weights were
     others, and where examples, model and mesh do not fit.
     """
     with Preemption() as preemption:
@@ -85,7 +86,7 @@ class _Run:
         """Read the config, the rows and what is there of the run; no weights."""
         self.config, self.output = config, Path(config.output)
         if self.output.resolve() == Path(config.model).expanduser().resolve():
-            raise ValueError(f"output {config.output} is the model itself: give the run another directory")
+            raise UserError(f"output {config.output} is the model itself: give the run another directory")
         check_same(config, "config")
         from_first_process(self._check_output)
         self.mesh = make_mesh(config.mesh)
@@ -115,25 +116,25 @@ class _Run:
             self.first_step = self.store.latest_step() or 0
         damaged = sorted(path.name for path in (self.output / "checkpoints").glob("*.damaged"))
         if damaged and not self.first_step:
-            raise ValueError(
+            raise UserError(
                 f"no checkpoint of {self.output} is whole, only {', '.join(damaged)} is there: remove {self.output} to begin anew"
             )
         if self.first_step:
             self._compare(self.store.read_metadata(self.first_step)["identity"])
 
     def _check_output(self) -> None:
-        """Raise ValueError where something lies in the way of what will be written."""
+        """Raise UserError where something lies in the way of what will be written."""
         if self.output.is_symlink() and not self.output.exists():
-            raise ValueError(f"{self.output} is a symbolic link to nothing")
+            raise UserError(f"{self.output} is a symbolic link to nothing")
         for name in (REJECTS_NAME, CONFIG_NAME, LOG_NAME, "config.json"):
             check_writable(self.output / name)
         for name in ("checkpoints", "tensorboard"):
             if (self.output / name).exists() and not (self.output / name).is_dir():
-                raise ValueError(f"{self.output / name} is a file: remove it, or give another output")
+                raise UserError(f"{self.output / name} is a file: remove it, or give another output")
         check_destination(self.output / "hf", overwrite=True)
 
     def _read(self, config: DataConfig, tokenizer: Any) -> tuple[Examples, list[dict[str, Any]]]:
-        """Return the examples of a source, and its rejected rows. Raises ValueError where they do not fit the model."""
+        """Return the examples of a source, and its rejected rows. Raises UserError where they do not fit the model."""
         rows, rejects = everywhere(lambda: read_rows(config.source))
         examples, more_rejects = encode_rows(rows, tokenizer, config)
         examples.check_fit(self.model_config)
@@ -145,14 +146,14 @@ class _Run:
         return examples, rejects
 
     def _compare(self, before: dict[str, Any]) -> None:
-        """Raise ValueError where a run directory is that of another run."""
+        """Raise UserError where a run directory is that of another run."""
         changed = [
             f"{name} {before.get(name)}, not {value}"
             for name, value in self.identity.items()
             if before.get(name) != value
         ]
         if changed:
-            raise ValueError(
+            raise UserError(
                 f"{self.output} holds a run of another config: {'; '.join(changed)}. Give another --output, or remove it"
             )
 
@@ -313,7 +314,7 @@ class _Run:
             total += float(share) * float(self.loss(self.state.params, self.frozen, batch))
             weight += float(share)
         if not math.isfinite(total):
-            raise ValueError(f"the loss on {self.config.eval_source} is {total}; stopped before it could be saved")
+            raise UserError(f"the loss on {self.config.eval_source} is {total}; stopped before it could be saved")
         return total / weight
 
     def _save(self, step: int, eval_loss: float | None) -> None:

@@ -28,6 +28,7 @@ from s1jax.model.lora import combine
 from s1jax.model.qwen2 import Params, Remat, constrain_params, graphdef
 from s1jax.ops.attention import Backend
 from s1jax.ops.cross_entropy import weighted_cross_entropy
+from s1jax.runtime.errors import UserError
 from s1jax.runtime.hardware import platform
 from s1jax.runtime.sharding import ShardingRules, sharding_for
 from s1jax.train.optimizer import update
@@ -63,11 +64,11 @@ class StepConfig:
 
     def __post_init__(self) -> None:
         if self.loss_chunk < 1:
-            raise ValueError(f"loss_chunk is {self.loss_chunk}: it must be at least 1")
+            raise UserError(f"loss_chunk is {self.loss_chunk}: it must be at least 1")
         for name, choices in (("remat", Remat), ("attention", Backend)):
             value = getattr(self, name)
             if value is not None and value not in get_args(choices):
-                raise ValueError(f"{name} is {value!r}: choose one of {', '.join(get_args(choices))}")
+                raise UserError(f"{name} is {value!r}: choose one of {', '.join(get_args(choices))}")
 
 
 def make_train_step(
@@ -201,10 +202,10 @@ def init_state(
 
 
 def check_finite(params: Params, step: int) -> None:
-    """Raise ValueError for parameters that the update of a step has destroyed: its loss was measured before it."""
+    """Raise UserError for parameters that the update of a step has destroyed: its loss was measured before it."""
     norm = float(jax.jit(optax.tree.norm)(params))
     if not math.isfinite(norm):
-        raise ValueError(f"step {step}: parameters of norm {norm} after its update; stopped before they could be saved")
+        raise UserError(f"step {step}: parameters of norm {norm} after its update; stopped before they could be saved")
 
 
 def to_device(batch: Batch, mesh: jax.sharding.Mesh, rules: ShardingRules) -> DeviceBatch:

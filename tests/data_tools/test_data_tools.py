@@ -284,13 +284,13 @@ def test_transformers_computes_the_committed_base_the_same(base):
     from transformers import AutoModelForCausalLM
 
     from s1jax.data.chat import encode_chat
-    from s1jax.decode.request import Request
+    from tests.support.decoding import make_request
 
     decoder, tokenizer = base
     prompt = encode_chat(tokenizer, make_heldout(1, 0)[0].question)
     model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
     theirs = model.generate(torch.tensor([prompt]), max_new_tokens=8)[0, len(prompt) :].tolist()
-    ours = list(decoder.decode([Request(tuple(prompt), max_answer_tokens=8, thinks=False)])[0].tokens)
+    ours = list(decoder.decode([make_request(tuple(prompt), max_answer_tokens=8, thinks=False)])[0].tokens)
     assert theirs[: len(ours)] == ours
 
 

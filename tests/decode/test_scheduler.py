@@ -1,6 +1,5 @@
 """`decode.py` on a tiny random model: against one full forward per token, and against itself under other batches."""
 
-import dataclasses
 import itertools
 
 import jax
@@ -10,11 +9,10 @@ import pytest
 from flax import nnx
 
 from s1jax.data.chat import encode_prompt, encode_text
+from s1jax.data.condition import Limits
 from s1jax.decode import batch, loop, scheduler
-from s1jax.decode.budget import Limits
 from s1jax.decode.engine import Decoder
 from s1jax.decode.load import load_decoder
-from s1jax.decode.request import Request
 from s1jax.model.qwen2 import graphdef
 from s1jax.ops import cached_attention
 from s1jax.runtime.sharding import MeshConfig
@@ -29,7 +27,9 @@ from tests.support.decoding import (
     THINK,
     WAIT,
     at_point,
+    changed,
     make_decoder,
+    make_request,
 )
 
 COMPILED = (loop.prefill, loop.put_prompts, loop.start_rows, loop.advance)
@@ -56,12 +56,12 @@ def requests(n=8, **changes):
         )
         for i in range(n)
     ]
-    return [Request(**{**f, **changes}) for f in fields]
+    return [make_request(**{**f, **changes}) for f in fields]
 
 
 def test_greedy_decode_without_ignores_equals_one_full_forward_per_token(decoder):
     prompt = (9, 21, 33, START, THINK)
-    (completion,) = decoder.decode([Request(prompt=prompt, max_thinking_tokens=20, max_answer_tokens=10)])
+    (completion,) = decoder.decode([make_request(prompt=prompt, max_thinking_tokens=20, max_answer_tokens=10)])
     model_of = graphdef(CONFIG, RULES, "per_layer")
 
     @jax.jit
@@ -112,11 +112,11 @@ def test_thinking_never_passes_the_budget_and_meets_it_where_the_budget_ended_it
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_the_trace_of_a_smaller_budget_is_a_prefix_of_the_larger_ones(decoder, temperature):
-    base = Request(
+    base = make_request(
         prompt=(9, 21, START, THINK), num_ignore=9, ignore_ids=(WAIT,), temperature=temperature, max_answer_tokens=4
     )
     budgets = (0, 1, 4, 9, 30, 60)
-    completions = decoder.decode([dataclasses.replace(base, max_thinking_tokens=b) for b in budgets])
+    completions = decoder.decode([changed(base, max_thinking_tokens=b) for b in budgets])
     traces = [c.tokens[: c.num_thinking] for c in completions]
     for small, large in itertools.pairwise(traces):
         assert large[: len(small)] == small
@@ -160,7 +160,7 @@ def test_the_loop_ends_when_every_row_is_done(decoder, monkeypatch):
 
 
 def test_rows_that_do_not_think_answer_at_once(decoder):
-    (completion,) = decoder.decode([Request(prompt=(9, 21, 33), thinks=False, max_answer_tokens=6)])
+    (completion,) = decoder.decode([make_request(prompt=(9, 21, 33), thinks=False, max_answer_tokens=6)])
     assert completion.num_thinking == completion.num_forced == 0
     assert completion.num_answer + completion.stopped == len(completion.tokens)
 
@@ -187,12 +187,12 @@ def test_eight_devices_emit_what_one_does(decoder, sizes):
 )
 def test_a_bad_request_is_refused_by_name(changes, message):
     with pytest.raises(ValueError, match=message):
-        Request(**{"prompt": (1,), **changes})
+        make_request(**{"prompt": (1,), **changes})
 
 
 def test_a_request_longer_than_the_context_is_refused(decoder):
     with pytest.raises(ValueError, match="the model has 256"):
-        decoder.decode([Request(prompt=(1,) * 200, max_thinking_tokens=60)])
+        decoder.decode([make_request(prompt=(1,) * 200, max_thinking_tokens=60)])
 
 
 # -- slots
@@ -206,10 +206,11 @@ def test_the_number_of_rows_and_the_order_of_requests_change_no_token(decoder, n
 
 
 def test_a_finished_row_is_refilled_while_the_others_go_on(decoder):
-    long = Request(prompt=(9, 21, START, THINK), max_thinking_tokens=150, min_thinking_tokens=150, max_answer_tokens=1)
+    long = make_request(
+        prompt=(9, 21, START, THINK), max_thinking_tokens=150, min_thinking_tokens=150, max_answer_tokens=1
+    )
     short = [
-        dataclasses.replace(request, max_answer_tokens=4)
-        for request in requests(4, max_thinking_tokens=8, min_thinking_tokens=0)
+        changed(request, max_answer_tokens=4) for request in requests(4, max_thinking_tokens=8, min_thinking_tokens=0)
     ]
     order = [index for index, _ in decoder.stream([long, *short], num_rows=2)]
     assert order[-1] == 0 and sorted(order) == list(range(5))
@@ -230,7 +231,8 @@ def test_samples_of_one_prompt_are_prefilled_once_and_share_one_copy_of_its_cach
     monkeypatch.setattr(batch, "advance", count)
     prompt = (*np.random.default_rng(2).integers(8, 40, size=198).tolist(), START, THINK)
     samples = [
-        Request(prompt=prompt, max_thinking_tokens=9, max_answer_tokens=9, temperature=1.0, sample=i) for i in range(64)
+        make_request(prompt=prompt, max_thinking_tokens=9, max_answer_tokens=9, temperature=1.0, sample=i)
+        for i in range(64)
     ]
     completions = decoder.decode(samples)
     assert prefilled == [(1, 256)] and len(set(completions)) > 32 and set(held) == {2 * CONFIG.num_layers}
@@ -241,7 +243,7 @@ def test_samples_of_one_prompt_are_prefilled_once_and_share_one_copy_of_its_cach
 def test_prompts_are_prefilled_in_pieces_of_few_lengths(decoder, monkeypatch):
     rng = np.random.default_rng(1)
     several = [
-        Request(
+        make_request(
             prompt=(*rng.integers(8, 40, size=n).tolist(), START, THINK), max_thinking_tokens=9, max_answer_tokens=9
         )
         for n in (14, 46, 130)
@@ -268,9 +270,9 @@ def test_a_cache_that_grows_and_shrinks_and_a_ring_that_wraps_change_no_token(de
 
 def test_no_row_idles_while_a_prompt_has_samples_left(decoder, monkeypatch):
     """A prompt of many samples is copied, not prefilled again, to the rows of those that have no more."""
-    base = Request(prompt=(9, START, THINK), max_thinking_tokens=20, min_thinking_tokens=20, max_answer_tokens=1)
-    asked = [dataclasses.replace(base, temperature=1.0, sample=i) for i in range(14)]
-    asked += [dataclasses.replace(base, prompt=(9, i, START, THINK)) for i in (21, 33)]
+    base = make_request(prompt=(9, START, THINK), max_thinking_tokens=20, min_thinking_tokens=20, max_answer_tokens=1)
+    asked = [changed(base, temperature=1.0, sample=i) for i in range(14)]
+    asked += [changed(base, prompt=(9, i, START, THINK)) for i in (21, 33)]
     prefilled, steps = [], []
     prefill, advance = scheduler.prefill, batch.advance
 
@@ -300,7 +302,7 @@ def test_a_limit_takes_no_room_before_it_is_used(decoder, monkeypatch):
     capacities = []
     advance = batch.advance
     monkeypatch.setattr(batch, "advance", lambda *a, **k: capacities.append(a[5].cache.capacity) or advance(*a, **k))
-    ends_early = Request(prompt=(9, 21, START, THINK), max_thinking_tokens=230, max_answer_tokens=6)
+    ends_early = make_request(prompt=(9, 21, START, THINK), max_thinking_tokens=230, max_answer_tokens=6)
     (completion,) = decoder.decode([ends_early])
     assert len(completion.tokens) <= 128 and set(capacities) == {128}
 
@@ -319,7 +321,7 @@ def test_forked_answers_equal_single_runs_token_for_token(decoder, temperature, 
     rng = np.random.default_rng(1)
     shapes = [((), 0), ((WAIT,), 1), ((WAIT, COMMA, WAIT), 2)]
     sweeps = [
-        Request(
+        make_request(
             prompt=(*rng.integers(8, 40, size=4).tolist(), START, THINK), max_thinking_tokens=60, min_thinking_tokens=20,
             num_ignore=3, ignore_ids=ignore, max_answer_tokens=7, points=tuple(grid), temperature=temperature, problem=i,
         )
@@ -337,7 +339,7 @@ def test_a_real_models_curve_equals_its_points_one_at_a_time(real_model, tempera
     real, tokenizer = load_decoder(str(real_model), "float32")
     grid = [Limits(*p) for p in ((0,), (16,), (40, 24), (64,), (64, 48), (96, 0, 1), (96, 32, 2), (96, 96), (96, 0, 4))]
     sweeps = [
-        Request(
+        make_request(
             tuple(encode_prompt(tokenizer, f"What is {17 + i} times {12 + i}?")), max_thinking_tokens=96, min_thinking_tokens=96,
             num_ignore=4, ignore_ids=tuple(encode_text(tokenizer, "Wait")), max_answer_tokens=16, points=tuple(grid),
             temperature=temperature, problem=i, sample=sample,
@@ -363,7 +365,7 @@ def test_the_kernel_over_caches_computes_prompts_rows_and_forks(decoder, monkeyp
         ),
     )
     asked = [
-        Request(
+        make_request(
             prompt=(9, 21, START, THINK), max_thinking_tokens=12, min_thinking_tokens=5, num_ignore=1, ignore_ids=(WAIT,),
             max_answer_tokens=4, points=(Limits(3), Limits(12, 5, 1)), temperature=1.0, problem=i,
         )
@@ -375,7 +377,7 @@ def test_the_kernel_over_caches_computes_prompts_rows_and_forks(decoder, monkeyp
 
 
 def test_a_trace_that_waits_for_its_answers_while_other_rows_go_round_the_ring_is_kept(decoder):
-    waits = Request(
+    waits = make_request(
         prompt=(9, 21, START, THINK), max_thinking_tokens=12, min_thinking_tokens=12, max_answer_tokens=7,
         points=(Limits(5, 5), Limits(12, 12)),
     )  # fmt: skip
@@ -386,7 +388,7 @@ def test_a_trace_that_waits_for_its_answers_while_other_rows_go_round_the_ring_i
 
 
 def test_log_probabilities_are_the_models_whoever_decoded_the_token(decoder):
-    request = Request(
+    request = make_request(
         prompt=(9, 21, START, THINK), max_thinking_tokens=40, num_ignore=2, ignore_ids=(WAIT,), max_answer_tokens=6,
         points=(Limits(40, 0, 2), Limits(9), Limits(40)), temperature=1.0,
     )  # fmt: skip

@@ -18,7 +18,6 @@ import pytest
 from s1jax.checkpoint.export import save_hf
 from s1jax.checkpoint.source import load_model
 from s1jax.decode import batch, scheduler
-from s1jax.decode.request import Request
 from s1jax.evaluate.conditions import DecodingConfig, EvaluateConfig, Point
 from s1jax.evaluate.run import evaluate
 from s1jax.evaluate.sweep import SweepConfig, grid, sweep
@@ -26,6 +25,7 @@ from s1jax.results.metrics import thinking_curve
 from s1jax.results.samples import SampleRow, read_samples
 from s1jax.runtime.progress import _speed, progress
 from s1jax.runtime.sharding import MeshConfig, ShardingRules, make_mesh
+from tests.support.decoding import changed, make_request
 from tests.support.models import random_params
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -260,7 +260,7 @@ def test_a_bad_decoding_config_is_refused_by_name(config, changes, message):
 @pytest.mark.parametrize("name", ["max_thinking_tokens", "num_ignore", "max_answer_tokens", "top_k", "seed", "sample"])
 def test_no_integer_of_a_request_is_larger_than_the_devices(name):
     with pytest.raises(ValueError, match=f"{name} is 2147483648; it must be from . to 2147483647"):
-        Request(**{"prompt": (1,), name: 2**31})
+        make_request(**{"prompt": (1,), name: 2**31})
 
 
 def test_more_rows_than_requests_are_not_allocated(config):
@@ -275,17 +275,17 @@ def test_more_rows_than_requests_are_not_allocated(config):
 def test_a_decoder_without_rows_is_refused(tiny_model, num_rows):
     decoder, _ = scheduler.load_decoder(tiny_model, "float32")
     with pytest.raises(ValueError, match=f"num_rows is {num_rows}"):
-        decoder.decode([Request(prompt=(1,))], num_rows=num_rows)
+        decoder.decode([make_request(prompt=(1,))], num_rows=num_rows)
 
 
 def test_a_request_past_the_context_names_what_to_lower(tiny_model):
     decoder, _ = scheduler.load_decoder(tiny_model, "float32")
-    fitting = Request(prompt=(1,), max_thinking_tokens=400, max_answer_tokens=8)
+    fitting = make_request(prompt=(1,), max_thinking_tokens=400, max_answer_tokens=8)
     spare = 512 - 1 - decoder.num_new_tokens(fitting)
-    decoder.check(replace(fitting, max_thinking_tokens=400 + spare))
+    decoder.check(changed(fitting, max_thinking_tokens=400 + spare))
     message = "has 512, its context length: lower max_thinking_tokens or max_answer_tokens, by 1 together"
     with pytest.raises(ValueError, match=message):
-        decoder.check(replace(fitting, max_thinking_tokens=401 + spare))
+        decoder.check(changed(fitting, max_thinking_tokens=401 + spare))
 
 
 @pytest.mark.parametrize("output", ["sums.jsonl/rows.jsonl", "directory", "/proc/rows.jsonl", "/dev/null", "x" * 300])

@@ -4,7 +4,8 @@ import time
 import pytest
 
 from s1jax.grading.equivalence import is_equivalent
-from s1jax.grading.extract import extract_answer, grade
+from s1jax.grading.extract import extract_answer
+from s1jax.grading.grade import grade
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,8 @@ from flax import nnx
 from s1jax.checkpoint.export import save_hf
 from s1jax.checkpoint.source import load_model
 from s1jax.data.chat import encode_prompt
-from s1jax.decode.budget import Limits
+from s1jax.data.condition import Limits
 from s1jax.decode.load import load_decoder
-from s1jax.decode.request import Request
 from s1jax.model.qwen2 import abstract_params, graphdef, init_cache, unstack
 from s1jax.model.storage import quantize_matrices, store_in_int8
 from s1jax.ops import quantization
@@ -22,7 +21,7 @@ from s1jax.ops.attention import attention
 from s1jax.ops.quantization import dequantize, quantize, quantize_nf4
 from s1jax.runtime.sharding import MeshConfig, make_mesh
 from tests.support.attention import random_mask_inputs, random_qkv
-from tests.support.decoding import CONFIG, RULES, WAIT, at_point, make_decoder
+from tests.support.decoding import CONFIG, RULES, WAIT, at_point, make_decoder, make_request
 from tests.support.models import in_nf4, random_params
 
 
@@ -153,7 +152,7 @@ def test_forks_rows_and_devices_change_no_token_in_eight_bits_but_where_the_cach
     decoder = int8_decoder(*int8)
     points = (Limits(40, 0, 2), Limits(9), Limits(40), Limits(30, 20))
     requests = [
-        Request(
+        make_request(
             prompt=(9 + i % 2, 21, 33), max_thinking_tokens=40, min_thinking_tokens=20, num_ignore=2, ignore_ids=(WAIT,),
             max_answer_tokens=6, points=points, temperature=1.0, problem=i,
         )

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import pytest
 
 from configs.s1_32b import CONFIG as S1_32B
+from s1jax.data.condition import Limits
 from s1jax.data.packing import Shape
-from s1jax.decode.budget import Limits
 from s1jax.evaluate.conditions import DecodingConfig
 from s1jax.model.config import ModelConfig, qwen2_5
 from s1jax.model.flops import num_matrix_weights

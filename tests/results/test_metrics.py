@@ -7,7 +7,7 @@ import statistics
 import numpy as np
 import pytest
 
-from s1jax.grading.extract import grade
+from s1jax.grading.grade import grade
 from s1jax.results.metrics import (
     control,
     maj_at_k,

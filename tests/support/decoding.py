@@ -6,7 +6,9 @@ import jax
 import numpy as np
 
 from s1jax.data.chat import Delimiters
+from s1jax.data.condition import Condition
 from s1jax.decode.engine import Decoder
+from s1jax.decode.request import Request
 from s1jax.model.config import ModelConfig
 from s1jax.model.qwen2 import unstack
 from s1jax.runtime.sharding import MeshConfig, ShardingRules, make_mesh
@@ -40,8 +42,20 @@ def make_decoder(mesh_config=None, attention=None, dtype="float32"):
     return Decoder(config, unstack(params, CONFIG.num_layers), RULES, mesh, DELIMITERS, newline, attention)
 
 
+def make_request(prompt, **fields):
+    """A request; fields of its condition may be given like its own."""
+    own = {field.name for field in dataclasses.fields(Request)}
+    of_condition = {"max_thinking_tokens": 0} | {name: value for name, value in fields.items() if name not in own}
+    return Request(prompt, Condition(**of_condition), **{name: fields[name] for name in fields if name in own})
+
+
+def changed(request, **fields):
+    """The request with other fields of its condition, or of its own."""
+    own = {name: value for name, value in fields.items() if hasattr(request, name)}
+    condition = {name: value for name, value in fields.items() if name not in own}
+    return dataclasses.replace(request, condition=dataclasses.replace(request.condition, **condition), **own)
+
+
 def at_point(request, point):
-    maximum, minimum, ignore = point
-    return dataclasses.replace(
-        request, max_thinking_tokens=maximum, min_thinking_tokens=minimum, num_ignore=ignore, points=()
-    )
+    """The request with the limits of a point, and no points."""
+    return changed(request, points=(), **point._asdict())

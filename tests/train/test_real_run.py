@@ -10,11 +10,11 @@ from s1jax.data.examples import DataConfig
 from s1jax.data.packing import Packer
 from s1jax.decode import scheduler
 from s1jax.decode.load import load_decoder
-from s1jax.decode.request import Request
 from s1jax.runtime.sharding import MeshConfig
 from s1jax.train.optimizer import OptimizerConfig
 from s1jax.train.run import Preemption, TrainConfig, _Run, examples, train
 from s1jax.train.step import StepConfig
+from tests.support.decoding import make_request
 
 NUM_TOKENS = 32
 
@@ -88,7 +88,7 @@ def test_a_run_on_real_rows_lowers_held_out_loss_and_its_export_thinks_under_tra
     assert opening[: len(think)] == think and tokenizer.decode(opening[len(think) :]) == "\n"
     decoder, _ = load_decoder(str(hf), "float32", MeshConfig(fsdp=-1))
     prompt = tuple(encode_prompt(tokenizer, question))
-    (ours,) = decoder.decode([Request(prompt, NUM_TOKENS, max_answer_tokens=1)])
+    (ours,) = decoder.decode([make_request(prompt, NUM_TOKENS, max_answer_tokens=1)])
     theirs = under_transformers(list(prompt), NUM_TOKENS)
     print(tokenizer.decode(theirs))
     assert list(ours.tokens[:NUM_TOKENS]) == theirs

@@ -1,0 +1,86 @@
+"""A decoding condition: every setting that can change an answer.
+
+Configs, requests and sample rows all use this one dataclass. Each of its fields is a column of a sample row, so a new setting is added here
+and nowhere else.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+from s1jax.data.chat import check_text
+from s1jax.runtime.errors import UserError
+from s1jax.runtime.precision import DType, Int8
+
+LARGEST = 2**31 - 1
+"""The largest integer that a device takes."""
+Method = Literal["budget_forcing"]
+
+
+class Limits(NamedTuple):
+    """What ends a thinking trace. Counts are in tokens."""
+
+    max_thinking_tokens: int
+    min_thinking_tokens: int = 0
+    num_ignore: int = 0
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One decoding condition. Counts are in tokens."""
+
+    max_thinking_tokens: int
+    """Thinking budget. At the limit the answer is forced. 0: no thinking."""
+    min_thinking_tokens: int = 0
+    """Thinking may not end before this many tokens."""
+    num_ignore: int = 0
+    """How many attempts to end thinking are replaced by `ignore_text`."""
+    ignore_text: str = "Wait"
+    """Text that replaces an attempt to end thinking. If empty, another token is drawn instead."""
+    max_answer_tokens: int = 512
+    """Longest answer."""
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_k: int = 0
+    """Keep the k likeliest tokens; 0 keeps all. Needs a temperature above 0."""
+    top_p: float = 1.0
+    """Keep the likeliest tokens until their probability reaches p. Needs a temperature above 0."""
+    min_p: float = 0.0
+    """Drop tokens less likely than p times the likeliest. Needs a temperature above 0."""
+    dtype: DType = "bfloat16"
+    """Dtype of weights, cache and compute."""
+    int8: tuple[Int8, ...] = ()
+    """What is stored in 8 bits: `weights`, `cache` or both."""
+    method: Method = "budget_forcing"
+    """How the amount of thinking is controlled."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_thinking_tokens", "min_thinking_tokens", "num_ignore", "top_k"):
+            check_integer(name, getattr(self, name))
+        check_integer("max_answer_tokens", self.max_answer_tokens, least=1)
+        if self.min_thinking_tokens > self.max_thinking_tokens:
+            raise UserError(
+                f"min_thinking_tokens {self.min_thinking_tokens} is above max_thinking_tokens {self.max_thinking_tokens}"
+            )
+        check_text("ignore_text", self.ignore_text)
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise UserError(f"temperature is {self.temperature}; it must be finite and not negative")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+        if not 0 <= self.min_p <= 1:
+            raise UserError(f"min_p is {self.min_p}; it must be from 0 to 1")
+        if unknown := set(self.int8) - set(get_args(Int8)):
+            raise UserError(f"int8 is {self.int8}: {', '.join(sorted(unknown))} is neither weights nor cache")
+
+    @property
+    def limits(self) -> Limits:
+        """What ends the thinking."""
+        return Limits(self.max_thinking_tokens, self.min_thinking_tokens, self.num_ignore)
+
+
+def check_integer(name: str, value: int, least: int = 0) -> None:
+    """Raise UserError unless `least <= value <= LARGEST`."""
+    if not least <= value <= LARGEST:
+        raise UserError(f"{name} is {value}; it must be from {least} to {LARGEST}")

@@ -1,0 +1,9 @@
+"""The error that a command shows to its user as one line."""
+
+
+class UserError(ValueError):
+    """Input that cannot be used.
+
+    The message says what is wrong and, where possible, how to mend it. Any other exception is a fault of this
+    project, and keeps its traceback.
+    """
