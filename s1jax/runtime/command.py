@@ -5,7 +5,6 @@ In: the `main` function of a command. Out: 0 for success, 1 for bad input (one m
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import traceback
@@ -51,7 +50,6 @@ def run_command(main: Callable[[], None]) -> None:
     `S1JAX_TRACEBACK=1` in the environment shows where an error was raised. Compiled programs are kept for later runs in the user's cache
     folder, or where JAX_COMPILATION_CACHE_DIR says (if it is empty: nowhere).
     """
-    _ask_for_huge_pages()
     # JAX would take no more than three quarters of a GPU's memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
@@ -79,19 +77,6 @@ def run_command(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-
-
-def _ask_for_huge_pages() -> None:
-    """Start this command again with GLIBC_TUNABLES, unless it is set: arrays on huge pages, where Linux gives them to who asks.
-
-    A training step on a CPU touches gigabytes of fresh memory, and in small pages a sixth of its time goes into mapping them. glibc reads
-    the variable only as a process starts. A script that others run within their process (tests, say) is left alone.
-    """
-    with contextlib.suppress(OSError):  # no such file: another system, or no huge pages
-        given = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
-        if _is_ours() and "[madvise]" in given and "GLIBC_TUNABLES" not in os.environ:
-            os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _is_ours() -> bool:

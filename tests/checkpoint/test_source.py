@@ -514,7 +514,7 @@ def test_convert_ends_bad_input_with_one_message_and_leaves_nothing_behind(tmp_p
     assert "dtype is 'int8': choose one of float32, bfloat16, float16" in capsys.readouterr().err
     long_name = tmp_path / ("x" * 250)
     with monkeypatch.context() as patch:
-        patch.setattr(source, "load_model", None)
+        patch.setattr("s1jax.checkpoint.source.load_model", None)
         for place in (Path("/dev/null/a/out"), Path("/proc/out"), long_name):
             assert convert(good, place) == 1
             stderr = capsys.readouterr().err

@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 
+from s1jax.data.condition import Condition
 from s1jax.decode import generate
 from s1jax.decode.request import Completion
 from tests.support.tokenizers import byte_tokenizer
@@ -69,15 +70,18 @@ def test_a_terminal_has_colours_without_empty_runs_unless_they_are_unwanted(monk
 def test_a_bad_setting_is_refused_before_the_model_is_loaded(changes, message, monkeypatch):
     monkeypatch.setattr(generate, "load_decoder", None)
     with pytest.raises(ValueError, match=message):
-        generate.generate(generate.GenerateConfig(**dict(model="none", prompt="1 + 1?") | changes), io.StringIO())
+        prompt = changes.pop("prompt", "1 + 1?")
+        condition = Condition(**dict(max_thinking_tokens=8) | changes)
+        generate.generate(generate.GenerateConfig("none", prompt, condition), io.StringIO())
 
 
 def test_generate_streams_the_completions_text_with_its_parts_marked(tiny_model):
     out = io.StringIO()
     config = generate.GenerateConfig(
-        model=tiny_model, prompt="1 + 1?", max_thinking_tokens=60, min_thinking_tokens=60, ignore_text="Wait", max_answer_tokens=8,
-        dtype="float32", temperature=1.0,
-    )  # fmt: skip
+        tiny_model,
+        "1 + 1?",
+        Condition(60, 60, ignore_text="Wait", max_answer_tokens=8, dtype="float32", temperature=1.0),
+    )
     completion = generate.generate(config, out)
     text = out.getvalue()
     assert completion.num_thinking == 60 and completion.num_ignored > 0

@@ -301,8 +301,8 @@ def test_the_quickstart_ends_with_a_command_that_fits_its_model():
 
 # What makes each step of the quickstart small; a step that is not here runs as it stands.
 SMALLER = {
-    "-m data_tools.arithmetic": "--num 120 --num-heldout 8",
-    "-m data_tools.curate": "--num 16 --num-rows 64",
+    "-m data_tools.quickstart.arithmetic": "--num 120 --num-heldout 8",
+    "-m data_tools.curation.curate": "--num 16 --num-rows 64",
     "launch/train.py quickstart": "--data.num-epochs 1",
     "launch/sweep.py quickstart_budgets": "--max-thinking-tokens 8 16 --decoding.num-rows 16",
     "launch/sweep.py quickstart_waits": "--max-thinking-tokens 16 --num-ignore 1 --decoding.num-rows 16",

@@ -14,9 +14,9 @@ from s1jax.checkpoint.source import load_model
 from s1jax.data.chat import encode_prompt
 from s1jax.data.condition import Limits
 from s1jax.decode.load import load_decoder
+from s1jax.model import storage
 from s1jax.model.qwen2 import abstract_params, graphdef, init_cache, unstack
 from s1jax.model.storage import quantize_matrices, store_in_int8
-from s1jax.ops import quantization
 from s1jax.ops.attention import attention
 from s1jax.ops.quantization import dequantize, quantize, quantize_nf4
 from s1jax.runtime.sharding import MeshConfig, make_mesh
@@ -79,13 +79,13 @@ def test_a_model_is_stored_while_it_is_read_and_never_there_whole(layout, store,
     wanted = quantize_matrices(jax.tree.map(jnp.copy, floats), store)
     del params, floats
     held, before = [], sum(x.nbytes for x in jax.live_arrays())
-    quantize_matrix = quantization._quantize_matrix
+    quantize_matrix = storage._quantize_matrix
 
     def count(x, *args):
         held.append(sum(x.nbytes for x in jax.live_arrays()) - before)
         return quantize_matrix(x, *args)
 
-    monkeypatch.setattr(quantization, "_quantize_matrix", count)
+    monkeypatch.setattr(storage, "_quantize_matrix", count)
     _, stored = load_model(tmp_path / "model", store=store, **how)
     jax.tree.map(np.testing.assert_array_equal, stored, wanted)
     assert max(held) < 0.75 * num_kernels
