@@ -181,11 +181,12 @@ def test_bad_input_is_one_message_and_a_nonzero_exit_and_leaves_nothing(
 def field_texts(config_type):
     """Docstrings of the fields of a config class, those of nested ones included."""
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(config_type))).body
+    hints = typing.get_type_hints(config_type)
     for field, text in itertools.pairwise(definition.body):
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+        is_documented = isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
+        if is_documented and not dataclasses.is_dataclass(hints[field.target.id]):
             yield inspect.cleandoc(text.value.value)
-    for field in dataclasses.fields(config_type):
-        hint = typing.get_type_hints(config_type)[field.name]
+    for hint in hints.values():
         if dataclasses.is_dataclass(hint):
             yield from field_texts(hint)
 
