@@ -24,7 +24,7 @@ def test_one_process_of_several_that_were_not_joined_is_refused(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     start_processes()
     monkeypatch.setattr(jax, "process_count", lambda: 4)
-    with pytest.raises(ValueError, match="these devices are of 4 processes: set JAX_COORDINATOR_ADDRESS"):
+    with pytest.raises(ValueError, match="these devices belong to 4 processes: set JAX_COORDINATOR_ADDRESS"):
         start_processes()
 
 
