@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: eight fake CPU devices, and the real data and model where they are at hand."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -35,6 +36,13 @@ def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     seed = request.config.getoption("--seed")
     request.node.add_report_section("setup", "seed", f"run again with --seed {seed}")
     return np.random.default_rng(seed)
+
+
+@pytest.fixture(autouse=True)
+def messages_reach_caplog() -> None:
+    """Undoes what an earlier test's `run_command` did: `caplog` listens to the root logger."""
+    for name in ("s1jax", "data_tools"):
+        logging.getLogger(name).propagate = True
 
 
 @pytest.fixture(scope="module")

@@ -32,58 +32,27 @@ def is_equivalent(extracted: str | None, gold: str) -> bool:
     return _equal_entries(ours, theirs) or _equal_collections(ours, theirs)
 
 
+# Spellings that mean nothing (`_normalise`), and forms of an answer.
 _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textit|textrm|mbox|mathrm|mathbf|operatorname|boxed|fbox)\s*\{([^{}]*)\}")
-
-
 _UNIT_TEXT = re.compile(
     r"(?<=\S)\\?\s*\\(?:text|textrm|mbox|mathrm)\s*\{\s*[A-Za-z][A-Za-z. /]*\}(?:\^\{?[0-9]\}?)?\s*$"
 )
-
-
 _DEGREES = re.compile(r"\^\{?\\circ\}?|\\degrees?(?![A-Za-z])|°|º")
-
-
 _SPACING = re.compile(r"(?<!\\)\\[!,;: ]|~|\\q?quad(?![A-Za-z])|\\(?:left|right|displaystyle)(?![A-Za-z])")
-
-
 _ANY_FRAC = re.compile(r"\\[dtc]frac(?![A-Za-z])")
-
-
 _SHORT_FRAC = re.compile(r"\\frac *(\{[^{}]*\}|[0-9A-Za-z]) *(\{[^{}]*\}|[0-9A-Za-z])")
-
-
 _SHORT_SQRT = re.compile(r"\\sqrt *([0-9A-Za-z])")
-
-
 _ONE_IN_BRACES = re.compile(r"([\^_])\{([0-9A-Za-z])\}")
-
-
 _RELATIONS = re.compile(r"\\(le|ge|ne)q?(?![A-Za-z])")
-
-
 _MIXED_NUMBER = re.compile(r"([+-]?[0-9]+) +([0-9]+) */ *([0-9]+)")
-
-
 _WORDS = re.compile(r"[A-Za-z][A-Za-z'-]+(?: +[A-Za-z'-]+)*")
-
-
 _CHOICE = re.compile(r"\(([A-Za-z])\)")
-
-
 _LETTER = re.compile("[A-Z]")
-
-
 _CHOICE_WITH_TEXT = re.compile(
     r"[*\s]*(?:(?:[Oo]ption|[Cc]hoice)\s+)?\(?([A-Z])(?:\)|[.:](?=[\s*])|\.?$)(.*)", re.DOTALL
 )
-
-
 _OTHER_CHOICE = re.compile(r"(?:^|[\s,;])\(?[A-Z]\)")
-
-
 _LEFT_SIDE = re.compile(r"^[A-Za-z](?:=|\\in(?![A-Za-z]))")
-
-
 _UNIT_WORD = re.compile(
     r"(?<=[0-9} .])\s*(?:(?:square|cubic|sq\.?|cu\.?)\s+)?"
     r"(?:dollars?|usd|cents?|percent|degrees?|radians?|units?|points?|people|times|ways"
@@ -131,8 +100,6 @@ def _has_left_side(text: str) -> bool:
 
 
 _DECIMAL = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]*)?)"
-
-
 _NUMBER = re.compile(
     rf"(?P<sign>[+-]?)(?:(?P<whole>[0-9]+)?\\frac\{{(?P<top>[+-]?{_DECIMAL})\}}\{{(?P<bottom>[+-]?{_DECIMAL})\}}"
     rf"|(?P<over>{_DECIMAL})/(?P<under>{_DECIMAL})"

@@ -12,7 +12,10 @@ LINE = FIRST_LINE + ", {speed}, {remaining} left{postfix}"
 
 
 class _Lines:
-    """Writes each state of a bar as a line of its own, in place of the carriage returns that redraw a bar."""
+    """Writes each state of a bar as a line of its own, in place of the carriage returns that redraw a bar.
+
+    The lines are no log messages: `hidden` keeps them to one process, and they show without `run_command` too.
+    """
 
     def write(self, text: str) -> None:
         text = text.strip("\r\n ")

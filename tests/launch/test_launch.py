@@ -181,7 +181,8 @@ def field_texts(config_type):
     """Docstrings of the fields of a config class, those of nested ones included."""
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(config_type))).body
     for field, text in itertools.pairwise(definition.body):
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+        # The options of a nested config without a name of its own stand among the others, without a heading.
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and "name=''" not in ast.unparse(field):
             yield inspect.cleandoc(text.value.value)
     for field in dataclasses.fields(config_type):
         hint = typing.get_type_hints(config_type)[field.name]

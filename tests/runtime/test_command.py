@@ -97,7 +97,9 @@ def logger():
     return logging.getLogger("s1jax.runtime.some_module")
 
 
-def test_a_message_is_shown_once_and_only_a_warning_has_a_prefix(logger, capsys):
+def test_a_message_is_shown_once_and_only_a_warning_has_a_prefix(logger, capsys, monkeypatch):
+    """The root logger may have a handler too: importing Orbax gives it one."""
+    monkeypatch.setattr(logging.root, "handlers", [logging.StreamHandler()])
     configure_logging()
     logger.info("resuming from step %d", 3)
     logger.warning("no tokenizer")
