@@ -65,9 +65,8 @@ def configure_logging() -> None:
     """Show the messages of this project on standard error. Further calls change nothing."""
     for name in ("s1jax", "data_tools"):
         project = logging.getLogger(name)
-        project.propagate = (
-            False  # importing Orbax gives the root logger a handler, which would show each message again
-        )
+        # Importing Orbax gives the root logger a handler, which would show each message again.
+        project.propagate = False
         if not any(isinstance(handler, _StderrHandler) for handler in project.handlers):
             project.addHandler(_StderrHandler())
             project.setLevel(logging.INFO)
