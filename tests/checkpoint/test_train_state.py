@@ -18,7 +18,7 @@ from s1jax.checkpoint.train_state import StateStore
 from tests.support.checkpoints import State, abstract_of, assert_same, load, make_state, mesh_of
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.integration]
 
 
 def test_a_state_is_restored_bit_for_bit_on_another_mesh(tmp_path):

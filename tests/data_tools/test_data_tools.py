@@ -280,6 +280,7 @@ def test_the_committed_base_has_the_shape_its_config_says():
     assert (BASE / "model.safetensors").stat().st_size < 6_000_000
 
 
+@pytest.mark.integration
 def test_transformers_computes_the_committed_base_the_same(base):
     import torch
     from transformers import AutoModelForCausalLM
@@ -305,6 +306,7 @@ def test_the_base_tokenizer_has_short_delimiters_single_digits_and_room_in_the_v
     assert len(tokenizer) < decoder.config.vocab_size
 
 
+@pytest.mark.integration
 def test_what_the_difficulty_stage_drops_is_what_the_base_answers_rightly(base):
     decoder, tokenizer = base
     rows = rows_of(96, seed=11, num_steps=1)
@@ -314,6 +316,7 @@ def test_what_the_difficulty_stage_drops_is_what_the_base_answers_rightly(base):
     assert not any(curate.solved_by(decoder, tokenizer, wrong_references, max_answer_tokens=8, num_rows=96))
 
 
+@pytest.mark.integration
 def test_curating_turns_every_bad_row_away_and_writes_the_same_rows_again(tmp_path, caplog):
     caplog.set_level(logging.INFO, "data_tools")
     write_jsonl(tmp_path / "pool.jsonl", make_pool(400, 0, make_heldout(40, 0)))

@@ -24,6 +24,8 @@ from s1jax.perf.benchmark_convert import convert_figures
 from s1jax.runtime.config import config_names
 from tests.support.flags import field_flags
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = sorted(path.stem for path in (ROOT / "launch").glob("*.py"))
 

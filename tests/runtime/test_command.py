@@ -24,6 +24,7 @@ def test_long_lists_of_problems_are_cut():
     assert listed([str(i) for i in range(10)]).splitlines()[-2:] == ["  7", "  and 2 more"]
 
 
+@pytest.mark.integration
 def test_a_reader_that_goes_away_is_no_error(tmp_path):
     command = f"{sys.executable} {ROOT}/launch/convert.py --help | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
@@ -76,6 +77,7 @@ def test_a_protected_place_is_no_destination_and_a_new_one_is_left_as_it_was(tmp
         check_writable(tmp_path / "rows.jsonl")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("first", ["", "import jax\n"], ids=["jax_later", "jax_first"])
 def test_compiled_programs_are_kept_for_the_next_command_unless_this_is_turned_off(first, tmp_path):
     code = first + (

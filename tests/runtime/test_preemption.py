@@ -12,6 +12,8 @@ import pytest
 from s1jax.checkpoint.train_state import StateStore
 from s1jax.runtime.preemption import Preemption
 
+pytestmark = pytest.mark.integration
+
 LOOP = """
 import ctypes, signal, sys, time
 import jax
