@@ -1,4 +1,4 @@
-"""The commands as they are run: help, and one clear message with a non-zero exit for bad input, leaving nothing half-written."""
+"""The commands: help, and for bad input one clear message, a non-zero exit code and no half-written files."""
 
 import ast
 import dataclasses
