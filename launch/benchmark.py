@@ -1,20 +1,24 @@
 """Measure this machine: JSON lines of figures, on random weights of a Qwen2.5 size or on a model.
 
+The measurement runs in a child process with GLIBC_TUNABLES=glibc.malloc.hugetlb=1 (huge pages) unless that variable is set.
+
 python launch/benchmark.py decode --size 0.5B --batch 1 8 32
 python launch/benchmark.py sweep --model DIR --dtype float32
 python launch/benchmark.py train --model DIR --dtype float32 --divide 32
-python launch/benchmark.py train --size 32B --slice 1 3          (a layer slice on one device, and the whole model's time from it)
-python launch/benchmark.py convert --size 0.5B                   (both forms of a checkpoint, to $TMPDIR and back)
+python launch/benchmark.py train --size 32B --slice 1 3          (two slices of the layers on one device, and an estimate for all layers)
+python launch/benchmark.py convert --size 0.5B                   (write and read both forms of a checkpoint in $TMPDIR)
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
-# Where nothing is installed but jax, flax, optax and numpy.
+# So that the benchmark runs where the project is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
@@ -22,47 +26,44 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["decode", "sweep", "train", "convert"])
-    parser.add_argument("--model", help="Hugging Face directory or hub id, or one of our own checkpoints")
-    parser.add_argument("--size", default="0.5B", help="without --model: random weights of this Qwen2.5 size")
-    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
-    parser.add_argument(
-        "--int8", choices=["weights", "cache"], nargs="+", default=[], help="decode, sweep: what is stored in 8 bits"
-    )
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32], help="decode: rows decoded together")
-    parser.add_argument("--tokens", type=int, default=112, help="decode: thinking tokens of each row")
-    parser.add_argument("--limit", type=int, help="decode: tokens that rows might make, at least --tokens")
-    parser.add_argument("--prompt", type=int, default=64, help="without --model: tokens of each prompt")
-    parser.add_argument("--problems", type=int, default=4, help="sweep: problems decoded together")
+    add = parser.add_argument
+    add("--model", help="Hugging Face directory or hub id, or one of our own checkpoints")
+    add("--size", default="0.5B", help="without --model: random weights of this Qwen2.5 size")
+    add("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    add("--int8", choices=["weights", "cache"], nargs="+", default=[], help="decode, sweep: arrays stored in 8 bits")
+    add("--batch", type=int, nargs="+", default=[1, 8, 32], help="decode: rows decoded together")
+    add("--tokens", type=int, default=112, help="decode: thinking tokens of each row")
+    add("--limit", type=int, help="decode: token limit of a row, at least --tokens")
+    add("--prompt", type=int, default=64, help="without --model: tokens of each prompt")
+    add("--problems", type=int, default=4, help="sweep: problems decoded together")
     budgets = [64, 128, 192, 256, 384, 512, 768, 1024]
-    parser.add_argument("--budgets", type=int, nargs="+", default=budgets, help="sweep: thinking tokens, exactly")
+    add("--budgets", type=int, nargs="+", default=budgets, help="sweep: exact numbers of thinking tokens")
     waits = [1, 2, 3, 4]
-    parser.add_argument("--waits", type=int, nargs="*", default=waits, help="sweep: ignores, at the largest budget")
-    parser.add_argument("--answer", type=int, default=32, help="sweep: most answer tokens of each point")
-    parser.add_argument("--examples", type=int, default=64, help="train: examples in all, 16 a step, of s1K's lengths")
-    parser.add_argument("--divide", type=float, default=1, help="train: what those lengths are divided by")
-    parser.add_argument(
-        "--row-length", type=int, help="train: tokens of the longest rows; default: the longest example"
-    )
-    parser.add_argument("--remat", default="full", help="train: none, dots, attention or full")
-    parser.add_argument(
-        "--attention",
-        choices=["xla", "pallas", "cudnn", "splash"],
-        help="decode, sweep: xla or pallas; train: all; default: the platform's",
-    )
-    parser.add_argument("--no-pack", action="store_true", help="train: a row for each example")
-    parser.add_argument("--loss-chunk", type=int, default=1024, help="train: positions whose logits exist at a time")
-    parser.add_argument("--slice", type=int, nargs=2, metavar="LAYERS", help="train: two numbers of layers to measure")
-    parser.add_argument("--sequence", type=int, default=1, help="train: devices that each row's length is split over")
-    parser.add_argument("--tensor", type=int, default=1, help="devices that each layer is split over")
+    add("--waits", type=int, nargs="*", default=waits, help="sweep: numbers of ignored stops, at the largest budget")
+    add("--answer", type=int, default=32, help="sweep: maximum answer tokens of each point")
+    add("--examples", type=int, default=64, help="train: number of examples, with the lengths of s1K, 16 per step")
+    add("--divide", type=float, default=1, help="train: divisor of those lengths")
+    add("--row-length", type=int, help="train: tokens of the longest rows; default: those of the longest example")
+    add("--remat", default="full", help="train: none, dots, attention or full")
+    backends = ["xla", "pallas", "cudnn", "splash"]
+    add("--attention", choices=backends, help="decode, sweep: xla or pallas; train: all; default: that of the platform")
+    add("--no-pack", action="store_true", help="train: one example per row")
+    add("--loss-chunk", type=int, default=1024, help="train: positions whose logits are in memory at the same time")
+    add("--slice", type=int, nargs=2, metavar="LAYERS", help="train: two numbers of layers to measure")
+    add("--sequence", type=int, default=1, help="train: devices that share the length of each row")
+    add("--tensor", type=int, default=1, help="devices that share each layer")
     return parser.parse_args()
 
 
 def main() -> None:
     """Run one measurement."""
     args = parse()
+    if "GLIBC_TUNABLES" not in os.environ:  # a process cannot set it for itself: the C library reads it when it starts
+        env = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+        sys.exit(subprocess.run([sys.executable, __file__, *sys.argv[1:]], env=env).returncode)
     import jax
 
-    jax.config.update("jax_enable_compilation_cache", False)  # compilation is measured too
+    jax.config.update("jax_enable_compilation_cache", False)  # compilation is measured, too
     if args.what == "train":
         from s1jax.perf.benchmark_train import figures
     elif args.what == "convert":

@@ -1,12 +1,12 @@
-"""Convert a checkpoint: Hugging Face -> pre-sharded Orbax, or one of our own (pre-sharded, training run, step) -> Hugging Face.
+"""Convert a checkpoint: from Hugging Face to pre-sharded Orbax, or from one of our own (pre-sharded, training run, step) to Hugging Face.
 
-The direction is read from SRC, a directory or a hub id. DST is made, and must not hold anything yet. Every bit of the weights is kept
-unless --dtype asks for another dtype. Converting first is never needed: every command reads both forms directly.
+The form of SRC, a directory or a hub id, decides the direction. DST is made and must be empty if it exists. The weights keep every bit
+unless --dtype asks for another dtype. Converting is never necessary: every command reads both forms directly.
 """
 
 from __future__ import annotations
 
-import sys
+import logging
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -20,21 +20,23 @@ from s1jax.runtime.config import parse_arguments
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.sharding import MeshConfig, ShardingRules, make_mesh
 
+logger = logging.getLogger("s1jax.launch")
+
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
 class ConvertConfig:
-    """What to convert, and where to."""
+    """The source and the destination of a conversion."""
 
     src: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SRC")]
     """Hugging Face directory or hub id, pre-sharded checkpoint, training run, or one step of a run."""
     dst: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DST")]
-    """Directory to make."""
+    """Directory to write."""
     dtype: Annotated[str | None, tyro.conf.arg(metavar="{" + ",".join(DTYPES) + "}")] = None
-    """Dtype of the written weights; by default that of SRC."""
+    """Dtype of the written weights; default: the dtype of SRC."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
-    """Devices that hold the weights in between."""
+    """Devices that hold the weights during the conversion."""
 
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in DTYPES:
@@ -42,12 +44,12 @@ class ConvertConfig:
 
 
 def main() -> None:
-    """Load SRC as it is, write DST in the other form."""
+    """Load SRC, and write DST in the other form."""
     config = parse_arguments(__doc__ or "", ConvertConfig)
     destination = check_destination(config.dst)
     source = resolve_model(config.src)
     if destination.resolve().is_relative_to(source.resolve()):
-        raise UserError(f"{config.dst} lies in {config.src}, which is to be read: give a directory outside")
+        raise UserError(f"{config.dst} lies in {config.src}, the source: give a directory outside it")
     kind, _, files = find_weights(source)
     mesh = make_mesh(config.mesh)
     dtype = config.dtype if kind == "hugging_face" else None
@@ -58,12 +60,9 @@ def main() -> None:
     else:
         save_hf(config.dst, model_config, params, config.dtype, source)
         form = "Hugging Face"
-    print(f"wrote {config.dst} ({form})", file=sys.stderr)
+    logger.info("wrote %s (%s)", config.dst, form)
     if not has_tokenizer(files):
-        print(
-            f"warning: {config.src} has no tokenizer, so {config.dst} has none: nothing can be asked of it",
-            file=sys.stderr,
-        )
+        logger.warning("%s has no tokenizer, so %s has none and cannot answer questions", config.src, config.dst)
 
 
 if __name__ == "__main__":

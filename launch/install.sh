@@ -1,4 +1,4 @@
-# Sourced by quickstart.sh and test.sh: makes .venv in the project's root, with the extras given ("" or "[test]"), once per change of its requirements.
+# Sourced by quickstart.sh and test.sh. `install EXTRAS` ("" or "[test]") makes .venv in the project's root, again after each change of the requirements.
 install() {
     local extras=$1 python=python3 version stamp clear=
     if [ -x .venv/bin/python ]; then python=.venv/bin/python; fi
@@ -10,11 +10,11 @@ install() {
     version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
     stamp=".venv/installed${extras}-$version-$(cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)"
     if [ ! -e "$stamp" ]; then
-        # Of the packages of two versions of Python in one environment, each sees only its own.
+        # A new version of Python does not see the packages that an older one installed.
         if [ -d .venv/lib ] && [ ! -d ".venv/lib/python$version" ]; then clear=--clear; fi
-        echo "== installing into .venv (once)${clear:+, made anew for Python $version}" >&2
+        echo "== installing into .venv (once)${clear:+, again for Python $version}" >&2
         if ! { "$python" -m venv $clear .venv && .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".$extras"; }; then
-            echo "error: the installation failed, see above. Check the network and the disk, then run this again; it goes on where it stopped" >&2
+            echo "error: the installation failed, see above. Check the network and the disk, then run this again" >&2
             return 1
         fi
         touch "$stamp"

@@ -1,13 +1,13 @@
 """Draw the scaling curves of a file of sample rows.
 
-Writes thinking.png (accuracy against thinking tokens) and, where each problem has several samples, voting.png (majority
-voting), each with its points as JSON beside it. Standard output: a JSON line per figure. Standard error: the same as tables.
+Writes thinking.png (accuracy against thinking tokens) and, if each problem has several samples, voting.png (majority voting). The points of
+each figure are written beside it as JSON. Standard output: one JSON line per figure. Standard error: the points as tables.
 """
 
 from __future__ import annotations
 
 import json
-import sys
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,15 +20,17 @@ from s1jax.runtime.command import run_command
 from s1jax.runtime.config import parse_arguments
 from s1jax.runtime.files import check_writable
 
+logger = logging.getLogger("s1jax.launch")
+
 
 @dataclass(frozen=True)
 class PlotConfig:
-    """What to draw, and where to."""
+    """The rows to draw, and the folder for the figures."""
 
     rows: tyro.conf.Positional[Path]
-    """Sample rows (JSONL), as evaluate.py and sweep.py write them."""
+    """Sample rows (JSONL) that evaluate.py and sweep.py wrote."""
     out: Path | None = None
-    """Directory for the figures; by default the one that holds the rows."""
+    """Directory for the figures; default: the directory of the rows."""
 
 
 def main() -> None:
@@ -36,21 +38,22 @@ def main() -> None:
     config = parse_arguments(__doc__ or "", PlotConfig)
     rows = read_samples(config.rows)
     if copies := len(rows) - len(distinct_samples(rows)):
-        print(
-            f"{copies} of {len(rows)} rows are copies of others (temperature 0, or an unused ignore text): left out\n",
-            file=sys.stderr,
+        logger.info(
+            "%d of %d rows are copies of others (temperature 0, or an unused ignore text): left out\n",
+            copies,
+            len(rows),
         )
     out = config.out or config.rows.parent
     figures = [out / "thinking.png"]
     check_writable(figures[0])
     plot_thinking(rows, figures[0])
-    print(format_thinking_table(rows), file=sys.stderr)
+    logger.info(format_thinking_table(rows))
     if voting := format_voting_table(rows):
         figures.append(out / "voting.png")
         plot_voting(rows, figures[1])
-        print("\n" + voting, file=sys.stderr)
+        logger.info("\n%s", voting)
     else:
-        print("\nno voting figure: no setting has two samples of each of its problems", file=sys.stderr)
+        logger.info("\nno voting figure: no setting has two samples of each of its problems")
     for figure in figures:
         print(json.dumps({"figure": str(figure), "points": str(figure.with_suffix(".json"))}))
 

@@ -1,12 +1,12 @@
-"""Compile a config for hardware that is not here, its training step or its decode loop: memory and the least time, as a JSON line.
+"""Compile a config's training step or decode loop for other hardware, and print its memory and its least time as a JSON line.
 
-python launch/preflight.py CONFIG --topology TOPOLOGY [--field value ...], as `s1_32b --topology h100:2x8`, or
+python launch/preflight.py CONFIG --topology TOPOLOGY [--field value ...], for example `s1_32b --topology h100:2x8` or
 `s1_32b_math500 --topology h100:1x8 --decoding.model Qwen/Qwen2.5-32B-Instruct`
 
---topology, which is no field of the config and must be given: h100:HOSTSxGPUS, a TPU's as v5p:2x2x4 or v6e:4x8, or cpu:N for this machine.
-
-It needs the platform's compiler, but no device:
-pip install libtpu, or jax-cuda12-plugin jax-cuda12-pjrt nvidia-cudnn-cu12 nvidia-cuda-nvcc-cu12. Exits with 1 if the step does not fit.
+TOPOLOGY is h100:HOSTSxGPUS, a TPU slice such as v5p:2x2x4 or v6e:4x8, or cpu:N for this machine. It is required, and not a field of the
+config. The hardware need not be here, but its compiler must be installed:
+pip install libtpu, or jax-cuda12-plugin jax-cuda12-pjrt nvidia-cudnn-cu12 nvidia-cuda-nvcc-cu12.
+The exit code is 1 if the step does not fit.
 """
 
 import json
@@ -20,11 +20,11 @@ from s1jax.runtime.errors import UserError
 
 
 def main() -> None:
-    """Compile, and print what a step needs."""
+    """Compile, and print the memory and the time of a step."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     import jax
 
-    jax.config.update("jax_enable_compilation_cache", False)  # which cannot hold programs for devices that are not here
+    jax.config.update("jax_enable_compilation_cache", False)  # the cache cannot hold programs for other devices
     from s1jax.evaluate.conditions import EvaluateConfig
     from s1jax.evaluate.sweep import SweepConfig, largest_limits
     from s1jax.perf.decoding import check_decode
@@ -41,7 +41,7 @@ def main() -> None:
     elif {"--help", "-h"} & set(argv):
         topology = ""
     else:
-        raise UserError("which hardware? Give --topology, as h100:2x8, v5p:2x2x4, v6e:4x8 or cpu:1")
+        raise UserError("which hardware? Give --topology, for example h100:2x8, v5p:2x2x4, v6e:4x8 or cpu:1")
     config: Any = parse_command(__doc__ or "", (TrainConfig, EvaluateConfig, SweepConfig), argv)
     run = config if isinstance(config, TrainConfig) else config.decoding
     model_config = published_config(run.model, run.dtype)

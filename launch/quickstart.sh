@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole s1 story offline on a laptop's CPU, from a bare clone: curate -> fine-tune -> scaling curves.
 #   bash launch/quickstart.sh [OUT]     OUT: folder for rows, tables and plots (default: out)
-# Steps that are done are not repeated; remove OUT to begin anew.
+# Finished steps are not repeated; remove OUT to start again.
 set -euo pipefail
 case ${1-out} in
 -h | --help)
@@ -16,19 +16,20 @@ case ${1-out} in
 *) out=$PWD/${1-out} ;;
 esac
 cd "$(dirname "$0")/.."
-out=${out#"$PWD"/} # short, where it lies in here: plots and tables name the model by it
+out=${out#"$PWD"/} # a short path: plots and tables name the model by it
 . launch/install.sh
 install ""
 mkdir -p "$out"
 export JAX_PLATFORMS=cpu
-# One virtual device per core (a power of two, at most 8): the mesh shares the work out over them.
+export GLIBC_TUNABLES=${GLIBC_TUNABLES-glibc.malloc.hugetlb=1} # huge pages, faster on CPUs
+# One virtual device per core (a power of two, at most 8): the mesh divides the work over them.
 cores=$(getconf _NPROCESSORS_ONLN) devices=1
 while [ $((devices * 2)) -le "$cores" ] && [ $devices -lt 8 ]; do devices=$((devices * 2)); done
 export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=$devices"
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR-$PWD/.cache/compiled}
 started=$SECONDS
 
-# run RESULT TITLE COMMAND...: run a step unless its result is there already.
+# run RESULT TITLE COMMAND...: run a step unless its result exists.
 run() {
     local result=$1 title=$2 begun=$SECONDS
     shift 2
@@ -38,7 +39,7 @@ run() {
     fi
     printf '\n== %s\n' "$title" >&2
     if ! .venv/bin/python "$@"; then
-        printf '\nerror: this step failed: python %s\nThe message above says why. Run this script again to go on from here, or remove %s to begin anew.\n' "$*" "$out" >&2
+        printf '\nerror: this step failed: python %s\nThe message above says why. Run this script again to continue from here, or remove %s to start again.\n' "$*" "$out" >&2
         exit 1
     fi
     printf '   %d s\n' $((SECONDS - begun)) >&2
@@ -56,8 +57,8 @@ sweep() {
     run "$out/.$1" "$2" launch/sweep.py "$1" "${on_heldout[@]}"
     touch "$out/.$1"
 }
-sweep quickstart_budgets "4/6 sequential scaling: the held-out problems under growing thinking budgets"
-sweep quickstart_waits "5/6 and with attempts to stop thinking replaced by \"Wait\""
+sweep quickstart_budgets "4/6 sequential scaling: the held-out problems with growing thinking budgets"
+sweep quickstart_waits "5/6 sequential scaling: attempts to stop thinking are replaced by \"Wait\""
 sweep quickstart_votes "6/6 parallel scaling: majority votes of up to 64 samples"
 printf '\n== drawing\n\n' >&2
 .venv/bin/python launch/plot.py "$out/rows.jsonl" --out "$out" >/dev/null
@@ -68,6 +69,6 @@ cat >&2 <<END
   voting.png, voting.json       accuracy against number of samples
   rows.jsonl                    every answer: the trace, its token counts and its grade
   data/                         the pool, the chosen training set, the rejected rows with reasons, the held-out problems
-  model/                        the fine-tuned model: model/hf is a Hugging Face checkpoint, to be asked with
+  model/                        the fine-tuned model; model/hf is a Hugging Face checkpoint. Ask it with
     .venv/bin/python launch/generate.py --model "$out/model/hf" --prompt "A bus has 20 passengers. Stop A: 5 get on. How many are there after stop A?" --num-ignore 1 --max-thinking-tokens 192 --max-answer-tokens 16
 END

@@ -1,4 +1,4 @@
-"""Fine-tune a model: CONFIG -> checkpoints, metrics.jsonl and a Hugging Face export in its output directory."""
+"""Fine-tune a model: CONFIG -> checkpoints, metrics.jsonl and a Hugging Face export in the output directory."""
 
 from s1jax.runtime.command import run_command
 from s1jax.runtime.config import parse_command

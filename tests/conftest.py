@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: eight fake CPU devices, and the real data and model where they are at hand."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -16,10 +17,32 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
+import numpy as np
 import pytest
 from filelock import FileLock
 
+from tests.support.processes import processes  # noqa: F401
+
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seed", type=int, default=0, help="seed of the fixture `rng`; a failure report shows it")
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> np.random.Generator:
+    """Random numbers of a test, a function of `--seed`."""
+    seed = request.config.getoption("--seed")
+    request.node.add_report_section("setup", "seed", f"run again with --seed {seed}")
+    return np.random.default_rng(seed)
+
+
+@pytest.fixture(autouse=True)
+def messages_reach_caplog() -> None:
+    """Undoes what an earlier test's `run_command` did: `caplog` listens to the root logger."""
+    for name in ("s1jax", "data_tools"):
+        logging.getLogger(name).propagate = True
 
 
 @pytest.fixture(scope="module")

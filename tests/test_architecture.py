@@ -25,6 +25,7 @@ def lint_imports(project: Path) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=project, env={"PYTHONPATH": str(project)}, capture_output=True, text=True)
 
 
+@pytest.mark.integration
 def test_an_import_from_decode_to_train_breaks_the_contracts(tmp_path):
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     for folder in ("s1jax", "data_tools", "configs"):

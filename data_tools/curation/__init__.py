@@ -1,1 +1,1 @@
-"""A pool of training rows -> a small training set, with a reason for every row that is left out."""
+"""Curation: a pool of training rows -> a small training set, and a reason for each rejected row."""

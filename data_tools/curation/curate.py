@@ -1,28 +1,27 @@
-"""Choose a small training set from a pool, by the stages of s1K (arXiv 2501.19393, section 2) in thin form.
+"""Choose a small training set from a pool, by the stages of s1K (arXiv 2501.19393, section 2) in a simple form.
 
-In: training rows of any quality, the held-out problems, a base model. Out: `--num` training rows; a rejects file of all other
-rows, with the stage and the reason that turned each away; counts per stage on standard error. The stages:
+In: training rows of any quality, the held-out problems, a base model. Out: `--num` training rows; a file with all other rows, each with the
+stage and the reason of its rejection; counts per stage on standard error. The stages:
 
-1. validity: question, trace and answer are there.
-2. copies: the same question only once.
-3. decontamination: no question shares a run of `--ngram` words with a held-out one, nor is the whole of it. The paper takes 8
-   words (lowercase, whitespace collapsed, punctuation kept). In stories told from templates nearly every question shares 8 words
-   with another ("7 are sold. Order C: 4 arrive. Order"), so by default a run has to span three steps and more to be telling;
-   `--ngram 8` is the paper's rule.
-4. quality: no images that are not there, no torn markup, an answer that agrees with the reference and a trace that gets to it.
-5. difficulty: what the base model answers rightly without thinking teaches nothing.
-6. diversity: draw a domain uniformly, then a question of it with weight 2^-rank, longest trace first, without replacement.
+1. validity: a row has a question, a trace and an answer.
+2. copies: each question occurs once.
+3. decontamination: no question shares a run of `--ngram` words with a held-out question, or equals one. The paper uses 8 words (lowercase,
+   whitespace collapsed, punctuation kept; `--ngram 8`). The quickstart's stories come from templates, where nearly every question shares
+   8 words with another ("7 are sold. Order C: 4 arrive. Order"). The default is therefore a run of more than three steps.
+4. quality: no missing images, no torn markup, an answer that agrees with the reference, a trace that reaches the answer.
+5. difficulty: the base model does not answer the question rightly without thinking.
+6. diversity: draw a domain uniformly, then one of its questions with weight 2^-rank, longest trace first, without replacement.
 
-Invariants: the selection is a function of the set of rows and the seed, not of the order of the pool; every row of the pool is in
-one of the two files.
+Invariants: the selection depends on the set of rows and the seed, not on the order of the pool. Every row of the pool is in one of the two
+output files.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 import re
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,6 +43,8 @@ if TYPE_CHECKING:
 
     from s1jax.decode.engine import Decoder
 
+logger = logging.getLogger("data_tools.curation")
+
 Row = TrainingRow
 Reason = str | None
 
@@ -61,26 +62,26 @@ class CurateConfig:
     heldout: str
     """Problems that must not be trained on: a JSONL file, or the name of a benchmark."""
     num: int = 2000
-    """How many rows to choose."""
+    """Number of rows to choose."""
     ngram: int = 16
-    """Length in words of a run that two questions may not share; the paper's is 8."""
+    """Number of consecutive words that a question may not share with a held-out one; 8 in the paper."""
     seed: int = 0
-    """Decides the draw of the diversity stage."""
+    """Seed of the draw in the diversity stage."""
     max_answer_tokens: int = 12
-    """How long the base model's direct answers may be."""
+    """Maximum tokens of the base model's direct answers."""
     num_rows: int = 256
-    """Rows decoded together; a finished one is refilled."""
+    """Rows decoded together; a finished row takes the next question."""
     rejects: Path | None = None
-    """JSONL file for the rows turned away; default: beside the output, as NAME.rejects.jsonl."""
+    """JSONL file for the rejected rows; default: NAME.rejects.jsonl beside the output."""
 
     @property
     def rejects_path(self) -> Path:
-        """The file for the rows turned away."""
+        """The file for the rejected rows."""
         return self.rejects or self.output.with_suffix(".rejects.jsonl")
 
 
 def check_paths(config: CurateConfig) -> None:
-    """Raise UserError for an output that is no file's name, or that would be written over an input or the other output."""
+    """Raise UserError if an output is a directory, or would overwrite an input or the other output."""
     for name, path in {"output": config.output, "rejects": config.rejects}.items():
         if path is not None and (not path.name or path.is_dir()):
             raise UserError(f"--{name} {path} is a directory: give a .jsonl file to write")
@@ -94,7 +95,7 @@ def check_paths(config: CurateConfig) -> None:
 
 
 def curate(config: CurateConfig) -> list[tuple[str, int]]:
-    """Run all stages and write the chosen rows; return how many rows were left after each stage."""
+    """Run all stages and write the chosen rows; return the number of rows after each stage."""
     if config.num < 1 or config.ngram < 1:
         raise UserError(f"--num {config.num} and --ngram {config.ngram} must be positive")
     check_paths(config)
@@ -103,7 +104,7 @@ def curate(config: CurateConfig) -> list[tuple[str, int]]:
     questions = [problem.question for problem in read_problems(config.heldout)]
     rows, rejects = read_rows(config.pool)
     counts = [("pool", len(rows) + len(rejects))]
-    _say(f"pool            {counts[0][1]:6} rows of {config.pool}")
+    logger.info(f"pool            {counts[0][1]:6} rows of {config.pool}")
     rejects = [{"stage": "validity"} | reject for reject in rejects]
     _report(counts, "validity", rows, Counter(reject["reason"] for reject in rejects))
 
@@ -126,7 +127,7 @@ def curate(config: CurateConfig) -> list[tuple[str, int]]:
     decoder, tokenizer = load_decoder(config.model, dtype="float32")
     solved = solved_by(decoder, tokenizer, rows, config.max_answer_tokens, config.num_rows)
     easy = {row["id"] for row, is_solved in zip(rows, solved, strict=True) if is_solved}
-    drop("difficulty", lambda row: "the base answers it rightly without thinking" if row["id"] in easy else None)
+    drop("difficulty", lambda row: "the base model answers it rightly without thinking" if row["id"] in easy else None)
     lengths = {row["id"]: len(encode_text(tokenizer, row["thinking"])) for row in rows}
     chosen = draw_diverse(rows, lengths, config.num, config.seed)
     drawn = {id(row) for row in chosen}
@@ -139,17 +140,17 @@ def curate(config: CurateConfig) -> list[tuple[str, int]]:
 
 def _report(counts: list[tuple[str, int]], stage: str, rows: Sequence[Row], reasons: Mapping[str, int]) -> None:
     counts.append((stage, len(rows)))
-    told = ", ".join(f"{count} x {reason}" for reason, count in sorted(reasons.items(), key=lambda item: -item[1]))
-    _say(f"{stage:15} {len(rows):6} rows left" + (f"; gone: {told}" if told else ""))
+    listed = ", ".join(f"{count} x {reason}" for reason, count in sorted(reasons.items(), key=lambda item: -item[1]))
+    logger.info(f"{stage:15} {len(rows):6} rows left" + (f"; gone: {listed}" if listed else ""))
 
 
 def normalise(question: str) -> str:
-    """Return the question in lower case with whitespace collapsed, punctuation kept (the paper's rule)."""
+    """Return the question in lower case with whitespace collapsed and punctuation kept (the paper's rule)."""
     return " ".join(question.lower().split())
 
 
 def first_of_copies(rows: Sequence[Row]) -> Callable[[Row], Reason]:
-    """Return the rule that keeps, of rows with the same question, the one with the smallest content: no matter which comes first."""
+    """Return the rule that keeps one of several rows with the same question: the row whose content sorts first."""
     kept: dict[str, Row] = {}
     for row in rows:
         key = normalise(row["question"])
@@ -161,7 +162,7 @@ def first_of_copies(rows: Sequence[Row]) -> Callable[[Row], Reason]:
         key = normalise(row["question"])
         if remaining.get(key) != _content(row):
             return "copy of another row's question"
-        # Of identical rows the first stays.
+        # The first of identical rows stays.
         del remaining[key]
         return None
 
@@ -173,7 +174,7 @@ def _content(row: Row) -> tuple[str, ...]:
 
 
 class Decontaminator:
-    """Knows the held-out questions, and which others share a run of `n` words with one of them or are the same."""
+    """Finds questions that equal a held-out question or share a run of `n` words with one."""
 
     def __init__(self, questions: Sequence[str], n: int):
         self.n = n
@@ -181,7 +182,7 @@ class Decontaminator:
         self.runs = {run for question in self.questions for run in self._runs(question)}
 
     def reason(self, row: Row) -> Reason:
-        """Return why the row may not be trained on, None if it may."""
+        """Return why the row must not be trained on, None if it may be."""
         question = normalise(row["question"])
         if question in self.questions:
             return "is a held-out question"
@@ -195,7 +196,7 @@ class Decontaminator:
 
 
 def quality_reason(row: Row) -> Reason:
-    """Return what is wrong with a row's text, None if nothing is."""
+    """Return the fault of a row's text, None if it has none."""
     text = f"{row['question']}\n{row['thinking']}\n{row['answer']}"
     if "![Image]" in text or "[asy]" in text:
         return "refers to an image"
@@ -207,7 +208,7 @@ def quality_reason(row: Row) -> Reason:
         return "the answer disagrees with the reference"
     answer = extract_answer(_with_label(row["answer"])) or ""
     if not re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", row["thinking"]):
-        return "the trace does not get to the answer"
+        return "the trace does not reach the answer"
     return None
 
 
@@ -222,7 +223,7 @@ def solved_by(
     max_answer_tokens: int,
     num_rows: int,
 ) -> list[bool]:
-    """Return which questions the model answers rightly at once, greedily and without thinking."""
+    """Return, for each row, whether the model answers its question rightly by greedy decoding without thinking."""
     from s1jax.data.condition import Condition
     from s1jax.decode.request import Request
     from s1jax.runtime.progress import progress
@@ -241,8 +242,8 @@ def solved_by(
 def draw_diverse(rows: Sequence[Row], lengths: Mapping[str, int], num: int, seed: int) -> list[Row]:
     """Draw `num` rows: a domain uniformly, then one of its rows with weight 2^-rank, longest trace first, without replacement.
 
-    `lengths` are trace lengths by row id. An empty domain is dropped. Raises UserError if there are fewer than `num` rows.
-    Source: the paper's algorithm 1.
+    `lengths` holds trace lengths by row id. A domain without rows is dropped. Raises UserError if there are fewer than `num` rows.
+    Source: algorithm 1 of the paper.
     """
     if len(rows) < num:
         raise UserError(f"only {len(rows)} rows are left to draw {num} from: give a larger pool or a smaller --num")
@@ -264,10 +265,6 @@ def _draw_rank(rng: random.Random, n: int) -> int:
     """Return a rank in 0..n-1 drawn with weight 2^-rank, by inverting the cumulative weights 2 (1 - 2^-(rank + 1))."""
     u = rng.random() * (1 - 2.0**-n)
     return min(int(-math.log2(1 - u)), n - 1)
-
-
-def _say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
 
 
 def main() -> None:

@@ -1,1 +1,1 @@
-"""The small world of `launch/quickstart.sh`: word problems, and a base model made from a seed."""
+"""The small world of `launch/quickstart.sh`: word problems, and a base model trained from a seed."""

@@ -1,8 +1,8 @@
-"""A small world of word problems with worked reasoning traces: seed -> a dirty pool of training rows and clean held-out problems.
+"""A small world of word problems with reasoning traces: seed -> a dirty pool of training rows, and clean held-out problems.
 
-A problem is a story (a bus, a bank, a lift ...) whose one number changes step by step, so that it needs as much reasoning as it has
-steps. A trace works through the steps, one short line each. Like the traces of s1K (arXiv 2501.19393, section 2) it checks itself now
-and then: a "Wait" after which the last sum is done again, or a slip that is found and mended:
+A problem is a story (a bus, a bank, a lift ...) in which one number changes step by step, so more steps need more reasoning. A trace works
+through the steps, one short line each. Like the traces of s1K (arXiv 2501.19393, section 2), a trace sometimes checks itself: after a
+"Wait" it repeats the last sum, or corrects a slip:
 
     Stop A: 5 get off, 45-5=40
     Stop B: 8 board, 40+8=49
@@ -12,10 +12,10 @@ and then: a "Wait" after which the last sum is done again, or a slip that is fou
     Wait, 48*2=96, yes
     Answer: 96
 
-The pool is as dirty as scraped ones are: copies, rows that lack a part, images that are not there, answers that contradict their
-trace, problems too easy to teach anything, and some of the held-out problems themselves. `data_tools.curation.curate` has to find them.
+The pool is as dirty as a scraped one: copies, rows without a part, missing images, answers that contradict their trace, problems too easy
+to teach anything, and some held-out problems. `data_tools.curation.curate` must find them.
 
-Invariant: everything is a function of the seed; every clean row's trace ends in its answer.
+Invariants: everything is a function of the seed. The trace of a clean row ends in its answer.
 """
 
 from __future__ import annotations
@@ -26,30 +26,31 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
 from s1jax.runtime.command import run_command
+from s1jax.runtime.config import parse_arguments
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.files import write_file
 
-LARGEST_VALUE = 99
+MAX_VALUE = 99
 LABELS = "ABCDEFGH"
-MOST_STEPS = 6
+MAX_STEPS = 6
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Story:
-    """The words of one domain; `{n}` is the first number, `{x}` what a step changes, `{label}` the last step's letter."""
+    """The words of one domain. `{n}` is the first number, `{x}` the change of a step, `{label}` the letter of the last step."""
 
     name: str
     starts: tuple[str, ...]
     unit: str
-    """What a step is called."""
+    """Name of a step."""
     changes: dict[str, tuple[str, ...]]
-    """By operation: `+` and `-` by {x}, `*` and `/` always by 2."""
+    """Words for each operation: `+` and `-` change the number by {x}, `*` and `/` always by 2."""
     ask: str
 
 
@@ -155,7 +156,7 @@ STORIES = (
 
 @dataclass(frozen=True)
 class Step:
-    """One change: `before operation operand = after`, and the words that tell it."""
+    """One change, `before operation operand = after`, and its words."""
 
     before: int
     operation: str
@@ -172,13 +173,13 @@ class Step:
         return self.before * self.operand if self.operation == "*" else self.before // self.operand
 
     def sum(self, after: int | None = None) -> str:
-        """The step as a sum, with another result where one is given."""
+        """Return the step as a sum, with the result `after` if it is given."""
         return f"{self.before}{self.operation}{self.operand}={self.after if after is None else after}"
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A story told step by step."""
+    """A story with a number of steps."""
 
     story: Story
     start: str
@@ -191,17 +192,17 @@ class Problem:
 
     @property
     def question(self) -> str:
-        """The story and what it asks."""
-        told = [f"{self.name(i).title()}: {step.words}." for i, step in enumerate(self.steps)]
-        return " ".join([self.start, *told, self.story.ask.format(label=LABELS[len(self.steps) - 1])])
+        """The story and its question."""
+        steps = [f"{self.name(i).title()}: {step.words}." for i, step in enumerate(self.steps)]
+        return " ".join([self.start, *steps, self.story.ask.format(label=LABELS[len(self.steps) - 1])])
 
     def name(self, i: int) -> str:
-        """What step `i`, from 0, is called."""
+        """Return the name of step `i`, counted from 0."""
         return f"{self.story.unit} {LABELS[i]}"
 
 
 def make_problem(rng: random.Random, num_steps: int, story: Story | None = None) -> Problem:
-    """Draw a problem of `num_steps` steps whose numbers stay within 0 and 99."""
+    """Draw a problem of `num_steps` steps; all its numbers lie between 0 and 99."""
     story = story or rng.choice(STORIES)
     value = rng.randint(10, 60)
     start = rng.choice(story.starts).format(n=value)
@@ -210,8 +211,8 @@ def make_problem(rng: random.Random, num_steps: int, story: Story | None = None)
         choices = []
         for operation, operand in [("+", rng.randint(2, 9)), ("-", rng.randint(2, 9))]:
             after = value + operand if operation == "+" else value - operand
-            choices += [(operation, operand)] * 4 if 0 <= after <= LARGEST_VALUE else []
-        choices += [("*", 2)] if 5 <= value <= LARGEST_VALUE // 2 else []
+            choices += [(operation, operand)] * 4 if 0 <= after <= MAX_VALUE else []
+        choices += [("*", 2)] if 5 <= value <= MAX_VALUE // 2 else []
         choices += [("/", 2)] if value >= 10 and value % 2 == 0 else []
         operation, operand = rng.choice(choices)
         words = rng.choice(story.changes[operation]).format(x=operand)
@@ -223,13 +224,14 @@ def make_problem(rng: random.Random, num_steps: int, story: Story | None = None)
 def slip_of(step: Step, rng: random.Random) -> int:
     """Return a wrong result of the step, near the right one."""
     wrong = [step.after + error for error in (-10, -2, -1, 1, 2, 10)]
-    return rng.choice([value for value in wrong if 0 <= value <= LARGEST_VALUE])
+    return rng.choice([value for value in wrong if 0 <= value <= MAX_VALUE])
 
 
 def write_trace(problem: Problem, rng: random.Random) -> str:
-    """Work through the problem in lines up to its answer, some of them checked in the next; one check in eight finds a slip and mends it.
+    """Return a trace: a line for each step, then the answer.
 
-    Half of the traces look back once they have the answer, some again and again: there a forced "Wait" will stand.
+    One step in ten is checked in the next line; one check in eight corrects a slip. Half of the traces check the answer again, up to three
+    times. Budget forcing will put its "Wait" at that place.
     """
     lines = []
     for i, step in enumerate(problem.steps):
@@ -245,7 +247,7 @@ def write_trace(problem: Problem, rng: random.Random) -> str:
 
 
 def to_row(problem: Problem, rng: random.Random) -> Row:
-    """Return the training row of a problem, with a trace written for it."""
+    """Return the training row of a problem, with a new trace."""
     return dict(
         id=question_id(problem.question),
         question=problem.question,
@@ -258,7 +260,7 @@ def to_row(problem: Problem, rng: random.Random) -> Row:
 
 
 def question_id(question: str) -> str:
-    """Return the key of a question: the first 16 hex digits of its sha256, as s1K has it."""
+    """Return the id of a question: the first 16 hex digits of its SHA-256, as in s1K."""
     return hashlib.sha256(question.encode()).hexdigest()[:16]
 
 
@@ -304,55 +306,65 @@ DEFECTS: dict[str, Callable[[Row, random.Random], Row]] = dict(
 
 
 def make_heldout(num: int, seed: int) -> list[Problem]:
-    """Return `num` different problems, of 1 to 6 steps in equal shares."""
+    """Return `num` different problems; equal shares of them have 1 to 6 steps."""
     rng = random.Random(f"heldout {seed}")
     problems: dict[str, Problem] = {}
     while len(problems) < num:
-        problem = make_problem(rng, len(problems) % MOST_STEPS + 1)
+        problem = make_problem(rng, len(problems) % MAX_STEPS + 1)
         problems[problem.question] = problem
     return list(problems.values())
 
 
 def make_pool(num: int, seed: int, heldout: list[Problem]) -> list[Row]:
-    """Return `num` rows in random order, of which a tenth are copies, a tenth are spoilt and a fiftieth are held-out problems."""
+    """Return `num` rows in random order: a tenth are copies, a tenth have a defect, and a fiftieth are held-out problems."""
     rng = random.Random(f"pool {seed}")
-    num_copies, num_spoilt, num_leaked = num // 10, num // 10, min(num // 50, len(heldout))
-    num_fresh = num - num_copies - num_spoilt - num_leaked
-    rows = [to_row(make_problem(rng, rng.randint(1, MOST_STEPS)), rng) for _ in range(num_fresh)]
+    num_copies, num_defective, num_leaked = num // 10, num // 10, min(num // 50, len(heldout))
+    num_fresh = num - num_copies - num_defective - num_leaked
+    rows = [to_row(make_problem(rng, rng.randint(1, MAX_STEPS)), rng) for _ in range(num_fresh)]
     rows += [to_row(problem, rng) for problem in rng.sample(heldout, num_leaked)]
-    # A copy is of the same question; its trace may be another one, as in scraped pools.
+    # Copies share the question. A held-out problem may be copied too.
     rows += [dict(row) for row in rng.choices(rows, k=num_copies)]
-    for i in range(num_spoilt):
+    for i in range(num_defective):
         spoil = list(DEFECTS.values())[i % len(DEFECTS)]
-        rows.append(spoil(to_row(make_problem(rng, rng.randint(2, MOST_STEPS)), rng), rng))
+        rows.append(spoil(to_row(make_problem(rng, rng.randint(2, MAX_STEPS)), rng), rng))
     rng.shuffle(rows)
     return rows
 
 
 def write_jsonl(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows as JSON lines, the whole file or nothing."""
+    """Write rows as JSON lines, atomically."""
     write_file(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def main(out: tyro.conf.Positional[Path], num: int = 3600, num_heldout: int = 120, seed: int = 0) -> None:
-    """Generate a pool of training rows and held-out problems.
+@dataclass(frozen=True)
+class ArithmeticConfig:
+    """Number of rows and problems, and the folder for them."""
 
-    Args:
-        out: Folder for pool.jsonl (training rows, with copies, defects, trivial problems and leaks) and heldout.jsonl.
-        num: Rows of the pool.
-        num_heldout: Held-out problems, of 1 to 6 steps in equal shares.
-        seed: Everything generated is a function of it.
-    """
-    if num < 1 or num_heldout < 1:
-        raise UserError(f"--num {num} and --num-heldout {num_heldout} must be positive")
-    heldout = make_heldout(num_heldout, seed)
-    write_jsonl(out / "pool.jsonl", make_pool(num, seed, heldout))
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
+    """Folder for pool.jsonl (training rows with copies, defects, trivial problems and held-out problems) and heldout.jsonl."""
+    num: int = 3600
+    """Rows of the pool."""
+    num_heldout: int = 120
+    """Held-out problems; equal shares of them have 1 to 6 steps."""
+    seed: int = 0
+    """Seed of everything that is drawn."""
+
+    def __post_init__(self) -> None:
+        if self.num < 1 or self.num_heldout < 1:
+            raise UserError(f"--num {self.num} and --num-heldout {self.num_heldout} must be positive")
+
+
+def main() -> None:
+    """Write the pool and the held-out problems."""
+    config = parse_arguments(__doc__ or "", ArithmeticConfig)
+    heldout = make_heldout(config.num_heldout, config.seed)
+    write_jsonl(config.out / "pool.jsonl", make_pool(config.num, config.seed, heldout))
     problems = [
         dict(id=question_id(p.question), question=p.question, answer=str(p.answer), num_steps=len(p.steps))
         for p in heldout
     ]
-    write_jsonl(out / "heldout.jsonl", problems)
+    write_jsonl(config.out / "heldout.jsonl", problems)
 
 
 if __name__ == "__main__":
-    run_command(lambda: tyro.cli(main))
+    run_command(main)

@@ -1,17 +1,17 @@
 """Make the quickstart's base model: a seed -> a tokenizer and a Qwen2.5-shaped model of under a million parameters.
 
-`python -m data_tools.quickstart.tiny_base tiny_base` makes the folder `tiny_base/` beside this file again. `configs/tiny_base.py` holds the
-settings and the record. The tokenizer is a small byte-level BPE with Qwen2.5's splitting rule (digits stand alone), special tokens and
-chat template; the texts are those of `tiny_texts.py`. Matrices are trained by Muon (Jordan et al. 2024).
+`python -m data_tools.quickstart.tiny_base tiny_base` rebuilds the folder `tiny_base/` beside this file. `configs/tiny_base.py` holds the
+settings and the record of the run. The tokenizer is a small byte-level BPE with Qwen2.5's splitting rule (each digit is a token), special
+tokens and chat template. The texts come from `tiny_texts.py`. Muon trains the matrices (Jordan et al. 2024).
 
-Invariant: the base has never seen the format that fine-tuning teaches it, nor a held-out problem other than by chance.
+Invariant: the base never sees the format that fine-tuning teaches, and sees a held-out problem only by chance.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import sys
+import logging
 import tempfile
 import time
 from collections.abc import Iterator
@@ -38,16 +38,18 @@ if TYPE_CHECKING:
     import optax
     from tokenizers import Tokenizer
 
-# Qwen2.5's rule for splitting text into words, which transformers applies to any Qwen2 checkpoint: a digit is a token of its own.
+logger = logging.getLogger(__name__)
+
+# Qwen2.5's rule for splitting text into words: each digit is a token. transformers applies it to any Qwen2 checkpoint.
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# Tokens besides: a digit or a label with the space before it, so that in "Week C: 9 paid out" the 9 follows the label at once.
-# What is adjacent is far easier to look up for so small a model.
+# Further tokens: a digit or a label together with the space before it, so that in "Week C: 9 paid out" the 9 directly follows the label.
+# So small a model looks up adjacent tokens far more easily.
 ADDED_TOKENS = (*(f" {digit}" for digit in range(10)), *(f" {label}:" for label in LABELS))
 SPECIAL_TOKENS = (END_OF_TEXT, "<|im_start|>", "<|im_end|>")
-# Words of the format that fine-tuning will teach: known to the tokenizer, not to the model.
+# Words of the format that fine-tuning will teach. The tokenizer has tokens for them; the model has not seen them.
 FORMAT_WORDS = "think\nanswer\nFinal Answer:\nWait, yes, not\nAlternatively, Hmm,\n"
 CHAT_TEMPLATE = (
     "{%- if messages[0]['role'] == 'system' %}"
@@ -62,29 +64,29 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class TinyBaseConfig:
-    """How the tiny base model is made."""
+    """Settings of the tiny base model and its training."""
 
     output: str
-    """Directory for the Hugging Face checkpoint; one that is there is replaced."""
+    """Directory for the Hugging Face checkpoint; an existing one is replaced."""
     model: ModelConfig
-    """The shape; `vocab_size` leaves some ids without a token, as Qwen2.5's does."""
+    """The shape; `vocab_size` is larger than the number of tokens, as in Qwen2.5."""
     num_steps: int
     batch_size: int
     """Rows of a step."""
     length: int
-    """Tokens of a row, into which several texts are packed."""
+    """Tokens of a row; several texts are packed into each."""
     learning_rate: float
     """Peak for the matrices, after `warmup_steps` from 0; cosine decay to 0."""
     vector_learning_rate: float
     """The same for embeddings, biases and norms."""
     warmup_steps: int
     context_weight: float
-    """Loss weight of what cannot be told from the text before it, such as questions, where the rest has 1."""
+    """Loss weight of text that the text before it does not determine, such as questions. All other text has weight 1."""
     init_scale: float
-    """Factor on the usual initial matrices, which are small for so narrow a model."""
+    """Factor on the usual initial matrices, which are too small for so narrow a model."""
     seed: int
     export_dtype: str = "float32"
-    """Dtype of the weights written."""
+    """Dtype of the written weights."""
 
     def __post_init__(self) -> None:
         if not self.output.strip():
@@ -135,7 +137,7 @@ def write_tokenizer(directory: Path, tokenizer: Tokenizer, max_length: int) -> N
 
 
 def encoded_texts(tokenizer: Tokenizer, config: TinyBaseConfig) -> Iterator[tuple[list[int], list[float]]]:
-    """Yield the ids of one text after another, and the loss weight of each."""
+    """Yield the ids of one text after another, with the loss weight of each id."""
     for index in itertools.count():
         ids: list[int] = []
         weights: list[float] = []
@@ -149,7 +151,7 @@ def encoded_texts(tokenizer: Tokenizer, config: TinyBaseConfig) -> Iterator[tupl
 
 
 def packed_batches(tokenizer: Tokenizer, config: TinyBaseConfig) -> Iterator[tuple[dict[str, np.ndarray]]]:
-    """Yield batches in the form of `s1jax.packing`, each text put whole into the first row that has room for it."""
+    """Yield batches in the form of `s1jax.data.packing`. Each text goes whole into the first row with room for it."""
     texts = encoded_texts(tokenizer, config)
     waiting: tuple[list[int], list[float]] | None = None
     while True:
@@ -181,7 +183,7 @@ def make_pretraining_optimizer(config: TinyBaseConfig) -> optax.GradientTransfor
     from optax.contrib import MuonDimensionNumbers, muon
 
     def matrices(params: Params) -> Any:
-        """Say for every stacked kernel which dimensions it maps from and to; None where it is no matrix."""
+        """Return the input and output dimensions of each stacked kernel, and None for all other parameters."""
 
         def dimensions(path: tuple[Any, ...], leaf: jax.Array) -> MuonDimensionNumbers | None:
             if path[-1].key != "kernel":
@@ -207,7 +209,7 @@ def make_pretraining_optimizer(config: TinyBaseConfig) -> optax.GradientTransfor
 
 
 def pretrain(config: TinyBaseConfig, tokenizer: Tokenizer) -> Params:
-    """Train from nothing; return the parameters in the stacked layout. Prints the mean loss now and then."""
+    """Train from random parameters, and return the result in the stacked layout. Logs the mean loss every 50 steps."""
     rules, mesh = ShardingRules(), make_mesh(MeshConfig(), jax.devices()[:1])
     params = init_params(config.model, rules, "stacked", mesh, config.seed)
 
@@ -226,15 +228,13 @@ def pretrain(config: TinyBaseConfig, tokenizer: Tokenizer) -> Params:
             losses.append(metrics["loss"])
             if step % 50 == 0 or step == config.num_steps:
                 loss, elapsed = float(np.mean(jax.device_get(losses))), time.monotonic() - started
-                print(
-                    f"step {step} of {config.num_steps}: loss {loss:.4f}, {elapsed:.0f} s", file=sys.stderr, flush=True
-                )
+                logger.info("step %d of %d: loss %.4f, %.0f s", step, config.num_steps, loss, elapsed)
                 losses = []
     return state.params
 
 
 def make_tiny_base(config: TinyBaseConfig) -> Path:
-    """Make tokenizer and model, and write both as a Hugging Face checkpoint; return its directory."""
+    """Make the tokenizer and the model, write both as a Hugging Face checkpoint, and return its directory."""
     tokenizer = make_tokenizer(config.seed, config.model.vocab_size)
     params = pretrain(config, tokenizer)
     with tempfile.TemporaryDirectory() as directory:
@@ -245,11 +245,11 @@ def make_tiny_base(config: TinyBaseConfig) -> Path:
 
 def main() -> None:
     """Run the command line."""
-    make_tiny_base(parse_command("Pretrain the quickstart's base model from nothing.", TinyBaseConfig))
+    make_tiny_base(parse_command("Pretrain the quickstart's base model.", TinyBaseConfig))
 
 
 if __name__ == "__main__":
-    # Configs hold this module's dataclass, not that of `__main__`.
+    # The config holds an instance of this module's dataclass, which differs from the one of `__main__`.
     from data_tools.quickstart import tiny_base
 
     run_command(tiny_base.main)

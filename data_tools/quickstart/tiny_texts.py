@@ -1,10 +1,9 @@
-"""What the quickstart's tiny base model is pretrained on: seed -> plain texts of worked arithmetic, and chats that answer at once.
+"""Pretraining texts of the quickstart's tiny base model: seed -> worked arithmetic in prose, and chats with direct answers.
 
-The base shall know what a pretrained model knows: sums, and that they can be wrong; how to look things up; how stories are told
-and worked through in prose; how to answer in a chat. It never sees the format that fine-tuning teaches: no think delimiter, no
-trace in lines, no "Wait".
+The texts teach what a pretrained model knows: right and wrong sums, looking things up, stories worked through in prose, and answers in a
+chat. They never show the format that fine-tuning teaches: no think delimiter, no trace in lines, no "Wait".
 
-Invariant: a text is a function of its seed and index, and none holds the delimiters `<|im_start|>think` and `<|im_start|>answer`.
+Invariants: a text is a function of its seed and index. No text holds the delimiters `<|im_start|>think` and `<|im_start|>answer`.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ WORDS = (
 
 
 def make_text(seed: int, index: int) -> list[Piece]:
-    """Return a text in pieces, each with whether it can be told from what stands before (questions and drawn numbers cannot)."""
+    """Return a text as pieces, each with a flag: whether the text before it determines it (not so for questions and drawn numbers)."""
     rng = random.Random(f"text {seed} {index}")
-    # Looking things up grows out of copying, so the run begins with much of it.
+    # A model learns to copy before it learns to look things up, so the first texts are mostly copies.
     if rng.random() < (0.6 if index < NUM_FIRST_TEXTS else 0.1):
         return copied(rng)
     kind = rng.random()
@@ -44,7 +43,7 @@ def make_text(seed: int, index: int) -> list[Piece]:
 
 
 def chat(rng: random.Random) -> list[Piece]:
-    """Write a chat whose questions are answered directly: short ones, or one that a person could hardly answer so."""
+    """Write a chat with direct answers: to several short questions, or to one that a person could hardly answer directly."""
     if rng.random() < 0.2:
         problems = [make_problem(rng, rng.randint(2, len(LABELS)))]
     else:
@@ -59,13 +58,13 @@ def chat(rng: random.Random) -> list[Piece]:
 
 
 def copied(rng: random.Random) -> list[Piece]:
-    """Write words in a random order, twice."""
+    """Write words in a random order, and the same words again."""
     words = " " + " ".join(rng.choices(WORDS, k=rng.randint(15, 45))) + "\n"
     return [(words, False), (words, True)]
 
 
 def sums(rng: random.Random) -> list[Piece]:
-    """Write a few unrelated sums, right ones, and wrong ones said to be wrong."""
+    """Write a few unrelated sums; a wrong sum is called wrong."""
     pieces = []
     for _ in range(rng.randint(5, 10)):
         step = make_problem(rng, rng.randint(1, 4)).steps[-1]
@@ -84,7 +83,7 @@ def sums(rng: random.Random) -> list[Piece]:
 
 
 def notes(rng: random.Random) -> list[Piece]:
-    """Write down some steps, then look them up in another order."""
+    """Write some steps, then repeat them in another order."""
     story = rng.choice(STORIES)
     labels = rng.sample(LABELS, rng.randint(3, len(LABELS)))
     if rng.random() < 0.5:
@@ -98,24 +97,24 @@ def notes(rng: random.Random) -> list[Piece]:
 
 
 def worked(problem: Problem, rng: random.Random) -> list[Piece]:
-    """Work through a problem in prose or in a list, with sums done again here and there, and some slips found."""
+    """Work through a problem in prose or in a list; some sums are checked, and some checks correct a slip."""
     separator = rng.choice(["; ", ". ", "\n- ", " | ", "\n\n", ", then "])
     so = rng.choice([", ", ", so ", ". That makes ", ": "])
     again = rng.choice(["again", "check", "once more", "look back"])
     head = rng.choice(["Solution: ", "We count. ", "", "Steps:\n- "])
     is_title = rng.random() < 0.5
     share_checked = rng.choice([0.0, 0.0, 0.1, 0.3])
-    most_checks_at_end = rng.choice([0, 0, 1, 4])
+    max_checks_at_end = rng.choice([0, 0, 1, 4])
     pieces: list[Piece] = [(head, True)]
     for i, step in enumerate(problem.steps):
         name = problem.name(i).title() if is_title else problem.name(i)
         num_checks = int(rng.random() < share_checked)
         if i + 1 == len(problem.steps):
-            num_checks = rng.randint(0, most_checks_at_end)
+            num_checks = rng.randint(0, max_checks_at_end)
         pieces.append((f"{name}: {step.words}{so}", True))
         verdict = "yes"
         if num_checks and rng.random() < 0.25:
-            # A wrong result cannot be told from what stands before; that it is wrong can.
+            # The text before a wrong result does not determine it, but determines that it is wrong.
             wrong = slip_of(step, rng)
             pieces += [(f"{step.before}{step.operation}{step.operand}=", True), (str(wrong), False)]
             verdict = f"not {wrong}"
@@ -128,7 +127,7 @@ def worked(problem: Problem, rng: random.Random) -> list[Piece]:
             pieces.append((separator, True))
     said = rng.choice(["The answer is", "Final Answer:", "Answer:", "So we get"])
     pieces.append((f"{separator}{said} {problem.answer}.\n", True))
-    # Pieces are tokenised one by one: parts of one kind are joined, so that words and numbers keep their space.
+    # Pieces are tokenised one by one. Neighbours with the same flag are joined, so that words and numbers keep the space before them.
     return [
         ("".join(text for text, _ in part), kind) for kind, part in itertools.groupby(pieces, lambda piece: piece[1])
     ]

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import re
-import sys
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +26,8 @@ from s1jax.runtime.errors import UserError
 from s1jax.runtime.files import write_file
 from s1jax.runtime.processes import is_first_process
 from s1jax.runtime.sharding import ShardingRules
+
+logger = logging.getLogger(__name__)
 
 CHUNK_BYTES = 64 * 2**20
 FILES_NAME = "s1jax_files.json"
@@ -122,7 +124,7 @@ def newest_step(directory: Path) -> int | None:
         fault = find_fault(path)
         if fault is None:
             if left_out and is_first_process():
-                print("\n".join(left_out), file=sys.stderr)
+                logger.warning("\n".join(left_out))
             return int(path.name)
         left_out.append(f"{path} is no finished checkpoint and is left out: {fault}")
     return None

@@ -35,6 +35,8 @@ from s1jax.checkpoint.orbax import (
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.processes import barrier, is_first_process
 
+logger = logging.getLogger(__name__)
+
 TEMPORARY = ".orbax-checkpoint-tmp"
 REMOVED = "removed"
 
@@ -61,7 +63,7 @@ class StateStore:
         _quieten()
         if is_first_process():
             for path in self.directory.glob(f"*{TEMPORARY}*"):
-                print(f"{path} is a half-written checkpoint: removed", file=sys.stderr)
+                logger.warning("%s is a half-written checkpoint: removed", path)
                 shutil.rmtree(path)
         self._empty_removed()
         self._set_damaged_aside(checksums=True)
@@ -179,7 +181,7 @@ class StateStore:
                 if moved.exists():
                     shutil.rmtree(moved)
                 path.rename(moved)
-                print(f"{path} is no finished checkpoint ({fault}): renamed to {moved.name}", file=sys.stderr)
+                logger.warning("%s is no finished checkpoint (%s): renamed to %s", path, fault, moved.name)
         barrier(f"checked {self.directory}")
 
     def _record(self) -> None:

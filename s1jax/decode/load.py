@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import math
-import sys
 from typing import Any
 
 import jax
@@ -15,6 +15,8 @@ from s1jax.ops.attention import CacheBackend
 from s1jax.runtime.precision import Int8
 from s1jax.runtime.processes import is_first_process
 from s1jax.runtime.sharding import DECODING_MESH, MeshConfig, ShardingRules, make_mesh, share_out
+
+logger = logging.getLogger(__name__)
 
 
 def load_decoder(
@@ -39,10 +41,13 @@ def load_decoder(
     delimiters = find_delimiters(tokenizer)
     device_mesh = make_mesh(share_out(mesh, num_kv_heads, jax.device_count()))
     if num_kv_heads % (tensor := device_mesh.shape["tensor"]) and is_first_process():
-        print(
-            f"tensor {tensor} does not divide the {num_kv_heads} key/value heads of {model}: every device holds all caches; "
-            f"tensor {math.gcd(num_kv_heads, tensor)}, and data for the other devices, would split them",
-            file=sys.stderr,
+        logger.warning(
+            "tensor %d does not divide the %d key/value heads of %s, so every device holds all caches; tensor %d splits them, "
+            "with data for the other devices",
+            tensor,
+            num_kv_heads,
+            model,
+            math.gcd(num_kv_heads, tensor),
         )
     store: Storage | None = "int8" if "weights" in int8 else None
     config, params = load_model(model, device_mesh, rules, "per_layer", dtype=dtype, param_dtype=dtype, store=store)

@@ -1,4 +1,4 @@
-"""Text and gold answer -> extracted answer and verdict.
+"""Grading: a model's text and a gold answer -> the extracted answer and a verdict.
 
-This folder may import `data.chat` and `runtime`.
+May import `data.chat` and `runtime`.
 """

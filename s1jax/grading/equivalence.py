@@ -1,16 +1,24 @@
-"""Whether two answers are the same: the same text after normalisation, number, letter or collection."""
+"""Compare an extracted answer with the gold answer.
+
+Two answers are equal if their normalised LaTeX is equal, if both are numbers of exactly equal value (integers, decimals, fractions, mixed
+numbers), or if both are tuples, lists, sets or matrices with equal entries. Units, `$`, `%` and degree signs are dropped: 50% equals 50,
+not 0.5. If the gold answer is the letter of a choice, the extracted answer may add the choice's text ("C) 5 m") but not replace the letter.
+
+Invariants: no text is ever executed. Only strings of bounded length are analysed, so no text can hang or crash the comparison. Nothing
+equals a missing or an empty answer.
+"""
 
 from __future__ import annotations
 
 import re
 from fractions import Fraction
 
-# Longer answers are compared as they stand: no gold answer is nearly as long, and every rule below is then bounded.
+# Longer answers are compared character by character. No gold answer is nearly as long, and the limit bounds the work of every rule below.
 _MAX_LENGTH = 1000
 
 
 def is_equivalent(extracted: str | None, gold: str) -> bool:
-    """Return whether an extracted answer equals the gold answer; None and empty answers equal nothing."""
+    """Return whether an extracted answer equals the gold answer. None and empty answers equal nothing."""
     if extracted is None or not extracted.strip() or not gold.strip():
         return False
     if max(len(extracted), len(gold)) > _MAX_LENGTH:
@@ -18,64 +26,33 @@ def is_equivalent(extracted: str | None, gold: str) -> bool:
     ours, theirs = _normalise(extracted), _normalise(gold)
     if _LETTER.fullmatch(theirs) and (letter := _chosen_letter(extracted)):
         return letter == theirs
-    # "x = 5" answers "what is x" as well as "5" does; where both sides name a variable, the names must agree.
+    # "x = 5" is as good an answer to "what is x" as "5". If both answers name a variable, the names must agree.
     if _has_left_side(ours) != _has_left_side(theirs):
         ours, theirs = _LEFT_SIDE.sub("", ours), _LEFT_SIDE.sub("", theirs)
     return _equal_entries(ours, theirs) or _equal_collections(ours, theirs)
 
 
+# Spellings that mean nothing (`_normalise`), and forms of an answer.
 _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textit|textrm|mbox|mathrm|mathbf|operatorname|boxed|fbox)\s*\{([^{}]*)\}")
-
-
 _UNIT_TEXT = re.compile(
     r"(?<=\S)\\?\s*\\(?:text|textrm|mbox|mathrm)\s*\{\s*[A-Za-z][A-Za-z. /]*\}(?:\^\{?[0-9]\}?)?\s*$"
 )
-
-
 _DEGREES = re.compile(r"\^\{?\\circ\}?|\\degrees?(?![A-Za-z])|°|º")
-
-
 _SPACING = re.compile(r"(?<!\\)\\[!,;: ]|~|\\q?quad(?![A-Za-z])|\\(?:left|right|displaystyle)(?![A-Za-z])")
-
-
 _ANY_FRAC = re.compile(r"\\[dtc]frac(?![A-Za-z])")
-
-
 _SHORT_FRAC = re.compile(r"\\frac *(\{[^{}]*\}|[0-9A-Za-z]) *(\{[^{}]*\}|[0-9A-Za-z])")
-
-
 _SHORT_SQRT = re.compile(r"\\sqrt *([0-9A-Za-z])")
-
-
 _ONE_IN_BRACES = re.compile(r"([\^_])\{([0-9A-Za-z])\}")
-
-
 _RELATIONS = re.compile(r"\\(le|ge|ne)q?(?![A-Za-z])")
-
-
 _MIXED_NUMBER = re.compile(r"([+-]?[0-9]+) +([0-9]+) */ *([0-9]+)")
-
-
 _WORDS = re.compile(r"[A-Za-z][A-Za-z'-]+(?: +[A-Za-z'-]+)*")
-
-
 _CHOICE = re.compile(r"\(([A-Za-z])\)")
-
-
 _LETTER = re.compile("[A-Z]")
-
-
 _CHOICE_WITH_TEXT = re.compile(
     r"[*\s]*(?:(?:[Oo]ption|[Cc]hoice)\s+)?\(?([A-Z])(?:\)|[.:](?=[\s*])|\.?$)(.*)", re.DOTALL
 )
-
-
 _OTHER_CHOICE = re.compile(r"(?:^|[\s,;])\(?[A-Z]\)")
-
-
 _LEFT_SIDE = re.compile(r"^[A-Za-z](?:=|\\in(?![A-Za-z]))")
-
-
 _UNIT_WORD = re.compile(
     r"(?<=[0-9} .])\s*(?:(?:square|cubic|sq\.?|cu\.?)\s+)?"
     r"(?:dollars?|usd|cents?|percent|degrees?|radians?|units?|points?|people|times|ways"
@@ -88,7 +65,7 @@ _UNIT_WORD = re.compile(
 
 
 def _normalise(answer: str) -> str:
-    """Rewrite an answer to the form in which equal answers are equal strings, as far as spelling goes."""
+    """Return an answer in a normal form: two spellings of one answer become the same string."""
     text = answer.strip().replace("−", "-").replace("–", "-").replace("\n", " ")
     text = text.replace("\\$", "").replace("$", "").replace("\\%", "").replace("%", "").replace("{,}", ",")
     text = re.sub(r"^\\[(\[]|\\[)\]]$", "", text.strip().rstrip(".,;:").strip()).strip()
@@ -98,9 +75,9 @@ def _normalise(answer: str) -> str:
         text = _TEXT_COMMAND.sub(r"\1", text)
     text = _ANY_FRAC.sub(r"\\frac", _SPACING.sub("", text)).strip()
     text = _UNIT_WORD.sub("", text).strip()
-    if _WORDS.fullmatch(text):  # prose: case and spacing say nothing (a single letter is a variable or a choice)
+    if _WORDS.fullmatch(text):  # case and spacing mean nothing in prose (a single letter is a variable or a choice)
         return " ".join(text.lower().split())
-    text = _MIXED_NUMBER.sub(r"\1\\frac{\2}{\3}", text)  # before spaces go: "1 4/5" is not 14/5
+    text = _MIXED_NUMBER.sub(r"\1\\frac{\2}{\3}", text)  # before spaces are removed: "1 4/5" is not 14/5
     text = _SHORT_FRAC.sub(lambda m: "\\frac" + _braced(m.group(1)) + _braced(m.group(2)), text)
     text = _SHORT_SQRT.sub(r"\\sqrt{\1}", text)
     text = _ONE_IN_BRACES.sub(r"\1\2", _RELATIONS.sub(r"\\\1", text))
@@ -109,7 +86,7 @@ def _normalise(answer: str) -> str:
 
 
 def _chosen_letter(answer: str) -> str | None:
-    """Return the letter that an answer such as "C) 5 m" or "Option C" begins with, None if there is none or it names two."""
+    """Return the letter at the start of an answer such as "C) 5 m" or "Option C"; None if there is none, or if the answer names two."""
     match = _CHOICE_WITH_TEXT.match(_TEXT_COMMAND.sub(r"\1", answer))
     return match[1] if match and not _OTHER_CHOICE.search(match[2]) else None
 
@@ -123,8 +100,6 @@ def _has_left_side(text: str) -> bool:
 
 
 _DECIMAL = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]*)?)"
-
-
 _NUMBER = re.compile(
     rf"(?P<sign>[+-]?)(?:(?P<whole>[0-9]+)?\\frac\{{(?P<top>[+-]?{_DECIMAL})\}}\{{(?P<bottom>[+-]?{_DECIMAL})\}}"
     rf"|(?P<over>{_DECIMAL})/(?P<under>{_DECIMAL})"
@@ -133,7 +108,7 @@ _NUMBER = re.compile(
 
 
 def _number(text: str) -> Fraction | None:
-    """Return the exact value of a normalised number, or None for anything else (and for a zero denominator)."""
+    """Return the exact value of a normalised number; None for other text and for a zero denominator."""
     match = _NUMBER.fullmatch(text)
     if match is None:
         return None
@@ -163,7 +138,7 @@ _MATRIX = re.compile(r"\\begin\{[pbvBV]?(?:matrix|array)\}(?:\{[lcr|]*\})?(.*)\\
 
 
 def _collection(text: str) -> tuple[str, list[str]] | None:
-    """Split a tuple, interval, set, bare list or matrix into (its kind, its entries), or return None."""
+    """Return the kind and the entries of a tuple, interval, set, bare list or matrix; None for other text."""
     if matrix := _MATRIX.fullmatch(text):
         rows = [row for row in matrix.group(1).split("\\\\") if row]
         return f"matrix {len(rows)}", [entry for row in rows for entry in row.split("&")]
@@ -178,7 +153,7 @@ def _collection(text: str) -> tuple[str, list[str]] | None:
 
 
 def _split_commas(body: str) -> list[str] | None:
-    """Split at the commas outside every bracket; None where a bracket closes that never opened, as in (1,2)u(3,4)."""
+    """Split at the commas outside all brackets; return None if a bracket closes that was never opened, as in the body of (1,2)u(3,4)."""
     entries, depth, start = [], 0, 0
     for i, character in enumerate(body):
         depth += (character in "([{") - (character in ")]}")
@@ -191,7 +166,7 @@ def _split_commas(body: str) -> list[str] | None:
 
 
 def _equal_collections(ours: str, theirs: str) -> bool:
-    """Compare entry by entry: in order for tuples, intervals and matrices, in any order for sets and bare lists."""
+    """Compare two collections by their entries: in order for tuples, intervals and matrices, in any order for sets and bare lists."""
     first, second = _collection(ours), _collection(theirs)
     if first is None or second is None or first[0] != second[0] or len(first[1]) != len(second[1]):
         return False

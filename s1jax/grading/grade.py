@@ -1,4 +1,4 @@
-"""A model's text and the gold answer -> the extracted answer, and whether it is right."""
+"""Grade a model's text: text and gold answer -> extracted answer and verdict."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from s1jax.grading.extract import extract_answer
 
 
 def grade(text: str, gold: str) -> tuple[str | None, bool]:
-    """Return the answer extracted from a model's text, and whether it equals the gold answer."""
+    """Return the answer in a model's text (or None), and whether it equals the gold answer."""
     extracted = extract_answer(text)
     return extracted, is_equivalent(extracted, gold)

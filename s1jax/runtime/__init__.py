@@ -1,5 +1,5 @@
-"""What every command stands on.
+"""What every command needs, and nothing about models.
 
 In: command lines, configs, files, processes, devices. Out: typed configs, messages, exit codes, meshes and shardings.
-It knows no model. It imports nothing else of this project.
+May import nothing else of this project.
 """

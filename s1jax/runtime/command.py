@@ -1,13 +1,14 @@
-"""What every command does around its work: environment, error messages and exit codes.
+"""What every command does around its work: environment, messages on standard error, exit codes.
 
-In: the `main` function of a command. Out: 0 for success, 1 for bad input (one message, no traceback), 130 for Ctrl-C.
+In: the `main` function of a command. Out: exit code 0 for success, 1 for an error, 130 for Ctrl-C. A `UserError` is shown as one line,
+without a traceback. Modules report through `logging.getLogger(__name__)`; standard output is only for results.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -15,85 +16,131 @@ from typing import NoReturn
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.files import ROOT
 
+logger = logging.getLogger(__name__)
+
+OUT_OF_MEMORY_ADVICE = (
+    "In training use more devices, a smaller --data.rows-per-pass, --data.row-length or --step.loss-chunk, or --step.remat full; "
+    "in decoding use fewer rows at a time, or --int8"
+)
+
 
 def program() -> str:
-    """Return how the command that runs was called: `python launch/NAME.py` or `python -m data_tools.NAME`."""
+    """Return how the running command was called: `python launch/NAME.py` or `python -m data_tools.NAME`."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     if spec is not None and spec.name.startswith("data_tools."):
         return f"python -m {spec.name}"
     script = Path(sys.argv[0])
-    inside = script.is_file() and script.resolve().is_relative_to(ROOT)
-    return f"python {script.resolve().relative_to(ROOT) if inside else script.name}"
+    in_project = script.is_file() and script.resolve().is_relative_to(ROOT)
+    return f"python {script.resolve().relative_to(ROOT) if in_project else script.name}"
 
 
 def listed(problems: Sequence[str], shown: int = 8) -> str:
-    """Return problems a line each, the first `shown` of them, and how many more there are."""
+    """Return the first `shown` problems, each on its own line, and the number of the others."""
     more = [f"and {len(problems) - shown} more"] if len(problems) > shown else []
     return "".join(f"\n  {problem}" for problem in [*problems[:shown], *more])
 
 
 def counted(number: int, noun: str) -> str:
-    """Return a number with its noun, in the plural where there are more or none."""
+    """Return a number and its noun; the noun is plural unless the number is 1."""
     return f"{number} {noun}" + "s" * (number != 1)
 
 
-# What to do about a device that ran out of memory.
-ROOM = (
-    "In training give more devices, fewer --data.rows-per-pass, a shorter --data.row-length, a smaller --step.loss-chunk or --step.remat "
-    "full; in decoding fewer rows at a time, or --int8"
-)
+class _StderrHandler(logging.Handler):
+    """Writes messages to standard error: warnings and errors from every process, other messages only from the first.
+
+    The prefix of a line names its level if that is a warning or worse, and its process if there are several.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        process = _process_of_several()
+        if process and record.levelno < logging.WARNING:
+            return
+        name = "" if process is None else f"[process {process}] "
+        level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        # `sys.stderr` is looked up for each message, because tests and notebooks replace it.
+        print(f"{name}{level}{self.format(record)}", file=sys.stderr, flush=True)
+
+
+def configure_logging() -> None:
+    """Show the messages of this project on standard error. Further calls change nothing."""
+    for name in ("s1jax", "data_tools"):
+        project = logging.getLogger(name)
+        # Importing Orbax gives the root logger a handler, which would show each message again.
+        project.propagate = False
+        if not any(isinstance(handler, _StderrHandler) for handler in project.handlers):
+            project.addHandler(_StderrHandler())
+            project.setLevel(logging.INFO)
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a command. Bad input (UserError, OSError) and a device that ran out of memory are one message and exit code 1.
+    """Run a command. A UserError, an OSError or a device that ran out of memory becomes one message and exit code 1.
 
-    `S1JAX_TRACEBACK=1` in the environment shows where an error was raised. Compiled programs are kept for later runs in the user's cache
-    folder, or where JAX_COMPILATION_CACHE_DIR says (if it is empty: nowhere).
+    With `S1JAX_TRACEBACK=1` in the environment, such an error keeps its traceback. Compiled programs are stored for later runs in the
+    user's cache folder, or in JAX_COMPILATION_CACHE_DIR (an empty value turns this off).
     """
-    # JAX would take no more than three quarters of a GPU's memory.
+    configure_logging()
+    # JAX's default is three quarters of a GPU's memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
-    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(caches) / "s1jax" / "compiled"))
+    _keep_compiled_programs()
+    shows_traceback = bool(os.environ.get("S1JAX_TRACEBACK"))
     try:
         main()
-    except BrokenPipeError:  # who read the output has gone; nor may Python's last flush complain
+    except BrokenPipeError:
+        # The reader of standard output is gone. Python's last flush must not fail too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)
+    except KeyboardInterrupt:
+        logger.info("interrupted")
+        sys.exit(130)
     except (UserError, OSError) as error:
-        if os.environ.get("S1JAX_TRACEBACK"):
+        if shows_traceback:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        _end_failed()
+        logger.error("%s", error)
+        _exit_failed()
     except Exception as error:
-        is_memory = type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error)
-        if is_memory and not os.environ.get("S1JAX_TRACEBACK"):
+        if type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error) and not shows_traceback:
             reason = str(error).partition("RESOURCE_EXHAUSTED")[2].strip(": ").splitlines()[0].rstrip(".")
-            print(f"error: out of memory on a device: {reason}. {ROOM}", file=sys.stderr)
-        elif _is_one_of_several():
-            traceback.print_exc()
+            logger.error("out of memory on a device: %s. %s", reason, OUT_OF_MEMORY_ADVICE)
+        elif _process_of_several() is not None:
+            logger.exception("%s", type(error).__name__)
         else:
             raise
-        _end_failed()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        _exit_failed()
 
 
-def _is_ours() -> bool:
-    """Return whether this process was started to run a command of ours, which is not run within another program (tests, say)."""
-    script, spec = (getattr(sys.modules["__main__"], name, None) for name in ("__file__", "__spec__"))
-    named = script in sys.orig_argv or (spec is not None and spec.name in sys.orig_argv)
-    return named and Path(script or "").resolve().parent in (ROOT / "launch", ROOT / "data_tools")
+def _keep_compiled_programs() -> None:
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    directory = os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(caches) / "s1jax" / "compiled")
+    if "jax" in sys.modules:  # JAX reads the variable only when it is imported
+        sys.modules["jax"].config.update("jax_compilation_cache_dir", directory)
 
 
-def _is_one_of_several() -> bool:
+def _process_of_several() -> int | None:
+    """Return the index of this process in a run of several, None in a run of one or before `start_processes`."""
     jax = sys.modules.get("jax")
-    return jax is not None and jax.distributed.is_initialized()
+    distributed = getattr(jax, "distributed", None)  # missing while JAX is being imported
+    if jax is None or distributed is None or not distributed.is_initialized() or jax.process_count() == 1:
+        return None
+    return jax.process_index()
 
 
-def _end_failed() -> NoReturn:
-    """Exit with 1, at once where this process is ours: else JAX waits for others, which may wait for it, and Orbax for its threads."""
-    if _is_ours():
+def _is_own_process() -> bool:
+    """Return whether this process was started to run one of our commands, rather than a program (such as pytest) that calls one."""
+    script, spec = (getattr(sys.modules["__main__"], name, None) for name in ("__file__", "__spec__"))
+    is_main = script in sys.orig_argv or (spec is not None and spec.name in sys.orig_argv)
+    path = Path(script or "").resolve()
+    return is_main and any(path.is_relative_to(ROOT / folder) for folder in ("launch", "data_tools"))
+
+
+def _exit_failed() -> NoReturn:
+    """Exit with code 1.
+
+    A process of our own exits without its exit handlers: JAX would wait there for other processes, which may wait for this one, and Orbax
+    for its threads.
+    """
+    if _is_own_process():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)

@@ -4,6 +4,6 @@
 class UserError(ValueError):
     """Input that cannot be used.
 
-    The message says what is wrong and, where possible, how to mend it. Any other exception is a fault of this
-    project, and keeps its traceback.
+    The message says what is wrong and, if possible, how to mend it. Any other exception is a fault of this project and keeps its
+    traceback.
     """

@@ -1,10 +1,11 @@
-"""What devices are: their platform, their peak operations per second and their peak memory bandwidth."""
+"""Facts about devices: platform, peak operations per second, peak memory bandwidth."""
 
 from __future__ import annotations
 
 import jax
 
-# Dense bfloat16 operations per second by the start of `jax.Device.device_kind`, the longest that fits; from the makers' data sheets.
+# Dense bfloat16 operations per second, from the makers' data sheets. A key is the start of `jax.Device.device_kind`; the longest key
+# that fits applies.
 PEAK_FLOPS = {
     "NVIDIA A100": 312e12,
     "NVIDIA H100 PCIe": 756e12,
@@ -19,7 +20,7 @@ PEAK_FLOPS = {
 }
 
 
-# Bytes per second that devices read of their memory, likewise.
+# Bytes per second that a device reads from its memory, with the same keys and sources.
 PEAK_BANDWIDTH = {
     "NVIDIA A100": 2039e9,
     "NVIDIA H100 PCIe": 2000e9,
@@ -35,12 +36,12 @@ PEAK_BANDWIDTH = {
 
 
 def peak_flops(device_kind: str, dtype: str) -> float | None:
-    """Return the most operations per second of one device; None where it is not known (other devices, and float32)."""
+    """Return the peak operations per second of one device; None for an unknown device and for float32."""
     return _of_kind(PEAK_FLOPS, device_kind) if dtype == "bfloat16" else None
 
 
 def peak_bandwidth(device_kind: str) -> float | None:
-    """Return the most bytes per second that one device reads of its memory; None where it is not known."""
+    """Return the peak memory bandwidth of one device in bytes per second; None for an unknown device."""
     return _of_kind(PEAK_BANDWIDTH, device_kind)
 
 
@@ -50,7 +51,10 @@ def _of_kind(table: dict[str, float], device_kind: str) -> float | None:
 
 
 def platform() -> str:
-    """Return `cpu`, `gpu` or `tpu`: of the mesh set by `jax.set_mesh`, which may be of devices that are not here, or JAX's default."""
+    """Return `cpu`, `gpu` or `tpu`: the platform of the mesh set by `jax.set_mesh`, or JAX's default platform without one.
+
+    The devices of the mesh need not exist on this machine.
+    """
     device = jax.sharding.get_abstract_mesh().abstract_device
     name = jax.default_backend() if device is None else device.platform
     return "gpu" if name in ("cuda", "rocm") else name

@@ -1,13 +1,13 @@
-"""SIGTERM, as Slurm and TPU preemption send it, and Ctrl-C: the run saves and leaves, or leaves at once where there is nothing to save.
+"""Stopping a run by SIGTERM (sent by Slurm and by TPU preemption) or Ctrl-C: it saves, then ends; or ends at once if nothing needs saving.
 
-A Python signal handler runs in the main thread only, and not while that one is inside a long C++ call (compiling, waiting for a device).
-So the handler here does nothing; the interpreter also writes each signal's number to a pipe, and a thread that reads it acts at once.
+A Python signal handler runs only in the main thread, and not while that thread is inside a long C++ call (compiling, waiting for a device).
+So the handler here does nothing. The interpreter also writes the number of each signal to a pipe; a thread reads the pipe and acts at once.
 
-Several processes must stop after the same step. JAX's own agreement on it (`reached_preemption_sync_point`) tells all of them of one
-process's signal; its handler of SIGTERM, a C function that `jax.distributed.initialize` installed, is called by the thread here.
+Several processes must stop after the same step. JAX lets them agree on it (`reached_preemption_sync_point`) once one process has received
+the signal. JAX's own SIGTERM handler, a C function installed by `jax.distributed.initialize`, starts that; the thread here calls it.
 
-Invariant: after SIGTERM a process ends with exit code 143 (128 + 15), after Ctrl-C with 130, never 0: the run is not finished, and what
-restarts failed jobs should start it again.
+Invariant: a process ends with exit code 143 (128 + 15) after SIGTERM and with 130 after Ctrl-C, never with 0. The run is not finished, so
+a job scheduler should restart it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import itertools
+import logging
 import os
 import signal
 import sys
@@ -24,20 +25,22 @@ from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 import jax
+from jax.experimental import multihost_utils
 
 from s1jax.runtime.errors import UserError
-from s1jax.runtime.processes import is_first_process
+
+logger = logging.getLogger(__name__)
 
 SIGNALS = {signal.SIGTERM: "terminated", signal.SIGINT: "interrupted"}
 
-# JAX's agreement counts calls, and over the whole life of the process.
+# JAX numbers the calls of the agreement over the whole life of a process.
 _calls = itertools.count(1)
 
 
 class Preemption:
-    """Listens to SIGTERM and SIGINT while it is entered.
+    """Context manager that listens to SIGTERM and SIGINT.
 
-    Only the main thread can enter it, after `jax.distributed.initialize` if that is called.
+    Only the main thread can enter it. In a run of several processes, enter it after `jax.distributed.initialize`.
     """
 
     def __init__(self) -> None:
@@ -54,9 +57,9 @@ class Preemption:
         os.set_blocking(write, False)
         if jax.distributed.is_initialized():
             self._tell_jax, self._restore_jax = _jax_handler()
-        # What runs in the background of a shell ignores Ctrl-C, and goes on to.
-        heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-        self._handlers = {number: signal.signal(number, lambda *_: None) for number in heeded}
+        # A process in the background of a shell ignores Ctrl-C, and must continue to.
+        handled = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        self._handlers = {number: signal.signal(number, lambda *_: None) for number in handled}
         self._fd, self._old_fd = write, signal.set_wakeup_fd(write, warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
         self._thread.start()
@@ -74,9 +77,10 @@ class Preemption:
 
     @contextlib.contextmanager
     def nothing_to_save(self, doing: str) -> Iterator[None]:
-        """Let a signal end the process at once while the body runs, which is `doing` ("compiling") and has nothing that a save would keep.
+        """Let a signal end the process at once while the body runs.
 
-        No save may be under way. Exit handlers are not run.
+        `doing` names the work of the body ("compiling") in the message. The body must have nothing to save, and no save may be running.
+        Exit handlers are not run.
         """
         with self._lock:
             before, self._idle = self._idle, doing
@@ -89,23 +93,21 @@ class Preemption:
                 self._idle = before
 
     def requested(self) -> bool:
-        """Return whether to save and stop now; all processes call it equally often, and get the same answer to the same call.
+        """Return whether to save and stop now.
 
-        It costs microseconds: call it after each step, and between the batches of an evaluation.
+        All processes must call it equally often; the n-th call has the same answer in all. A call takes microseconds: make one after each
+        step, and one between the batches of an evaluation.
         """
         if self._tell_jax is None:
             return self._received is not None
         if not self._agreed:
-            from jax.experimental import multihost_utils
-
             self._agreed = multihost_utils.reached_preemption_sync_point(next(_calls))
         return self._agreed
 
     def stop(self, step: int) -> NoReturn:
-        """End the process, after `step` was saved and is on disk, by SystemExit."""
-        number = self._received or signal.SIGTERM  # else another process received it
-        if is_first_process():
-            print(f"{SIGNALS[number]}: saved step {step}; the same command resumes", file=sys.stderr)
+        """Raise SystemExit with the exit code of the signal; call it once `step` is on disk."""
+        number = self._received or signal.SIGTERM  # without one, another process received it
+        logger.info("%s: saved step %d; the same command resumes", SIGNALS[number], step)
         raise SystemExit(128 + number)
 
     def _watch(self) -> None:
@@ -116,13 +118,13 @@ class Preemption:
             with self._lock:
                 if self._idle is not None:
                     self._end(received, self._idle)
-                # A launcher may pass on what the terminal has sent already.
+                # A launcher may forward the signal that the terminal has sent to this process already.
                 again = self._received is not None and time.monotonic() > self._received_at + 0.5
                 if received == signal.SIGINT and again:
-                    _leave(received, "interrupted again: left at once; the same command resumes from the last save")
+                    _leave(received, "interrupted again: stopped at once; the same command resumes from the last save")
                 if self._received is None:
-                    how_to_leave = "; again to leave at once" if received == signal.SIGINT else ""
-                    _write(f"{received.name}: saving after this step{how_to_leave}\n")
+                    hint = "; press Ctrl-C again to stop at once" if received == signal.SIGINT else ""
+                    _write(f"{received.name}: saving after this step{hint}\n")
                     self._received, self._received_at = received, time.monotonic()
             if self._tell_jax is not None:
                 self._tell_jax()
@@ -134,29 +136,29 @@ class Preemption:
 def _leave(received: signal.Signals, message: str) -> NoReturn:
     _write(message + "\n")
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # who read it is gone
+        with contextlib.suppress(OSError, ValueError):  # the reader is gone
             stream.flush()
     os._exit(128 + received)
 
 
 def _write(message: str) -> None:
-    """Write to stderr past Python's buffer, whose lock the main thread may hold."""
-    with contextlib.suppress(OSError):  # who read it is gone
+    """Write to standard error directly: the main thread may hold the locks of `logging` and of Python's buffer."""
+    with contextlib.suppress(OSError):  # the reader is gone
         os.write(2, message.encode())
 
 
 def _jax_handler() -> tuple[Callable[[], None], Callable[[], None]]:
-    """Return what calls JAX's handler of SIGTERM, and what installs it again; Python does not know of it.
+    """Return a function that calls JAX's handler of SIGTERM, and one that installs the handler again. Python cannot see this handler.
 
-    Raises UserError where there is none.
+    Raises UserError if there is no such handler.
     """
     libc = ctypes.CDLL(None)
     libc.signal.restype, libc.signal.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
     address = libc.signal(signal.SIGTERM, None)
     if not address:
         raise UserError(
-            "JAX does not listen to SIGTERM, so processes could not agree on a step to stop at: "
-            "leave jax_enable_preemption_service on, and the handler that jax.distributed.initialize installs in place"
+            "JAX does not listen to SIGTERM, so the processes cannot agree on a step to stop at: leave jax_enable_preemption_service on, "
+            "and do not replace the handler that jax.distributed.initialize installs"
         )
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(address)
     return lambda: handler(signal.SIGTERM), lambda: libc.signal(signal.SIGTERM, address)

@@ -1,6 +1,6 @@
-"""The processes of one run: how they join, which one writes, and how they share out work on the host.
+"""The processes of one run: how they join, which one writes, and how they divide work on the host.
 
-What lies on devices is shared out by `sharding.py`, and a signal is agreed on in `preemption.py`.
+`sharding.py` divides arrays over devices; `preemption.py` lets the processes agree on a signal.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from s1jax.runtime.errors import UserError
 
@@ -21,10 +22,10 @@ R = TypeVar("R")
 
 
 def start_processes() -> None:
-    """Join the processes of a multi-host run: under srun or Open MPI, on TPUs of GKE, or where JAX_COORDINATOR_ADDRESS,
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID are set.
+    """Join the processes of a run that has several; do nothing in a run of one process.
 
-    Alone, this does nothing. Raises UserError where some of these are missing.
+    A run has several processes if srun, Open MPI or GKE (on TPUs) started it, or if JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID are set. Raises UserError if only some of these three are set.
     """
     env = os.environ
     if "JAX_COORDINATOR_ADDRESS" in env:
@@ -33,43 +34,43 @@ def start_processes() -> None:
             raise UserError(f"JAX_COORDINATOR_ADDRESS is set, but not {' and '.join(missing)}: set all three, or none")
         jax.distributed.initialize(num_processes=int(env["JAX_NUM_PROCESSES"]), process_id=int(env["JAX_PROCESS_ID"]))
     elif (
-        (int(env.get("SLURM_NTASKS", 1)) > 1 and "SLURM_STEP_NODELIST" in env)  # else not started by srun, and alone
+        (int(env.get("SLURM_NTASKS", 1)) > 1 and "SLURM_STEP_NODELIST" in env)  # else srun did not start it
         or int(env.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
         or "," in env.get("TPU_PROCESS_ADDRESSES", env.get("TPU_WORKER_HOSTNAMES", ""))
     ):
         jax.distributed.initialize()
     elif jax.process_count() > 1:
-        # A TPU knows of its neighbours by itself, but could not agree with them on when to stop.
+        # A TPU finds its neighbours by itself, but its process could not agree with theirs on a step to stop at.
         raise UserError(
-            f"these devices are of {jax.process_count()} processes: set JAX_COORDINATOR_ADDRESS (the first one's host:port), "
+            f"these devices belong to {jax.process_count()} processes: set JAX_COORDINATOR_ADDRESS (the first one's host:port), "
             "JAX_NUM_PROCESSES and JAX_PROCESS_ID on each"
         )
+    jax.process_index()  # connects the devices while all processes are alive: a message names its process (`command.py`)
 
 
 def is_first_process() -> bool:
-    """Return whether this is the one process that writes what belongs to all."""
+    """Return whether this is the process that writes the files of the run."""
     return jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
     """Wait for all processes."""
     if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
         multihost_utils.sync_global_devices(name)
 
 
 def everywhere(function: Callable[[], T]) -> T:
-    """Return what `function` returns in this process once it has ended in all; all call it, and where it fails in one, all raise.
+    """Call `function` in every process, wait for all, and return this process's result.
 
-    It may not wait for other processes itself. Its error is raised where it was, and a ValueError that tells it in the others.
+    All processes must call this. If the function fails in one, all raise: that one its own error, the others a UserError with its message.
+    The function must not wait for other processes.
     """
     if jax.process_count() == 1:
         return function()
     error: Exception | None = None
     try:
         result = function()
-    except Exception as raised:  # the others wait for this process
+    except Exception as raised:  # the others wait for this process, so it must report first
         error = raised
     messages = _gather(None if error is None else str(error) or repr(error))
     if error is not None:
@@ -81,22 +82,22 @@ def everywhere(function: Callable[[], T]) -> T:
 
 
 def from_first_process(function: Callable[[], T]) -> T:
-    """Return, in all processes, what `function` returns in the first, which alone calls it; where it fails, all raise."""
+    """Call `function` in the first process only, and return its result in all. If it fails, all raise."""
     result = everywhere(lambda: function() if is_first_process() else None)
     return result if jax.process_count() == 1 else _gather(result)[0]  # type: ignore[return-value]
 
 
 def check_same(value: Any, what: str) -> None:
-    """Raise UserError in all processes, which all call it, where they do not have the same `what`: a value of which `repr` shows all."""
+    """Raise UserError in all processes if their values differ. All must call this. `repr(value)` must show everything; `what` names it."""
     if jax.process_count() > 1 and len(set(_gather(hashlib.sha256(repr(value).encode()).digest()))) > 1:
         raise UserError(f"the processes do not have the same {what}: give each the same command and the same files")
 
 
 def map_over_processes(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """Return `[function(item) for item in items]`, of which each process computes its share and sends it to the others.
+    """Return `[function(item) for item in items]`; each process computes a share of it and sends that to the others.
 
-    All call it, with items that `check_same` finds to be the same. Raises UserError where a share is larger than 2 GB; of failures see
-    `everywhere`.
+    All processes must call this with the same items (`check_same`). Raises UserError if a share is larger than 2 GB, and the errors of
+    `function` as `everywhere` does.
     """
     num_processes = jax.process_count()
     if num_processes == 1:
@@ -106,7 +107,7 @@ def map_over_processes(function: Callable[[T], R], items: Sequence[T]) -> list[R
         share = pickle.dumps([function(item) for item in items[jax.process_index() :: num_processes]])
         if len(share) >= 2**31:
             raise UserError(
-                f"{len(share) / 1e9:.1f} GB of {len(items)} items are too much to send: give fewer, or more processes"
+                f"{len(share) / 1e9:.1f} GB of {len(items)} items are too much to send: give fewer items, or use more processes"
             )
         return share
 
@@ -115,13 +116,11 @@ def map_over_processes(function: Callable[[T], R], items: Sequence[T]) -> list[R
 
 
 def _gather(value: T) -> list[T]:
-    """Return the values of all processes, in their order; all call it."""
+    """Return the values of all processes, in the order of the processes. All must call this."""
     return [pickle.loads(data) for data in _gather_bytes(pickle.dumps(value))]
 
 
 def _gather_bytes(data: bytes) -> list[bytes]:
-    from jax.experimental import multihost_utils
-
     sent = np.frombuffer(data, np.uint8)
     sizes = multihost_utils.process_allgather(np.array(sent.size, np.int32))
     padded = multihost_utils.process_allgather(np.pad(sent, (0, sizes.max() - sent.size)))

@@ -1,4 +1,4 @@
-"""Progress of long work on standard error: a bar on a terminal, a line now and then elsewhere; with rate and time left on both."""
+"""Progress of long work on standard error, with its rate and the time left: a bar on a terminal, a line every 10 seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ LINE = FIRST_LINE + ", {speed}, {remaining} left{postfix}"
 
 
 class _Lines:
-    """Turns what a bar writes over itself into lines."""
+    """Writes each state of a bar as a line of its own, in place of the carriage returns that redraw a bar.
+
+    The lines are no log messages: `hidden` keeps them to one process, and they show without `run_command` too.
+    """
 
     def write(self, text: str) -> None:
         text = text.strip("\r\n ")
@@ -24,9 +27,9 @@ class _Lines:
 
 
 def progress(total: int, description: str, unit: str, *, initial: int = 0, hidden: bool = False, **options: Any) -> Any:
-    """Return a `tqdm` bar over `total` units of work, of which `initial` are done; its own `options` are passed on.
+    """Return a `tqdm` bar over `total` units of work, `initial` of which are done already.
 
-    Left by an exception it says no more, so that the error is the last line.
+    `options` are passed on to tqdm. If an exception ends the work, the bar writes nothing more, so that the error is the last line.
     """
     from tqdm import tqdm
 

@@ -1,10 +1,10 @@
-"""Device meshes, and how named dimensions of arrays lie on them.
+"""Device meshes, and the sharding of arrays with named dimensions.
 
-In: sizes of the mesh axes (`MeshConfig`). Out: a `jax.sharding.Mesh` with the axes `data, fsdp, sequence, tensor`, and shardings for
-arrays whose dimensions are named (`batch`, `embed`, `heads`, ...). Which name goes to which mesh axis is said once, in `ShardingRules`.
+In: sizes of the mesh axes (`MeshConfig`). Out: a `jax.sharding.Mesh` with the axes `data, fsdp, sequence, tensor`, and shardings for arrays
+with named dimensions (`batch`, `embed`, `heads`, ...). `ShardingRules` maps the names to mesh axes.
 
-Invariant: the mesh is always four-dimensional, so one rule set serves a laptop (1 x 1 x 1 x 1) and a pod; a dimension whose size its mesh
-axes do not divide is replicated instead (`sharding_for`), so that three key/value heads run on eight devices.
+Invariants: the mesh always has four axes, so one set of rules serves a laptop (1 x 1 x 1 x 1) and a pod. A dimension is replicated if the
+sizes of its mesh axes do not divide it (`sharding_for`), so that three key/value heads run on eight devices.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from s1jax.runtime.errors import UserError
 
 MESH_AXES = ("data", "fsdp", "sequence", "tensor")
-# Named dimensions that one array has.
+# Names that occur together in one array; a mesh axis can split only one of them.
 TOGETHER = (
     ("embed", "heads"), ("embed", "kv_heads"), ("embed", "mlp"), ("embed", "vocab"),
     ("batch", "length", "heads"), ("batch", "length", "kv_heads"),
@@ -28,7 +28,7 @@ TOGETHER = (
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the mesh axes; at most one may be -1, which takes the devices the others leave. (In decoding: `share_out`.)"""
+    """Sizes of the mesh axes. One may be -1: it takes the devices that the others leave. (In decoding two may: `share_out`.)"""
 
     data: int = 1
     """Replicas of the weights; the batch is split over them."""
@@ -56,25 +56,25 @@ class ShardingRules:
     vocab: tuple[str, ...] = ("tensor",)
 
     def num_shards(self, name: str, mesh_shape: Mapping[str, int]) -> int:
-        """Return into how many parts a mesh splits a dimension that it divides."""
+        """Return the number of shards of a dimension on a mesh, provided that its size is divisible by that number."""
         return math.prod(mesh_shape[axis] for axis in getattr(self, name))
 
     def __post_init__(self) -> None:
         for field in fields(self):
             for axis in getattr(self, field.name):
                 if axis not in MESH_AXES:
-                    raise UserError(f'{field.name}: "{axis}" is no mesh axis; the axes are {", ".join(MESH_AXES)}')
+                    raise UserError(f'{field.name}: "{axis}" is not a mesh axis; the axes are {", ".join(MESH_AXES)}')
         for names in TOGETHER:
             axes = [axis for name in names for axis in getattr(self, name)]
             if twice := {axis for axis in axes if axes.count(axis) > 1}:
                 raise UserError(
-                    f"{' and '.join(names)}: mesh axis {min(twice)} is there twice, but can split only one dimension of an array"
+                    f"{' and '.join(names)}: mesh axis {min(twice)} is used twice, but can split only one dimension of an array"
                 )
 
     def axes(
         self, names: Sequence[str | None], shape: Sequence[int], mesh_shape: Mapping[str, int]
     ) -> list[tuple[str, ...]]:
-        """Return the mesh axes that split each dimension of an array whose dimensions have these names (None: replicated)."""
+        """Return, for each dimension of an array, the mesh axes that split it; a dimension with the name None is replicated."""
 
         def axes_of(name: str | None, size: int) -> tuple[str, ...]:
             axes = getattr(self, name) if name else ()
@@ -83,14 +83,14 @@ class ShardingRules:
         return [axes_of(name, size) for name, size in zip(names, shape, strict=True)]
 
     def spec(self, names: Sequence[str | None], shape: Sequence[int], mesh_shape: Mapping[str, int]) -> PartitionSpec:
-        """Return the same as a partition spec."""
+        """Return the result of `axes` as a partition spec."""
         return PartitionSpec(*[axes or None for axes in self.axes(names, shape, mesh_shape)])
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Arrange `devices` (default: all of them) as a mesh of the configured sizes.
+    """Return a mesh of the configured sizes over `devices` (default: all devices).
 
-    Raises UserError where the sizes do not multiply to the number of devices.
+    Raises UserError if the product of the sizes is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [getattr(config, axis) for axis in MESH_AXES]
@@ -105,9 +105,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 
 def share_out(config: MeshConfig, num_kv_heads: int, num_devices: int) -> MeshConfig:
-    """Return a decoding mesh whose `data` and `tensor` may both be -1: `tensor` takes as many devices as can split the key/value heads.
+    """Return the mesh for decoding: if `data` and `tensor` are both -1, `tensor` takes as many devices as divide the key/value heads.
 
-    With more, each would hold all heads' caches, and compute them.
+    With more devices in `tensor`, each device would hold and compute the caches of all heads.
     """
     if (config.data, config.tensor) != (-1, -1):
         return config
@@ -115,15 +115,15 @@ def share_out(config: MeshConfig, num_kv_heads: int, num_devices: int) -> MeshCo
 
 
 def sharding_for(mesh: Mesh, rules: ShardingRules, names: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
-    """Return the sharding of an array of this shape whose dimensions have these names.
+    """Return the sharding of an array with this shape and these names of dimensions.
 
-    On one device all of them are one, so that a program's results are no new kind of argument, for which it would be compiled again.
+    On one device all arrays have the same sharding. Otherwise a program whose results become its arguments would be compiled twice.
     """
     return NamedSharding(mesh, rules.spec(names, shape, mesh.shape) if mesh.size > 1 else PartitionSpec())
 
 
 def constrain(x: jax.Array, rules: ShardingRules, *names: str | None) -> jax.Array:
-    """Pin the sharding of an intermediate array under the mesh of `jax.set_mesh`; without one, or on one device, return it as it is."""
+    """Constrain the sharding of an intermediate array on the mesh of `jax.set_mesh`. Without a mesh, or on one device, do nothing."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.size <= 1:
         return x

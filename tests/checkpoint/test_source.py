@@ -28,6 +28,8 @@ from s1jax.ops import bits
 from s1jax.runtime.command import listed
 from tests.support.checkpoints import RULES, TINY, assert_same, load, make_state, mesh_of
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -1,7 +1,6 @@
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -19,7 +18,7 @@ from s1jax.checkpoint.train_state import StateStore
 from tests.support.checkpoints import State, abstract_of, assert_same, load, make_state, mesh_of
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.integration]
 
 
 def test_a_state_is_restored_bit_for_bit_on_another_mesh(tmp_path):
@@ -73,7 +72,7 @@ def mesh_sharding(mesh):
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp", "tensor"))
 
 
-def test_half_written_and_damaged_steps_are_not_taken_for_checkpoints(tmp_path, capsys):
+def test_half_written_and_damaged_steps_are_not_taken_for_checkpoints(tmp_path, caplog):
     config, state = make_state(mesh_of())
     run = tmp_path / "run"
     write_model_files(run, config, None)
@@ -91,10 +90,10 @@ def test_half_written_and_damaged_steps_are_not_taken_for_checkpoints(tmp_path, 
     assert_same(load(run)[1], state.params)
     store = StateStore(steps, keep=5)
     assert store.latest_step() == 2
-    told = capsys.readouterr().err
-    assert re.search("/4 is no finished checkpoint .*_CHECKPOINT_METADATA'.*: renamed to 4.damaged", told)
-    assert re.search("/3 is no finished checkpoint .*state/_METADATA'.*: renamed to 3.damaged", told)
-    assert "11.orbax-checkpoint-tmp is a half-written checkpoint: removed" in told
+    messages = caplog.text
+    assert re.search("/4 is no finished checkpoint .*_CHECKPOINT_METADATA'.*: renamed to 4.damaged", messages)
+    assert re.search("/3 is no finished checkpoint .*state/_METADATA'.*: renamed to 3.damaged", messages)
+    assert "11.orbax-checkpoint-tmp is a half-written checkpoint: removed" in messages
     store.save(3, state, {})
     store.save(4, state, {})
     store.close()
@@ -103,11 +102,11 @@ def test_half_written_and_damaged_steps_are_not_taken_for_checkpoints(tmp_path, 
     os.truncate(largest, largest.stat().st_size - 1)
     next((steps / "3" / "state").rglob("d/*")).unlink()
     assert finished_steps(steps) == [1, 2]
-    capsys.readouterr()
+    caplog.clear()
     assert_same(load(run)[1], state.params)
-    told = capsys.readouterr().err
-    assert re.search(r"/4 is no .* is left out: state/.*/d/\w+ has \d+ bytes, not \d+\n", told)
-    assert re.search(r"/3 is no .* is left out: state/.* is absent\n", told)
+    messages = caplog.text
+    assert re.search(r"/4 is no .* is left out: state/.*/d/\w+ has \d+ bytes, not \d+\n", messages)
+    assert re.search(r"/3 is no .* is left out: state/.* is absent\n", messages)
 
 
 def test_a_state_that_cannot_be_read_is_named_with_the_others(tmp_path):
@@ -143,7 +142,7 @@ def noise(seed, size=50_000):
     return {"x": jnp.asarray(np.random.default_rng(seed).normal(size=size), jnp.float32)}
 
 
-def test_the_checkpoint_before_one_of_changed_content_is_used(tmp_path, capsys):
+def test_the_checkpoint_before_one_of_changed_content_is_used(tmp_path, caplog):
     states = {step: noise(step) for step in (1, 2, 3)}
     save_all(StateStore(tmp_path, keep=3), states)
     flip_a_bit(tmp_path / "3")
@@ -152,12 +151,12 @@ def test_the_checkpoint_before_one_of_changed_content_is_used(tmp_path, capsys):
     assert store.latest_step() == 1 and store.read_metadata(1) == {"step": 1}
     assert_same(store.restore(1, abstract_of(states[1])), states[1])
     store.close()
-    told = capsys.readouterr().err
+    messages = caplog.text
     for step in (2, 3):
-        assert re.search(rf"/{step} is no .*the content of state/.* is not what was written.*{step}.damaged", told)
+        assert re.search(rf"/{step} is no .*the content of state/.* is not what was written.*{step}.damaged", messages)
 
 
-def test_a_damaged_checkpoint_does_not_count_among_those_kept(tmp_path, capsys):
+def test_a_damaged_checkpoint_does_not_count_among_those_kept(tmp_path, caplog):
     store = StateStore(tmp_path, keep=2)
     for step in (1, 2):
         store.save(step, noise(step), {})
@@ -166,7 +165,7 @@ def test_a_damaged_checkpoint_does_not_count_among_those_kept(tmp_path, capsys):
     store.save(3, noise(3), {})
     store.close()
     assert finished_steps(tmp_path) == [1, 3] and (tmp_path / "2.damaged").is_dir()
-    assert "2 is no finished checkpoint" in capsys.readouterr().err
+    assert "2 is no finished checkpoint" in caplog.text
 
 
 @pytest.mark.parametrize("keep_best", [True, False])
@@ -230,12 +229,10 @@ def test_arrays_in_host_memory_are_saved_and_restored_there(tmp_path):
 
 
 PROCESS = """
-import os, sys
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
-import jax
-process, port, directory = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-jax.distributed.initialize(f"localhost:{port}", 2, process)
+import sys
+from s1jax.runtime.processes import start_processes
+start_processes()
+directory = sys.argv[1]
 from tests.checkpoint.test_train_state import *
 store = StateStore(directory, keep=5)
 _, state = make_state(mesh_of(data=2, fsdp=2), seed=store.latest_step() or 7)
@@ -251,23 +248,8 @@ store.close()
 """
 
 
-def run_two_processes(directory):
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        port = str(s.getsockname()[1])
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", PROCESS]
-    processes = [
-        subprocess.Popen([*command, str(i), port, directory], env=env, text=True, stdout=-1, stderr=subprocess.STDOUT)
-        for i in range(2)
-    ]
-    for process in processes:
-        output = process.communicate(timeout=200)[0]
-        assert process.returncode == 0, output
-
-
-def test_what_two_processes_saved_one_restores_and_the_other_way_round(tmp_path):
-    run_two_processes(tmp_path / "two")
+def test_what_two_processes_saved_one_restores_and_the_other_way_round(tmp_path, processes):
+    processes.run_two("-c", PROCESS, tmp_path / "two")
     _, state = make_state(mesh_of(4, 1, 1), seed=7)
     store = StateStore(tmp_path / "two", keep=2)
     assert store.read_metadata(7) == {"seed": 7}
@@ -276,7 +258,7 @@ def test_what_two_processes_saved_one_restores_and_the_other_way_round(tmp_path)
     store = StateStore(tmp_path / "one", keep=2)
     store.save(3, make_state(mesh_of(1, 2, 1), seed=3)[1], {"seed": 3})
     store.close()
-    run_two_processes(tmp_path / "one")
+    processes.run_two("-c", PROCESS, tmp_path / "one")
 
 
 SAVE_FOREVER = """
@@ -293,8 +275,7 @@ def start(code, *arguments):
     return subprocess.Popen([sys.executable, "-c", code, *arguments], env=env, text=True, stdout=-1, stderr=-1)
 
 
-def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
-    rng = np.random.default_rng(0)
+def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path, rng):
     for _ in range(3):
         before = max(finished_steps(tmp_path), default=0)
         process = start(SAVE_FOREVER, tmp_path)
@@ -351,11 +332,11 @@ def small_disk(tmp_path):
 @pytest.mark.parametrize("share", [0, 0.02, 0.8, 0.998])
 def test_a_full_disk_ends_the_run_with_one_clear_message_and_the_checkpoint_before_loads(small_disk, share):
     process = start(FILL_THE_DISK, small_disk, str(share))
-    _, told = process.communicate(timeout=100)
+    _, messages = process.communicate(timeout=100)
     steps = small_disk / "checkpoints"
-    assert re.fullmatch(rf"error: cannot save step 2 in {steps}: the disk is full \(.* GB were free\), .*\n", told), (
-        told
-    )
+    assert re.fullmatch(
+        rf"error: cannot save step 2 in {steps}: the disk is full \(.* GB were free\), .*\n", messages
+    ), messages
     assert process.returncode == 1
     assert finished_steps(steps) == [1]
     (small_disk / "filler").unlink()

@@ -30,6 +30,7 @@ AWKWARD = [
 ]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("tokenizer_name", ["qwen_tokenizer", "smollm_tokenizer"])
 def test_example_is_the_whole_text_tokenised_at_once_on_real_rows(tokenizer_name, shared, request):
     tokenizer = request.getfixturevalue(tokenizer_name)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 import random
 import re
 from collections import Counter
@@ -15,7 +16,7 @@ from data_tools.curation import curate
 from data_tools.quickstart.arithmetic import (
     DEFECTS,
     LABELS,
-    MOST_STEPS,
+    MAX_STEPS,
     STORIES,
     make_heldout,
     make_pool,
@@ -53,7 +54,7 @@ def compute(before, operation, operand):
 
 def rows_of(n, seed=0, num_steps=None):
     rng = random.Random(seed)
-    return [to_row(make_problem(rng, num_steps or i % MOST_STEPS + 1), rng) for i in range(n)]
+    return [to_row(make_problem(rng, num_steps or i % MAX_STEPS + 1), rng) for i in range(n)]
 
 
 # -- problems and traces
@@ -62,7 +63,7 @@ def rows_of(n, seed=0, num_steps=None):
 def test_the_numbers_of_every_problem_stay_within_0_and_99_and_follow_from_its_words():
     rng = random.Random(1)
     for i in range(400):
-        problem = make_problem(rng, i % MOST_STEPS + 1)
+        problem = make_problem(rng, i % MAX_STEPS + 1)
         value = int(re.search(r"\d+", problem.start).group())
         for step in problem.steps:
             assert step.before == value and 0 <= step.after <= 99
@@ -135,7 +136,7 @@ def test_the_pool_holds_copies_defects_trivial_and_held_out_problems():
 def test_heldout_problems_differ_and_come_in_all_lengths_equally():
     heldout = make_heldout(120, 5)
     assert len({problem.question for problem in heldout}) == 120
-    assert set(Counter(len(problem.steps) for problem in heldout).values()) == {120 // MOST_STEPS}
+    assert set(Counter(len(problem.steps) for problem in heldout).values()) == {120 // MAX_STEPS}
 
 
 # -- curation stages
@@ -146,7 +147,7 @@ REASONS = dict(
     no_question="question is empty",
     no_reference="no reference to grade against",
     wrong_answer="the answer disagrees with the reference",
-    cut_trace="the trace does not get to the answer",
+    cut_trace="the trace does not reach the answer",
     image="refers to an image",
     torn_bold="torn bold markup",
 )
@@ -279,6 +280,7 @@ def test_the_committed_base_has_the_shape_its_config_says():
     assert (BASE / "model.safetensors").stat().st_size < 6_000_000
 
 
+@pytest.mark.integration
 def test_transformers_computes_the_committed_base_the_same(base):
     import torch
     from transformers import AutoModelForCausalLM
@@ -304,6 +306,7 @@ def test_the_base_tokenizer_has_short_delimiters_single_digits_and_room_in_the_v
     assert len(tokenizer) < decoder.config.vocab_size
 
 
+@pytest.mark.integration
 def test_what_the_difficulty_stage_drops_is_what_the_base_answers_rightly(base):
     decoder, tokenizer = base
     rows = rows_of(96, seed=11, num_steps=1)
@@ -313,7 +316,9 @@ def test_what_the_difficulty_stage_drops_is_what_the_base_answers_rightly(base):
     assert not any(curate.solved_by(decoder, tokenizer, wrong_references, max_answer_tokens=8, num_rows=96))
 
 
-def test_curating_turns_every_bad_row_away_and_writes_the_same_rows_again(tmp_path, capsys):
+@pytest.mark.integration
+def test_curating_turns_every_bad_row_away_and_writes_the_same_rows_again(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "data_tools")
     write_jsonl(tmp_path / "pool.jsonl", make_pool(400, 0, make_heldout(40, 0)))
     problems = [{"question": problem.question, "answer": problem.answer} for problem in make_heldout(40, 0)]
     write_jsonl(tmp_path / "heldout.jsonl", problems)
@@ -328,8 +333,7 @@ def test_curating_turns_every_bad_row_away_and_writes_the_same_rows_again(tmp_pa
     stages = ["pool", "validity", "copies", "decontaminated", "quality", "difficulty", "diversity"]
     assert list(counts) == stages and counts["pool"] == 400 and counts["diversity"] == 60
     assert all(counts[a] > counts[b] for a, b in itertools.pairwise(stages))
-    report = capsys.readouterr().err
-    assert all(stage in report for stage in stages)
+    assert all(stage in caplog.text for stage in stages)
     chosen = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
     assert not {row["question"] for row in chosen} & {problem["question"] for problem in problems}
     rejects = [json.loads(line) for line in (tmp_path / "train.rejects.jsonl").read_text().splitlines()]

@@ -10,6 +10,8 @@ from s1jax.decode import generate
 from s1jax.decode.request import Completion
 from tests.support.tokenizers import byte_tokenizer
 
+pytestmark = pytest.mark.integration
+
 DELIMITER, BUDGET_DELIMITER = "<|im_start|>answer", "\n<|im_start|>answer\nFinal Answer:"
 
 

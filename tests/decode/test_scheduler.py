@@ -32,6 +32,8 @@ from tests.support.decoding import (
     make_request,
 )
 
+pytestmark = pytest.mark.integration
+
 COMPILED = (loop.prefill, loop.put_prompts, loop.start_rows, loop.advance)
 
 

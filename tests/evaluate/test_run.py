@@ -29,6 +29,8 @@ from s1jax.runtime.sharding import MeshConfig, ShardingRules, make_mesh
 from tests.support.decoding import changed, make_request
 from tests.support.models import random_params
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -24,7 +24,7 @@ from s1jax.ops.quantization import dequantize
 from s1jax.runtime.sharding import MeshConfig, make_mesh
 from tests.support.models import RULES, in_nf4, one_device, random_tokens
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.integration]
 
 LORA = LoraConfig(rank=3, alpha=6.0)
 BASE = ModelConfig(

@@ -19,6 +19,8 @@ from s1jax.model.qwen2 import graphdef, init_cache, unstack
 from s1jax.ops.rope import apply_rope, rope_attention_factor, rope_frequencies, rotation_at
 from tests.support.models import RULES, YARN, full_logits, one_device, published, random_tokens
 
+pytestmark = pytest.mark.integration
+
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 torch.set_num_threads(2)

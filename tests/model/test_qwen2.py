@@ -17,7 +17,7 @@ from s1jax.model.config import SIZES, ModelConfig
 from s1jax.model.qwen2 import abstract_params, graphdef, init_cache, unstack
 from tests.support.models import RULES, YARN, full_logits, one_device, published, random_tokens
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.integration]
 
 # What changes no logit.
 

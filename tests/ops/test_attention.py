@@ -27,6 +27,7 @@ def reference(q, k, v, q_positions, kv_positions, q_segment_ids, kv_segment_ids)
     return output
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("seed", range(4))
 def test_equals_a_loop_over_queries_for_any_positions_and_segments(seed):
     inputs = (*random_qkv(seed), *random_mask_inputs(seed))
@@ -76,6 +77,7 @@ def test_the_order_of_keys_in_memory_changes_nothing():
     np.testing.assert_allclose(one, other, atol=1e-6)
 
 
+@pytest.mark.integration
 def test_a_query_that_sees_nothing_gives_finite_values_and_gradients():
     q, k, v = random_qkv()
     positions = np.zeros((B, S), np.int32)
@@ -85,6 +87,7 @@ def test_a_query_that_sees_nothing_gives_finite_values_and_gradients():
     assert all(np.isfinite(x).all() for x in gradients)
 
 
+@pytest.mark.integration
 def test_bfloat16_inputs_have_float32_scores_and_a_bfloat16_output():
     # Scores near 90 that differ by less than bfloat16 resolves there (0.5): rounding them would move weights by tens of percent.
     q, k, v = random_qkv(scale=5.0, dtype="bfloat16", sizes=(2, 16, 32, 4, 2, 64))
@@ -98,6 +101,7 @@ def test_bfloat16_inputs_have_float32_scores_and_a_bfloat16_output():
     assert error < 0.1  # bfloat16 resolves 0.06 at the values' largest (16)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("shared", [1, 2, 4])
 def test_what_rows_share_in_place_counts_like_a_copy_of_their_own(shared):
     rows, before = 4, 5

@@ -21,7 +21,7 @@ from s1jax.runtime.sharding import MeshConfig, make_mesh, sharding_for
 from tests.support.attention import CONFIG, RULES, of_all_scores, over_itself, random_inputs, rows
 from tests.support.models import one_device, random_params
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.integration]
 
 ON_CPU = ["xla", "pallas", "splash"]
 

@@ -19,7 +19,7 @@ from s1jax.runtime.sharding import MeshConfig, make_mesh
 from tests.support.attention import CONFIG, RULES
 from tests.support.models import one_device, random_params
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.integration]
 
 B, S = 4, 600  # no block divides the slots, which are two chunks
 

@@ -25,6 +25,8 @@ from s1jax.perf.training import check_train, compile_train
 from s1jax.runtime.files import ROOT
 from s1jax.runtime.sharding import MeshConfig, make_mesh
 
+pytestmark = pytest.mark.integration
+
 SMALL = ModelConfig(
     vocab_size=256, embed_dim=256, mlp_dim=512, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=64, rope_theta=1e4,
     rms_norm_eps=1e-6, max_position_embeddings=8192, tie_word_embeddings=True, dtype="float32",

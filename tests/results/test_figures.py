@@ -259,6 +259,7 @@ def run(*arguments):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT), "HOME": "/"})
 
 
+@pytest.mark.integration
 def test_the_command_writes_figures_beside_the_rows_and_names_them(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows(samples=2)))
@@ -270,6 +271,7 @@ def test_the_command_writes_figures_beside_the_rows_and_names_them(tmp_path):
     assert "Performance" in result.stderr and "maj@k" in result.stderr
 
 
+@pytest.mark.integration
 def test_the_command_explains_bad_rows_in_one_line(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("{}\n")
@@ -281,6 +283,7 @@ def test_the_command_explains_bad_rows_in_one_line(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

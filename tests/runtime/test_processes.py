@@ -1,4 +1,4 @@
-"""Processes of one run: joining them, and sharing out work among them. Here they are threads; `test_train.py` starts real ones."""
+"""`processes.py`: joining the processes of a run and dividing work among them. Here, threads stand for the processes."""
 
 import threading
 import traceback
@@ -13,7 +13,7 @@ from s1jax.runtime.processes import check_same, everywhere, from_first_process, 
 
 
 def test_one_process_of_several_that_were_not_joined_is_refused(monkeypatch):
-    """As on a pod whose processes were each started by hand: they would see all devices, and wait for each other for ever."""
+    """As on a pod, if each process is started by hand: each sees all devices and would wait for the others for ever."""
     for name in (
         "JAX_COORDINATOR_ADDRESS",
         "SLURM_NTASKS",
@@ -24,13 +24,13 @@ def test_one_process_of_several_that_were_not_joined_is_refused(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     start_processes()
     monkeypatch.setattr(jax, "process_count", lambda: 4)
-    with pytest.raises(ValueError, match="these devices are of 4 processes: set JAX_COORDINATOR_ADDRESS"):
+    with pytest.raises(ValueError, match="these devices belong to 4 processes: set JAX_COORDINATOR_ADDRESS"):
         start_processes()
 
 
 @pytest.fixture
 def in_each_process(monkeypatch):
-    """Call a function in each of several processes, as it were: with their numbers, and arrays that go from one to the others."""
+    """Call a function in several threads that stand for processes: each has its index, and they exchange arrays."""
 
     def in_each_process(num_processes, function):
         local, barrier, sent = threading.local(), threading.Barrier(num_processes, timeout=60), [None] * num_processes
@@ -71,11 +71,11 @@ def test_each_process_computes_its_share_and_gets_all_in_order(num_processes, nu
 
 
 def test_what_fails_in_one_process_is_raised_in_all(in_each_process):
-    told, other = in_each_process(2, lambda _: map_over_processes(int, ["0", "1", "x", "3"]))
-    assert "'x'" in str(told) and str(other) == f"process 0: {told}"
-    # The one that failed raises its own error, from where it was raised.
-    assert told.__traceback__ is not None and any(
-        frame.name == "compute_share" for frame in traceback.extract_tb(told.__traceback__)
+    failed, other = in_each_process(2, lambda _: map_over_processes(int, ["0", "1", "x", "3"]))
+    assert "'x'" in str(failed) and str(other) == f"process 0: {failed}"
+    # The process that failed raises its own error, with its own traceback.
+    assert failed.__traceback__ is not None and any(
+        frame.name == "compute_share" for frame in traceback.extract_tb(failed.__traceback__)
     )
 
 

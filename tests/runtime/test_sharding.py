@@ -74,6 +74,7 @@ def test_constrain_splits_under_a_mesh_and_does_nothing_without_one():
         assert {shard.data.shape for shard in pin_rows(x).addressable_shards} == {(1, 16)}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("layout", ["stacked", "per_layer"])
 def test_every_large_parameter_is_split_over_all_eight_devices(layout):
     mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
@@ -123,6 +124,7 @@ def computed(mesh_config: MeshConfig, num_devices: int, layout: str, with_gradie
     return np.asarray(logits)[segment_ids > 0], jax.tree.map(np.asarray, gradients)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("mesh_config", "layout", "with_gradients"),
     [

@@ -16,6 +16,8 @@ from s1jax.train.run import Preemption, TrainConfig, _Run, examples, train
 from s1jax.train.step import StepConfig
 from tests.support.decoding import make_request
 
+pytestmark = pytest.mark.integration
+
 NUM_TOKENS = 32
 
 

@@ -30,7 +30,7 @@ from s1jax.train.step import StepConfig
 from tests.support.tokenizers import byte_tokenizer
 from tests.support.training import CONFIG, OPTIMIZER, ROWS, RULES, params_on
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.integration]
 
 ROOT = Path(__file__).resolve().parents[2]
 
