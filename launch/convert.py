@@ -28,7 +28,7 @@ class ConvertConfig:
     """What to convert, and where to."""
 
     src: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SRC")]
-    """Hugging Face directory or hub id (ID@REVISION: a branch, tag or commit), pre-sharded checkpoint, training run, or one step of a run."""
+    """Hugging Face directory, hub id (ID@REVISION: a branch, tag or commit), pre-sharded checkpoint, training run, or a step of one."""
     dst: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DST")]
     """Directory to make."""
     dtype: Annotated[str | None, tyro.conf.arg(metavar="{" + ",".join(DTYPES) + "}")] = None

@@ -55,7 +55,7 @@ class CurateConfig:
     output: Path
     """JSONL file for the chosen rows."""
     model: str
-    """Base model of the difficulty stage: a Hugging Face directory or hub id (ID@REVISION: a branch, tag or commit), or one of our own checkpoints."""
+    """Base model of the difficulty stage: a directory, a hub id (ID@REVISION: a branch, tag or commit), or our own checkpoint."""
     heldout: str
     """Problems that must not be trained on: a JSONL file, or the name of a benchmark."""
     num: int = 2000

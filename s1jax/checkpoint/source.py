@@ -18,6 +18,7 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -183,10 +184,8 @@ def _describe(name: str, directory: Path, revision: str | None, weights: bool) -
     if weights:
         kind, found = _find_weights(directory)
     elif revision is None:
-        try:
+        with contextlib.suppress(UserError):
             kind, found = _find_weights(directory)
-        except UserError:
-            pass
     return Source(name, kind, revision, directory, found, files, read_config(files))
 
 

@@ -137,7 +137,9 @@ def _hub_rows(name: str) -> Iterator[tuple[str, int, dict[str, Any]]]:
     try:
         dataset = load_dataset(name, split="train")
     except OSError as error:  # for example no such dataset, or no connection
-        raise FileNotFoundError(f"there is no file or directory {name}, and the hub does not give it: {error}") from error
+        raise FileNotFoundError(
+            f"there is no file or directory {name}, and the hub does not give it: {error}"
+        ) from error
     yield from ((name, number, row) for number, row in enumerate(dataset, 1))
 
 

@@ -97,7 +97,7 @@ def test_bad_rows_are_rejected_with_reason_and_place(tmp_path):
         (3, "not a JSON object"),
         (4, "not a JSON object"),
         (5, "not a JSON object"),
-        (6, "no columns thinking and answer, nor those of s1K or s1K-1.1"),
+        (6, "it has neither the columns thinking and answer nor those of s1K or s1K-1.1"),
         (7, "question is empty"),
         (8, "thinking is empty"),
         (9, "answer is empty"),

@@ -60,7 +60,9 @@ def load_pair(directory: Path, layout: str = "per_layer") -> Pair:
     hf = transformers.AutoModelForCausalLM.from_pretrained(
         directory, dtype=torch.float32, attn_implementation="eager"
     ).eval()
-    config, params = load_model(resolve_source(directory), one_device(), RULES, layout, dtype="float32", param_dtype="float32")
+    config, params = load_model(
+        resolve_source(directory), one_device(), RULES, layout, dtype="float32", param_dtype="float32"
+    )
     return Pair(directory, hf, config, params, layout)
 
 

@@ -411,7 +411,7 @@ def test_what_lies_in_the_way_of_a_runs_files_is_refused_at_the_start(run_config
     for name, told in (
         ("checkpoints", "checkpoints is a file"),
         ("tensorboard", "is a file"),
-        ("hf", "is no directory"),
+        ("hf", "is not a directory"),
     ):
         (output / name).touch()
         with pytest.raises(ValueError, match=told):
