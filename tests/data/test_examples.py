@@ -137,7 +137,7 @@ def test_missing_and_unknown_sources_are_one_error(tmp_path):
         (str(tmp_path / "none"), FileNotFoundError, "holds no .jsonl or .parquet"),
         (str(tmp_path / "rows.csv"), ValueError, r"rows\.csv is neither"),
         (str(tmp_path / "torn.parquet"), ValueError, r"torn\.parquet cannot be read as Parquet"),
-        ("someone/no-such-rows", FileNotFoundError, "someone/no-such-rows is no file or directory here, nor"),
+        ("someone/no-such-rows", FileNotFoundError, "no file or directory someone/no-such-rows, and the hub"),
         ("", ValueError, "source is empty"),
     ):
         with pytest.raises(error, match=told):
