@@ -22,10 +22,7 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["decode", "sweep", "train", "convert"])
-    parser.add_argument(
-        "--model",
-        help="directory or hub id (ID@REVISION: a branch, tag or commit)",
-    )
+    parser.add_argument("--model", help="Hugging Face directory, hub id, ID@REVISION, or our own checkpoint")
     parser.add_argument("--size", default="0.5B", help="without --model: random weights of this Qwen2.5 size")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument(
