@@ -27,7 +27,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["decode", "sweep", "train", "convert"])
     add = parser.add_argument
-    add("--model", help="Hugging Face directory or hub id, or one of our own checkpoints")
+    add("--model", help="Hugging Face directory, hub id, ID@REVISION, or our own checkpoint")
     add("--size", default="0.5B", help="without --model: random weights of this Qwen2.5 size")
     add("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     add("--int8", choices=["weights", "cache"], nargs="+", default=[], help="decode, sweep: arrays stored in 8 bits")

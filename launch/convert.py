@@ -14,7 +14,7 @@ import tyro
 
 from s1jax.checkpoint.directories import check_destination
 from s1jax.checkpoint.export import save_hf, save_params
-from s1jax.checkpoint.source import find_weights, has_tokenizer, load_model, resolve_model
+from s1jax.checkpoint.source import load_model, resolve_source
 from s1jax.runtime.command import run_command
 from s1jax.runtime.config import parse_arguments
 from s1jax.runtime.errors import UserError
@@ -30,7 +30,7 @@ class ConvertConfig:
     """The source and the destination of a conversion."""
 
     src: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SRC")]
-    """Hugging Face directory or hub id, pre-sharded checkpoint, training run, or one step of a run."""
+    """Hugging Face directory, hub id (ID@REVISION: a branch, tag or commit), pre-sharded checkpoint, training run, or a step of one."""
     dst: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DST")]
     """Directory to write."""
     dtype: Annotated[str | None, tyro.conf.arg(metavar="{" + ",".join(DTYPES) + "}")] = None
@@ -47,21 +47,20 @@ def main() -> None:
     """Load SRC, and write DST in the other form."""
     config = parse_arguments(__doc__ or "", ConvertConfig)
     destination = check_destination(config.dst)
-    source = resolve_model(config.src)
-    if destination.resolve().is_relative_to(source.resolve()):
+    source = resolve_source(config.src)
+    if destination.resolve().is_relative_to(source.directory.resolve()):
         raise UserError(f"{config.dst} lies in {config.src}, the source: give a directory outside it")
-    kind, _, files = find_weights(source)
     mesh = make_mesh(config.mesh)
-    dtype = config.dtype if kind == "hugging_face" else None
+    dtype = config.dtype if source.kind == "hugging_face" else None
     model_config, params = load_model(source, mesh, ShardingRules(), "stacked", param_dtype=dtype)
-    if kind == "hugging_face":
-        save_params(config.dst, model_config, params, source)
+    if source.kind == "hugging_face":
+        save_params(config.dst, model_config, params, source.files)
         form = "pre-sharded Orbax"
     else:
-        save_hf(config.dst, model_config, params, config.dtype, source)
+        save_hf(config.dst, model_config, params, config.dtype, source.files)
         form = "Hugging Face"
     logger.info("wrote %s (%s)", config.dst, form)
-    if not has_tokenizer(files):
+    if not source.has_tokenizer:
         logger.warning("%s has no tokenizer, so %s has none and cannot answer questions", config.src, config.dst)
 
 

@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_tools.quickstart.arithmetic import write_jsonl
-from s1jax.data.chat import encode_chat, encode_text
 from s1jax.data.rows import TrainingRow, read_rows, write_rejects
 from s1jax.evaluate.problems import read_problems
 from s1jax.grading.extract import extract_answer
@@ -39,8 +38,7 @@ from s1jax.runtime.config import parse_arguments
 from s1jax.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
+    from s1jax.data.chat import ChatFormat
     from s1jax.decode.engine import Decoder
 
 logger = logging.getLogger("data_tools.curation")
@@ -58,7 +56,7 @@ class CurateConfig:
     output: Path
     """JSONL file for the chosen rows."""
     model: str
-    """Base model of the difficulty stage: a Hugging Face directory or hub id, or one of our own checkpoints."""
+    """Base model of the difficulty stage: a directory, a hub id (ID@REVISION: a branch, tag or commit), or our own checkpoint."""
     heldout: str
     """Problems that must not be trained on: a JSONL file, or the name of a benchmark."""
     num: int = 2000
@@ -99,6 +97,7 @@ def curate(config: CurateConfig) -> list[tuple[str, int]]:
     if config.num < 1 or config.ngram < 1:
         raise UserError(f"--num {config.num} and --ngram {config.ngram} must be positive")
     check_paths(config)
+    from s1jax.checkpoint.source import resolve_source
     from s1jax.decode.load import load_decoder
 
     questions = [problem.question for problem in read_problems(config.heldout)]
@@ -124,11 +123,11 @@ def curate(config: CurateConfig) -> list[tuple[str, int]]:
     drop("copies", first_of_copies(rows))
     drop("decontaminated", Decontaminator(questions, config.ngram).reason)
     drop("quality", quality_reason)
-    decoder, tokenizer = load_decoder(config.model, dtype="float32")
-    solved = solved_by(decoder, tokenizer, rows, config.max_answer_tokens, config.num_rows)
+    decoder, chat = load_decoder(resolve_source(config.model), dtype="float32")
+    solved = solved_by(decoder, chat, rows, config.max_answer_tokens, config.num_rows)
     easy = {row["id"] for row, is_solved in zip(rows, solved, strict=True) if is_solved}
     drop("difficulty", lambda row: "the base model answers it rightly without thinking" if row["id"] in easy else None)
-    lengths = {row["id"]: len(encode_text(tokenizer, row["thinking"])) for row in rows}
+    lengths = {row["id"]: len(chat.encode_text(row["thinking"])) for row in rows}
     chosen = draw_diverse(rows, lengths, config.num, config.seed)
     drawn = {id(row) for row in chosen}
     drop("diversity", lambda row: None if id(row) in drawn else "not drawn")
@@ -218,7 +217,7 @@ def _with_label(answer: str) -> str:
 
 def solved_by(
     decoder: Decoder,
-    tokenizer: PreTrainedTokenizerBase,
+    chat: ChatFormat,
     rows: Sequence[Row],
     max_answer_tokens: int,
     num_rows: int,
@@ -229,11 +228,11 @@ def solved_by(
     from s1jax.runtime.progress import progress
 
     condition = Condition(0, max_answer_tokens=max_answer_tokens)
-    requests = [Request(tuple(encode_chat(tokenizer, row["question"])), condition, thinks=False) for row in rows]
+    requests = [Request(tuple(chat.encode_chat(row["question"])), condition, thinks=False) for row in rows]
     solved = [False] * len(rows)
     with progress(len(rows), "difficulty", "row") as bar:
         for i, (completion,) in decoder.stream(requests, num_rows=num_rows):
-            text = tokenizer.decode(list(completion.tokens))
+            text = chat.tokenizer.decode(list(completion.tokens))
             solved[i] = grade(_with_label(str(text)), rows[i]["reference"])[1]
             bar.update()
     return solved

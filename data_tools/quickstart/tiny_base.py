@@ -239,7 +239,7 @@ def make_tiny_base(config: TinyBaseConfig) -> Path:
     params = pretrain(config, tokenizer)
     with tempfile.TemporaryDirectory() as directory:
         write_tokenizer(Path(directory), tokenizer, config.model.max_position_embeddings)
-        save_hf(config.output, config.model, params, config.export_dtype, directory, overwrite=True)
+        save_hf(config.output, config.model, params, config.export_dtype, Path(directory), overwrite=True)
     return Path(config.output)
 
 

@@ -1,5 +1,5 @@
 """Models and training runs on disk.
 
-In: a directory or a hub id. Out: a config, parameters, a tokenizer; and back.
+In: the name of a model (a directory or a hub id). Out: its config, parameters and tokenizer. Also writes all of these.
 This folder may import `model`, `ops` and `runtime`.
 """

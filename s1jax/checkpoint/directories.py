@@ -15,10 +15,10 @@ from s1jax.runtime.processes import barrier, from_first_process, is_first_proces
 
 
 def check_destination(directory: str | Path, overwrite: bool = False) -> Path:
-    """Return an absolute path that a new directory may be put at.
+    """Return the absolute path of a directory that may be written.
 
-    Raises UserError for an empty name, a file, a place where nothing can be made, or a directory with content (with `overwrite`: that
-    is no checkpoint).
+    Raises UserError if the name is empty, if it is the name of a file or a symbolic link, if nothing can be made there, or if the directory
+    is not empty. With `overwrite`, a directory that holds a checkpoint may be written too.
     """
     if not str(directory).strip():
         raise UserError("the name of the directory to write is empty")
@@ -26,34 +26,37 @@ def check_destination(directory: str | Path, overwrite: bool = False) -> Path:
     if path.is_symlink():
         raise UserError(f"{directory} is a symbolic link; give the directory itself")
     if path.exists() and not path.is_dir():
-        raise UserError(f"{directory} exists and is no directory")
+        raise UserError(f"{directory} exists and is not a directory")
     if path.exists() and any(path.iterdir()):
         if not overwrite:
             raise UserError(f"{directory} exists and is not empty; remove it or give another name")
         if not (path / CONFIG_NAME).is_file():
-            raise UserError(f"{directory} is no checkpoint, so it is not overwritten; remove it or give another name")
+            raise UserError(
+                f"{directory} is not a checkpoint, so it is not overwritten; remove it or give another name"
+            )
     if os.path.ismount(path):
-        raise UserError(f"{directory} is where a file system is mounted; give a directory below it")
+        raise UserError(f"{directory} is the mount point of a file system; give a directory below it")
     try:
-        beside = next(parent for parent in path.parents if parent.exists())
-        _beside(path, "replaced").exists()  # raises for too long a name
-        tempfile.TemporaryFile(dir=beside).close()
+        parent = next(parent for parent in path.parents if parent.exists())
+        _beside(path, "replaced").exists()  # raises if the name is too long
+        tempfile.TemporaryFile(dir=parent).close()
     except OSError as error:
-        raise UserError(f"{directory} cannot be made in {beside}: {error.strerror}") from error
+        raise UserError(f"{directory} cannot be made in {parent}: {error.strerror}") from error
     return path
 
 
 @contextlib.contextmanager
 def new_directory(directory: str | Path, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a temporary directory beside `directory` that takes its name at the end; after an error nothing is left of it.
+    """Yield a temporary directory, and rename it to `directory` at the end. After an error the temporary directory is removed.
 
-    After a crash the directory is the old one, or the new one, or is put back by the next call.
+    If the process is killed, `directory` is either the old one or the new one. It may be absent if the kill came between two renames;
+    the next call then restores the old one. All processes call this together. Raises UserError as `check_destination` does.
     """
     destination = Path(os.path.abspath(Path(directory).expanduser()))
     partial, replaced = (_beside(destination, state) for state in ("partial", "replaced"))
 
     def settle() -> None:
-        """End a replacement that was broken off: the new directory stays if it is there, else the old one comes back."""
+        """End an interrupted replacement: keep the new directory if it is there, otherwise restore the old one."""
         if destination.exists():
             shutil.rmtree(replaced, ignore_errors=True)
         elif replaced.exists():
@@ -85,5 +88,5 @@ def new_directory(directory: str | Path, overwrite: bool = False) -> Iterator[Pa
 
 
 def _beside(destination: Path, state: str) -> Path:
-    """Return the path of a directory that is on its way to or from `destination`."""
+    """Return the path of the hidden directory beside `destination` that is about to replace it, or that it replaced."""
     return destination.with_name(f".{destination.name}.{state}")

@@ -1,12 +1,13 @@
-"""The weights of a Hugging Face Qwen2 checkpoint <-> our sharded parameters, both ways from one table.
+"""The weights of a Hugging Face Qwen2 checkpoint <-> this project's sharded parameters. One table serves both directions.
 
-In: a directory of safetensors (one file, or shards with an index). Out: the parameter tree of `model.py`, in either layout, and back.
-`WEIGHTS` says, for every tensor, its Hugging Face name, our path, and how the dimensions correspond. Import makes one tensor at a time
-as a global array in Hugging Face's own layout, each process reading the blocks its devices hold, and rearranges it on the devices; layers
-of a stack are written into the stack in place. Export does the same backwards.
+In: a directory of safetensors (one file, or shards with an index). Out: the parameter tree of `model/qwen2.py`, in either layout.
+`LAYER_WEIGHTS` and the constants after it give, for every tensor, its Hugging Face name, its path in our tree, and how the dimensions
+correspond. Import handles one tensor at a time. Each process reads the blocks that its devices hold, as parts of a global array in Hugging
+Face's layout. The devices then rearrange the array. In the stacked layout they write it into the stack in place. Export does the reverse.
 
-Invariant: a process reads no byte that its devices do not hold, and has at most one tensor in host memory beyond its devices' shards.
-Without a change of dtype every bit survives (`bits.py`); with one, a number out of its range is refused.
+Invariants:
+- A process reads only bytes that its devices hold. Beyond its devices' shards, it has at most one tensor in host memory.
+- If the dtype does not change, every bit survives (`ops/bits.py`). If it changes, a finite number that it cannot hold is an error.
 """
 
 from __future__ import annotations
@@ -41,14 +42,14 @@ FILE_NAME = "model.safetensors"
 
 
 class Weight(NamedTuple):
-    """One row of the table: `dims` are our dimensions -> Hugging Face's, the same but for merged ones, written together."""
+    """One row of the table. `dims` is "ours -> theirs", where `NH` without a space means that theirs merges our N and H."""
 
     hf_name: str
     path: str
     dims: str
 
     def groups(self) -> list[list[int]]:
-        """Return, for each Hugging Face dimension, the indices of our dimensions that are merged in it."""
+        """Return, for each Hugging Face dimension, the indices of our dimensions that it merges."""
         ours, theirs = self.dims.split(" -> ")
         return [[ours.split().index(letter) for letter in group] for group in theirs.split()]
 
@@ -74,12 +75,12 @@ LAYER_WEIGHTS = tuple(
 EMBEDDING = Weight("model.embed_tokens.weight", "embed_tokens.weight", "V D -> V D")
 NORM = Weight("model.norm.weight", "norm.weight", "D -> D")
 LM_HEAD = Weight("lm_head.weight", "lm_head.kernel", "V D -> V D")
-# Buffers some older exports hold; they are computed from the config.
+# Some older exports hold these buffers. The model computes them from the config.
 IGNORED_SUFFIX = "rotary_emb.inv_freq"
 
 
 class Slot(NamedTuple):
-    """Where one Hugging Face tensor goes: a leaf of the tree, by the path of its keys, and the layer in it if it is a stack."""
+    """The place of one Hugging Face tensor: the path of a leaf in our tree, and the index of its layer if the leaf is a stack."""
 
     hf_name: str
     weight: Weight
@@ -88,7 +89,7 @@ class Slot(NamedTuple):
 
 
 def slots(config: ModelConfig, layout: Layout) -> Iterator[Slot]:
-    """Yield every tensor of a model in the order of its computation."""
+    """Yield the slots of a model's tensors, in the order in which the model computes with them."""
     yield Slot(EMBEDDING.hf_name, EMBEDDING, tuple(EMBEDDING.path.split(".")), None)
     for layer in range(config.num_layers):
         for weight in LAYER_WEIGHTS:
@@ -113,21 +114,22 @@ def get_leaf(tree: Any, path: tuple[str | int, ...]) -> Any:
 
 
 def set_leaf(tree: Any, path: tuple[str | int, ...], leaf: Any) -> None:
-    """Put a leaf at a path of keys, making the dicts on the way."""
+    """Put a leaf at a path of keys. Dicts that the path lacks are made."""
     for key in path[:-1]:
         tree = tree.setdefault(key, {})
     tree[path[-1]] = leaf
 
 
 def hf_shape(weight: Weight, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the Hugging Face shape of one of our arrays."""
+    """Return the Hugging Face shape of a weight that has `shape` in our tree (without the layers of a stack)."""
     return tuple(math.prod(shape[i] for i in group) for group in weight.groups())
 
 
 def hf_spec(weight: Weight, spec: PartitionSpec) -> PartitionSpec:
-    """Return the sharding in Hugging Face's layout that lies on the devices as `spec` does in ours.
+    """Return the sharding of Hugging Face's layout that puts the same numbers on each device as `spec` does in our layout.
 
-    The first of merged dimensions may be split; the others must be whole, else the blocks would not be contiguous.
+    Only the first of several merged dimensions may be sharded: with another one, the blocks would not be contiguous.
+    Raises UserError otherwise.
     """
     axes = [*spec, *(None for _ in range(8))]
     groups = weight.groups()
@@ -138,7 +140,7 @@ def hf_spec(weight: Weight, spec: PartitionSpec) -> PartitionSpec:
 
 @functools.lru_cache(maxsize=256)
 def _importer(weight: Weight, target: jax.ShapeDtypeStruct, stacked: bool):
-    """Return the jitted (stack or None, tensor in Hugging Face's layout, index) -> our leaf; the stack is updated in place."""
+    """Return a jitted function: (stack or None, tensor in Hugging Face's layout, layer) -> our leaf. It updates the stack in place."""
     shape = target.shape[1:] if stacked else target.shape
 
     def run(stack, x, index):
@@ -152,7 +154,7 @@ def _importer(weight: Weight, target: jax.ShapeDtypeStruct, stacked: bool):
 
 @functools.lru_cache(maxsize=256)
 def _exporter(weight: Weight, dtype: Any, stacked: bool, sharding: NamedSharding | None):
-    """Return the jitted (leaf, index) -> bits of the tensor in Hugging Face's layout."""
+    """Return a jitted function: (leaf, layer) -> bits of the tensor in Hugging Face's layout."""
 
     def run(leaf, index):
         bits = as_bits(leaf)
@@ -171,7 +173,11 @@ def _zeros(target: jax.ShapeDtypeStruct):
 
 
 def find_tensors(directory: Path) -> tuple[dict[str, TensorInfo], set[str], list[str]]:
-    """Return the tensors of a directory, the names that lie in shards which are absent or corrupt, and what is wrong with its files."""
+    """Find the tensors of a directory, from its one file or from its index.
+
+    Returns the tensors by name, the names of tensors in absent or corrupt shards, and one message per problem.
+    Raises UserError if the one file or the index cannot be read.
+    """
     if (directory / FILE_NAME).is_file():
         try:
             return safetensors.read_header(directory / FILE_NAME), set(), []
@@ -215,8 +221,8 @@ def check_tensors(
 ) -> dict[str, TensorInfo]:
     """Return the tensors of a directory that a stacked `target` tree needs, by Hugging Face name.
 
-    Everything wrong with them is collected in one ValueError: absent, corrupt and truncated files, missing, unexpected and misshapen
-    tensors, dtypes that do not fit. A tied model's `lm_head.weight` is let pass only if it is the embedding, byte for byte.
+    Raises one UserError that lists all problems: absent, corrupt and truncated files; missing, unexpected and misshapen tensors; dtypes
+    that cannot be loaded in `param_dtype`. In a tied model, `lm_head.weight` is accepted if it equals the embedding byte for byte.
     """
     tensors, unreadable, problems = find_tensors(directory)
     needed = {slot.hf_name: slot for slot in slots(config, "stacked")}
@@ -256,7 +262,10 @@ def check_tensors(
 
 
 def read_tensor(name: str, info: TensorInfo, sharding: NamedSharding, cast: str | None = None) -> jax.Array:
-    """Read a tensor as a global array; this process reads the blocks of its own devices, each once."""
+    """Read a tensor as a global array. This process reads the blocks of its own devices, each once.
+
+    If `cast` names a dtype, the host converts to it. Raises UserError if the dtype cannot hold a number.
+    """
 
     def block_of(index: tuple[slice, ...] | None) -> Block:
         assert index is not None
@@ -266,7 +275,7 @@ def read_tensor(name: str, info: TensorInfo, sharding: NamedSharding, cast: str 
         return math.prod(stop - start for start, stop in block)
 
     blocks = {block_of(index) for index in sharding.addressable_devices_indices_map(info.shape).values()}
-    # Blocks that tile a box are read as that box, in fewer and longer reads.
+    # If the blocks fill a box without gaps, the whole box is read, because fewer and longer reads are faster.
     box = tuple((min(b[i][0] for b in blocks), max(b[i][1] for b in blocks)) for i in range(len(info.shape)))
     if sum(map(volume, blocks)) == volume(box):
         data = read_block(info, box)
@@ -289,17 +298,18 @@ def import_weights(
     param_dtype: str | None,
     store: Storage | None = None,
 ) -> Params:
-    """Load the safetensors of a directory onto a mesh, in `param_dtype` (None: each tensor's own dtype), matrices stored as `store`.
+    """Load the safetensors of a directory onto a mesh, in `param_dtype` (None: each tensor's own dtype).
 
-    Of what is stored so only one parameter at a time, a stack of all layers or one layer's, is there as floats. Raises one ValueError with
-    everything that is wrong with the tensors (`check_tensors`), or for a number out of the dtype's range.
+    `store` says how matrices are stored (None: as floats). With `store`, the devices hold at most one parameter as floats at a time: one
+    layer's, or a stack of all layers. Raises one UserError with all problems of the tensors (`check_tensors`), or a UserError if the dtype
+    cannot hold a number.
     """
     stacked_target = abstract_params(config, rules, "stacked", mesh)
     tensors = check_tensors(directory, config, stacked_target, param_dtype)
     target = stacked_target if layout == "stacked" else abstract_params(config, rules, layout, mesh)
     params: Params = {}
     with _bar(sum(info.nbytes for info in tensors.values()), "load") as bar:
-        # One stack after another.
+        # In the stacked layout, one stack is filled before the next begins.
         found = sorted(slots(config, layout), key=lambda slot: slot.path if layout == "stacked" else ())
         for slot in found:
             info, leaf = tensors[slot.hf_name], get_leaf(target, slot.path)
@@ -307,7 +317,7 @@ def import_weights(
             dtype = jnp.dtype(param_dtype or FLOAT_DTYPES[info.dtype])
             leaf = jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
             spec = hf_spec(slot.weight, PartitionSpec(*leaf.sharding.spec[1:]) if stacked else leaf.sharding.spec)
-            # JAX has no float64 by default: it is rounded once, on the host.
+            # JAX has no float64 by default, so the host rounds it, once.
             cast = param_dtype if info.dtype == "F64" else None
             x = read_tensor(slot.hf_name, info, NamedSharding(mesh, spec), cast)
             check_range(slot.hf_name, x, dtype)
@@ -315,7 +325,7 @@ def import_weights(
             if stacked:
                 stack = get_leaf(params, slot.path) if slot.layer else _zeros(leaf)()
             result = _importer(slot.weight, leaf, stacked)(stack, x, slot.layer)
-            # Waiting here keeps the host from reading ahead of the devices, and so from holding many tensors.
+            # Without this wait the host would read ahead of the devices and hold many tensors.
             set_leaf(params, slot.path, jax.block_until_ready(result))
             del x, stack, result
             if store is not None and slot.layer in (None, config.num_layers - 1):
@@ -328,11 +338,11 @@ def import_weights(
 def export_weights(
     directory: Path, config: ModelConfig, params: Params, dtype: str | None, max_shard_bytes: int
 ) -> str:
-    """Write parameters of either layout as safetensors, sharded with an index where one file does not hold them.
+    """Write parameters of either layout as safetensors: one file, or shards of at most `max_shard_bytes` with an index.
 
-    They may be computed only when they are written (`lora.Merged`). All processes take part in gathering a tensor, process 0 writes.
-    `dtype` None keeps each array's own. Returns the dtype that most bytes have, as a numpy name. Raises UserError, before anything is
-    written, for a dtype that safetensors or a number cannot have.
+    `dtype` None keeps each array's dtype. Parameters may be functions that compute an array when it is written (`lora.Merged`). All
+    processes gather each tensor, and process 0 writes it. Returns the numpy name of the dtype that the most bytes have.
+    Raises UserError, before anything is written, if safetensors does not support the dtype or if the dtype cannot hold a number.
     """
     found = list(slots(config, layout_of(params)))
     specs: dict[str, tuple[str, tuple[int, ...]]] = {}
@@ -354,7 +364,7 @@ def export_weights(
         files = [FILE_NAME]
     with _bar(sum(sizes.values()), "save") as bar:
         for file, shard in zip(files, shards, strict=True):
-            # The sort is stable; wider dtypes first keeps every tensor aligned.
+            # Wider dtypes come first, so that every tensor is aligned. The sort is stable.
             shard.sort(key=lambda slot: -FLOAT_DTYPES[specs[slot.hf_name][0]].itemsize)
 
             def gathered(shard: list[Slot] = shard) -> Iterator[np.ndarray]:
@@ -395,5 +405,5 @@ def _gather(slot: Slot, leaf: jax.Array, dtype: np.dtype) -> np.ndarray:
 
 
 def _bar(num_bytes: int, description: str):
-    """Return a bar over bytes, shown once the work takes seconds."""
+    """Return a progress bar that counts bytes. It appears only if the work takes longer than 3 seconds."""
     return progress(num_bytes, description, "B", hidden=not is_first_process(), unit_scale=True, delay=3)

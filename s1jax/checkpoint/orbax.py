@@ -1,8 +1,10 @@
-"""Parameters in Orbax directories: written in small chunks, read back onto any mesh in either layout; and which are finished.
+"""Parameters in Orbax directories: writing them, reading them onto any mesh, and finding damage.
 
-Parameters lie there with stacked layers, alone (a pre-sharded checkpoint) or as the `params` of a train state, whose optimizer state is
-then left unread. The sizes of all files are recorded beside them, so that a truncated or lost file is found before anything is read.
-Invariant: names and shapes are compared with the model's before anything is read, and all differences are raised together.
+The parameters have stacked layers. They lie alone in a directory (a pre-sharded checkpoint), or as the `params` of a train state, whose
+optimizer state is then not read. They are written in small chunks, so that any mesh can read its own part. A file beside them records the
+sizes of all files, so that a truncated or lost file is found before anything is read.
+
+Invariant: names and shapes are compared with the model's before anything is read, and one error lists all differences.
 """
 
 from __future__ import annotations
@@ -33,22 +35,24 @@ CHUNK_BYTES = 64 * 2**20
 FILES_NAME = "s1jax_files.json"
 STEP_METADATA_NAME = "_CHECKPOINT_METADATA"
 EVAL_LOSS = Path("metrics", "metrics")
-# Orbax lets each process write into a folder of its own.
-OTHERS_FILE = re.compile(r"/ocdbt\.process_[1-9]")
+# In a run of several processes, Orbax lets each write into its own folder.
+FILE_OF_ANOTHER_PROCESS = re.compile(r"/ocdbt\.process_[1-9]")
 
 
 def record_files(directory: Path, checksums: bool = False) -> None:
-    """Write the sizes of all files below a directory into it, once they are final. Process 0 calls it.
+    """Record the sizes of all files below a directory, in a file there. Process 0 calls this when the files are final.
 
-    With `checksums` also the CRC-32 of those that it wrote itself, which are all of them where it is the only process.
+    With `checksums`, the CRC-32 of each file that process 0 wrote is recorded too. A single process writes all files.
     """
-    # Orbax changes the second when it commits, and an evaluation may come later.
-    left_out = {FILES_NAME, STEP_METADATA_NAME, EVAL_LOSS.name}
-    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name not in left_out)
+    # Orbax changes its metadata when it commits, and an evaluation may write its loss later.
+    changing = {FILES_NAME, STEP_METADATA_NAME, EVAL_LOSS.name}
+    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name not in changing)
     names = [path.relative_to(directory).as_posix() for path in files]
     record: dict[str, int | list[int]] = {name: path.stat().st_size for name, path in zip(names, files, strict=True)}
     if checksums:
-        own = [(name, path) for name, path in zip(names, files, strict=True) if not OTHERS_FILE.search(name)]
+        own = [
+            (name, path) for name, path in zip(names, files, strict=True) if not FILE_OF_ANOTHER_PROCESS.search(name)
+        ]
         with ThreadPoolExecutor() as threads:
             for (name, path), checksum in zip(own, threads.map(_checksum, [path for _, path in own]), strict=True):
                 record[name] = [path.stat().st_size, checksum]
@@ -56,14 +60,15 @@ def record_files(directory: Path, checksums: bool = False) -> None:
 
 
 def find_damage(directory: Path, checksums: bool = False) -> str | None:
-    """Return what is wrong with the first file that is not as recorded; None without any, or without a record.
+    """Return what is wrong with the first file that differs from the record of `record_files`.
 
-    Sizes are compared, and with `checksums` the recorded ones too, for which the files are read whole.
+    Returns None if no file differs, or if there is no record. Sizes are always compared. With `checksums`, recorded checksums are compared
+    too, which reads the files whole.
     """
     record = directory / FILES_NAME
     files: dict[str, int | list[int]] = json.loads(record.read_text()) if record.is_file() else {}
-    files.pop(EVAL_LOSS.as_posix(), None)  # records have had it
-    summed = {name: value for name, value in files.items() if isinstance(value, list)}
+    files.pop(EVAL_LOSS.as_posix(), None)  # older records contain it
+    with_checksum = {name: value for name, value in files.items() if isinstance(value, list)}
     for name, value in files.items():
         path, size = directory / name, value[0] if isinstance(value, list) else value
         found = path.stat().st_size if path.is_file() else None
@@ -71,8 +76,8 @@ def find_damage(directory: Path, checksums: bool = False) -> str | None:
             return f"{name} is absent" if found is None else f"{name} has {found} bytes, not {size}"
     if checksums:
         with ThreadPoolExecutor() as threads:
-            found_sums = threads.map(_checksum, [directory / name for name in summed])
-            for (name, (_, checksum)), found in zip(summed.items(), found_sums, strict=True):
+            found_sums = threads.map(_checksum, [directory / name for name in with_checksum])
+            for (name, (_, checksum)), found in zip(with_checksum.items(), found_sums, strict=True):
                 if found != checksum:
                     return f"the content of {name} is not what was written"
     return None
@@ -87,7 +92,10 @@ def _checksum(path: Path) -> int:
 
 
 def find_fault(step_directory: Path) -> str | None:
-    """Return why a step's directory is not one that Orbax committed, with its parts there and whole; None if it is one."""
+    """Return why a step's directory is not a finished checkpoint, or None if it is one.
+
+    A finished checkpoint was committed by Orbax, has all its parts, and has files of the recorded sizes.
+    """
     try:
         if not json.loads((step_directory / STEP_METADATA_NAME).read_text())["commit_timestamp_nsecs"]:
             return "it was not committed"
@@ -100,12 +108,12 @@ def find_fault(step_directory: Path) -> str | None:
 
 
 def is_finished(step_directory: Path) -> bool:
-    """Return whether a step's directory is one that Orbax committed, with its parts there and whole."""
+    """Return whether a step's directory is a finished checkpoint (`find_fault` finds no fault)."""
     return find_fault(step_directory) is None
 
 
 def step_directories(directory: Path) -> list[Path]:
-    """Return the directories of all steps in a directory of checkpoints, damaged ones too, in order."""
+    """Return the directories of all steps in a directory of checkpoints, in order. Damaged steps are included."""
     if not directory.is_dir():
         return []
     paths = [path for path in directory.iterdir() if path.name.isdecimal() and path.name == str(int(path.name))]
@@ -113,20 +121,24 @@ def step_directories(directory: Path) -> list[Path]:
 
 
 def finished_steps(directory: Path) -> list[int]:
-    """Return the steps of a directory of checkpoints, in order; unfinished and damaged ones are left out."""
+    """Return the finished steps in a directory of checkpoints, in order."""
     return [int(path.name) for path in step_directories(directory) if is_finished(path)]
 
 
 def newest_step(directory: Path) -> int | None:
-    """Return the newest finished step of a directory of checkpoints, None without one; newer ones, left out, are named on stderr."""
-    left_out: list[str] = []
+    """Return the newest finished step in a directory of checkpoints, or None if there is none.
+
+    A warning names each newer step that is skipped because it is not finished, if a finished one is found.
+    """
+    skipped: list[tuple[Path, str]] = []
     for path in reversed(step_directories(directory)):
         fault = find_fault(path)
         if fault is None:
-            if left_out and is_first_process():
-                logger.warning("\n".join(left_out))
+            if is_first_process():
+                for newer, its_fault in skipped:
+                    logger.warning("%s is not a finished checkpoint and is skipped: %s", newer, its_fault)
             return int(path.name)
-        left_out.append(f"{path} is no finished checkpoint and is left out: {fault}")
+        skipped.append((path, fault))
     return None
 
 
@@ -136,18 +148,18 @@ def read_metadata(step_directory: Path) -> dict[str, Any]:
 
 
 def read_eval_loss(step_directory: Path) -> float | None:
-    """Return the evaluation loss of a step, None without one."""
+    """Return the evaluation loss of a step, or None if it has none."""
     path = step_directory / EVAL_LOSS
     return json.loads(path.read_text()).get("eval_loss") if path.is_file() else None
 
 
 def write_eval_loss(step_directory: Path, eval_loss: float) -> None:
-    """Write the evaluation loss of a step, where Orbax looks for it."""
+    """Write the evaluation loss of a step to the file that Orbax reads it from."""
     write_file(step_directory / EVAL_LOSS, json.dumps({"eval_loss": eval_loss}))
 
 
 def write_params(directory: Path, params: Params) -> None:
-    """Write stacked parameters, in chunks small enough for any later mesh to read just its own. Processes call it together."""
+    """Write stacked parameters in chunks so small that any later mesh can read only its own part. All processes call this together."""
     import orbax.checkpoint as ocp
 
     save_args = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), params)
@@ -169,11 +181,12 @@ def read_params(
 ) -> Params:
     """Read parameters onto a mesh, in `param_dtype` (None: as stored).
 
-    Raises UserError for a damaged directory, or with every difference from the model of `config`.
+    If `is_train_state`, the directory holds a train state, and only its `params` are read.
+    Raises UserError if the directory is damaged, or with every difference from the model of `config`.
     """
     import orbax.checkpoint as ocp
 
-    directory = directory.absolute()  # Orbax takes no other
+    directory = directory.absolute()  # Orbax accepts only absolute paths
     with named_errors(directory):
         if damage := find_damage(directory):
             raise UserError(damage)
@@ -198,12 +211,12 @@ def _target(
     rules: ShardingRules,
     param_dtype: str | None,
 ) -> Params:
-    """Return the tree to restore, after comparing the stored one with the model's."""
+    """Return the tree of abstract arrays to restore. Raises UserError if the stored tree is not that of the model."""
     target = abstract_params(config, rules, "stacked", mesh)
     wanted, found = _by_name(target), _by_name(stored)
     if any(name.endswith(".lora_a") for name in found):
         raise UserError(
-            f"{directory} holds adapters only: the model they were merged into is the run's export, in its hf/"
+            f"{directory} holds only LoRA adapters: use the run's export in its hf/, where they are merged into the model"
         )
     problems = [f"{name} is missing" for name in wanted if name not in found]
     problems += [f"{name} is unexpected" for name in found if name not in wanted]
@@ -231,7 +244,7 @@ def _name(path: Any) -> str:
 
 @contextlib.contextmanager
 def named_errors(directory: Path, hint: str = "") -> Iterator[None]:
-    """Turn whatever Orbax raises for a damaged or foreign checkpoint into one ValueError that names it."""
+    """Turn any error that Orbax raises for a damaged or foreign checkpoint into one UserError that names it, followed by `hint`."""
     try:
         yield
     except Exception as error:

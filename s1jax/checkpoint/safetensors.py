@@ -1,10 +1,10 @@
-"""The safetensors file format: named, shaped, typed tensors <-> one file; blocks of a tensor are read without the rest of it.
+"""The safetensors file format: named tensors with shapes and dtypes <-> one file.
 
-A file is 8 bytes (length of the header), a JSON header (dtype, shape and byte range per tensor) and the tensors' bytes
-(https://github.com/huggingface/safetensors). It is read and written here, not through the `safetensors` package, for two reasons: the
-package's numpy side knows no float8, and it wants all tensors of a file in memory at once to write it.
+A file consists of 8 bytes (the length of the header), a JSON header (dtype, shape and byte range per tensor) and the tensors' bytes
+(https://github.com/huggingface/safetensors). This module does not use the `safetensors` package, for two reasons: the package's numpy
+functions do not support float8, and to write a file they need all its tensors in memory at once.
 
-Invariant: a block of a tensor is read by reading its own bytes only, and writing holds one tensor at a time.
+Invariant: reading a block of a tensor reads only the bytes of the block, and writing holds one tensor in memory at a time.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ MAX_HEADER_BYTES = 100_000_000
 METADATA_KEY = "__metadata__"
 
 Block = tuple[tuple[int, int], ...]
-"""Start (inclusive) and stop (exclusive) in every dimension."""
+"""Start (inclusive) and stop (exclusive) per dimension."""
 
 
 class TensorInfo(NamedTuple):
-    """Where a tensor lies: `nbytes` bytes from `offset` of `file`, row-major."""
+    """A tensor in a file: its `nbytes` bytes begin at `offset` of `file`, in row-major order."""
 
     file: Path
     dtype: str
@@ -48,33 +48,33 @@ class TensorInfo(NamedTuple):
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Return the tensors of a file by name. Raises UserError for a file that is truncated or no safetensors."""
+    """Return the tensors of a file by name. Raises UserError if the file is truncated or not a safetensors file."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
         length = int.from_bytes(start, "little")
         if len(start) < 8 or length > MAX_HEADER_BYTES:
-            raise UserError(f"{path} is no safetensors file: it does not start with the length of a header")
+            raise UserError(f"{path} is not a safetensors file: it does not start with the length of a header")
         if 8 + length > size:
             raise UserError(
-                f"{path} is truncated, or no safetensors file: its header alone takes {8 + length} bytes of {size}"
+                f"{path} is truncated or not a safetensors file: its header needs {8 + length} bytes, but the file has {size}"
             )
         text = file.read(length)
     try:
         header = json.loads(text)
     except ValueError as error:
-        raise UserError(f"{path} is no safetensors file: its header is not JSON ({error})") from error
+        raise UserError(f"{path} is not a safetensors file: its header is not JSON ({error})") from error
     if not isinstance(header, dict):
-        raise UserError(f"{path} is no safetensors file: its header is no JSON object")
+        raise UserError(f"{path} is not a safetensors file: its header is not a JSON object")
     tensors = {name: _info(path, 8 + length, name, entry) for name, entry in header.items() if name != METADATA_KEY}
     end = max((info.offset + info.nbytes for info in tensors.values()), default=8 + length)
     if end > size:
-        raise UserError(f"{path} is truncated: its header describes {end} bytes, it has {size}")
+        raise UserError(f"{path} is truncated: its header describes {end} bytes, but the file has {size}")
     return tensors
 
 
 def _info(path: Path, start: int, name: str, entry: Any) -> TensorInfo:
-    """Return one checked entry of a header."""
+    """Return one entry of a header. Raises UserError if the entry is malformed; `start` is where the tensors' bytes begin."""
 
     def is_sizes(value: Any) -> bool:
         return isinstance(value, list) and all(type(x) is int and x >= 0 for x in value)
@@ -91,14 +91,14 @@ def _info(path: Path, start: int, name: str, entry: Any) -> TensorInfo:
 
 
 def read_block(info: TensorInfo, block: Block) -> np.ndarray:
-    """Read a block of a tensor of a dtype in FLOAT_DTYPES. Raises UserError where the file ends early."""
+    """Read a block of a tensor, whose dtype is one of FLOAT_DTYPES. Raises UserError if the file ends early."""
     dtype = FLOAT_DTYPES[info.dtype]
     sizes = tuple(stop - start for start, stop in block)
     out = np.empty(sizes, dtype)
     if not out.size:
         return out
     strides = [math.prod(info.shape[i + 1 :]) * dtype.itemsize for i in range(len(sizes))]
-    # The dimensions from `run` on are contiguous in the file: all but the first of them are whole.
+    # The block is contiguous in the file from dimension `run` on, because it holds all dimensions after `run` whole.
     run = len(sizes)
     while run > 0:
         run -= 1
@@ -120,7 +120,7 @@ def read_block(info: TensorInfo, block: Block) -> np.ndarray:
 
 
 def read_exactly(file: int, buffer: memoryview, offset: int) -> None:
-    """Fill `buffer` from `offset` of an open file. Raises EOFError where the file ends before."""
+    """Fill `buffer` from `offset` of an open file. Raises EOFError if the file ends too early."""
     done = 0
     while done < len(buffer):
         count = os.preadv(file, [buffer[done:]], offset + done)
@@ -130,7 +130,7 @@ def read_exactly(file: int, buffer: memoryview, offset: int) -> None:
 
 
 def same_bytes(a: TensorInfo, b: TensorInfo, chunk: int = 1 << 24) -> bool:
-    """Return whether two tensors have the same dtype, shape and bytes; holds two chunks at a time."""
+    """Return whether two tensors have the same dtype, shape and bytes. Holds two chunks of `chunk` bytes at a time."""
     if (a.dtype, a.shape, a.nbytes) != (b.dtype, b.shape, b.nbytes):
         return False
     with a.file.open("rb") as file_a, b.file.open("rb") as file_b:
@@ -141,7 +141,7 @@ def same_bytes(a: TensorInfo, b: TensorInfo, chunk: int = 1 << 24) -> bool:
 
 
 def dtype_name(dtype: Any) -> str:
-    """Return the safetensors name of a floating dtype. Raises UserError for one it has no name for."""
+    """Return the name that safetensors has for a floating-point dtype. Raises UserError if it has none."""
     for name, known in FLOAT_DTYPES.items():
         if known == np.dtype(dtype):
             return name
@@ -149,9 +149,10 @@ def dtype_name(dtype: Any) -> str:
 
 
 def write_tensors(path: Path, specs: Mapping[str, tuple[str, Sequence[int]]], tensors: Iterable[np.ndarray]) -> None:
-    """Write tensors of these (dtype, shape) in this order, taking one from `tensors` at a time, and flush the file to disk.
+    """Write a file of tensors, and flush it to disk. `specs` gives the name, dtype and shape of each tensor, in the order of `tensors`.
 
-    Wider dtypes should come first, so that every tensor is aligned to its dtype. Raises UserError where a tensor is not as described.
+    One tensor is taken from `tensors` at a time. Wider dtypes should come first, so that every tensor is aligned to its dtype.
+    Raises UserError if a tensor differs from its entry in `specs`.
     """
     header: dict[str, Any] = {METADATA_KEY: {"format": "pt"}}
     offset = 0

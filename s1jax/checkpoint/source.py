@@ -1,27 +1,35 @@
-"""Checkpoints: where a model comes from and goes to, and the train state that a run is resumed from.
+"""Where a model comes from. A command resolves the name of its model once, and everything else reads the `Source` that results.
 
-A *source* is what `--model` takes, and is told apart by what lies in it:
+A name is a directory or a hub id. The content of the directory decides what kind of source it is:
 
-    Hugging Face     config.json, model.safetensors (or shards with an index), tokenizer files; a directory or a hub id
-    pre-sharded      config.json, params/ (Orbax, stacked layers), tokenizer files: `save_params`, launch/convert.py
-    training run     config.json, checkpoints/STEP/{state,metadata} (Orbax: params, opt_state, step; and JSON), tokenizer files:
-                     the newest finished step, with optimizer state left unread; or name one step's directory itself
+    hugging_face   config.json, model.safetensors (or shards with an index), tokenizer files. A hub id is always of this kind.
+    params         config.json, params/ (Orbax, stacked layers), tokenizer files. `save_params` and launch/convert.py write it.
+    state          config.json, checkpoints/STEP/{state,metadata} (Orbax: params, opt_state, step; and JSON), tokenizer files.
+                   The directory of a training run stands for its newest finished step. The directory of one step also works.
+                   The optimizer state is not read.
 
-config.json is in Hugging Face's form everywhere, and the original's further fields are carried along. Only safetensors and Orbax arrays are
-read: no pickle, no remote code. The translation of weights is in `hf_weights.py` (safetensors) and `orbax_params.py`.
+Every kind has Hugging Face's config.json, and fields that this project does not know are carried along. Only safetensors and Orbax
+arrays are read: no pickle, no remote code. `huggingface.py` and `orbax.py` translate the weights.
 
-Invariant: a destination appears whole or not at all (`new_directory`), and a half-written step is never taken for a checkpoint.
+Invariants:
+- The hub is asked once for the commit of a hub id. Whatever is downloaded later is of the same commit.
+- A half-written step is never taken for a checkpoint.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import huggingface_hub
 import jax
+from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
 from s1jax.checkpoint import huggingface, orbax
 from s1jax.checkpoint.orbax import find_fault, newest_step
@@ -31,7 +39,7 @@ from s1jax.model.storage import Storage, quantize_matrices
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.sharding import ShardingRules
 
-Kind = Literal["hugging_face", "params", "state"]
+Kind = Literal["hugging_face", "params", "state", "config"]
 
 CONFIG_NAME = "config.json"
 TOKENIZER_FILES = (
@@ -46,126 +54,202 @@ TOKENIZER_FILES = (
 )
 
 
-def resolve_model(source: str | Path, weights: bool = True) -> Path:
-    """Return the absolute directory of a source: itself, or a snapshot of a hub id (without weights if `weights` is False).
+@dataclass(frozen=True)
+class Source:
+    """A model on disk, as `resolve_source` found it."""
 
-    Raises UserError where it is neither a directory nor to be had from the hub.
+    name: str
+    """The directory or hub id, as the user gave it."""
+    kind: Kind
+    """What the weights are stored as. A directory without weights is of kind "config"."""
+    revision: str | None
+    """The commit of a hub id; None for a directory."""
+    directory: Path
+    """The absolute directory, or the hub's snapshot of the commit."""
+    weights: Path | None
+    """The directory of the weights; None if they are not there, or not downloaded yet."""
+    files: Path
+    """The directory of config.json and the tokenizer files."""
+    config: dict[str, Any]
+    """The content of config.json."""
+
+    def model_config(self, dtype: str = "bfloat16") -> ModelConfig:
+        """Return the config of the model, which computes in `dtype`. Raises UserError naming the file and the wrong fields."""
+        try:
+            return ModelConfig.from_hf(self.config, dtype)
+        except ValueError as error:
+            raise UserError(f"{self.files / CONFIG_NAME}: {error}") from error
+
+    def with_weights(self) -> Source:
+        """Return this source with its weights, which are downloaded if the source is a hub id.
+
+        Raises UserError if a directory has no weights, or if the hub does not give them.
+        """
+        if self.weights is not None:
+            return self
+        if self.revision is None:
+            return _describe(self.name, self.directory, None, weights=True)
+        directory = _download(self.name, self.revision, weights=True)
+        return _describe(self.name, directory, self.revision, weights=True)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """An identifier of the weights and the config: the commit of a hub id, or 12 hex digits for a directory.
+
+        The digits are a hash of config.json and of the name, the size and 16 blocks of each weight file. A block has 4 KiB, and the blocks
+        are spread evenly over the file. Any training changes some of them, and little has to be read.
+        Raises UserError if a directory has no weights.
+        """
+        if self.revision is not None:
+            return self.revision
+        source = self.with_weights()
+        assert source.weights is not None
+        digest = hashlib.sha256((source.files / CONFIG_NAME).read_bytes())
+        for path in sorted(source.weights.glob("*.safetensors" if source.kind == "hugging_face" else "**/*")):
+            if path.is_file():
+                size = path.stat().st_size
+                digest.update(f"{path.relative_to(source.weights).as_posix()} {size}".encode())
+                with path.open("rb") as file:
+                    for i in range(16):
+                        file.seek(i * max(0, size - 4096) // 15)
+                        digest.update(file.read(4096))
+        return digest.hexdigest()[:12]
+
+    @cached_property
+    def tokenizer_fingerprint(self) -> str:
+        """12 hex digits: a hash of the tokenizer files."""
+        digest = hashlib.sha256()
+        for name in TOKENIZER_FILES:
+            if (self.files / name).is_file():
+                digest.update(name.encode() + (self.files / name).read_bytes())
+        return digest.hexdigest()[:12]
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether the source has the files of a tokenizer."""
+        return (self.files / "tokenizer.json").is_file() or (self.files / "vocab.json").is_file()
+
+
+def resolve_source(name: str | Path, weights: bool = True) -> Source:
+    """Find the model of a name: a directory, a hub id, or NAME@REVISION, where the revision is a branch, tag or commit of the hub id.
+
+    If `weights` is False, the weights may be absent, and those of a hub id are not downloaded; `Source.with_weights` does that later.
+    Call this once per command: the commit of a branch may change between two calls.
+    Raises UserError if there is neither such a directory nor such a hub id, or if the directory is not a checkpoint.
     """
-    path = Path(source).expanduser()
-    if not str(source).strip():
+    path = Path(name).expanduser()
+    if not str(name).strip():
         raise UserError("the name of the model is empty: give a directory or a hub id")
     if path.is_dir():
-        return Path(os.path.abspath(path))
+        return _describe(str(name), Path(os.path.abspath(path)), None, weights)
     if path.exists():
-        raise UserError(f"{source} is a file; a model is a directory or a hub id")
-    if str(source).startswith((".", "/", "~")) or str(source).count("/") > 1:
-        raise UserError(f"no directory {source!s} (and it is no hub id, which looks like Qwen/Qwen2.5-0.5B-Instruct)")
+        raise UserError(f"{name} is a file; a model is a directory or a hub id")
+    hub_id, at, revision = str(name).partition("@")
+    if hub_id.startswith((".", "/", "~")) or hub_id.count("/") > 1:
+        raise UserError(f"there is no directory {name}, and a hub id looks like Qwen/Qwen2.5-0.5B-Instruct")
+    if at and not (hub_id and revision):
+        raise UserError(f"the name {name} is incomplete: it must be HUB_ID@REVISION, or a hub id without @")
+    directory = _download(str(name), revision or None, weights)
+    return _describe(str(name), directory, directory.name, weights)
 
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
+def _download(name: str, revision: str | None, weights: bool) -> Path:
+    """Return the hub's snapshot of a hub id, in a directory named by its commit. Raises UserError with the hub's reason."""
     patterns = [CONFIG_NAME, *TOKENIZER_FILES, *(["*.safetensors", huggingface.INDEX_NAME] if weights else [])]
+    hub_id = name.partition("@")[0]
     try:
-        return Path(snapshot_download(str(source), allow_patterns=patterns, ignore_patterns=["*/*"]))
-    # The hub's errors have no common base, and those of its HTTP package vary with its version.
+        # The attribute is looked up at each call, so that a test can replace it.
+        snapshot = huggingface_hub.snapshot_download(
+            hub_id, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]
+        )
+        return Path(snapshot)
+    # The hub's errors have no common base class, and those of its HTTP package vary with its version.
     except Exception as error:
         if isinstance(error, LocalEntryNotFoundError):
-            fault = "could not be reached"
+            reason = "could not be reached"
+        elif isinstance(error, RevisionNotFoundError):
+            reason = f"has no revision {revision} of {hub_id}"
         elif isinstance(error, RepositoryNotFoundError):
-            fault = "has no such model, or does not give it without a token that may read it"
+            reason = "has no such model, or gives it only to those with a token that may read it"
         else:
-            fault = f"does not give it ({type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]})"
-        raise UserError(
-            f"there is no directory {source!s} in {Path.cwd()}, and the Hugging Face hub {fault}"
-        ) from error
+            reason = f"does not give it ({type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]})"
+        raise UserError(f"there is no directory {name} in {Path.cwd()}, and the Hugging Face hub {reason}") from error
 
 
-def find_weights(directory: Path) -> tuple[Kind, Path, Path]:
-    """Return what a directory holds, where its weights lie, and where its config and tokenizer files lie.
+def _describe(name: str, directory: Path, revision: str | None, weights: bool) -> Source:
+    """Return the source that lies in a directory. Raises UserError if it is not a checkpoint, or has no weights and `weights` is True."""
+    kind: Kind = "config" if revision is None else "hugging_face"
+    found, files = None, _run_of(directory) or directory
+    # The shards of a snapshot without weights may be there from an earlier download, but perhaps not all of them.
+    if weights:
+        kind, found = _find_weights(directory)
+    elif revision is None:
+        with contextlib.suppress(UserError):
+            kind, found = _find_weights(directory)
+    return Source(name, kind, revision, directory, found, files, read_config(files))
 
-    Raises UserError for a directory that is no checkpoint, saying what it lacks.
-    """
+
+def _find_weights(directory: Path) -> tuple[Kind, Path]:
+    """Return what a directory holds, and the directory of its weights. Raises UserError that says what the directory lacks."""
     if (directory / huggingface.FILE_NAME).is_file() or (directory / huggingface.INDEX_NAME).is_file():
-        return "hugging_face", directory, directory
+        return "hugging_face", directory
     if (directory / "params").is_dir():
-        return "params", directory / "params", directory
+        return "params", directory / "params"
     if (directory / "checkpoints").is_dir():
         step = newest_step(directory / "checkpoints")
         if step is None:
             raise UserError(f"{directory} is a training run without a finished checkpoint")
-        return "state", directory / "checkpoints" / str(step) / "state", directory
-    if run := _run_of(directory):
+        return "state", directory / "checkpoints" / str(step) / "state"
+    if _run_of(directory):
         if fault := find_fault(directory):
             raise UserError(f"{directory} is not a finished checkpoint: {fault}")
-        return "state", directory / "state", run
-    lacks = f"it holds no {huggingface.FILE_NAME}, {huggingface.INDEX_NAME}, params/ or checkpoints/"
+        return "state", directory / "state"
+    expected = f"{huggingface.FILE_NAME}, {huggingface.INDEX_NAME}, params/ or checkpoints/"
     pickled = next(directory.glob("*.bin"), None)
     raise UserError(
-        f"{directory} is no checkpoint: {lacks}"
-        + (f"; {pickled.name} is not read, only safetensors is" if pickled else "")
+        f"{directory} is not a checkpoint: it has no {expected}"
+        + (f". {pickled.name} cannot be read: convert it to safetensors" if pickled else "")
     )
 
 
-def fingerprint(source: str | Path) -> str:
-    """Return what tells a source's weights from others while reading little of them.
-
-    For a hub id it is the commit; for a directory a hash of its config.json and, of every weight file, the name, the size and 16 blocks
-    of 4 KiB spread evenly, of which any training changes some.
-    """
-    directory = resolve_model(source, weights=False)
-    if not Path(source).expanduser().is_dir():
-        return directory.name
-    kind, weights, files = find_weights(directory)
-    digest = hashlib.sha256((files / CONFIG_NAME).read_bytes())
-    for path in sorted(weights.glob("*.safetensors" if kind == "hugging_face" else "**/*")):
-        if path.is_file():
-            size = path.stat().st_size
-            digest.update(f"{path.relative_to(weights).as_posix()} {size}".encode())
-            with path.open("rb") as file:
-                for i in range(16):
-                    file.seek(i * max(0, size - 4096) // 15)
-                    digest.update(file.read(4096))
-    return digest.hexdigest()[:12]
+def _run_of(directory: Path) -> Path | None:
+    """Return the training run that a step's directory belongs to, or None if the directory is not that of a step."""
+    step = directory.resolve()
+    return step.parents[1] if directory.name.isdecimal() and step.parent.name == "checkpoints" else None
 
 
-def tokenizer_fingerprint(source: str | Path) -> str:
-    """Return a hash of the tokenizer files of a source."""
-    directory = files_directory(source)
-    digest = hashlib.sha256()
-    for name in TOKENIZER_FILES:
-        if (directory / name).is_file():
-            digest.update(name.encode() + (directory / name).read_bytes())
-    return digest.hexdigest()[:12]
-
-
-def read_config(source: str | Path, dtype: str = "bfloat16") -> tuple[ModelConfig, dict[str, Any]]:
-    """Return the config of a source, without its weights, and the whole dict of its config.json. Raises UserError naming the file."""
-    directory = files_directory(source)
+def read_config(directory: Path) -> dict[str, Any]:
+    """Return the content of a directory's config.json. Raises UserError naming the file if it is absent or not a JSON object."""
     path = directory / CONFIG_NAME
     if not path.is_file():
-        raise UserError(f"{directory} is no checkpoint: it has no {CONFIG_NAME}")
+        raise UserError(f"{directory} is not a checkpoint: it has no {CONFIG_NAME}")
     try:
-        hf = json.loads(path.read_text("utf-8"))
-        if not isinstance(hf, dict):
-            raise UserError("it is no JSON object")
-        return ModelConfig.from_hf(hf, dtype), hf
+        config = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: {error}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: it is not a JSON object")
+    return config
 
 
 def stored_dtype(directory: Path) -> str | None:
-    """Return the dtype that a Hugging Face directory says its weights have; None where there is none, or its files are not whole."""
+    """Return the dtype that the config of a Hugging Face directory gives for its weights.
+
+    Returns None if the directory is absent or one of its files is damaged.
+    """
     if not (directory / CONFIG_NAME).is_file():
         return None
     try:
-        hf, problems = read_config(directory)[1], huggingface.find_tensors(directory)[2]
+        source = resolve_source(directory)
+        source.model_config()
+        problems = huggingface.find_tensors(directory)[2]
     except (FileNotFoundError, ValueError):
         return None
-    return None if problems else hf.get("dtype", hf.get("torch_dtype"))
+    return None if problems else source.config.get("dtype", source.config.get("torch_dtype"))
 
 
 def load_model(
-    source: str | Path,
+    source: Source,
     mesh: jax.sharding.Mesh,
     rules: ShardingRules,
     layout: Layout,
@@ -173,52 +257,32 @@ def load_model(
     param_dtype: str | None = "float32",
     store: Storage | None = None,
 ) -> tuple[ModelConfig, Params]:
-    """Load a model onto a mesh: its config, which computes in `dtype`, and its parameters in `param_dtype` (None: as stored).
+    """Load a model onto a mesh. Return its config, which computes in `dtype`, and its parameters in `param_dtype` (None: as stored).
 
-    `store` is what its matrices are stored as; then a Hugging Face source never lies on the devices whole as floats.
-
-    `source` is a Hugging Face directory or hub id, a pre-sharded checkpoint, a training run or one step of it. Each process reads what its
-    devices hold. Raises UserError for a source that is no such thing, or with everything that is wrong with its weights.
+    `store` says how to store the matrices; None keeps floats. With `store`, a Hugging Face source is quantized while it is read, so its
+    float weights never fill the devices. Each process reads what its devices hold.
+    Raises UserError if the source has no weights, or with everything that is wrong with them.
     """
-    kind, weights, files = find_weights(resolve_model(source))
-    config, _ = read_config(files, dtype)
-    if kind == "hugging_face":
-        return config, huggingface.import_weights(weights, config, mesh, rules, layout, param_dtype, store)
-    params = orbax.read_params(weights, kind == "state", config, mesh, rules, layout, param_dtype)
+    source = source.with_weights()
+    assert source.weights is not None
+    config = source.model_config(dtype)
+    if source.kind == "hugging_face":
+        return config, huggingface.import_weights(source.weights, config, mesh, rules, layout, param_dtype, store)
+    params = orbax.read_params(source.weights, source.kind == "state", config, mesh, rules, layout, param_dtype)
     return config, params if store is None else quantize_matrices(params, store)
 
 
-def load_tokenizer(source: str | Path):
-    """Load the tokenizer of a source, as `load_model` takes it; code that may come with it is not run."""
-    # Else transformers says at every start that there is no PyTorch here.
+def load_tokenizer(source: Source):
+    """Load the tokenizer of a source. Code that may come with it is not run. Raises UserError if it is absent or damaged."""
+    # Otherwise transformers says at every start that there is no PyTorch here.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from transformers import AutoTokenizer
 
-    directory = files_directory(source)
-    if not (directory / CONFIG_NAME).is_file():
-        raise UserError(f"{directory} is no checkpoint: it has no {CONFIG_NAME}")
-    if not has_tokenizer(directory):
-        raise UserError(f"{directory} has no tokenizer: neither tokenizer.json nor vocab.json is there")
+    if not source.has_tokenizer:
+        raise UserError(f"{source.files} has no tokenizer: it has neither tokenizer.json nor vocab.json")
     try:
-        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+        return AutoTokenizer.from_pretrained(source.files, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # `tokenizers` raises bare Exceptions
-        read_config(directory)  # which is read along with the tokenizer: what is wrong with it is told as such
+        source.model_config()  # transformers reads the config too, so its error may be the config's
         reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"cannot load the tokenizer of {directory}: its files are damaged ({reason})") from error
-
-
-def has_tokenizer(directory: Path) -> bool:
-    """Return whether the files of a tokenizer lie in a directory."""
-    return (directory / "tokenizer.json").is_file() or (directory / "vocab.json").is_file()
-
-
-def files_directory(source: str | Path) -> Path:
-    """Return the directory of a source's config and tokenizer files, without its weights."""
-    directory = resolve_model(source, weights=False)
-    return _run_of(directory) or directory
-
-
-def _run_of(directory: Path) -> Path | None:
-    """Return the training run that a directory is a step's directory of, None if it is none."""
-    step = directory.resolve()
-    return step.parents[1] if directory.name.isdecimal() and step.parent.name == "checkpoints" else None
+        raise UserError(f"cannot load the tokenizer of {source.files}: its files are damaged ({reason})") from error

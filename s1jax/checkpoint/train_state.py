@@ -1,12 +1,12 @@
-"""The checkpoints of a training run: a pytree of arrays and a JSON object per step, written by Orbax while training goes on.
+"""The checkpoints of a training run. Orbax writes them in the background while training continues.
 
-    DIRECTORY/STEP/    state/ (arrays), metadata/ (the JSON object), metrics/ (the evaluation loss), s1jax_files.json (what a whole one has)
+    DIRECTORY/STEP/    state/ (arrays), metadata/ (a JSON object), metrics/ (the evaluation loss), s1jax_files.json (sizes and checksums)
     DIRECTORY/         STEP.orbax-checkpoint-tmp (being written), removed/ (being removed), STEP.damaged (set aside)
 
-A step is written under a temporary name, its files' sizes and checksums are recorded there, and a rename makes it a checkpoint. Only then
-is an older one removed. So there is a whole checkpoint at every moment after the first, whatever ends the process.
+A step is written under a temporary name, and the sizes and checksums of its files are recorded there. A rename then makes it a checkpoint.
+Only after that is an older checkpoint removed. So from the first save on there is always a whole checkpoint, whatever ends the process.
 
-Invariant: no error of a save is lost: it is raised by the next `save`, `wait` or `close`.
+Invariant: no error of a save is lost. The next `save`, `wait` or `close` raises it.
 """
 
 from __future__ import annotations
@@ -42,16 +42,17 @@ REMOVED = "removed"
 
 
 class StateStore:
-    """The last `keep` checkpoints of a run, and with `keep_best` the one of the lowest evaluation loss, each whole or absent.
+    """Keeps the last `keep` checkpoints of a run. With `keep_best` it also keeps the one with the lowest evaluation loss.
 
-    Saving copies the state off the devices and writes it in the background. All processes call every method, on a shared directory.
+    Saving copies the state to the host, and the copy is written in the background. All processes call every method, and the directory is
+    shared by all of them.
     """
 
     def __init__(self, directory: str | Path, keep: int = 2, keep_best: bool = False):
         """Open or make the directory.
 
-        Damaged steps are renamed to STEP.damaged and half-written ones removed, each with a message on stderr; the newest that is whole by
-        its sizes is read to compare checksums.
+        Damaged steps are renamed to STEP.damaged, and half-written ones are removed, each with a warning. The newest step whose files have
+        the recorded sizes is read whole to compare checksums. If they differ, the one before it is read, and so on.
         """
         import orbax.checkpoint as ocp
         from orbax.checkpoint import checkpoint_managers as policies
@@ -76,18 +77,19 @@ class StateStore:
             preservation_policy=policies.AnyPreservationPolicy(kept),
             best_fn=_rank,  # without it Orbax writes no metrics
             best_mode="min",
-            todelete_subdir=REMOVED,  # a removal that is broken off does not look like a damaged step
+            todelete_subdir=REMOVED,  # so that an interrupted removal does not look like a damaged step
             async_options=ocp.AsyncOptions(post_finalization_callback=self._record),
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
-        # Else each save would tell JAX's agreement on preemption (`preemption.py`) a count of its own.
+        # Otherwise each save would advance the count of steps on which JAX agrees about preemption (`preemption.py`).
         self._manager.reached_preemption = lambda step: False  # type: ignore[method-assign]
 
     def save(self, step: int, state: Any, metadata: dict[str, Any], eval_loss: float | None = None) -> None:
-        """Begin to save a pytree of arrays and a JSON object, after the save before has ended.
+        """Wait for the previous save, then begin to save a pytree of arrays and a JSON object.
 
-        A step without an `eval_loss`, or whose loss is not finite, is never the best. Raises UserError for a step that exists, and OSError
-        where this save or the one before failed (the disk is full, say), which leaves the older checkpoints as they are.
+        A step without an `eval_loss`, or with one that is not finite, is never the best. Raises UserError if the step exists already, and
+        OSError if this save or the previous one failed (for example because the disk is full). A failure leaves older checkpoints as they
+        are.
         """
         import orbax.checkpoint as ocp
 
@@ -96,46 +98,46 @@ class StateStore:
             raise UserError(f"{self.directory} already has step {step}")
         self._set_damaged_aside()
         self._saving = step
-        with self._told():
-            self._manager.reload()  # a damaged step does not count among those kept
+        with self._errors_of_a_save():
+            self._manager.reload()  # so that a damaged step does not count as one that is kept
             args = ocp.args.Composite(state=ocp.args.StandardSave(state), metadata=ocp.args.JsonSave(metadata))
             metrics = {} if eval_loss is None else {"eval_loss": float(eval_loss)}
             if not self._manager.save(step, args=args, metrics=metrics, force=True):
                 raise OSError("Orbax declined")
 
     def add_eval_loss(self, step: int, eval_loss: float) -> None:
-        """Give a finished step that was saved without it its evaluation loss. Raises UserError for a step that is not there."""
+        """Add the evaluation loss of a finished step that was saved without one. Raises UserError if there is no such step."""
         path = self._finished(step)
         if is_first_process():
             write_eval_loss(path, eval_loss)
         barrier(f"evaluated {path}")
 
     def eval_loss(self, step: int) -> float | None:
-        """Return the evaluation loss of a step, None without one."""
+        """Return the evaluation loss of a step, or None if it has none."""
         return read_eval_loss(self.directory / str(step))
 
     def saved_at(self, step: int) -> float:
-        """Return when a finished step was written, in seconds since the epoch by the clock of its disk."""
+        """Return when a finished step was written, in seconds since the epoch, by the clock of the file system."""
         return (self._finished(step) / FILES_NAME).stat().st_mtime
 
     def latest_step(self) -> int | None:
-        """Return the newest finished step."""
+        """Return the newest finished step, or None if there is none."""
         return newest_step(self.directory)
 
     def best_step(self) -> int | None:
-        """Return the finished step of the lowest evaluation loss, the newest of equals; None where none has a finite one."""
+        """Return the finished step with the lowest evaluation loss (the newest of equals), or None if no step has a finite loss."""
         ranks = {step: _rank({"eval_loss": self.eval_loss(step)}) for step in finished_steps(self.directory)}
         ranked = [step for step, rank in ranks.items() if rank < math.inf]
         return min(ranked, key=lambda step: (ranks[step], -step), default=None)
 
     def read_metadata(self, step: int) -> dict[str, Any]:
-        """Return the JSON object that was saved with a step. Raises UserError for a step that is not there."""
+        """Return the JSON object that was saved with a step. Raises UserError if there is no such step."""
         return orbax.read_metadata(self._finished(step))
 
     def restore(self, step: int, abstract_state: Any) -> Any:
-        """Return the state of a step, with the shapes, dtypes and shardings (kinds of memory too) of `abstract_state`.
+        """Return the state of a step, with the shapes, dtypes and shardings (including the kind of memory) of `abstract_state`.
 
-        Raises UserError for a step that is not there, is damaged, or holds another tree.
+        Raises UserError if there is no such step, or if it is damaged or holds another tree.
         """
         import orbax.checkpoint as ocp
 
@@ -146,14 +148,14 @@ class StateStore:
             return self._manager.restore(step, args=args)["state"]
 
     def wait(self) -> None:
-        """Wait until the last save is on disk. Raises OSError with what went wrong in it."""
-        with self._told():
+        """Wait until the last save is on disk. Raises OSError if it failed."""
+        with self._errors_of_a_save():
             self._manager.wait_until_finished()
         self._saving = None
         self._empty_removed()
 
     def close(self) -> None:
-        """Wait, and release the threads. Raises OSError with what went wrong in the last save."""
+        """Wait until the last save is on disk, and release the threads. Raises OSError if the save failed."""
         try:
             self.wait()
         finally:
@@ -170,7 +172,7 @@ class StateStore:
             shutil.rmtree(self.directory / REMOVED)
 
     def _set_damaged_aside(self, checksums: bool = False) -> None:
-        """Rename damaged steps; with `checksums`, the newest is read whole until one is found that is as it was written."""
+        """Rename damaged steps. With `checksums`, read steps whole, the newest first, until the checksums of one are right."""
         if is_first_process():
             for path in reversed(orbax.step_directories(self.directory)):
                 fault = find_fault(path) or (find_damage(path, checksums=True) if checksums else None)
@@ -181,24 +183,25 @@ class StateStore:
                 if moved.exists():
                     shutil.rmtree(moved)
                 path.rename(moved)
-                logger.warning("%s is no finished checkpoint (%s): renamed to %s", path, fault, moved.name)
+                logger.warning("%s is not a finished checkpoint (%s): renamed to %s", path, fault, moved.name)
         barrier(f"checked {self.directory}")
 
     def _record(self) -> None:
-        """Record the files of the step that is about to be renamed to its final name; Orbax calls it in a thread of process 0."""
+        """Record the files of a step just before it is renamed. Orbax calls this in a thread of process 0."""
         (partial,) = self.directory.glob(f"{self._saving}{TEMPORARY}*")
         orbax.record_files(partial, checksums=True)
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        """Turn whatever Orbax raises for a save into one OSError that names it, and remove what there is of it."""
+    def _errors_of_a_save(self) -> Iterator[None]:
+        """Turn any error of a save into one OSError that names the step, and remove its half-written files."""
         try:
             yield
         except Exception as error:
             free = shutil.disk_usage(self.directory).free / 1e9
             if "No space left on device" in str(error):
-                of = " of files" if free > 0.01 else ""
-                reason = f"the disk is full{of} ({free:.2f} GB were free), and older checkpoints are as they were"
+                # If bytes are free, the file system has reached its limit on the number of files.
+                kind = " of files" if free > 0.01 else ""
+                reason = f"the disk is full{kind} ({free:.2f} GB were free); older checkpoints are unchanged"
             else:
                 reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]} ({free:.2f} GB were free)"
             if is_first_process():
@@ -208,24 +211,24 @@ class StateStore:
 
 
 def _rank(metrics: dict[str, Any]) -> float:
-    """Return an evaluation loss to sort by, lowest best: infinity where it is absent or not finite."""
+    """Return the number that steps are ranked by, the lowest first: the evaluation loss, or infinity if it is absent or not finite."""
     loss = metrics.get("eval_loss")
     return loss if loss is not None and math.isfinite(loss) else math.inf
 
 
 @functools.cache
 def _quieten() -> None:
-    """Leave out what is printed of an error beside the error itself, which is raised: one full disk would fill pages."""
+    """Suppress what Orbax and asyncio print about errors that are also raised. Otherwise one full disk would fill pages."""
 
     def is_not_raised_too(record: logging.LogRecord) -> bool:
         return record.levelno < logging.ERROR or "orbax" not in Path(record.pathname).parts
 
     def report(unraisable: Any, default: Callable[[Any], object] = sys.unraisablehook) -> None:
-        # Orbax ends its event loop at the first array's error, and TensorStore cannot deliver the others'.
+        # Orbax closes its event loop after the first array's error, so TensorStore cannot deliver the errors of other arrays.
         if repr(unraisable.exc_value) != "RuntimeError('Event loop is closed')":
             default(unraisable)
 
     logging.getLogger("absl").addFilter(is_not_raised_too)
-    # Of the tasks of Orbax's event loop it waits for the first that fails.
+    # Orbax waits only for the first failing task of its event loop, so asyncio would report the errors of the others.
     logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
     sys.unraisablehook = report

@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from s1jax.data.chat import LossOn, encode_example, find_delimiters
+from s1jax.data.chat import ChatFormat, LossOn
 from s1jax.data.rows import TrainingRow
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.processes import check_same, map_over_processes
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Int
-    from transformers import PreTrainedTokenizerBase
 
     from s1jax.model.config import ModelConfig
 
@@ -133,7 +132,7 @@ class Examples:
 
 
 def encode_rows(
-    rows: Sequence[TrainingRow], tokenizer: PreTrainedTokenizerBase, config: DataConfig
+    rows: Sequence[TrainingRow], chat: ChatFormat, config: DataConfig
 ) -> tuple[Examples, list[dict[str, Any]]]:
     """Tokenise rows; return also those that truncation leaves nothing to train on, as {row, reason, ...its columns}.
 
@@ -141,11 +140,10 @@ def encode_rows(
     for any of them. Raises UserError if their rows differ, if an example is longer than `max_length` tokens and `too_long` is
     "error", and if no example is left.
     """
-    pad = find_delimiters(tokenizer).pad
     tokens, masks, row_ids, rejects = [], [], [], []
     too_long: dict[str, int] = {}
     check_same(rows, "rows")
-    encoded = map_over_processes(partial(_encode, tokenizer, config.loss_on), rows)
+    encoded = map_over_processes(partial(_encode, chat, config.loss_on), rows)
     for index, (row, (ids, mask)) in enumerate(zip(rows, encoded, strict=True)):
         if len(ids) > config.max_length:
             too_long[f"{row['id']} (row {index})"] = len(ids)
@@ -171,13 +169,13 @@ def encode_rows(
         loss_mask=np.concatenate(masks),
         offsets=np.cumsum([0, *map(len, tokens)], dtype=np.int64),
         row_ids=tuple(row_ids),
-        pad=pad,
+        pad=chat.delimiters.pad,
         num_truncated=len(too_long) - len(rejects),
     ), rejects
 
 
 def _encode(
-    tokenizer: PreTrainedTokenizerBase, loss_on: LossOn, row: TrainingRow
+    chat: ChatFormat, loss_on: LossOn, row: TrainingRow
 ) -> tuple[Int[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-    ids, mask = encode_example(tokenizer, row["question"], row["thinking"], row["answer"], loss_on)
+    ids, mask = chat.encode_example(row["question"], row["thinking"], row["answer"], loss_on)
     return np.array(ids, np.int32), np.array(mask, bool)

@@ -1,9 +1,9 @@
 """Training rows from files and hub datasets.
 
-In: JSONL, Parquet or a hub dataset, in this project's columns or in those of the published s1K and s1K-1.1. Out: `TrainingRow`s, and every
-other row with the reason why it was rejected.
+In: JSONL, Parquet or a hub dataset, with the columns of this project or of the published s1K and s1K-1.1. Out: `TrainingRow`s, and the
+rejected rows, each with its reason.
 
-Invariant: no row is dropped in silence.
+Invariant: no row is dropped silently.
 """
 
 from __future__ import annotations
@@ -13,13 +13,10 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict
 
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.files import write_file
-
-if TYPE_CHECKING:
-    pass
 
 
 class TrainingRow(TypedDict):
@@ -34,15 +31,13 @@ class TrainingRow(TypedDict):
     domain: str
 
 
-# (trace, answer) columns, of which a row uses the first pair it has: ours, s1K-1.1's, s1K's, and Gemini's of s1K-1.1.
+# Pairs of columns (trace, answer). A row uses the first pair that it has: this project's, s1K-1.1's, s1K's, or Gemini's of s1K-1.1.
 _TRACE_COLUMNS = (
     ("thinking", "answer"),
     ("deepseek_thinking_trajectory", "deepseek_attempt"),
     ("thinking_trajectories", "attempt"),
     ("gemini_thinking_trajectory", "gemini_attempt"),
 )
-
-
 _OTHER_COLUMNS: dict[str, tuple[str, ...]] = {
     "question": ("question",),
     "id": ("id",),
@@ -53,11 +48,11 @@ _OTHER_COLUMNS: dict[str, tuple[str, ...]] = {
 
 
 def read_rows(source: str) -> tuple[list[TrainingRow], list[dict[str, Any]]]:
-    """Return the usable rows of `source` in its order, and the others as {file, row, reason, ...its columns}.
+    """Return the usable rows of `source` in order, and the rejected rows as {file, row, reason, ...the row's columns}.
 
-    `source` is as in `DataConfig`; `row` counts from 1 within a file (the line of a JSONL). A missing `id` becomes the
-    first 16 hex digits of sha256(question). Raises FileNotFoundError without such a source, UserError without a usable
-    row in it.
+    `source` is a .jsonl or .parquet file, a directory of them, or a hub id, as in `DataConfig`. `row` counts from 1 within a file (for
+    JSONL: lines). A missing `id` becomes the first 16 hex digits of sha256(question).
+    Raises FileNotFoundError if there is no such source, and UserError if it has no usable row.
     """
     rows: list[TrainingRow] = []
     rejects: list[dict[str, Any]] = []
@@ -70,25 +65,25 @@ def read_rows(source: str) -> tuple[list[TrainingRow], list[dict[str, Any]]]:
             rows.append(row)
     if not rows:
         reasons = Counter(reject["reason"] for reject in rejects).most_common(3)
-        told = "; ".join(f"{reason} ({count} x)" for reason, count in reasons) or "it is empty"
-        raise UserError(f"{source} holds no usable training row: {told}")
+        found = "; ".join(f"{reason} ({count} x)" for reason, count in reasons) or "it is empty"
+        raise UserError(f"{source} holds no usable training row: {found}")
     return rows, rejects
 
 
-def told(rejects: Sequence[dict[str, Any]], path: str | Path) -> str:
-    """Return how many rows were rejected, for which reasons, and where they are."""
+def describe_rejects(rejects: Sequence[dict[str, Any]], path: str | Path) -> str:
+    """Return one line for the log: the number of rejected rows, their reasons, and the file that holds them."""
     reasons = Counter(str(reject["reason"]) for reject in rejects).most_common(8)
     counted = ", ".join(f"{count} x {reason}" for reason, count in reasons)
     return f"{len(rejects)} rejected" + (f" ({counted}; see {path})" if rejects else "")
 
 
 def write_rejects(path: str | Path, rejects: Sequence[dict[str, Any]]) -> None:
-    """Write rejected rows as JSONL, replacing the file at `path` in one step."""
+    """Write rejected rows as JSONL. A file at `path` is replaced in one step."""
     write_file(path, "".join(json.dumps(reject, default=str) + "\n" for reject in rejects))
 
 
 def _raw_rows(source: str) -> Iterator[tuple[str, int, dict[str, Any] | str]]:
-    """Yield file or hub id, number from 1, and columns of every row; a line that is no JSON object comes as its text."""
+    """Yield, for every row, its file or hub id, its number from 1, and its columns. A line that is not a JSON object comes as text."""
     path = Path(source)
     if not source:
         raise UserError("source is empty: give a .jsonl or .parquet file, a directory of them, or a hub id")
@@ -141,18 +136,20 @@ def _hub_rows(name: str) -> Iterator[tuple[str, int, dict[str, Any]]]:
 
     try:
         dataset = load_dataset(name, split="train")
-    except OSError as error:  # among them: no such dataset, no connection
-        raise FileNotFoundError(f"{name} is no file or directory here, nor to be had from the hub: {error}") from error
+    except OSError as error:  # for example no such dataset, or no connection
+        raise FileNotFoundError(
+            f"there is no file or directory {name}, and the hub does not give it: {error}"
+        ) from error
     yield from ((name, number, row) for number, row in enumerate(dataset, 1))
 
 
 def _training_row(columns: dict[str, Any] | str) -> TrainingRow | str:
-    """Return the training row that `columns` make, or the reason why they make none."""
+    """Return the training row with these columns, or the reason why the row is rejected."""
     if isinstance(columns, str):
         return "not a JSON object"
     pair = next((pair for pair in _TRACE_COLUMNS if all(name in columns for name in pair)), None)
     if pair is None:
-        return "no columns thinking and answer, nor those of s1K or s1K-1.1"
+        return "it has neither the columns thinking and answer nor those of s1K or s1K-1.1"
     row: dict[str, str] = {}
     for field, candidates in {"thinking": pair[:1], "answer": pair[1:], **_OTHER_COLUMNS}.items():
         name = next((name for name in candidates if name in columns), field)

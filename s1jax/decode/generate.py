@@ -11,7 +11,8 @@ from typing import Annotated, Any, TextIO
 
 import tyro
 
-from s1jax.data.chat import check_text, encode_prompt, encode_text
+from s1jax.checkpoint.source import resolve_source
+from s1jax.data.chat import check_text
 from s1jax.data.condition import Condition, check_integer
 from s1jax.decode.load import load_decoder
 from s1jax.decode.request import Completion, Request
@@ -27,7 +28,7 @@ class GenerateConfig:
     """One question to one model. Counts are in tokens."""
 
     model: str
-    """Hugging Face directory or hub id, or one of our own checkpoints."""
+    """Hugging Face directory or hub id (ID@REVISION: a branch, tag or commit), or one of our own checkpoints."""
     prompt: str
     """The question."""
     condition: Annotated[Condition, tyro.conf.arg(name="")] = field(
@@ -45,11 +46,12 @@ def generate(config: GenerateConfig, out: TextIO) -> Completion:
     condition = config.condition
     check_integer("seed", config.seed)
     check_text("the prompt", config.prompt)
-    decoder, tokenizer = load_decoder(config.model, condition.dtype, int8=condition.int8, attention=config.attention)
-    prompt, ignore_ids = encode_prompt(tokenizer, config.prompt), encode_text(tokenizer, condition.ignore_text)
+    source = resolve_source(config.model)
+    decoder, chat = load_decoder(source, condition.dtype, int8=condition.int8, attention=config.attention)
+    prompt, ignore_ids = chat.encode_prompt(config.prompt), chat.encode_text(condition.ignore_text)
     request = Request(tuple(prompt), condition, tuple(ignore_ids), seed=config.seed)
     decoder.check(request)
-    stream = TranscriptStream(tokenizer, out)
+    stream = TranscriptStream(chat.tokenizer, out)
 
     def show(completions: Mapping[int, Completion]) -> None:
         if completions:

@@ -1,14 +1,14 @@
-"""A model's name -> an engine ready to decode, with its tokenizer."""
+"""A model on disk -> an engine that is ready to decode, and the model's chat format."""
 
 from __future__ import annotations
 
 import logging
 import math
-from typing import Any
 
 import jax
 
-from s1jax.data.chat import find_delimiters, newline_ids
+from s1jax.checkpoint.source import Source, load_model, load_tokenizer
+from s1jax.data.chat import ChatFormat
 from s1jax.decode.engine import Decoder
 from s1jax.model.storage import Storage, with_int8
 from s1jax.ops.attention import CacheBackend
@@ -20,36 +20,34 @@ logger = logging.getLogger(__name__)
 
 
 def load_decoder(
-    model: str,
+    source: Source,
     dtype: str = "bfloat16",
     mesh: MeshConfig = DECODING_MESH,
     rules: ShardingRules | None = None,
     int8: tuple[Int8, ...] = (),
     attention: CacheBackend | None = None,
-) -> tuple[Decoder, Any]:
-    """Return a model (Hugging Face directory or hub id, or our own checkpoint) ready to decode, and its tokenizer.
+) -> tuple[Decoder, ChatFormat]:
+    """Load a model onto a mesh. Return an engine that decodes with it, and the format that encodes its prompts.
 
-    Of the mesh `data` and `tensor` may both be -1 (`sharding.share_out`).
-    Raises UserError for a tokenizer that lacks the delimiters, or that does not belong to the model.
+    `dtype` is the dtype of weights and computation, `int8` says what is stored in 8 bits instead, and `attention` chooses the backend of
+    attention over caches (None: the default of the hardware). In `mesh`, `data` and `tensor` may both be -1: `share_out` then divides the
+    devices between them.
+    Raises UserError if the tokenizer lacks the delimiters or does not belong to the model.
     """
-    # Here, so that decoding itself needs no more than jax, flax and numpy.
-    from s1jax.checkpoint.source import load_model, load_tokenizer, read_config
-
     rules = rules or ShardingRules()
-    num_kv_heads = read_config(model, dtype)[0].num_kv_heads
-    tokenizer = load_tokenizer(model)
-    delimiters = find_delimiters(tokenizer)
+    num_kv_heads = source.model_config(dtype).num_kv_heads
+    chat = ChatFormat.of(load_tokenizer(source))
     device_mesh = make_mesh(share_out(mesh, num_kv_heads, jax.device_count()))
     if num_kv_heads % (tensor := device_mesh.shape["tensor"]) and is_first_process():
         logger.warning(
-            "tensor %d does not divide the %d key/value heads of %s, so every device holds all caches; tensor %d splits them, "
-            "with data for the other devices",
+            "tensor %d does not divide the %d key/value heads of %s, so every device holds all caches. "
+            "With tensor %d, and data for the other devices, the caches would be split",
             tensor,
             num_kv_heads,
-            model,
+            source.name,
             math.gcd(num_kv_heads, tensor),
         )
     store: Storage | None = "int8" if "weights" in int8 else None
-    config, params = load_model(model, device_mesh, rules, "per_layer", dtype=dtype, param_dtype=dtype, store=store)
+    config, params = load_model(source, device_mesh, rules, "per_layer", dtype=dtype, param_dtype=dtype, store=store)
     config = with_int8(config, int8)
-    return Decoder(config, params, rules, device_mesh, delimiters, newline_ids(tokenizer), attention), tokenizer
+    return Decoder(config, params, rules, device_mesh, chat.delimiters, chat.newline_ids, attention), chat

@@ -45,7 +45,7 @@ class DecodingConfig:
     """What all points of a run share: the model, the problems and how they are decoded."""
 
     model: str
-    """Hugging Face directory or hub id, or one of our own checkpoints."""
+    """Hugging Face directory or hub id (ID@REVISION: a branch, tag or commit), or one of our own checkpoints."""
     benchmark: str
     """aime24, aime25, math500, gpqa_diamond, gsm8k, or a JSONL file with a question and an answer a line."""
     output: str

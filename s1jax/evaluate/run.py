@@ -20,7 +20,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from s1jax.data.chat import encode_prompt, encode_text, split_completion
+from s1jax.checkpoint.source import resolve_source
+from s1jax.data.chat import ChatFormat
 from s1jax.data.condition import Condition
 from s1jax.decode.load import load_decoder
 from s1jax.decode.request import Completion, Request
@@ -48,22 +49,21 @@ def write_samples(config: DecodingConfig, traces: Sequence[Trace]) -> Path:
 
     Raises UserError where the file cannot be written or holds rows of another run, or a request does not fit the model.
     """
-    # Here, so that reading rows needs no checkpoint formats.
-    from s1jax.checkpoint.source import fingerprint, tokenizer_fingerprint
-
     output, writes = Path(config.output), is_first_process()
     every_problem = everywhere(lambda: read_problems(config.benchmark))
     check_same((config, traces), "config")
     check_same(every_problem, "problems")
     problems = every_problem[: config.limit]
+    source = everywhere(lambda: resolve_source(config.model, weights=False))
+    check_same(source.revision, "model")
     # What changes no more than the last bit of a number; the benchmark is told by its problems.
     neutral = ("output", "limit", "num_rows", "attention", "mesh", "rules", "benchmark")
     identity = config_hash(
         replace(config, int8=tuple(sorted(set(config.int8)))),
         exclude=neutral,
         problems=repr(every_problem),
-        weights=fingerprint(config.model),
-        tokenizer=tokenizer_fingerprint(config.model),
+        weights=source.fingerprint,
+        tokenizer=source.tokenizer_fingerprint,
     )
     cells = [
         (trace, problem, sample, point)
@@ -86,13 +86,11 @@ def write_samples(config: DecodingConfig, traces: Sequence[Trace]) -> Path:
         if writes:
             print(f"{output} has all {num_done} rows already", file=sys.stderr)
         return output
-    decoder, tokenizer = load_decoder(
-        config.model, config.dtype, config.mesh, config.rules, config.int8, config.attention
-    )
+    decoder, chat = load_decoder(source, config.dtype, config.mesh, config.rules, config.int8, config.attention)
     # The longest traces begin first, so that none is left alone at the end.
     jobs.sort(key=lambda job: -job[1].limits.max_thinking_tokens)
-    prompts = {problem.problem_id: tuple(encode_prompt(tokenizer, problem.question)) for problem in problems}
-    requests = [_request(tokenizer, prompts[job[0].problem_id], *job, config) for job in jobs]
+    prompts = {problem.problem_id: tuple(chat.encode_prompt(problem.question)) for problem in problems}
+    requests = [_request(chat, prompts[job[0].problem_id], *job, config) for job in jobs]
     for (problem, *_), request in zip(jobs, requests, strict=True):
         try:
             decoder.check(request)
@@ -109,7 +107,7 @@ def write_samples(config: DecodingConfig, traces: Sequence[Trace]) -> Path:
                 # Not before the first row, so that a run which fails earlier leaves nothing.
                 file = file or stack.enter_context(_open(output))
                 for point, completion in zip(trace.points, completions, strict=True):
-                    row = _sample_row(tokenizer, problem, point, sample, completion, columns)
+                    row = _sample_row(chat, problem, point, sample, completion, columns)
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 file.flush()
             bar.update(len(completions))
@@ -182,7 +180,7 @@ def _parses(line: bytes) -> bool:
 
 
 def _request(
-    tokenizer: Any, prompt: tuple[int, ...], problem: Problem, trace: Trace, sample: int, config: DecodingConfig
+    chat: ChatFormat, prompt: tuple[int, ...], problem: Problem, trace: Trace, sample: int, config: DecodingConfig
 ) -> Request:
     (ignore_text,), (temperature,) = (
         {getattr(p, name) for p in trace.points} for name in ("ignore_text", "temperature")
@@ -201,7 +199,7 @@ def _request(
     return Request(
         prompt,
         condition,
-        tuple(encode_text(tokenizer, ignore_text)),
+        tuple(chat.encode_text(ignore_text)),
         points=tuple(point.limits for point in trace.points),
         seed=config.seed,
         # A number of the problem itself, not of its place in the list.
@@ -211,9 +209,9 @@ def _request(
 
 
 def _sample_row(
-    tokenizer: Any, problem: Problem, point: Point, sample: int, completion: Completion, columns: dict[str, Any]
+    chat: ChatFormat, problem: Problem, point: Point, sample: int, completion: Completion, columns: dict[str, Any]
 ) -> SampleRow:
-    thinking, answer_text = split_completion(tokenizer, completion.tokens, completion.num_thinking)
+    thinking, answer_text = chat.split_completion(completion.tokens, completion.num_thinking)
     extracted, correct = grade(answer_text, problem.answer)
     return SampleRow(
         problem_id=problem.problem_id,

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 
 from s1jax.checkpoint.export import save_hf, save_params
-from s1jax.checkpoint.source import load_model, read_config
+from s1jax.checkpoint.source import load_model, resolve_source
 from s1jax.model.config import ModelConfig, qwen2_5
 from s1jax.model.qwen2 import Params, init_params
 from s1jax.ops.bits import as_bits
@@ -34,8 +34,7 @@ def figures(args: Any) -> Iterator[dict[str, Any]]:
     """Yield what the command line of `launch/benchmark.py convert` asks for."""
     mesh = make_mesh(MeshConfig(tensor=args.tensor))
     if args.model:
-        config = read_config(args.model, args.dtype)[0]
-        _, params = load_model(args.model, mesh, RULES, "stacked", args.dtype, args.dtype)
+        config, params = load_model(resolve_source(args.model), mesh, RULES, "stacked", args.dtype, args.dtype)
     else:
         config = qwen2_5(args.size, args.dtype)
         params = init_params(config, RULES, "stacked", mesh, seed=0, dtype=args.dtype)
@@ -57,15 +56,15 @@ def convert_figures(config: ModelConfig, params: Params, mesh: jax.sharding.Mesh
         devices=mesh.size, directory=tempfile.gettempdir(), gb=round(num_bytes / 1e9, 3), identical=True
     )
     forms = {
-        "hugging_face": partial(save_hf, config=config, params=params, dtype=None, source_of_tokenizer=None),
-        "presharded": partial(save_params, config=config, params=params, source_of_tokenizer=None),
+        "hugging_face": partial(save_hf, config=config, params=params, dtype=None, files=None),
+        "presharded": partial(save_params, config=config, params=params, files=None),
     }
     with tempfile.TemporaryDirectory() as directory:
         for name, write in forms.items():
             path = Path(directory) / name
             measured[f"{name}_write_s"], _ = _timed(partial(write, path))
             measured[f"{name}_plain_read_s"], _ = _timed(partial(_read_plainly, path))
-            read = partial(load_model, path, mesh, RULES, "stacked", config.dtype, None)
+            read = partial(load_model, resolve_source(path), mesh, RULES, "stacked", config.dtype, None)
             measured[f"{name}_read_s"], (_, back) = _timed(read)
             measured["identical"] &= jax.tree.all(jax.tree.map(_same_bits, params, back))
             del back

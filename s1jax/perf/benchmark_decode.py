@@ -47,13 +47,14 @@ def figures(args: Any) -> Iterator[Figures]:
     mesh = MeshConfig(data=-1, fsdp=1, tensor=args.tensor)
     num_prompts = max(args.batch) if args.what == "decode" else args.problems
     if args.model:
-        from s1jax.data.chat import encode_prompt, encode_text
+        from s1jax.checkpoint.source import resolve_source
         from s1jax.decode.load import load_decoder
 
-        decoder, tokenizer = load_decoder(args.model, args.dtype, mesh, int8=tuple(args.int8), attention=args.attention)
+        source, int8 = resolve_source(args.model), tuple(args.int8)
+        decoder, chat = load_decoder(source, args.dtype, mesh, int8=int8, attention=args.attention)
         questions = [f"What is {i + 12} times 17? Explain every step." for i in range(num_prompts)]
-        prompts = [tuple(encode_prompt(tokenizer, question)) for question in questions]
-        wait = tuple(encode_text(tokenizer, "Wait"))
+        prompts = [tuple(chat.encode_prompt(question)) for question in questions]
+        wait = tuple(chat.encode_text("Wait"))
     else:
         config = dataclasses.replace(qwen2_5(args.size, args.dtype), int8=tuple(args.int8))
         decoder, wait = random_decoder(config, mesh, args.attention), (7,)

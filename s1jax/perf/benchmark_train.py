@@ -48,13 +48,13 @@ def figures(args: Any) -> Iterator[Figures]:
     step_config = StepConfig(loss_chunk=args.loss_chunk, remat=args.remat, attention=args.attention)
     params = None
     if args.model and not args.slice:
-        from s1jax.checkpoint.source import load_model
+        from s1jax.checkpoint.source import load_model, resolve_source
 
-        config, params = load_model(args.model, make_mesh(mesh), ShardingRules(), "stacked", args.dtype)
+        config, params = load_model(resolve_source(args.model), make_mesh(mesh), ShardingRules(), "stacked", args.dtype)
     elif args.model:
-        from s1jax.checkpoint.source import read_config
+        from s1jax.checkpoint.source import resolve_source
 
-        config = read_config(args.model, args.dtype)[0]
+        config = resolve_source(args.model, weights=False).model_config(args.dtype)
     else:
         config = qwen2_5(args.size, args.dtype)
     if args.slice:

@@ -73,9 +73,9 @@ def published_config(model: str, dtype: str) -> ModelConfig:
     """Return the config of a published Qwen2.5 by its hub id, without the hub; of any other source as it is read."""
     if (found := re.fullmatch(r"Qwen/Qwen2\.5-([\d.]+B)(-Instruct)?", model)) and found[1] in SIZES:
         return qwen2_5(found[1], dtype)
-    from s1jax.checkpoint.source import read_config
+    from s1jax.checkpoint.source import resolve_source
 
-    return read_config(model, dtype)[0]
+    return resolve_source(model, weights=False).model_config(dtype)
 
 
 def platform_of(topology: str) -> str:

@@ -28,7 +28,7 @@ class TrainConfig:
     """One fine-tuning run."""
 
     model: str
-    """Hugging Face directory or hub id, or one of our own checkpoints."""
+    """Hugging Face directory or hub id (ID@REVISION: a branch, tag or commit), or one of our own checkpoints."""
     output: str
     """Run directory: checkpoints, metrics.jsonl, rejects.jsonl, and the Hugging Face export in hf/."""
     data: DataConfig

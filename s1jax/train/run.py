@@ -8,6 +8,7 @@ Invariant: a run that was stopped, at whatever moment, goes on from its last che
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from contextlib import closing
@@ -21,23 +22,16 @@ import jax.numpy as jnp
 
 from s1jax.checkpoint.directories import check_destination
 from s1jax.checkpoint.export import save_hf, write_model_files
-from s1jax.checkpoint.source import (
-    fingerprint,
-    load_model,
-    load_tokenizer,
-    read_config,
-    stored_dtype,
-    tokenizer_fingerprint,
-)
+from s1jax.checkpoint.source import load_model, load_tokenizer, resolve_source, stored_dtype
 from s1jax.checkpoint.train_state import StateStore
+from s1jax.data.chat import ChatFormat
 from s1jax.data.examples import DataConfig, Examples, encode_rows
 from s1jax.data.packing import Packer, num_steps
-from s1jax.data.rows import read_rows, told, write_rejects
+from s1jax.data.rows import describe_rejects, read_rows, write_rejects
 from s1jax.model import lora
 from s1jax.model.flops import train_flops
 from s1jax.model.qwen2 import Params, abstract_params
 from s1jax.runtime.command import counted
-from s1jax.runtime.config import to_json
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.files import check_writable, write_file
 from s1jax.runtime.hardware import peak_flops
@@ -90,26 +84,26 @@ class _Run:
         check_same(config, "config")
         from_first_process(self._check_output)
         self.mesh = make_mesh(config.mesh)
-        (plain, _), tokenizer = everywhere(
-            lambda: (read_config(config.model, config.dtype), load_tokenizer(config.model))
-        )
-        self.model_config = with_adapters(config, plain)
-        self.examples, self.rejects = self._read(config.data, tokenizer)
+        self.source = everywhere(lambda: resolve_source(config.model, weights=False))
+        check_same(self.source.revision, "model")
+        self.model_config = with_adapters(config, self.source.model_config(config.dtype))
+        chat = everywhere(lambda: ChatFormat.of(load_tokenizer(self.source)))
+        self.examples, self.rejects = self._read(config.data, chat)
         self.num_steps = num_steps(len(self.examples), config.data)
         num_shards, length_shards = (config.rules.num_shards(x, self.mesh.shape) for x in ("batch", "length"))
         self.packer = Packer(self.examples, config.data, num_shards, length_shards)
         self.eval_packer = None
         if config.eval_source is not None:
             held_out = replace(config.data, source=config.eval_source, num_epochs=1)
-            examples, rejects = self._read(held_out, tokenizer)
+            examples, rejects = self._read(held_out, chat)
             self.eval_packer = Packer(examples, held_out, num_shards, length_shards)
             self.rejects += rejects
         self.optimizer = make_optimizer(config.optimizer, self.num_steps)
         target = abstract_params(self.model_config, config.rules, "stacked", self.mesh, weight_dtype(config))
         self.frozen_target, target = split_params(config, target)
         self.target = abstract_state(self.optimizer, target, self.mesh, config.step.offload_optimizer)
-        self.identity = identity_of(config, self.examples, fingerprint(config.model))
-        self.identity["tokenizer"] = tokenizer_fingerprint(config.model)
+        self.identity = identity_of(config, self.examples, self.source.fingerprint)
+        self.identity["tokenizer"] = self.source.tokenizer_fingerprint
         check_trackers(config.trackers)
         self.first_step = 0
         if (self.output / "checkpoints").is_dir():
@@ -133,15 +127,15 @@ class _Run:
                 raise UserError(f"{self.output / name} is a file: remove it, or give another output")
         check_destination(self.output / "hf", overwrite=True)
 
-    def _read(self, config: DataConfig, tokenizer: Any) -> tuple[Examples, list[dict[str, Any]]]:
+    def _read(self, config: DataConfig, chat: ChatFormat) -> tuple[Examples, list[dict[str, Any]]]:
         """Return the examples of a source, and its rejected rows. Raises UserError where they do not fit the model."""
         rows, rejects = everywhere(lambda: read_rows(config.source))
-        examples, more_rejects = encode_rows(rows, tokenizer, config)
+        examples, more_rejects = encode_rows(rows, chat, config)
         examples.check_fit(self.model_config)
         rejects += more_rejects
         _say(
             f"{config.source}: {counted(len(examples), 'example')}, {examples.num_truncated} of them cut to max_length "
-            f"{config.max_length}, {told(rejects, self.output / REJECTS_NAME)}"
+            f"{config.max_length}, {describe_rejects(rejects, self.output / REJECTS_NAME)}"
         )
         return examples, rejects
 
@@ -204,10 +198,12 @@ class _Run:
     def _write_files(self) -> None:
         """Write what the run directory needs besides checkpoints; only once nothing is left to refuse."""
 
-        write_model_files(self.output, self.model_config, self.config.model)
+        write_model_files(self.output, self.model_config, self.source.files)
         if is_first_process():
             write_rejects(self.output / REJECTS_NAME, self.rejects)
-            write_file(self.output / CONFIG_NAME, to_json(self.config) + "\n")
+            # Every field of the config, and the commit of a hub id (null for a directory).
+            record = asdict(self.config) | {"revision": self.source.revision}
+            write_file(self.output / CONFIG_NAME, json.dumps(record, indent=2) + "\n")
 
     def _compile(self) -> None:
         """Compile the steps and evaluations that are left, so that nothing large is compiled once there is something to lose."""
@@ -231,7 +227,7 @@ class _Run:
         config = self.config
         store = None if config.frozen == "float" else config.frozen
         how = dict(layout="stacked", dtype=config.dtype, param_dtype=weight_dtype(config), store=store)
-        _, params = load_model(config.model, self.mesh, config.rules, **how)  # type: ignore[arg-type]
+        _, params = load_model(self.source, self.mesh, config.rules, **how)  # type: ignore[arg-type]
         if store is None:
             return params
         return jax.device_put(params, jax.tree.map(lambda x: x.sharding, self.frozen_target))
@@ -322,6 +318,7 @@ class _Run:
         metadata = {
             "identity": self.identity,
             "config": asdict(self.config),
+            "revision": self.source.revision,
             "next_batch": step,  # all there is of the data's state: a batch is a function of its number
             "seed": self.config.data.seed,  # all there is of random state: keys are made of it and the step
         }
@@ -336,7 +333,7 @@ class _Run:
                 model_config, params = lora.merge(
                     model_config, config.rules, self.mesh, self.frozen, params, config.export_dtype, lazily=True
                 )
-            save_hf(self.output / "hf", model_config, params, config.export_dtype, config.model, overwrite=True)
+            save_hf(self.output / "hf", model_config, params, config.export_dtype, self.source.files, overwrite=True)
         return self.output / "hf"
 
 

@@ -15,7 +15,7 @@ from s1jax.checkpoint import orbax
 from s1jax.checkpoint.export import write_model_files
 from s1jax.checkpoint.orbax import finished_steps
 from s1jax.checkpoint.train_state import StateStore
-from tests.support.checkpoints import State, abstract_of, assert_same, load, make_state, mesh_of
+from tests.support.checkpoints import State, abstract_of, assert_same, load, make_state, mesh_of, noise
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.integration]
@@ -90,10 +90,9 @@ def test_half_written_and_damaged_steps_are_not_taken_for_checkpoints(tmp_path, 
     assert_same(load(run)[1], state.params)
     store = StateStore(steps, keep=5)
     assert store.latest_step() == 2
-    messages = caplog.text
-    assert re.search("/4 is no finished checkpoint .*_CHECKPOINT_METADATA'.*: renamed to 4.damaged", messages)
-    assert re.search("/3 is no finished checkpoint .*state/_METADATA'.*: renamed to 3.damaged", messages)
-    assert "11.orbax-checkpoint-tmp is a half-written checkpoint: removed" in messages
+    assert re.search("/4 is not a finished checkpoint .*_CHECKPOINT_METADATA'.*: renamed to 4.damaged", caplog.text)
+    assert re.search("/3 is not a finished checkpoint .*state/_METADATA'.*: renamed to 3.damaged", caplog.text)
+    assert "11.orbax-checkpoint-tmp is a half-written checkpoint: removed" in caplog.text
     store.save(3, state, {})
     store.save(4, state, {})
     store.close()
@@ -104,9 +103,8 @@ def test_half_written_and_damaged_steps_are_not_taken_for_checkpoints(tmp_path, 
     assert finished_steps(steps) == [1, 2]
     caplog.clear()
     assert_same(load(run)[1], state.params)
-    messages = caplog.text
-    assert re.search(r"/4 is no .* is left out: state/.*/d/\w+ has \d+ bytes, not \d+\n", messages)
-    assert re.search(r"/3 is no .* is left out: state/.* is absent\n", messages)
+    assert re.search(r"/4 is not .* is skipped: state/.*/d/\w+ has \d+ bytes, not \d+\n", caplog.text)
+    assert re.search(r"/3 is not .* is skipped: state/.* is absent\n", caplog.text)
 
 
 def test_a_state_that_cannot_be_read_is_named_with_the_others(tmp_path):
@@ -138,10 +136,6 @@ def save_all(store, states):
     store.close()
 
 
-def noise(seed, size=50_000):
-    return {"x": jnp.asarray(np.random.default_rng(seed).normal(size=size), jnp.float32)}
-
-
 def test_the_checkpoint_before_one_of_changed_content_is_used(tmp_path, caplog):
     states = {step: noise(step) for step in (1, 2, 3)}
     save_all(StateStore(tmp_path, keep=3), states)
@@ -151,9 +145,9 @@ def test_the_checkpoint_before_one_of_changed_content_is_used(tmp_path, caplog):
     assert store.latest_step() == 1 and store.read_metadata(1) == {"step": 1}
     assert_same(store.restore(1, abstract_of(states[1])), states[1])
     store.close()
-    messages = caplog.text
     for step in (2, 3):
-        assert re.search(rf"/{step} is no .*the content of state/.* is not what was written.*{step}.damaged", messages)
+        pattern = rf"/{step} is not .*the content of state/.* is not what was written.*{step}.damaged"
+        assert re.search(pattern, caplog.text)
 
 
 def test_a_damaged_checkpoint_does_not_count_among_those_kept(tmp_path, caplog):
@@ -165,7 +159,7 @@ def test_a_damaged_checkpoint_does_not_count_among_those_kept(tmp_path, caplog):
     store.save(3, noise(3), {})
     store.close()
     assert finished_steps(tmp_path) == [1, 3] and (tmp_path / "2.damaged").is_dir()
-    assert "2 is no finished checkpoint" in caplog.text
+    assert "2 is not a finished checkpoint" in caplog.text
 
 
 @pytest.mark.parametrize("keep_best", [True, False])
@@ -229,11 +223,15 @@ def test_arrays_in_host_memory_are_saved_and_restored_there(tmp_path):
 
 
 PROCESS = """
-import sys
-from s1jax.runtime.processes import start_processes
-start_processes()
-directory = sys.argv[1]
-from tests.checkpoint.test_train_state import *
+import os, sys
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+import jax
+process, port, directory = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+jax.distributed.initialize(f"localhost:{port}", 2, process)
+import numpy as np
+from s1jax.checkpoint.train_state import StateStore
+from tests.support.checkpoints import abstract_of, make_state, mesh_of
 store = StateStore(directory, keep=5)
 _, state = make_state(mesh_of(data=2, fsdp=2), seed=store.latest_step() or 7)
 if store.latest_step() is None:
@@ -263,7 +261,8 @@ def test_what_two_processes_saved_one_restores_and_the_other_way_round(tmp_path,
 
 SAVE_FOREVER = """
 import itertools, sys
-from tests.checkpoint.test_train_state import *
+from s1jax.checkpoint.train_state import StateStore
+from tests.support.checkpoints import noise
 store = StateStore(sys.argv[1], keep=1)
 for step in itertools.count((store.latest_step() or 0) + 1):
     store.save(step, noise(step, 300_000), {"step": step})
@@ -296,10 +295,11 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path, rng):
 
 
 FILL_THE_DISK = """
-import sys
+import shutil, sys
 from pathlib import Path
+from s1jax.checkpoint.train_state import StateStore
 from s1jax.runtime.command import run_command
-from tests.checkpoint.test_train_state import *
+from tests.support.checkpoints import noise
 
 def main():
     directory, share = Path(sys.argv[1]), float(sys.argv[2])
@@ -332,11 +332,9 @@ def small_disk(tmp_path):
 @pytest.mark.parametrize("share", [0, 0.02, 0.8, 0.998])
 def test_a_full_disk_ends_the_run_with_one_clear_message_and_the_checkpoint_before_loads(small_disk, share):
     process = start(FILL_THE_DISK, small_disk, str(share))
-    _, messages = process.communicate(timeout=100)
+    _, stderr = process.communicate(timeout=100)
     steps = small_disk / "checkpoints"
-    assert re.fullmatch(
-        rf"error: cannot save step 2 in {steps}: the disk is full \(.* GB were free\), .*\n", messages
-    ), messages
+    assert re.fullmatch(rf"error: cannot save step 2 in {steps}: the disk is full \(.* GB were free\); .*\n", stderr)
     assert process.returncode == 1
     assert finished_steps(steps) == [1]
     (small_disk / "filler").unlink()

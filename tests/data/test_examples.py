@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from s1jax.data.examples import DataConfig, encode_example, encode_rows
+from s1jax.data.chat import ChatFormat
+from s1jax.data.examples import DataConfig, encode_rows
 from s1jax.data.rows import read_rows, write_rejects
 from s1jax.model.config import ModelConfig
 from tests.support.tokenizers import byte_tokenizer
@@ -96,7 +97,7 @@ def test_bad_rows_are_rejected_with_reason_and_place(tmp_path):
         (3, "not a JSON object"),
         (4, "not a JSON object"),
         (5, "not a JSON object"),
-        (6, "no columns thinking and answer, nor those of s1K or s1K-1.1"),
+        (6, "it has neither the columns thinking and answer nor those of s1K or s1K-1.1"),
         (7, "question is empty"),
         (8, "thinking is empty"),
         (9, "answer is empty"),
@@ -136,7 +137,7 @@ def test_missing_and_unknown_sources_are_one_error(tmp_path):
         (str(tmp_path / "none"), FileNotFoundError, "holds no .jsonl or .parquet"),
         (str(tmp_path / "rows.csv"), ValueError, r"rows\.csv is neither"),
         (str(tmp_path / "torn.parquet"), ValueError, r"torn\.parquet cannot be read as Parquet"),
-        ("someone/no-such-rows", FileNotFoundError, "someone/no-such-rows is no file or directory here, nor"),
+        ("someone/no-such-rows", FileNotFoundError, "no file or directory someone/no-such-rows, and the hub"),
         ("", ValueError, "source is empty"),
     ):
         with pytest.raises(error, match=told):
@@ -147,21 +148,22 @@ def test_missing_and_unknown_sources_are_one_error(tmp_path):
 
 
 def test_encoded_rows_are_the_examples_in_order():
-    tokenizer = byte_tokenizer()
+    chat = ChatFormat.of(byte_tokenizer())
     rows = [{**ROW, "id": str(i), "thinking": "t" * (i + 1)} for i in range(3)]
-    examples, rejects = encode_rows(rows, tokenizer, DataConfig("rows"))
+    examples, rejects = encode_rows(rows, chat, DataConfig("rows"))
     assert len(examples) == 3 and not rejects and examples.num_truncated == 0 and examples.row_ids == ("0", "1", "2")
     for i, row in enumerate(rows):
-        ids, mask = encode_example(tokenizer, row["question"], row["thinking"], row["answer"])
+        ids, mask = chat.encode_example(row["question"], row["thinking"], row["answer"])
         assert examples[i][0].tolist() == ids and examples[i][1].tolist() == mask
         assert examples.lengths[i] == len(ids)
 
 
 def test_too_long_examples_are_one_error_that_names_them():
     rows = [{**ROW, "id": f"row-{i}", "thinking": "t" * (i * 10 + 1)} for i in range(14)]
-    lengths = encode_rows(rows, byte_tokenizer(), DataConfig("rows"))[0].lengths
+    chat = ChatFormat.of(byte_tokenizer())
+    lengths = encode_rows(rows, chat, DataConfig("rows"))[0].lengths
     with pytest.raises(ValueError) as error:
-        encode_rows(rows, byte_tokenizer(), DataConfig("rows", max_length=int(lengths[1])))
+        encode_rows(rows, chat, DataConfig("rows", max_length=int(lengths[1])))
     told = str(error.value)
     assert told.startswith(
         f"12 of 14 examples are longer than max_length {lengths[1]}, the longest has {lengths[-1]} tokens"
@@ -171,24 +173,24 @@ def test_too_long_examples_are_one_error_that_names_them():
 
 
 def test_truncation_is_counted_and_leaves_no_example_without_loss():
-    tokenizer = byte_tokenizer()
+    chat = ChatFormat.of(byte_tokenizer())
     rows = [ROW, {**ROW, "thinking": "t" * 50}, {**ROW, "question": "q" * 200}]
-    length = len(encode_example(tokenizer, "q", "t", "a")[0])
+    length = len(chat.encode_example("q", "t", "a")[0])
     config = DataConfig("rows", max_length=length, too_long="truncate")
-    examples, rejects = encode_rows(rows, tokenizer, config)
+    examples, rejects = encode_rows(rows, chat, config)
     assert examples.lengths.tolist() == [length, length] and examples.num_truncated == 1
     assert [(reject["row"], reject["question"]) for reject in rejects] == [(2, "q" * 200)]
     assert "no token to train on is left" in rejects[0]["reason"]
 
     answers = DataConfig("rows", max_length=length, too_long="truncate", loss_on="answer")
-    examples, rejects = encode_rows(rows, tokenizer, answers)
+    examples, rejects = encode_rows(rows, chat, answers)
     assert len(examples) == 1 and examples.num_truncated == 0 and [reject["row"] for reject in rejects] == [1, 2]
     with pytest.raises(
         ValueError, match=r"no example is left of the 1 rows of rows: cut to max_length .* raise max_length"
     ):
-        encode_rows(rows[2:], tokenizer, answers)
+        encode_rows(rows[2:], chat, answers)
     with pytest.raises(ValueError, match="no example is left of the 0 rows"):
-        encode_rows([], tokenizer, answers)
+        encode_rows([], chat, answers)
 
 
 def test_config_refuses_values_it_does_not_know():

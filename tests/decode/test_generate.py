@@ -64,7 +64,7 @@ def test_a_terminal_has_colours_without_empty_runs_unless_they_are_unwanted(monk
     [
         (dict(num_ignore=2**31), "num_ignore is 2147483648; it must be from 0 to 2147483647"),
         (dict(top_k=100_000_000_000), "top_k is 100000000000; it must be from 0 to 2147483647"),
-        (dict(prompt="a\udce9"), "the prompt is not valid Unicode: character 2 is a byte that is no UTF-8"),
+        (dict(prompt="a\udce9"), "the prompt is not valid Unicode: character 2 is a byte that is not UTF-8"),
         (dict(ignore_text="\ud800"), "ignore_text is not valid Unicode: character 1 is a lone surrogate"),
         (dict(temperature=float("nan")), "temperature is nan; it must be finite and not negative"),
     ],

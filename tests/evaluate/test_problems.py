@@ -48,7 +48,10 @@ def test_all_bad_lines_are_counted_and_named(tmp_path):
         ),
         (b'{"question": "q", "answer": "\\udfff"}', "the answer is not valid Unicode"),
         (b'{"question": "q", "answer": 1, "id": "\\ud83d"}', "the id is not valid Unicode"),
-        (b'{"question": "caf\xe9", "answer": "1"}', "it is not valid Unicode: character 18 is a byte that is no UTF-8"),
+        (
+            b'{"question": "caf\xe9", "answer": "1"}',
+            "it is not valid Unicode: character 18 is a byte that is not UTF-8",
+        ),
         ('{"question": "q", "answer": "1"}'.encode("utf-16"), "it is not valid Unicode: character 1 "),
         (b'{"question": "q", "answer": NaN}', "answer is nan: it must be text or a finite number"),
         (b'{"question": "q", "answer": -1e400}', "answer is -inf: it must be text or a finite number"),

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from s1jax.checkpoint.export import save_hf
-from s1jax.checkpoint.source import load_model
+from s1jax.checkpoint.source import load_model, resolve_source
 from s1jax.decode import batch, engine
 from s1jax.decode.load import load_decoder
 from s1jax.evaluate.conditions import DecodingConfig, EvaluateConfig, Point
@@ -274,13 +274,13 @@ def test_more_rows_than_requests_are_not_allocated(config):
 
 @pytest.mark.parametrize("num_rows", [0, -1])
 def test_a_decoder_without_rows_is_refused(tiny_model, num_rows):
-    decoder, _ = load_decoder(tiny_model, "float32")
+    decoder, _ = load_decoder(resolve_source(tiny_model), "float32")
     with pytest.raises(ValueError, match=f"num_rows is {num_rows}"):
         decoder.decode([make_request(prompt=(1,))], num_rows=num_rows)
 
 
 def test_a_request_past_the_context_names_what_to_lower(tiny_model):
-    decoder, _ = load_decoder(tiny_model, "float32")
+    decoder, _ = load_decoder(resolve_source(tiny_model), "float32")
     fitting = make_request(prompt=(1,), max_thinking_tokens=400, max_answer_tokens=8)
     spare = 512 - 1 - decoder.num_new_tokens(fitting)
     decoder.check(changed(fitting, max_thinking_tokens=400 + spare))
@@ -337,9 +337,9 @@ def test_a_speed_has_a_space_before_its_unit(rate, unit, scaled, text):
 
 def test_a_tokenizer_larger_than_the_model_is_refused(tiny_model, tmp_path):
     mesh = make_mesh(MeshConfig())
-    config, _ = load_model(tiny_model, mesh, ShardingRules(), "stacked")
+    config, _ = load_model(resolve_source(tiny_model), mesh, ShardingRules(), "stacked")
     config = replace(config, vocab_size=200)
     params = random_params(config, "stacked", mesh)
-    save_hf(tmp_path / "hf", config, params, "float32", tiny_model)
+    save_hf(tmp_path / "hf", config, params, "float32", Path(tiny_model))
     with pytest.raises(ValueError, match="the tokenizer has 259 ids, the model only 200"):
-        load_decoder(str(tmp_path / "hf"), "float32")
+        load_decoder(resolve_source(tmp_path / "hf"), "float32")

@@ -95,7 +95,7 @@ CURATE += ["--output", "{tmp}/run/train.jsonl"]
     ("script", "arguments", "message"),
     [
         ("generate", ["--model", "{tmp}/nonesuch", *GENERATE], "nonesuch"),
-        ("generate", ["--model", "{tmp}/directory", *GENERATE], "is no checkpoint"),
+        ("generate", ["--model", "{tmp}/directory", *GENERATE], "is not a checkpoint"),
         ("generate", ["--model", "{tmp}/good.jsonl", *GENERATE], "is a file"),
         ("generate", ["--model", "{tmp}/corrupt", *GENERATE], "model.safetensors"),
         ("generate", ["--model", "{tmp}/garbage", *GENERATE], "model.safetensors"),
@@ -127,7 +127,7 @@ CURATE += ["--output", "{tmp}/run/train.jsonl"]
         ("plot", ["{tmp}/nonesuch.jsonl", "--out", "{tmp}/run"], "nonesuch.jsonl"),
         ("plot", ["{tmp}/no_json.jsonl", "--out", "{tmp}/run"], "no_json.jsonl"),
         ("convert", ["{tmp}/corrupt", "{tmp}/run"], "model.safetensors"),
-        ("convert", ["{tmp}/directory", "{tmp}/run"], "is no checkpoint"),
+        ("convert", ["{tmp}/directory", "{tmp}/run"], "is not a checkpoint"),
         ("convert", ["{tmp}/directory", "{tmp}/run", "--nonesuch", "1"], "Unrecognized options: --nonesuch"),
         ("convert", ["{model}", ""], "the directory to write is empty"),
         ("convert", ["{model}"], "Missing from python"),

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 from collections import Counter
+from pathlib import Path
 
 import jax
 import jax.extend
@@ -15,7 +16,7 @@ import pytest
 from flax import nnx
 
 from s1jax.checkpoint.export import save_hf
-from s1jax.checkpoint.source import load_model
+from s1jax.checkpoint.source import load_model, resolve_source
 from s1jax.model.config import PROJECTIONS, LoraConfig, ModelConfig
 from s1jax.model.lora import combine, init_adapters, merge, split
 from s1jax.model.qwen2 import abstract_params, graphdef
@@ -313,13 +314,13 @@ def test_an_export_has_the_same_logits_under_transformers(tmp_path, tiny_model):
     torch = pytest.importorskip("torch")
     from transformers import AutoModelForCausalLM
 
-    config, params = load_model(tiny_model, one_device(), RULES, "stacked", dtype="float32")
+    config, params = load_model(resolve_source(tiny_model), one_device(), RULES, "stacked", dtype="float32")
     config = dataclasses.replace(config, lora=LORA)
     adapters = random_adapters(config)
     tokens = random_tokens(config, (2, 9))
     wanted = full_logits(config, "stacked", combine(params, adapters), tokens)
     plain, merged = merge(config, RULES, one_device(), params, adapters)
-    save_hf(tmp_path / "hf", plain, merged, "float32", tiny_model)
+    save_hf(tmp_path / "hf", plain, merged, "float32", Path(tiny_model))
     assert json.loads((tmp_path / "hf" / "config.json").read_text())["model_type"] == "qwen2"
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
     with torch.no_grad():

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from s1jax.checkpoint.source import load_model
+from s1jax.checkpoint.source import load_model, resolve_source
 from s1jax.model.config import ModelConfig
 from s1jax.model.qwen2 import graphdef, init_cache, unstack
 from s1jax.ops.rope import apply_rope, rope_attention_factor, rope_frequencies, rotation_at
@@ -62,7 +62,9 @@ def load_pair(directory: Path, layout: str = "per_layer") -> Pair:
     hf = transformers.AutoModelForCausalLM.from_pretrained(
         directory, dtype=torch.float32, attn_implementation="eager"
     ).eval()
-    config, params = load_model(str(directory), one_device(), RULES, layout, dtype="float32", param_dtype="float32")
+    config, params = load_model(
+        resolve_source(directory), one_device(), RULES, layout, dtype="float32", param_dtype="float32"
+    )
     return Pair(directory, hf, config, params, layout)
 
 
@@ -292,7 +294,7 @@ def test_200_greedy_tokens_through_the_cache_equal_hugging_faces(real, real_toke
 
 def test_bfloat16_stays_within_a_thousandth_of_a_nat_of_float32(real, real_batch):
     ids, mask, logits = real_batch
-    config, params = load_model(str(real.directory), one_device(), RULES, "stacked", param_dtype="bfloat16")
+    config, params = load_model(resolve_source(real.directory), one_device(), RULES, "stacked", param_dtype="bfloat16")
     assert config.dtype == "bfloat16"
     ours = jax.jit(functools.partial(full_logits, config, "stacked"))(params, ids, None, mask)[mask > 0]
     wanted = logits.log_softmax(-1).numpy()

@@ -10,8 +10,7 @@ import pytest
 from flax import nnx
 
 from s1jax.checkpoint.export import save_hf
-from s1jax.checkpoint.source import load_model
-from s1jax.data.chat import encode_prompt
+from s1jax.checkpoint.source import load_model, resolve_source
 from s1jax.data.condition import Limits
 from s1jax.decode.load import load_decoder
 from s1jax.model import storage
@@ -74,7 +73,7 @@ def test_a_model_is_stored_while_it_is_read_and_never_there_whole(layout, store,
     params = random_params(CONFIG, "per_layer", mesh)
     save_hf(tmp_path / "model", CONFIG, params, None, None)
     how = dict(mesh=mesh, rules=RULES, layout=layout, dtype="float32")
-    _, floats = load_model(tmp_path / "model", **how)
+    _, floats = load_model(resolve_source(tmp_path / "model"), **how)
     num_kernels = sum(x.nbytes for x in jax.tree.leaves(floats["layers"]) if x.ndim > 2 or layout == "per_layer")
     wanted = quantize_matrices(jax.tree.map(jnp.copy, floats), store)
     del params, floats
@@ -86,7 +85,7 @@ def test_a_model_is_stored_while_it_is_read_and_never_there_whole(layout, store,
         return quantize_matrix(x, *args)
 
     monkeypatch.setattr(storage, "_quantize_matrix", count)
-    _, stored = load_model(tmp_path / "model", store=store, **how)
+    _, stored = load_model(resolve_source(tmp_path / "model"), store=store, **how)
     jax.tree.map(np.testing.assert_array_equal, stored, wanted)
     assert max(held) < 0.75 * num_kernels
 
@@ -181,8 +180,8 @@ def test_a_real_model_says_nearly_the_same_in_eight_bits(real_model, shared, int
     question = json.loads((shared / "data" / "gsm8k_test.jsonl").read_text().splitlines()[0])["question"]
 
     def log_probabilities(int8):
-        decoder, tokenizer = load_decoder(str(real_model), "float32", int8=int8)
-        tokens = jnp.array([encode_prompt(tokenizer, question)])
+        decoder, chat = load_decoder(resolve_source(real_model), "float32", int8=int8)
+        tokens = jnp.array([chat.encode_prompt(question)])
         positions = jnp.arange(tokens.shape[1])[None]
 
         @jax.jit

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from s1jax.data.chat import encode_chat, encode_prompt, find_delimiters
+from s1jax.checkpoint.source import resolve_source
+from s1jax.data.chat import ChatFormat
 from s1jax.data.examples import DataConfig
 from s1jax.data.packing import Packer
 from s1jax.decode import scheduler
@@ -85,11 +86,12 @@ def test_a_run_on_real_rows_lowers_held_out_loss_and_its_export_thinks_under_tra
         return out[0, len(prompt) :].tolist()
 
     question = gsm8k[60]["question"]
-    think = list(find_delimiters(tokenizer).think)
-    opening = under_transformers(encode_chat(tokenizer, question), len(think) + 1)
+    chat = ChatFormat.of(tokenizer)
+    think = list(chat.delimiters.think)
+    opening = under_transformers(chat.encode_chat(question), len(think) + 1)
     assert opening[: len(think)] == think and tokenizer.decode(opening[len(think) :]) == "\n"
-    decoder, _ = load_decoder(str(hf), "float32", MeshConfig(fsdp=-1))
-    prompt = tuple(encode_prompt(tokenizer, question))
+    decoder, _ = load_decoder(resolve_source(hf), "float32", MeshConfig(fsdp=-1))
+    prompt = tuple(chat.encode_prompt(question))
     (ours,) = decoder.decode([make_request(prompt, NUM_TOKENS, max_answer_tokens=1)])
     theirs = under_transformers(list(prompt), NUM_TOKENS)
     print(tokenizer.decode(theirs))

@@ -20,7 +20,7 @@ import pytest
 
 from s1jax.checkpoint.export import save_hf
 from s1jax.checkpoint.orbax import finished_steps
-from s1jax.checkpoint.source import load_model, stored_dtype
+from s1jax.checkpoint.source import load_model, resolve_source, stored_dtype
 from s1jax.checkpoint.train_state import StateStore
 from s1jax.data.examples import DataConfig
 from s1jax.runtime.sharding import MeshConfig, make_mesh
@@ -41,7 +41,7 @@ def run_config(tmp_path):
     tokenizer = byte_tokenizer(eos_token="<|im_end|>", pad_token="<|endoftext|>")
     tokenizer.save_pretrained(tmp_path / "base")
     params = params_on(mesh)
-    save_hf(tmp_path / "base2", CONFIG, params, "float32", str(tmp_path / "base"))
+    save_hf(tmp_path / "base2", CONFIG, params, "float32", tmp_path / "base")
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in [*ROWS, {"id": "bad", "question": "no trace?"}]))
     return TrainConfig(
@@ -66,8 +66,8 @@ def test_a_run_learns_exports_and_keeps_rejected_rows_aside(run_config):
     assert reject["id"] == "bad" and "thinking" in reject["reason"]
     told = json.loads((Path(run_config.output) / "train_config.json").read_text())
     assert told["data"]["source"] == run_config.data.source and told["step"]["remat"] == "full"
-    config, exported = load_model(str(hf), make_mesh(MeshConfig()), RULES, "stacked", dtype="float32")
-    _, state = load_model(run_config.output, make_mesh(MeshConfig()), RULES, "stacked", dtype="float32")
+    config, exported = load_model(resolve_source(hf), make_mesh(MeshConfig()), RULES, "stacked", dtype="float32")
+    _, state = load_model(resolve_source(run_config.output), make_mesh(MeshConfig()), RULES, "stacked", dtype="float32")
     assert config == CONFIG
     jax.tree.map(
         lambda a, b: np.testing.assert_array_equal(a, b.astype(jnp.bfloat16).astype(jnp.float32)), exported, state
@@ -227,7 +227,7 @@ def test_a_run_resumed_on_another_mesh_equals_the_uninterrupted_one(devices, mes
     train(replace(whole, output=run_config.output, mesh=mesh))
     np.testing.assert_allclose(losses_of(run_config.output), losses_of(whole.output), rtol=1e-5)
     params = [
-        load_model(output, make_mesh(MeshConfig()), RULES, "stacked", dtype="float32")[1]
+        load_model(resolve_source(output), make_mesh(MeshConfig()), RULES, "stacked", dtype="float32")[1]
         for output in (run_config.output, whole.output)
     ]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *params)
@@ -245,9 +245,9 @@ def test_two_processes_take_over_a_run_of_one_stop_together_and_give_it_back(run
         s.bind(("localhost", 0))
         port = s.getsockname()[1]
     note_questions = (
-        "from s1jax.data import examples\nencode = examples.encode_example\n"
+        "from s1jax.data.chat import ChatFormat\nencode = ChatFormat.encode_example\n"
         f"note = lambda question: open(r'{tmp_path}/read_by' + str(jax.process_index()), 'a').write(question + '\\n')\n"
-        "examples.encode_example = lambda tokenizer, *texts: (note(texts[0]), encode(tokenizer, *texts))[1]"
+        "ChatFormat.encode_example = lambda chat, *texts: (note(texts[0]), encode(chat, *texts))[1]"
     )
     processes = [
         start(config, devices=4, process=i, num_processes=2, port=port, patch=note_questions) for i in range(2)
@@ -273,7 +273,7 @@ def test_held_out_loss_is_measured_and_the_best_checkpoint_kept(run_config, tmp_
     losses = eval_losses_of(config.output)
     assert list(losses) == [2, 4, 6, 8, 10, 12] and losses[12] < losses[2]
     # By hand: the mean over examples of each example's mean.
-    _, params = load_model(config.output, make_mesh(MeshConfig()), RULES, "stacked", dtype="float32")
+    _, params = load_model(resolve_source(config.output), make_mesh(MeshConfig()), RULES, "stacked", dtype="float32")
     alone = [replace(config.data, source=str(held_out), num_epochs=1, batch_size=1)]
     run = _Run(replace(config, output=str(tmp_path / "other"), data=alone[0]))
     run.load()
@@ -411,7 +411,7 @@ def test_what_lies_in_the_way_of_a_runs_files_is_refused_at_the_start(run_config
     for name, told in (
         ("checkpoints", "checkpoints is a file"),
         ("tensorboard", "is a file"),
-        ("hf", "is no directory"),
+        ("hf", "is not a directory"),
     ):
         (output / name).touch()
         with pytest.raises(ValueError, match=told):

@@ -15,7 +15,8 @@ import pytest
 from flax import nnx
 
 from s1jax.checkpoint.export import save_hf
-from s1jax.checkpoint.source import load_model
+from s1jax.checkpoint.source import load_model, resolve_source
+from s1jax.data.chat import ChatFormat
 from s1jax.data.examples import DataConfig, encode_rows
 from s1jax.data.packing import Packer
 from s1jax.model import lora
@@ -43,7 +44,7 @@ DATA = DataConfig(source="-", max_length=512, batch_size=8, num_epochs=2, pad_mu
 
 
 def make_packer(num_shards=1, **changes) -> Packer:
-    examples, _ = encode_rows(ROWS, byte_tokenizer(), DATA)
+    examples, _ = encode_rows(ROWS, ChatFormat.of(byte_tokenizer()), DATA)
     return Packer(examples, replace(DATA, **changes), num_shards)
 
 
@@ -195,7 +196,7 @@ def test_steps_equal_torch(tmp_path, reference):
         np.testing.assert_allclose([loss.item(), norm.item()], reference[0][step], rtol=1e-4)
         assert norm > OPTIMIZER.clip_norm and (step == 0 or adamw.param_groups[0]["lr"] > 1e-3)
     model.save_pretrained(tmp_path / "torch")
-    _, trained = load_model(tmp_path / "torch", mesh, RULES, "stacked", dtype="float32")
+    _, trained = load_model(resolve_source(tmp_path / "torch"), mesh, RULES, "stacked", dtype="float32")
 
     def moved_alike(path, ours, theirs, start):
         name = jax.tree_util.keystr(path)
