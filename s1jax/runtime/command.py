@@ -39,8 +39,8 @@ def counted(number: int, noun: str) -> str:
 
 # What to do about a device that ran out of memory.
 ROOM = (
-    "In training give more devices, fewer --data.rows-per-pass, a shorter --data.row-length, a smaller --step.loss-chunk or --step.remat "
-    "full; in decoding fewer rows at a time, or --int8"
+    "In training give more devices, fewer --data.rows-per-micro-batch, a shorter --data.row-length, a smaller --step.loss-chunk or "
+    "--step.remat full; in decoding fewer rows at a time, or --int8"
 )
 
 

@@ -1,4 +1,4 @@
-"""Reading, rejecting and tokenising of training rows."""
+"""Training rows: reading, rejecting and tokenising them."""
 
 import json
 from dataclasses import replace
@@ -195,9 +195,9 @@ def test_config_refuses_values_it_does_not_know():
     for change, told in (
         ({"batch_size": 0}, "batch_size is 0: it must be at least 1"),
         ({"seed": -1}, "seed is -1: it must be at least 0"),
-        ({"rows_per_pass": 0}, "rows_per_pass is 0: it must be at least 1"),
+        ({"rows_per_micro_batch": 0}, "rows_per_micro_batch is 0: it must be at least 1"),
         ({"row_length": 1}, "row_length is 1: it must be at least 2"),
-        ({"halvings": 5}, "halvings is 5: it can be at most 4"),
+        ({"num_row_lengths": 6}, "num_row_lengths is 6: it must be at most 5"),
         ({"too_long": "cut"}, "too_long is 'cut': choose one of error, truncate"),
         ({"loss_on": "trace"}, "loss_on is 'trace': choose one of reasoning_and_answer, answer"),
         ({"loss_average": "mean"}, "loss_average is 'mean': choose one of sequence, token"),
