@@ -234,12 +234,12 @@ def _request(prompt: tuple[int, ...], problem: int, num_tokens: int) -> Request:
 
 
 def _fastest(call: Callable[[], Any], times: int = 3) -> tuple[float, Any]:
-    """Return how long the fastest of some calls took, and its result."""
+    """Return the seconds of the fastest of several calls, and its result."""
     return min((_seconds(call) for _ in range(times)), key=lambda timed: timed[0])
 
 
 def _seconds(call: Callable[[], Any]) -> tuple[float, Any]:
-    """Return how long a call took, and its result."""
+    """Return the seconds of a call, and its result."""
     started = time.perf_counter()
     result = call()
     return time.perf_counter() - started, result

@@ -46,7 +46,7 @@ from s1jax.runtime.preemption import Preemption
 from s1jax.runtime.processes import check_same, everywhere, from_first_process, is_first_process
 from s1jax.runtime.sharding import make_mesh
 from s1jax.train.compile import TrainingProgram, training_program
-from s1jax.train.config import TrainConfig, identity_of, weight_dtype, with_adapters
+from s1jax.train.config import TrainConfig, identity_of, weight_dtype
 from s1jax.train.log import LOG_NAME, StepRecord, TrainLog, check_trackers
 from s1jax.train.optimizer import learning_rate
 from s1jax.train.step import TrainState, check_finite, to_device
@@ -139,7 +139,7 @@ class Run:
 def prepare(config: TrainConfig) -> Run:
     """Read the source model's config, the tokenizer, the rows and the state of the run directory, and check that all of it fits together.
 
-    Writes nothing. Raises UserError for whatever does not fit.
+    It writes nothing into a new run directory. Raises UserError for whatever does not fit.
     """
     output = Path(config.output)
     if output.resolve() == Path(config.model).expanduser().resolve():
@@ -147,10 +147,11 @@ def prepare(config: TrainConfig) -> Run:
     check_same(config, "config")
     from_first_process(lambda: check_output(output))
     mesh = make_mesh(config.mesh)
-    (plain, _), tokenizer = everywhere(lambda: (read_config(config.model, config.dtype), load_tokenizer(config.model)))
-    model_config = with_adapters(config, plain)
+    (model_config, _), tokenizer = everywhere(
+        lambda: (read_config(config.model, config.dtype), load_tokenizer(config.model))
+    )
     examples, rejects = read_examples(config.data, tokenizer, model_config, output)
-    program = training_program(config, plain, mesh, num_steps(len(examples), config.data))
+    program = training_program(config, model_config, mesh, num_steps(len(examples), config.data))
     packer, eval_packer = Packer(examples, config.data, *program.batch_shards()), None
     if config.eval_source is not None:
         held_out = replace(config.data, source=config.eval_source, num_epochs=1)
