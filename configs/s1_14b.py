@@ -1,6 +1,6 @@
 """The recipe of `s1_32b` (paper section 4.1, appendix D) on Qwen2.5-14B-Instruct.
 
-Expected: no published figure. Hardware and hours: not yet run.
+Expected: no published figure. Hardware and hours: this config has not been run yet.
 
     python launch/train.py s1_14b
 """

@@ -1,7 +1,8 @@
-"""The base model of `launch/quickstart.sh`, made from nothing but its seed.
+"""The base model of `launch/quickstart.sh`, trained from random weights. It is determined by its seed.
 
-Run on two CPU cores that did other work besides: 1,919 s (about half of that alone), loss 0.219 over the last 50 of 2,400
-steps; 875,000 parameters, 3.5 MB. Without thinking it solves 88 of 200 one-step problems, and 9 of 400 of two or three steps.
+Run on two CPU cores that did other work at the same time: 1,919 s (about half of that on idle cores). The mean loss of the last 50 of 2,400
+steps was 0.219. The model has 875,000 parameters (3.5 MB). Without thinking it solves 88 of 200 problems of one step, and 9 of 400 problems
+of two or three steps.
 
     python -m data_tools.quickstart.tiny_base tiny_base
 """

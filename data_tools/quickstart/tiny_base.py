@@ -174,7 +174,7 @@ def packed_batches(tokenizer: Tokenizer, config: TinyBaseConfig) -> Iterator[tup
             batch["positions"][row, span], batch["segment_ids"][row, span] = np.arange(n), num_texts[row]
             batch["loss_weights"][row, span] = weights[1:]
         batch["loss_weights"] = batch["loss_weights"] / batch["loss_weights"].sum()
-        yield ({name: x[None] for name, x in batch.items()} | {"num_passes": np.array(1, np.int32)},)
+        yield ({name: x[None] for name, x in batch.items()} | {"num_micro_batches": np.array(1, np.int32)},)
 
 
 def make_pretraining_optimizer(config: TinyBaseConfig) -> optax.GradientTransformation:

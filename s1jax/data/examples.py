@@ -1,9 +1,8 @@
-"""Training rows -> tokenised examples with loss masks (paper section 4.1); `packing.py` makes batches of them.
+"""Training rows -> tokenised examples with loss masks (paper section 4.1). `packing.py` makes batches of them.
 
-In: rows of question, trace and answer as JSONL, Parquet or a dataset of the Hugging Face hub, in this project's columns
-or in those of the published s1K and s1K-1.1.
+In: rows of `rows.py` and a tokenizer. Out: `Examples`, and the rejected rows.
 
-Invariant: no row is dropped or cut in silence: it is rejected with a reason, counted, or an error.
+Invariant: no row is dropped or cut silently. It is rejected with a reason, counted as cut, or an error.
 """
 
 from __future__ import annotations
@@ -28,53 +27,52 @@ if TYPE_CHECKING:
 
 LossAverage = Literal["sequence", "token"]
 TooLong = Literal["error", "truncate"]
-
-
-MOST_HALVINGS = 4
+MAX_ROW_LENGTHS = 5
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What to train on and how to batch it; the defaults are the paper's, for s1K."""
+    """What to train on, and how to make batches of it. The defaults are the paper's values for s1K."""
 
     source: str
     """A .jsonl or .parquet file, a directory of them, or the id of a dataset on the Hugging Face hub."""
     max_length: int = 32768
-    """The most tokens of one example."""
+    """Largest number of tokens of an example."""
     too_long: TooLong = "error"
-    """What to do with longer examples: refuse to start, or cut their end off."""
+    """What happens to longer examples: `error` refuses to start, `truncate` cuts off their end."""
     loss_on: LossOn = "reasoning_and_answer"
     """Which part of an example is trained on."""
     loss_average: LossAverage = "sequence"
-    """What weighs the same within a batch: every example, as in the paper's trainer, or every token."""
+    """How a batch is averaged: `sequence` gives every example the same weight, as the paper's trainer does; `token` every token."""
     batch_size: int = 16
-    """Examples in a step, over the whole mesh."""
+    """Examples per step, over the whole mesh."""
     num_epochs: int = 5
-    """Passes over all examples, each in a new order."""
+    """How often the run goes through all examples, each time in a new order."""
     seed: int = 42
-    """Decides the order."""
+    """Determines the order of the examples."""
     pack: bool = True
-    """Put several examples into a row, which see nothing of each other; else each has a row of its own, as in the paper's trainer."""
+    """Put several examples into one row, where they do not see each other. Otherwise each example has its own row, as in the paper's
+    trainer."""
     row_length: int | None = None
-    """Tokens of a row, the longest ones; default: the longest example, rounded up to a multiple of `pad_multiple`."""
-    rows_per_pass: int | None = None
-    """Rows of a forward pass (a micro-batch) over the whole mesh. A step of more rows accumulates the gradients of several; default: with
-    `pack` as few rows as the mesh can share out, else the whole batch."""
+    """Tokens of the longest rows. Default: the length of the longest example, rounded up to a multiple of `pad_multiple`."""
+    rows_per_micro_batch: int | None = None
+    """Rows of a micro-batch, over the whole mesh. A step with more rows adds up the gradients of several micro-batches. Default: with
+    `pack`, as few rows as the mesh can split; without, one micro-batch for the whole batch."""
     pad_multiple: int = 128
-    """What lengths of rows that follow from others are rounded up to a multiple of; GPU and TPU kernels work in blocks of 128."""
-    halvings: int = 2
-    """With `pack`: how often the length of rows may be halved, and rounded up to `pad_multiple`, for a step's last passes. Each length that
-    a run uses is compiled; with more than one, gradients are always accumulated, in float32."""
+    """Computed row lengths are rounded up to a multiple of this. Kernels for GPUs and TPUs work in blocks of 128."""
+    num_row_lengths: int = 3
+    """With `pack`: the number of row lengths (buckets), each half of the one before, rounded up to `pad_multiple`. A step has at most one
+    micro-batch of each shorter length. Every length makes the compiled step larger. 1: all rows have the same length."""
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("max_length", 2), ("batch_size", 1), ("num_epochs", 1), ("row_length", 2), ("rows_per_pass", 1), ("pad_multiple", 1),
-            ("halvings", 0), ("seed", 0),
+        for name, smallest in (
+            ("max_length", 2), ("batch_size", 1), ("num_epochs", 1), ("row_length", 2), ("rows_per_micro_batch", 1),
+            ("pad_multiple", 1), ("num_row_lengths", 1), ("seed", 0),
         ):  # fmt: skip
-            if (value := getattr(self, name)) is not None and value < least:
-                raise UserError(f"{name} is {value}: it must be at least {least}")
-        if self.halvings > MOST_HALVINGS:
-            raise UserError(f"halvings is {self.halvings}: it can be at most {MOST_HALVINGS}")
+            if (value := getattr(self, name)) is not None and value < smallest:
+                raise UserError(f"{name} is {value}: it must be at least {smallest}")
+        if self.num_row_lengths > MAX_ROW_LENGTHS:
+            raise UserError(f"num_row_lengths is {self.num_row_lengths}: it must be at most {MAX_ROW_LENGTHS}")
         if self.seed >= 2**32:
             raise UserError(f"seed is {self.seed}: it must be below 2**32")
         for name, choices in (("too_long", TooLong), ("loss_on", LossOn), ("loss_average", LossAverage)):
@@ -84,23 +82,25 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class Examples:
-    """Tokenised examples, laid end to end."""
+    """Tokenised examples, concatenated."""
 
     tokens: Int[np.ndarray, " total"]
     loss_mask: Bool[np.ndarray, " total"]
-    """Which tokens the loss is taken on, as targets."""
+    """True for tokens that are trained on (as targets)."""
     offsets: Int[np.ndarray, " n_plus_1"]
     """Example i is `tokens[offsets[i] : offsets[i + 1]]`."""
     row_ids: tuple[str, ...]
+    """The id of each example's row."""
     pad: int
+    """Token id that fills empty positions of a batch."""
     num_truncated: int
-    """How many examples are cut to max_length."""
+    """Number of examples that were cut to max_length."""
 
     def __len__(self) -> int:
         return len(self.row_ids)
 
     def __getitem__(self, index: int) -> tuple[Int[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-        """Return tokens and loss mask of one example."""
+        """Return the tokens and the loss mask of one example."""
         span = slice(self.offsets[index], self.offsets[index + 1])
         return self.tokens[span], self.loss_mask[span]
 
@@ -111,12 +111,12 @@ class Examples:
 
     @property
     def fingerprint(self) -> str:
-        """12 hex digits that identify what is trained on: ids, masks and their order."""
+        """12 hex digits of a hash of token ids, masks and order."""
         arrays = (self.tokens, self.loss_mask, self.offsets, np.array(self.pad))
         return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()[:12]
 
     def check_fit(self, model: ModelConfig) -> None:
-        """Raise UserError for a token id that a model has no embedding of, and for an example longer than its context."""
+        """Raise UserError if the model has no embedding for a token id, or if an example is longer than the model's context."""
         longest, largest = int(self.lengths.argmax()), max(int(self.tokens.max()), self.pad)
         if largest >= model.vocab_size:
             raise UserError(
@@ -134,11 +134,11 @@ class Examples:
 def encode_rows(
     rows: Sequence[TrainingRow], chat: ChatFormat, config: DataConfig
 ) -> tuple[Examples, list[dict[str, Any]]]:
-    """Tokenise rows; return also those that truncation leaves nothing to train on, as {row, reason, ...its columns}.
+    """Tokenise rows. Return the examples, and the rejected rows as {row, reason, ...the row's columns}; `row` is the index in `rows`.
 
-    `row` is the index in `rows`. Of several processes each tokenises its share, and all get all examples, since any may come next
-    for any of them. Raises UserError if their rows differ, if an example is longer than `max_length` tokens and `too_long` is
-    "error", and if no example is left.
+    A row is rejected if truncation leaves nothing of it to train on. If there are several processes, each tokenises its share, and all
+    receive all examples. Raises UserError if the processes have different rows, if an example is longer than `max_length` while `too_long`
+    is "error", or if no example is left.
     """
     tokens, masks, row_ids, rejects = [], [], [], []
     too_long: dict[str, int] = {}
@@ -177,5 +177,6 @@ def encode_rows(
 def _encode(
     chat: ChatFormat, loss_on: LossOn, row: TrainingRow
 ) -> tuple[Int[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+    """Return the token ids and the loss mask of one row."""
     ids, mask = chat.encode_example(row["question"], row["thinking"], row["answer"], loss_on)
     return np.array(ids, np.int32), np.array(mask, bool)

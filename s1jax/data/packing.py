@@ -1,14 +1,14 @@
-"""The examples of a step -> rows of several examples -> batches of few shapes: of s1K's lengths, padding would be most.
+"""Packing: tokenised examples -> the batch of each training step. Several examples share a row, because padding would be most of a batch.
 
-In: tokenised examples (`data.py`). Out: the global batch of a step by its number, which every process makes whole: ids are small. A batch
-is a number of passes of the same few rows; a step that needs more rows than one pass has accumulates the gradients of several. Its last
-passes may have shorter rows: with 16 examples a step, what the last rows leave empty would be a tenth to a third of all.
+In: tokenised examples (`examples.py`) and the number of a step. Out: the whole batch of that step. Every process makes all of it: token ids
+are small. A batch consists of micro-batches, whose gradients the step adds up. Each micro-batch has the same number of rows. The rows of a
+step's last micro-batches may be shorter: with 16 examples per step, full-length rows would leave a tenth to a third of the positions empty.
 
 Invariants:
-- A step takes exactly `batch_size` examples (an epoch's last step what is left), and each weighs what it would weigh alone: packing changes
-  nothing but rounding. So rows are packed within a step, never across steps, and the packer has no state to save.
-- A run's shapes are few and fixed, one for each length of rows, so its program is compiled once.
-- A batch is a pure function of (examples, config, step), the same in every process and after every restart; to resume is to index.
+- A step takes exactly `batch_size` examples (the last step of an epoch takes the remainder). Each example has the weight that it would have
+  without packing, so packing affects only rounding. Rows are packed within a step, never across steps: the packer has no state to save.
+- A run has few shapes, one per row length, and they never change, so the step is compiled once.
+- A batch is a pure function of (examples, config, step). It is the same in every process and after every restart.
 - Every epoch covers every example once, in a new order. The loss weights of a batch sum to 1.
 """
 
@@ -33,63 +33,65 @@ if TYPE_CHECKING:
     import grain
     from jaxtyping import Int
 
-Passes = dict[str, np.ndarray]
-"""int32 `tokens`, `targets` (the next token), `positions` (from 0 in each example) and `segment_ids` (from 1 in each row; 0 where there
-is no example), and float32 `loss_weights` (of predicting `targets`), all [M, R, T]: M passes of R rows of T tokens; `num_passes`, the
-number of them that a step takes, the first ones."""
-Batch = tuple[Passes, ...]
-"""A step's passes, one `Passes` for each `Shape` of the run."""
+MicroBatches = dict[str, np.ndarray]
+"""M micro-batches of R rows of T tokens. Arrays [M, R, T]: int32 `tokens`, `targets` (the next token), `positions` (from 0 within each
+example) and `segment_ids` (from 1 within each row, 0 for padding), and float32 `loss_weights` (the weight of predicting `targets`).
+Scalar: int32 `num_micro_batches`. The step computes the first so many of the M and skips the others, which are empty."""
+Batch = tuple[MicroBatches, ...]
+"""The batch of a step: one `MicroBatches` for each `Shape` of the run."""
 
-
-MOST_EXAMPLES = 50_000_000
-"""Of a run, all epochs counted: each step is packed before the first is made."""
+MAX_EXAMPLES = 50_000_000
+"""Largest number of examples in a run, counted once per epoch. All steps are packed before the first one runs."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The shape of the passes of one row length, of all steps of a run."""
+    """The shape of the micro-batches of one row length. It is the same in all steps of a run."""
 
-    num_passes: int
-    """M: the most that a step takes."""
-    rows_per_pass: int
-    """R, over the whole mesh."""
+    max_micro_batches: int
+    """M: the largest number that any step needs."""
+    rows_per_micro_batch: int
+    """R: rows over the whole mesh."""
     row_length: int
-    """T, in tokens."""
+    """T: tokens per row."""
 
 
-def rows_per_pass(config: DataConfig, row_length: int, num_shards: int) -> int:
-    """Return R: a multiple of `num_shards`.
+def rows_per_micro_batch(config: DataConfig, row_length: int, num_shards: int) -> int:
+    """Return R, the rows of a micro-batch: a multiple of `num_shards`.
 
-    Raises UserError for a configured one that is none, and for a pass of more positions than an array has room for.
+    Raises UserError if the configured number is no multiple of `num_shards`, or if a micro-batch is too large for an array.
     """
-    least = 1 if config.pack else config.batch_size
-    rows = config.rows_per_pass or math.ceil(least / num_shards) * num_shards
+    smallest = 1 if config.pack else config.batch_size
+    rows = config.rows_per_micro_batch or math.ceil(smallest / num_shards) * num_shards
     if rows % num_shards:
         raise UserError(
-            f"rows_per_pass {rows} is no multiple of {num_shards}, the shards of a batch on this mesh (its data x fsdp): "
-            f"choose a multiple of {num_shards}, or give more of the devices to the mesh's sequence or tensor"
+            f"rows_per_micro_batch is {rows}, which is not a multiple of {num_shards}, the number of shards of a batch on this mesh "
+            f"(data x fsdp): choose a multiple of {num_shards}, or give more devices to the mesh's sequence or tensor axis"
         )
-    # Nor for the pairs of blocks of 256 that attention goes through.
+    # The second term: packed attention numbers the pairs of blocks of 256 tokens.
     if rows * max(row_length, (row_length // 256) ** 2) >= 2**31:
         raise UserError(
-            f"a pass of {counted(rows, 'row')} of {row_length} tokens: no array has room for it; lower rows_per_pass or row_length"
+            f"a micro-batch of {counted(rows, 'row')} of {row_length} tokens is too large for an array: "
+            "lower rows_per_micro_batch or row_length"
         )
     return rows
 
 
-def lengths_of_rows(config: DataConfig, longest: int, length_shards: int = 1) -> list[int]:
-    """Return the lengths that rows may have, longest first: `row_length`, or the longest example's, and for the last passes its halves.
+def bucket_lengths(config: DataConfig, longest: int, length_shards: int = 1) -> list[int]:
+    """Return the row lengths that micro-batches may have, longest first: at most `num_row_lengths`, each half of the one before.
 
-    They are rounded up to multiples of `pad_multiple` and of the parts that the mesh splits them into. Raises UserError for a
-    `row_length` that these parts do not divide.
+    The first is `row_length`, or by default `longest`, the length of the longest example. All except a configured `row_length` are rounded
+    up to a multiple of `pad_multiple` and of `length_shards`, the number of parts that the mesh splits a row into. Raises UserError if
+    `row_length` is no multiple of `length_shards`.
     """
     if config.row_length and config.row_length % length_shards:
         raise UserError(
-            f"row_length {config.row_length} is no multiple of {length_shards}, the shards of the length on this mesh (its sequence)"
+            f"row_length is {config.row_length}, which is not a multiple of {length_shards}, the number of shards of a row on this mesh "
+            "(its sequence axis)"
         )
     multiple = math.lcm(config.pad_multiple, length_shards)
     lengths = [config.row_length or math.ceil(longest / multiple) * multiple]
-    for _ in range(config.halvings if config.pack else 0):
+    for _ in range(config.num_row_lengths - 1 if config.pack else 0):
         half = math.ceil(lengths[-1] / 2 / multiple) * multiple
         if half >= lengths[-1]:
             break
@@ -97,13 +99,14 @@ def lengths_of_rows(config: DataConfig, longest: int, length_shards: int = 1) ->
     return lengths
 
 
-def pack(lengths: Sequence[int] | np.ndarray, rooms: Sequence[int]) -> list[list[int]] | None:
-    """Share out items of these lengths to rows with these rooms; return the items of each row, or None if they do not fit this way.
+def pack(lengths: Sequence[int] | np.ndarray, capacities: Sequence[int]) -> list[list[int]] | None:
+    """Distribute items of these lengths over rows of these capacities. Return the items of each row, or None if this method finds no way.
 
-    Best fit, longest first (Johnson 1974: of equal rooms it needs at most 11/9 of the fewest possible, and one more).
+    The method is best fit, longest item first. If all capacities are equal, it needs at most 11/9 of the fewest possible rows, plus one
+    (Johnson 1974).
     """
-    rows: list[list[int]] = [[] for _ in rooms]
-    by_room = sorted((room, row) for row, room in enumerate(rooms))
+    rows: list[list[int]] = [[] for _ in capacities]
+    by_room = sorted((room, row) for row, room in enumerate(capacities))
     for item in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         place = bisect.bisect_left(by_room, (lengths[item], -1))
         if place == len(by_room):
@@ -115,59 +118,58 @@ def pack(lengths: Sequence[int] | np.ndarray, rooms: Sequence[int]) -> list[list
 
 
 def pack_step(
-    lengths: Sequence[int] | np.ndarray, row_lengths: Sequence[int], rows_per_pass: int
+    lengths: Sequence[int] | np.ndarray, row_lengths: Sequence[int], rows_per_micro_batch: int
 ) -> list[list[list[int]]]:
-    """Share out a step's items to passes of as few positions as best fit finds; return, for each row length, the items of its rows.
+    """Distribute the items of a step over as few positions as best fit finds. Return, for each row length, the items of its rows.
 
-    Of the first row length, the longest, a step has any number of passes, of each other at most one. That a row length which is not used
-    is left out of `row_lengths` changes nothing: fewer choices, of which the best is still there. Raises UserError for an item that is
-    longer than all rows.
+    A step has any number of micro-batches of the first row length, which is the longest, and at most one of each other length. The result
+    does not change if `row_lengths` leaves out a length that this step does not use. Raises UserError if an item is longer than all rows.
     """
     if max(lengths) > row_lengths[0]:
         raise UserError(f"an example of {max(lengths)} tokens does not fit a row of {row_lengths[0]}")
-    # No two of these share a row, and no shorter row holds one.
-    large = sum(n > max(row_lengths[0] / 2, *row_lengths[1:], 0) for n in lengths)
-    for positions, numbers in _numbers_of_passes(len(lengths), tuple(row_lengths), rows_per_pass):
-        if positions < sum(lengths) or numbers[0] * rows_per_pass < large:
+    # A large item fits only the longest rows, and no two share one. So their number bounds the number of longest rows from below.
+    num_large = sum(n > max(row_lengths[0] / 2, *row_lengths[1:], 0) for n in lengths)
+    for num_positions, counts in _micro_batch_counts(len(lengths), tuple(row_lengths), rows_per_micro_batch):
+        if num_positions < sum(lengths) or counts[0] * rows_per_micro_batch < num_large:
             continue
-        rooms = [[length] * n * rows_per_pass for length, n in zip(row_lengths, numbers, strict=True)]
-        if rows := pack(lengths, [*itertools.chain(*rooms)]):
-            left = iter(rows)
-            return [list(itertools.islice(left, len(x))) for x in rooms]
-    raise AssertionError("longest rows of one item each hold them all")
+        capacities = [[length] * n * rows_per_micro_batch for length, n in zip(row_lengths, counts, strict=True)]
+        if rows := pack(lengths, [*itertools.chain(*capacities)]):
+            rest = iter(rows)
+            return [list(itertools.islice(rest, len(x))) for x in capacities]
+    raise AssertionError("unreachable: rows of the longest length with one item each hold all items")
 
 
 @functools.lru_cache(maxsize=16)
-def _numbers_of_passes(
-    num_items: int, row_lengths: tuple[int, ...], rows_per_pass: int
+def _micro_batch_counts(
+    num_items: int, row_lengths: tuple[int, ...], rows_per_micro_batch: int
 ) -> list[tuple[int, tuple[int, ...]]]:
-    """Return numbers of passes of each row length that may hold this many items, with their positions, the fewest first."""
-    most = math.ceil(num_items / rows_per_pass)
-    numbers = itertools.product(range(most + 1), *[(0, 1)] * (len(row_lengths) - 1))
-    return sorted((sum(map(operator.mul, n, row_lengths)) * rows_per_pass, n) for n in numbers)
+    """Return all choices of a number of micro-batches per row length, each as (positions in all, counts), the fewest positions first."""
+    max_count = math.ceil(num_items / rows_per_micro_batch)
+    counts = itertools.product(range(max_count + 1), *[(0, 1)] * (len(row_lengths) - 1))
+    return sorted((sum(map(operator.mul, n, row_lengths)) * rows_per_micro_batch, n) for n in counts)
 
 
 def num_steps(num_examples: int, config: DataConfig) -> int:
-    """Return the number of steps of the whole run; an epoch's last one may take fewer examples.
+    """Return the number of steps of the whole run. The last step of an epoch may take fewer examples.
 
-    Raises UserError for more than `MOST_EXAMPLES`.
+    Raises UserError if the run would have more than `MAX_EXAMPLES` examples.
     """
-    if num_examples * config.num_epochs > MOST_EXAMPLES:
+    if num_examples * config.num_epochs > MAX_EXAMPLES:
         raise UserError(
             f"num_epochs is {config.num_epochs}: with {num_examples:,} examples a run can have at most "
-            f"{MOST_EXAMPLES // num_examples or 'no'} epochs"
+            f"{MAX_EXAMPLES // num_examples or 'no'} epochs"
         )
     return math.ceil(num_examples / config.batch_size) * config.num_epochs
 
 
 def step_examples(num_examples: int, config: DataConfig) -> grain.MapDataset[Int[np.ndarray, " n"]]:
-    """Return the indices of the examples of every step, `num_steps` of them."""
-    import grain
+    """Return the indices of the examples of each step; there are `num_steps` steps."""
+    import grain  # optional and slow to import: `launch/benchmark.py` packs without it
 
-    # Grain shuffles epoch e with seed + e, so seed 42's second epoch would be seed 43's first: spread the seeds out.
+    # Grain shuffles epoch e with seed + e. Without this hash, the second epoch of seed 42 would be the first epoch of seed 43.
     seed = int(np.random.SeedSequence(config.seed).generate_state(1)[0])
     order = grain.MapDataset.range(num_examples).shuffle(seed)
-    # `batch` before `repeat`: no batch spans two epochs, and the epoch still reaches `shuffle`.
+    # `batch` comes before `repeat`, so that no batch spans two epochs; `shuffle` still learns the epoch.
     return order.batch(config.batch_size, batch_fn=np.array).repeat(config.num_epochs)
 
 
@@ -182,16 +184,17 @@ class Packer:
         length_shards: int = 1,
         steps: Sequence[np.ndarray] | None = None,
     ):
-        """Find the shapes that serve every step; a pass has a multiple of `num_shards` rows, each split into `length_shards` parts.
+        """Find the shapes that serve every step.
 
-        `steps` are the examples of each, by default those of `step_examples`.
-        Raises UserError for an example that is longer than `row_length`, `rows_per_pass` or `row_length` that is no multiple of its
-        shards, and a step of more positions than an array has room for.
+        The mesh splits the rows of a micro-batch into `num_shards` parts, and each row into `length_shards` parts. `steps` holds the
+        indices of the examples of each step; by default they come from `step_examples`. Raises UserError if an example is longer than
+        `row_length`, if `rows_per_micro_batch` or `row_length` is no multiple of its number of shards, or if a step is too large for an
+        array.
         """
         self.examples, self.config = examples, config
         self.steps = step_examples(len(examples), config) if steps is None else steps
         longest = int(examples.lengths.max())
-        self.row_lengths = lengths_of_rows(config, longest, length_shards)
+        self.row_lengths = bucket_lengths(config, longest, length_shards)
         length = self.row_lengths[0]
         if longest > length:
             name = examples.row_ids[int(examples.lengths.argmax())]
@@ -199,18 +202,20 @@ class Packer:
                 f"row_length is {length}, but example {name} has {longest} tokens: raise it to {longest}, or set max_length "
                 f"to {length} and too_long to truncate"
             )
-        self.rows_per_pass = rows_per_pass(config, length, num_shards)
+        self.rows_per_micro_batch = rows_per_micro_batch(config, length, num_shards)
         num_rows = np.array([[len(rows) for rows in self.rows_of(indices)] for indices in self.steps])
-        num_passes = -(-num_rows // self.rows_per_pass)
-        self._num_positions = int((num_passes @ self.row_lengths).sum()) * self.rows_per_pass
-        most = dict(zip(self.row_lengths, map(int, num_passes.max(axis=0)), strict=True))
-        if (positions := max(most[length] * self.rows_per_pass * length for length in most)) >= 2**31:
+        counts = -(-num_rows // self.rows_per_micro_batch)
+        self._num_positions = int((counts @ self.row_lengths).sum()) * self.rows_per_micro_batch
+        max_counts = dict(zip(self.row_lengths, map(int, counts.max(axis=0)), strict=True))
+        largest = max(count * self.rows_per_micro_batch * length for length, count in max_counts.items())
+        if largest >= 2**31:
             raise UserError(
-                f"a step of {positions:,} positions: no array has room for it; lower row_length or batch_size"
+                f"a step of {largest:,} positions is too large for an array: lower row_length or batch_size"
             )
-        self.row_lengths = [length for length in self.row_lengths if most[length]]  # no program for what no step needs
-        self.shapes = tuple(Shape(most[length], self.rows_per_pass, length) for length in self.row_lengths)
-        # The first token of an example is nobody's target.
+        # Each row length makes the compiled step larger, so those that no step needs are dropped.
+        self.row_lengths = [length for length in self.row_lengths if max_counts[length]]
+        self.shapes = tuple(Shape(max_counts[length], self.rows_per_micro_batch, length) for length in self.row_lengths)
+        # The first token of an example is never a target.
         self.num_targets = np.array([examples[i][1][1:].sum() for i in range(len(examples))])
 
     def __len__(self) -> int:
@@ -218,32 +223,33 @@ class Packer:
 
     def __getitem__(self, step: int) -> Batch:
         """Return the batch of a step."""
-        if step >= len(self):  # Grain would begin again
+        if step >= len(self):  # Grain would start again from the first step
             raise IndexError(step)
         return self.make_batch(self.steps[step])
 
     def rows_of(self, indices: Sequence[int] | np.ndarray) -> list[list[list[int]]]:
-        """Return the examples of a step's rows, for each row length; some of a pass may have none."""
+        """Return, for each row length, the examples of each row of a step. Rows of a micro-batch may be empty."""
         if not self.config.pack:
             return [[[int(index)] for index in indices]]
-        rows = pack_step(self.examples.lengths[indices], self.row_lengths, self.rows_per_pass)
+        rows = pack_step(self.examples.lengths[indices], self.row_lengths, self.rows_per_micro_batch)
         return [[[int(indices[i]) for i in row] for row in of_length] for of_length in rows]
 
     def make_batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
-        """Return the batch of a step of these examples."""
+        """Return the batch of a step that takes these examples."""
         if self.config.loss_average == "sequence":
             weights = 1 / (len(indices) * self.num_targets[indices])
         else:
             weights = np.full(len(indices), 1 / self.num_targets[indices].sum())
         weight_of = dict(zip(map(int, indices), weights, strict=True))
         return tuple(
-            self._make_passes(shape, rows, weight_of)
+            self._make_micro_batches(shape, rows, weight_of)
             for shape, rows in zip(self.shapes, self.rows_of(indices), strict=True)
         )
 
-    def _make_passes(self, shape: Shape, rows: list[list[int]], weight_of: dict[int, float]) -> Passes:
-        flat = (shape.num_passes * shape.rows_per_pass, shape.row_length)
-        passes = {
+    def _make_micro_batches(self, shape: Shape, rows: list[list[int]], weight_of: dict[int, float]) -> MicroBatches:
+        """Return the arrays of one shape. `rows` holds the examples of each row, `weight_of` the loss weight of a token of each example."""
+        flat = (shape.max_micro_batches * shape.rows_per_micro_batch, shape.row_length)
+        arrays = {
             "tokens": np.full(flat, self.examples.pad, np.int32),
             "targets": np.full(flat, self.examples.pad, np.int32),
             "positions": np.zeros(flat, np.int32),
@@ -255,16 +261,16 @@ class Packer:
             for segment, index in enumerate(members, 1):
                 tokens, loss_mask = self.examples[index]
                 end = begin + len(tokens)
-                passes["tokens"][row, begin:end] = tokens
-                passes["targets"][row, begin : end - 1] = tokens[1:]
-                passes["positions"][row, begin:end] = np.arange(len(tokens))
-                passes["segment_ids"][row, begin:end] = segment
-                passes["loss_weights"][row, begin : end - 1] = weight_of[index] * loss_mask[1:]
+                arrays["tokens"][row, begin:end] = tokens
+                arrays["targets"][row, begin : end - 1] = tokens[1:]
+                arrays["positions"][row, begin:end] = np.arange(len(tokens))
+                arrays["segment_ids"][row, begin:end] = segment
+                arrays["loss_weights"][row, begin : end - 1] = weight_of[index] * loss_mask[1:]
                 begin = end
-        size = (shape.num_passes, shape.rows_per_pass, shape.row_length)
-        num_passes = np.array(math.ceil(len(rows) / shape.rows_per_pass), np.int32)
-        return {name: x.reshape(size) for name, x in passes.items()} | {"num_passes": num_passes}
+        size = (shape.max_micro_batches, shape.rows_per_micro_batch, shape.row_length)
+        count = np.array(math.ceil(len(rows) / shape.rows_per_micro_batch), np.int32)
+        return {name: x.reshape(size) for name, x in arrays.items()} | {"num_micro_batches": count}
 
     def filling(self) -> float:
-        """Return the share of all computed positions that hold a token."""
+        """Return the fraction of the positions that the run computes which hold a token."""
         return int(self.examples.lengths.sum()) * self.config.num_epochs / self._num_positions

@@ -16,10 +16,9 @@ import jax
 import numpy as np
 
 from s1jax.data.condition import Limits
-from s1jax.decode.budget import End, Phase, RowSettings, Vocabulary
-from s1jax.decode.loop import Prompts, Rows, advance, empty_state, start_rows
+from s1jax.decode.budget import End, Phase, Vocabulary
+from s1jax.decode.loop import Prompts, advance, empty_rows, empty_state, start_rows
 from s1jax.decode.request import Completion, Request
-from s1jax.decode.sampling import SamplingSettings
 from s1jax.model.cache import KVCache, resize
 from s1jax.model.config import ModelConfig
 from s1jax.model.qwen2 import Params
@@ -94,23 +93,11 @@ class RowBatch:
             capacity=self._capacity_for(0),
             ignore_width=ignore_width,
         )
-
-        def ints(*shape: int) -> Any:
-            return np.zeros((num_rows, *shape), np.int32)
-
-        def floats(value: float) -> Any:
-            return np.full(num_rows, value, np.float32)
-
-        self.rows = Rows(
-            settings=RowSettings(ints(), ints(), ints(), ints(ignore_width), ints(), ints()),
-            sampling=SamplingSettings(temperature=floats(0), top_k=ints(), top_p=floats(1), min_p=floats(0)),
-            seeds=ints(3),
-            prefix_end=ints(),
-        )
-        self.starts, self.phase = np.zeros(num_rows, bool), ints()
-        self.ages = ints()
+        self.rows = empty_rows(num_rows, ignore_width)
+        self.starts, self.phase = np.zeros(num_rows, bool), np.zeros(num_rows, np.int32)
+        self.ages = np.zeros(num_rows, np.int32)
         """Steps since each row began."""
-        self.num_thinking, self.last_token = ints(), ints()
+        self.num_thinking, self.last_token = np.zeros(num_rows, np.int32), np.zeros(num_rows, np.int32)
 
     @property
     def live(self) -> list[int]:

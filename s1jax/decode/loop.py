@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -115,6 +115,26 @@ def make_vocabulary(
         pad=jnp.array(delimiters.pad, jnp.int32),
     )
     return vocabulary, jnp.arange(vocab_size) < num_tokens
+
+
+def empty_rows(num_rows: int, ignore_width: int) -> Rows:
+    """Return rows with nothing to do, as arrays of the host that their owner fills in.
+
+    `ignore_width` is the number of tokens that an ignore string may have. Under `jax.eval_shape` this gives the abstract rows.
+    """
+
+    def ints(*shape: int) -> Any:
+        return np.zeros((num_rows, *shape), np.int32)
+
+    def floats(value: float) -> Any:
+        return np.full(num_rows, value, np.float32)
+
+    return Rows(
+        settings=RowSettings(ints(), ints(), ints(), ints(ignore_width), ints(), ints()),
+        sampling=SamplingSettings(temperature=floats(0), top_k=ints(), top_p=floats(1), min_p=floats(0)),
+        seeds=ints(3),
+        prefix_end=ints(),
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("config", "rules", "num_prompts", "capacity"))

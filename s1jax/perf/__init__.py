@@ -1,5 +1,5 @@
-"""How fast and how large: preflight compilation without the hardware, and benchmarks on this machine.
+"""Speed and memory: preflight (compiling for hardware that is not present) and benchmarks (measuring this machine).
 
-In: a config, a topology or a workload. Out: figures as JSON lines.
+In: a config and a topology, or a workload. Out: figures, which `launch/preflight.py` and `launch/benchmark.py` print as JSON lines.
 This folder may import every other folder of the package.
 """

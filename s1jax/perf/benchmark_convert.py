@@ -1,10 +1,9 @@
-"""Measurements of conversion: parameters on a mesh -> both forms on disk and back, timed, which `launch/benchmark.py convert` prints.
+"""Benchmark of conversion: a model on a mesh -> both forms of a checkpoint on disk, and back, as `launch/benchmark.py convert` prints it.
 
-Everything is written to a temporary directory (of `TMPDIR`), which takes twice the size of the weights, as do the devices, to compare them.
-Times are of a first call, as a command makes it: what JAX compiles for it is in them. What was just written mostly lies in the system's
-cache: `plain_read_s`, the time of reading the same files without making anything of them, says what that is worth.
-
-Nothing here needs more than jax, flax (which brings Orbax along), optax, numpy.
+Everything is written to a temporary directory (below `TMPDIR`). The disk and the devices need room for twice the weights: the disk for both
+forms, the devices to compare what was read with the original. Times are those of a first call,
+as in a command, so they include JAX's compilations. Files that were just written usually lie in the system's cache. `plain_read_s`, the
+time to read the same files and do nothing with them, shows that effect.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ RULES = ShardingRules()
 
 
 def figures(args: Any) -> Iterator[dict[str, Any]]:
-    """Yield what the command line of `launch/benchmark.py convert` asks for."""
+    """Yield the figures for the command line `launch/benchmark.py convert`, whose parsed arguments are `args`."""
     mesh = make_mesh(MeshConfig(tensor=args.tensor))
     if args.model:
         config, params = load_model(resolve_source(args.model), mesh, RULES, "stacked", args.dtype, args.dtype)
@@ -42,15 +41,15 @@ def figures(args: Any) -> Iterator[dict[str, Any]]:
 
 
 def convert_figures(config: ModelConfig, params: Params, mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    """Return the seconds that stacked parameters take to disk and back, and whether they come back bit for bit.
+    """Write stacked parameters in both forms and read them back. Return the seconds, and whether the bits are identical.
 
-    Raises UserError where the directory for temporary files has no room for both forms.
+    Raises UserError if the directory for temporary files has no room for both forms.
     """
     num_bytes, free = sum(x.nbytes for x in jax.tree.leaves(params)), shutil.disk_usage(tempfile.gettempdir()).free
     if 2 * num_bytes > free:
         raise UserError(
-            f"two forms of the model need {2 * num_bytes / 1e9:.3g} GB, but {tempfile.gettempdir()} has {free / 1e9:.3g} left: "
-            "set TMPDIR to a directory with more"
+            f"both forms of the model together need {2 * num_bytes / 1e9:.3g} GB, but {tempfile.gettempdir()} has {free / 1e9:.3g} left: "
+            "set TMPDIR to a directory with more room"
         )
     measured: dict[str, Any] = dict(
         devices=mesh.size, directory=tempfile.gettempdir(), gb=round(num_bytes / 1e9, 3), identical=True
@@ -72,6 +71,7 @@ def convert_figures(config: ModelConfig, params: Params, mesh: jax.sharding.Mesh
 
 
 def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    """Return the seconds that a call takes, and its result."""
     started = time.perf_counter()
     result = call()
     jax.block_until_ready(result)
@@ -79,6 +79,7 @@ def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def _read_plainly(directory: Path) -> None:
+    """Read all files of a directory and do nothing with them."""
     buffer = bytearray(1 << 24)
     for path in directory.rglob("*"):
         if path.is_file():

@@ -1,9 +1,8 @@
-"""Measurements: a decoder and a workload -> figures, which `launch/benchmark.py` prints.
+"""Benchmarks of decoding: a decoder and a workload -> speed, as `launch/benchmark.py decode` and `sweep` print it.
 
-Speeds are of whole calls, prefill included, after every compilation. What a step must read is counted: each weight once, and the
-keys and values of the rows' tokens. `bandwidth_fraction` holds it against what a plain sum reads on this machine in the same run.
-
-Nothing here needs more than jax, flax and numpy (and qwix for 8 bits).
+Speeds are those of whole calls, with prefill and without compilation. A decode step reads every weight once, and the keys and values of all
+tokens in the cache. `bandwidth_fraction` is the rate of these reads, relative to the rate at which a plain sum reads memory on the same
+machine in the same run.
 """
 
 from __future__ import annotations
@@ -37,13 +36,15 @@ Figures = dict[str, Any]
 
 
 def figures(args: Any) -> Iterator[Figures]:
-    """Yield what the command line of `launch/benchmark.py decode` or `sweep` asks for."""
+    """Yield the figures for the command line `launch/benchmark.py decode` or `sweep`, whose parsed arguments are `args`."""
     check_cache_backend(args.attention)
-    for name, least in dict(batch=1, tokens=2, prompt=1, problems=1, budgets=1, waits=1, answer=1, tensor=1).items():
-        if np.min(getattr(args, name), initial=least) < least:
-            raise UserError(f"{name} is {getattr(args, name)}: it must be at least {least}")
+    for name, smallest in dict(batch=1, tokens=2, prompt=1, problems=1, budgets=1, waits=1, answer=1, tensor=1).items():
+        if np.min(getattr(args, name), initial=smallest) < smallest:
+            raise UserError(f"{name} is {getattr(args, name)}: it must be at least {smallest}")
     if args.limit is not None and args.limit < args.tokens:
-        raise UserError(f"limit is {args.limit}: it must be at least the {args.tokens} tokens that are measured")
+        raise UserError(
+            f"limit is {args.limit}: it must be at least {args.tokens}, the number of tokens that are measured"
+        )
     mesh = MeshConfig(data=-1, fsdp=1, tensor=args.tensor)
     num_prompts = max(args.batch) if args.what == "decode" else args.problems
     if args.model:
@@ -68,7 +69,7 @@ def figures(args: Any) -> Iterator[Figures]:
 
 
 def random_decoder(config: ModelConfig, mesh: MeshConfig, attention: CacheBackend | None = None) -> Decoder:
-    """Return a decoder with random weights, stored as the config says, and made-up delimiters."""
+    """Return a decoder with random weights, in the storage that the config asks for, and made-up delimiters."""
     rules, devices = ShardingRules(), make_mesh(mesh)
     with jax.set_mesh(devices):
         floats = dataclasses.replace(config, int8=())
@@ -79,7 +80,7 @@ def random_decoder(config: ModelConfig, mesh: MeshConfig, attention: CacheBacken
 
 
 def random_prompts(decoder: Decoder, num: int, length: int) -> list[tuple[int, ...]]:
-    """Return prompts of random ids."""
+    """Return `num` prompts of `length` random ids."""
     ids = np.random.default_rng(0).integers(8, min(decoder.config.vocab_size, 10_000), (num, length))
     return [tuple(row) for row in ids.tolist()]
 
@@ -91,11 +92,11 @@ def decode_figures(
     num_tokens: int,
     limit: int | None = None,
 ) -> Iterator[Figures]:
-    """Yield the speed of decoding `num_tokens` of thinking for each batch size, and of its steps alone.
+    """Yield, for each batch size, the speed of decoding `num_tokens` of thinking, and the time of a step.
 
-    With a `limit` rows might think for so many tokens, and are left after `num_tokens`. Times are the fastest of three; a step's is the
-    difference between the whole and its first half, or with a limit all but its last 64 tokens. There must be as many prompts as the
-    largest batch has rows, and at least 2 tokens.
+    With a `limit`, rows are allowed to think for so many tokens, and are stopped after `num_tokens`. Times are the fastest of three. The
+    time of a step is the difference between decoding all tokens and decoding the first half (with a `limit`: all except the last 64).
+    There must be at least as many prompts as the largest batch has rows, and at least 2 tokens.
     """
     earlier = num_tokens // 2 if limit is None else max(num_tokens // 2, num_tokens - 64)
     for batch in batch_sizes:
@@ -118,7 +119,7 @@ def decode_figures(
             int8=decoder.config.int8,
             attention=backend_of(decoder),
             tokens_per_s=round(sum(len(c.tokens) for c in completions) / whole_s, 1),
-            # So few tokens that the difference is noise have no step time.
+            # With very few tokens the difference is noise, and may be negative.
             step_ms=round(1e3 * step_s, 3) if step_s > 0 else None,
             gb_per_step=round(num_bytes / 1e9, 3),
             bandwidth_gb_per_s=round(bandwidth / 1e9, 1),
@@ -134,7 +135,7 @@ def sweep_figures(
     ignore_ids: tuple[int, ...],
     answer_tokens: int,
 ) -> Figures:
-    """Return what a curve costs in one pass, what its largest point does, and its points one at a time; and whether they agree."""
+    """Return the seconds of a curve from one pass, of its largest point alone, and of its points one at a time; and if the tokens agree."""
     if not (prompts and points):
         raise UserError("a curve needs at least one problem and one point")
     largest = Limits(*(max(values) for values in zip(*points, strict=True)))
@@ -173,7 +174,7 @@ def sweep_figures(
 
 
 def at_point(request: Request, point: Limits) -> Request:
-    """Return the request with these limits."""
+    """Return the request with the limits of a point."""
     return dataclasses.replace(request, condition=dataclasses.replace(request.condition, **point._asdict()))
 
 
@@ -196,17 +197,17 @@ def _first_tokens(decoder: Decoder, requests: Sequence[Request], num_tokens: int
 
 
 def backend_of(decoder: Decoder) -> str:
-    """Return what computes attention over caches."""
+    """Return the name of the attention backend that a decoder uses."""
     return decoder.attention or default_backend(platform(), over_itself=False)
 
 
 def step_bytes(decoder: Decoder, num_cached: int) -> int:
-    """Return the bytes a decode step reads at least: each device's weights, and the keys and values of all rows' tokens together."""
+    """Return the bytes that a decode step must read: the weights on each device, and the keys and values of `num_cached` tokens."""
     config = decoder.config
     weights = dict(decoder.params)
     if not config.tie_word_embeddings:
-        weights.pop("embed_tokens")  # of which only the rows of the batch are read
-    # In int8, with a float32 scale for each head.
+        weights.pop("embed_tokens")  # a step reads only a few rows of it
+    # An int8 cache has a float32 scale per head and token.
     per_head = config.head_dim + 4 if "cache" in config.int8 else config.head_dim * jnp.dtype(config.dtype).itemsize
     per_token = 2 * config.num_layers * config.num_kv_heads * per_head
     shards = [shard for x in jax.tree.leaves(weights) for shard in x.addressable_shards]
@@ -214,13 +215,13 @@ def step_bytes(decoder: Decoder, num_cached: int) -> int:
 
 
 def read_bandwidth(num_bytes: int = 2**30) -> float:
-    """Return the bytes per second that all devices of this process read in a plain sum, the best of five."""
+    """Return the bytes per second that all devices of this process together read in a plain sum, the best of five."""
     if jax.default_backend() == "cpu":
-        # One thread per core, each over its own part: what the cores can read together.
+        # One thread per core, so that all cores read at the same time.
         parts = np.array_split(np.ones(num_bytes // 4, np.float32), os.cpu_count() or 1)
         with concurrent.futures.ThreadPoolExecutor(len(parts)) as pool:
             return num_bytes / min(_seconds(lambda: list(pool.map(np.sum, parts)))[0] for _ in range(5))
-    # Many one after another, so that starting them and hearing of the last is little of the time.
+    # Many sums in a row, so that starting the first and waiting for the last takes a small part of the time.
     arrays = [jax.device_put(jnp.ones(num_bytes // 4, jnp.float32), device) for device in jax.local_devices()] * 16
     total = jax.jit(jnp.sum)
     jax.block_until_ready([total(array) for array in arrays])
@@ -234,12 +235,12 @@ def _request(prompt: tuple[int, ...], problem: int, num_tokens: int) -> Request:
 
 
 def _fastest(call: Callable[[], Any], times: int = 3) -> tuple[float, Any]:
-    """Return how long the fastest of some calls took, and its result."""
+    """Return the seconds of the fastest of several calls, and its result."""
     return min((_seconds(call) for _ in range(times)), key=lambda timed: timed[0])
 
 
 def _seconds(call: Callable[[], Any]) -> tuple[float, Any]:
-    """Return how long a call took, and its result."""
+    """Return the seconds of a call, and its result."""
     started = time.perf_counter()
     result = call()
     return time.perf_counter() - started, result

@@ -1,4 +1,4 @@
-"""What a compiled program tells about itself: memory, what it writes in loops, warnings of the compiler."""
+"""What a compiled program says about itself: the memory it needs, the arrays it writes in loops, and the compiler's warnings."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 
 from s1jax.runtime.errors import UserError
 
+# XLA's warning that it copies a whole array to every device, because it found no better way from one sharding to another.
 REMATERIALISATION = "Involuntary full rematerialization"
 
 
@@ -23,13 +25,33 @@ def to_gib(num_bytes: float) -> float:
 
 
 def mesh_text(devices: jax.sharding.Mesh) -> str:
-    """Return a mesh in words, as `data 1 x fsdp 16 x sequence 1 x tensor 1`."""
+    """Return a mesh as text, such as `data 1 x fsdp 16 x sequence 1 x tensor 1`."""
     return " x ".join(f"{axis} {size}" for axis, size in devices.shape.items())
+
+
+def memory_of(compiled: jax.stages.Compiled) -> Any:
+    """Return the compiler's `memory_analysis`, in bytes per device. Raises UserError if the compiler has none."""
+    memory = compiled.memory_analysis()
+    if memory is None:
+        raise UserError("this platform's compiler does not report how much memory a program needs")
+    return memory
+
+
+def needed_bytes(compiled: jax.stages.Compiled) -> int:
+    """Return the bytes that a program needs on each device, according to its compiler.
+
+    Outputs that reuse the memory of an argument (`alias`) count once. Raises UserError if the compiler does not report memory.
+    """
+    memory = memory_of(compiled)
+    return (
+        memory.argument_size_in_bytes + memory.temp_size_in_bytes
+        + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    )  # fmt: skip
 
 
 @contextlib.contextmanager
 def explain_lack_of_room(topology: str) -> Iterator[None]:
-    """Raise UserError where a compiler, as those for TPU, gives up for lack of memory."""
+    """Turn a compiler's error about too little memory into a UserError. TPU compilers raise one; GPU compilers only report the need."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -40,7 +62,10 @@ def explain_lack_of_room(topology: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def stderr_to_text() -> Iterator[Callable[[], str]]:
-    """Catch what is written to standard error, by compilers too; pass it on at the end. Yields what returns it, then."""
+    """Capture standard error, including what compilers write from C++, and pass it on at the end.
+
+    Yields a function that returns the captured text after the block.
+    """
     sys.stderr.flush()
     original = os.dup(2)
     with tempfile.TemporaryFile() as file:
@@ -58,24 +83,24 @@ def stderr_to_text() -> Iterator[Callable[[], str]]:
 
 
 def written_in_loops(compiled: jax.stages.Compiled) -> list[tuple[str, str, int]]:
-    """Return the name, the kind and the bytes of every array that an instruction of a loop's body writes, the largest first.
+    """Return (name, kind, bytes) of every array that an instruction in a loop's body writes, the largest first.
 
-    Branches of its conditionals count too. In-place updates of a slice are left out: they write the slice only.
+    Branches of conditionals in the body count as parts of it. In-place updates of a slice are left out, because they write only the slice.
     """
     text = compiled.as_text() or ""
     computations = {
         match[1]: match[0] for match in re.finditer(r"^(?:ENTRY )?%?([\w.\-]+) \(.*?^}", text, re.MULTILINE | re.DOTALL)
     }
     written = []
-    run = set(re.findall(r"body=%?([\w.\-]+)", text))
-    left = list(run)
-    while left:
-        for line in computations[left.pop()].splitlines()[1:]:
-            branches = re.search(r"branch_computations=\{(.*?)\}", line)
-            called_next = re.findall(r"[\w.\-]+", branches[1]) if branches else []
-            called_next += re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", line)
-            left += set(called_next) - run
-            run |= set(called_next)
+    in_loops = set(re.findall(r"body=%?([\w.\-]+)", text))
+    unread = list(in_loops)
+    while unread:
+        for line in computations[unread.pop()].splitlines()[1:]:
+            listed = re.search(r"branch_computations=\{(.*?)\}", line)
+            branches = re.findall(r"[\w.\-]+", listed[1]) if listed else []
+            branches += re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", line)
+            unread += set(branches) - in_loops
+            in_loops |= set(branches)
             match = re.match(r"\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\(", line)
             if not match or match[3] in ("parameter", "get-tuple-element", "tuple", "bitcast", "while", "conditional"):
                 continue
@@ -89,7 +114,7 @@ def written_in_loops(compiled: jax.stages.Compiled) -> list[tuple[str, str, int]
 
 
 def array_bytes(shape: str) -> int:
-    """Return the size of an array of such a shape as `bf16[8,128]`."""
+    """Return the bytes of an array whose shape XLA writes as, for example, `bf16[8,128]`."""
     dtype, dims = shape.rstrip("]").split("[")
     bits = int(re.sub(r"\D.*", "", dtype.lstrip("bfsu")) or 8)
     return math.prod(int(dim) for dim in dims.split(",") if dim) * bits // 8

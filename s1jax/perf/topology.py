@@ -1,6 +1,6 @@
-"""Hardware that is not here: a topology's name -> its devices, for a compiler.
+"""Hardware that is not present: the name of a topology -> its devices, as targets for a compiler.
 
-This needs the compiler of the platform but no device: `libtpu` for TPUs; for H100 `jax-cuda12-plugin`, `jax-cuda12-pjrt`,
+This needs the platform's compiler but no device. TPUs need the package `libtpu`; H100s need `jax-cuda12-plugin`, `jax-cuda12-pjrt`,
 `nvidia-cudnn-cu12` and `nvidia-cuda-nvcc-cu12`.
 """
 
@@ -14,10 +14,11 @@ from collections.abc import Sequence
 import jax
 from jax.experimental import topologies
 
+from s1jax.checkpoint.source import resolve_source
 from s1jax.model.config import SIZES, ModelConfig, qwen2_5
 from s1jax.runtime.errors import UserError
 
-# What the compiler asks of the card (NVIDIA's data sheet of the H100 SXM5; limits of compute capability 9.0).
+# The properties of the card that the compiler asks for, from NVIDIA's data sheet of the H100 SXM5 and the limits of compute capability 9.0.
 H100 = """
 gpu_device_info {
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: 233472
@@ -34,8 +35,7 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 """
 
 
-# Bytes of a device's memory that programs can have: of a GPU what JAX is told to take (`config.run_command`), of a TPU what the compiler
-# grants.
+# Bytes of a device's memory that a program may use. GPU: the fraction that JAX reserves (`runtime/command.py`). TPU: the compiler's limit.
 MEMORY = {"h100": 0.95 * 80e9, "v5e": 15.75 * 2**30, "v5p": 95 * 2**30, "v6e": 31.25 * 2**30}
 
 
@@ -46,16 +46,23 @@ COMPILERS = {
 
 
 def topology_devices(topology: str) -> Sequence[jax.Device]:
-    """Return the devices of `h100:HOSTSxGPUS`, of a TPU topology such as `v5p:2x2x1`, or the first `N` here, as `cpu:N`."""
+    """Return the devices of `h100:HOSTSxGPUS`, of a TPU topology such as `v5p:2x2x1`, or for `cpu:N` the first N of this machine.
+
+    Raises UserError if the name is malformed, or if the platform's compiler is not installed.
+    """
     kind, _, shape = topology.partition(":")
     if not re.fullmatch(r"cpu:N|h100:NxN|v\d\w*:NxN(xN)?|tpu7x:NxNxN".replace("N", r"[1-9]\d*"), topology):
-        raise UserError(f"topology {topology!r} is none of h100:HOSTSxGPUS, a TPU's as v5p:2x2x4 or v6e:4x8, and cpu:N")
+        raise UserError(
+            f"topology is {topology!r}: give h100:HOSTSxGPUS (such as h100:2x8), a TPU topology (such as v5p:2x2x4 or v6e:4x8), or cpu:N"
+        )
     package = {"cpu": "jax", "h100": "jax_cuda12_plugin"}.get(kind, "libtpu")
     if importlib.util.find_spec(package) is None:
-        raise UserError(f"compiling for {kind} needs a compiler that is not installed here: {COMPILERS[package]}")
+        raise UserError(f"compiling for {kind} needs a compiler that is not installed: {COMPILERS[package]}")
     if kind == "cpu":
         if int(shape) > jax.device_count():
-            raise UserError(f"topology {topology} has more devices than there are here, {jax.device_count()}")
+            raise UserError(
+                f"topology {topology} needs more devices than this machine has, which is {jax.device_count()}"
+            )
         return jax.devices("cpu")[: int(shape)]
     if kind == "h100":
         os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
@@ -70,14 +77,17 @@ def topology_devices(topology: str) -> Sequence[jax.Device]:
 
 
 def published_config(model: str, dtype: str) -> ModelConfig:
-    """Return the config of a published Qwen2.5 by its hub id, without the hub; of any other source as it is read."""
+    """Return a model's config. For the hub id of a published Qwen2.5 this reads nothing; any other source is read."""
     if (found := re.fullmatch(r"Qwen/Qwen2\.5-([\d.]+B)(-Instruct)?", model)) and found[1] in SIZES:
         return qwen2_5(found[1], dtype)
-    from s1jax.checkpoint.source import resolve_source
-
     return resolve_source(model, weights=False).model_config(dtype)
 
 
 def platform_of(topology: str) -> str:
-    """Return the platform that programs for a topology are lowered for."""
+    """Return the platform of a topology: "cpu", "cuda" or "tpu"."""
     return {"h100": "cuda", "cpu": "cpu"}.get(topology.partition(":")[0], "tpu")
+
+
+def memory_limit(topology: str) -> float | None:
+    """Return the bytes that a program may use on each device of a topology; None if unknown."""
+    return MEMORY.get(topology.partition(":")[0])

@@ -4,80 +4,69 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from typing import Any
 
-import jax
-
-from s1jax.data.packing import Shape, lengths_of_rows, rows_per_pass
+from s1jax.data.packing import Shape, bucket_lengths, rows_per_micro_batch
 from s1jax.model.config import ModelConfig
 from s1jax.model.flops import train_flops
-from s1jax.model.qwen2 import abstract_params
-from s1jax.perf.benchmark_train import needed_bytes
-from s1jax.perf.compiled import REMATERIALISATION, explain_lack_of_room, mesh_text, stderr_to_text, to_gib
-from s1jax.perf.topology import MEMORY, platform_of, topology_devices
+from s1jax.perf.compiled import (
+    REMATERIALISATION,
+    explain_lack_of_room,
+    memory_of,
+    mesh_text,
+    needed_bytes,
+    stderr_to_text,
+    to_gib,
+)
+from s1jax.perf.topology import memory_limit, platform_of, topology_devices
 from s1jax.runtime.hardware import peak_flops
 from s1jax.runtime.sharding import make_mesh
-from s1jax.train.config import TrainConfig, split_params, weight_dtype, with_adapters
-from s1jax.train.optimizer import make_optimizer
-from s1jax.train.step import abstract_batch, abstract_state, make_train_step
+from s1jax.train.compile import TrainingProgram, training_program
+from s1jax.train.config import TrainConfig
 
 
 def check_train(config: TrainConfig, model_config: ModelConfig, topology: str) -> dict[str, Any]:
-    """Compile the training step of a config and return what it needs, as figures for `launch/preflight.py`.
+    """Compile the training step of a config for a topology. Return its memory and its least time, for `launch/preflight.py`.
 
-    Rows are of `row_length`, or of `max_length` where the config leaves it to the examples; a step has as many passes as a whole batch of
-    examples of that length needs, and one of each shorter length.
+    Raises UserError if the step does not fit and the compiler gives up for that reason.
     """
-    devices = make_mesh(config.mesh, topology_devices(topology))
-    model_config = with_adapters(config, model_config)
-    num_shards, length_shards = (config.rules.num_shards(name, devices.shape) for name in ("batch", "length"))
-    length, *shorter = lengths_of_rows(config.data, config.data.max_length, length_shards)
-    rows = rows_per_pass(config.data, length, num_shards)
-    shapes = [Shape(math.ceil(config.data.batch_size / rows), rows, length), *(Shape(1, rows, x) for x in shorter)]
+    mesh = make_mesh(config.mesh, topology_devices(topology))
+    program = training_program(config, model_config, mesh, num_steps=100)  # the number does not change the program
+    largest, *shorter = worst_case_shapes(program)
     started = time.perf_counter()
     with stderr_to_text() as text, explain_lack_of_room(topology):
-        compiled = compile_train(config, model_config, devices, platform_of(topology), shapes)
-    total, memory = needed_bytes(compiled), compiled.memory_analysis()
-    assert memory is not None
-    room = MEMORY.get(topology.partition(":")[0])
-    flops = train_flops(model_config, [length] * config.data.batch_size)
-    peak = peak_flops(devices.devices.flat[0].device_kind, config.dtype)
+        compiled = program.lower_step([largest, *shorter], platform_of(topology)).compile()
+    memory, total, limit = memory_of(compiled), needed_bytes(compiled), memory_limit(topology)
+    flops = train_flops(program.model_config, [largest.row_length] * config.data.batch_size)
+    peak = peak_flops(mesh.devices.flat[0].device_kind, config.dtype)
     return dict(
         topology=topology,
-        devices=devices.size,
-        mesh=mesh_text(devices),
-        rows=f"{rows} x {length}",
-        passes=shapes[0].num_passes,
-        shorter_rows=shorter,
+        devices=mesh.size,
+        mesh=mesh_text(mesh),
+        micro_batches=largest.max_micro_batches,
+        rows_per_micro_batch=largest.rows_per_micro_batch,
+        row_length=largest.row_length,
+        shorter_row_lengths=[shape.row_length for shape in shorter],
         state_gib=to_gib(memory.argument_size_in_bytes),
         temporaries_gib=to_gib(memory.temp_size_in_bytes),
         total_gib=to_gib(total),
-        memory_gib=None if room is None else to_gib(room),
-        fits=None if room is None else total < room,
+        memory_gib=None if limit is None else to_gib(limit),
+        fits=None if limit is None else total < limit,
         step_pflops=float(f"{flops / 1e15:.5g}"),
-        roofline_step_s=None if peak is None else round(flops / peak / devices.size, 3),
+        roofline_step_s=None if peak is None else round(flops / peak / mesh.size, 3),
         involuntary_rematerialisations=text().count(REMATERIALISATION),
         compile_s=round(time.perf_counter() - started, 1),
     )
 
 
-def compile_train(
-    config: TrainConfig, model_config: ModelConfig, mesh: jax.sharding.Mesh, platform: str, shapes: Sequence[Shape]
-) -> jax.stages.Compiled:
-    """Compile the training step of a config for batches of these shapes, with the mesh's devices there or not.
+def worst_case_shapes(program: TrainingProgram) -> list[Shape]:
+    """Return the shapes of the largest step that a config allows, without reading its examples.
 
-    `model_config` is that of `train_config.with_adapters`.
+    All examples have `max_length` tokens, unless the config sets `row_length`. So the longest rows hold one example each, and there is one
+    micro-batch of each shorter row length.
     """
-    optimizer = make_optimizer(config.optimizer, num_steps=100)  # whose number changes nothing
-    frozen, params = split_params(
-        config, abstract_params(model_config, config.rules, "stacked", mesh, weight_dtype(config))
-    )
-    target = abstract_state(optimizer, params, mesh, config.step.offload_optimizer)
-    shardings = jax.tree.map(lambda x: x.sharding, target)
-    with jax.set_mesh(mesh):
-        step = make_train_step(
-            model_config, config.rules, optimizer, config.step, config.data.pack, config.data.seed, shardings
-        )
-        traced = step.trace(target, frozen, abstract_batch(shapes, mesh, config.rules))
-        return traced.lower(lowering_platforms=(platform,)).compile()
+    data = program.config.data
+    num_shards, length_shards = program.batch_shards()
+    longest, *shorter = bucket_lengths(data, data.max_length, length_shards)
+    rows = rows_per_micro_batch(data, longest, num_shards)
+    return [Shape(math.ceil(data.batch_size / rows), rows, longest), *(Shape(1, rows, length) for length in shorter)]

@@ -19,7 +19,7 @@ from s1jax.runtime.files import ROOT
 logger = logging.getLogger(__name__)
 
 OUT_OF_MEMORY_ADVICE = (
-    "In training use more devices, a smaller --data.rows-per-pass, --data.row-length or --step.loss-chunk, or --step.remat full; "
+    "In training use more devices, a smaller --data.rows-per-micro-batch, --data.row-length or --step.loss-chunk, or --step.remat full; "
     "in decoding use fewer rows at a time, or --int8"
 )
 

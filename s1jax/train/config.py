@@ -1,4 +1,4 @@
-"""The config of a fine-tuning run, what of it a resumed run must have in common, and what it means for the model's parameters."""
+"""The config of a fine-tuning run: its fields, its identity (what a resumed run may not change), and which parameters it trains."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from s1jax.train.log import Tracker
 from s1jax.train.optimizer import OptimizerConfig
 from s1jax.train.step import StepConfig
 
-# Fields that change no result but for rounding (or, as `model` and `data.source`, are told by what was read): a run may go on with others.
+# Fields that a resumed run may change: they affect only rounding, or a content hash covers them (`model` and `data.source`).
 NEUTRAL_FIELDS = {
-    "model", "output", "data.source", "data.pack", "data.row_length", "data.rows_per_pass", "data.pad_multiple",
-    "data.halvings", "mesh", "rules", "step", "export_dtype", "eval_source", "eval_every", "save_every", "keep", "trackers",
+    "model", "output", "data.source", "data.pack", "data.row_length", "data.rows_per_micro_batch", "data.pad_multiple",
+    "data.num_row_lengths", "mesh", "rules", "step", "export_dtype", "eval_source", "eval_every", "save_every", "keep", "trackers",
 }  # fmt: skip
 
 
@@ -28,9 +28,9 @@ class TrainConfig:
     """One fine-tuning run."""
 
     model: str
-    """Hugging Face directory or hub id (ID@REVISION: a branch, tag or commit), or one of our own checkpoints."""
+    """The model to start from: a Hugging Face directory, a hub id (ID@REVISION: a branch, tag or commit), or one of our own checkpoints."""
     output: str
-    """Run directory: checkpoints, metrics.jsonl, rejects.jsonl, and the Hugging Face export in hf/."""
+    """Run directory. It receives checkpoints, metrics.jsonl, rejects.jsonl and the Hugging Face export in hf/."""
     data: DataConfig
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -39,25 +39,27 @@ class TrainConfig:
     dtype: DType = "bfloat16"
     """Compute dtype."""
     param_dtype: DType = "float32"
-    """Dtype of master weights and optimizer state; bfloat16 is rounded stochastically."""
+    """Dtype of master weights and optimizer state. bfloat16 is rounded stochastically."""
     export_dtype: DType = "bfloat16"
     """Dtype of the exported weights."""
     lora_rank: int | None = None
-    """Train low-rank adapters of this rank over frozen weights, to be merged on export; needs about ten times the learning rate."""
+    """LoRA: train adapters of this rank while the weights stay frozen, and merge them on export. This needs about ten times the learning
+    rate. Default: train all weights."""
     lora_alpha: float = 32.0
-    """What adapters are multiplied with is this over their rank."""
+    """LoRA scales its adapters by lora_alpha / lora_rank."""
     frozen: Literal["float", "int8", "nf4"] = "float"
-    """How LoRA's frozen weights are stored: in the compute dtype, in 8 bits, or in 4 (QLoRA)."""
+    """Storage of LoRA's frozen weights: `float` is the compute dtype, `int8` is 8 bits, `nf4` is 4 bits (QLoRA)."""
     eval_source: str | None = None
-    """Rows to measure the loss on that are not trained on; a source as `data.source`."""
+    """Held-out rows on which the loss is measured: a source like `data.source`."""
     eval_every: int = 63
-    """Steps between evaluations; the last step is always evaluated, and what is evaluated is saved."""
+    """Steps between evaluations. The last step is always evaluated. Every evaluated step is saved."""
     save_every: int = 63
-    """Steps between checkpoints; the last step is always saved."""
+    """Steps between checkpoints. The last step is always saved."""
     keep: int = 2
-    """Number of checkpoints kept (the older for where the newer is damaged), and besides them the one of the least evaluation loss."""
+    """Number of newest checkpoints to keep; an older one serves if the newest is damaged. The checkpoint of the lowest evaluation loss is
+    kept in addition."""
     trackers: tuple[Tracker, ...] = ("tensorboard",)
-    """What metrics are reported to, besides metrics.jsonl."""
+    """Where metrics are reported, in addition to metrics.jsonl."""
 
     def __post_init__(self) -> None:
         if not self.output.strip():
@@ -72,21 +74,25 @@ class TrainConfig:
             raise UserError(f"frozen is {self.frozen!r}: choose one of float, int8, nf4")
         if self.lora is None and self.frozen != "float":
             raise UserError(
-                f"frozen is {self.frozen}, but all weights are trained: set lora_rank, or leave frozen away"
+                f"frozen is {self.frozen}, but without lora_rank all weights are trained: set lora_rank, or leave out frozen"
             )
         if self.lora is not None and self.param_dtype != "float32":
             raise UserError(
-                f"param_dtype is {self.param_dtype}: LoRA's adapters are float32 (the frozen weights have the compute dtype)"
+                f"param_dtype is {self.param_dtype}: LoRA's adapters are always float32, so leave out param_dtype "
+                "(dtype sets that of the frozen weights)"
             )
 
     @property
     def lora(self) -> LoraConfig | None:
-        """The adapters, if there are any."""
+        """The config of the adapters; None without LoRA."""
         return None if self.lora_rank is None else LoraConfig(self.lora_rank, self.lora_alpha)
 
 
 def identity_of(config: TrainConfig, examples: Examples, weights: str) -> dict[str, Any]:
-    """Return what a run must have in common with the one that it resumes; `weights` is the fingerprint of the source model."""
+    """Return the identity of a run, which must equal that of the run it resumes: every field that affects the result, and content hashes.
+
+    Nested fields are joined by a dot. `weights` is the fingerprint of the source model.
+    """
     fields: dict[str, Any] = {}
     for name, value in asdict(config).items():
         fields |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
@@ -95,20 +101,23 @@ def identity_of(config: TrainConfig, examples: Examples, weights: str) -> dict[s
 
 
 def with_adapters(config: TrainConfig, model_config: ModelConfig) -> ModelConfig:
-    """Return the model as it is trained: with LoRA's adapters and stored weights, where the config asks for them."""
+    """Return the config of the model as it is trained: with LoRA's adapters and quantised weights, if the config asks for them.
+
+    Raises UserError if `lora_rank` is larger than the rank of the model's matrices.
+    """
     if config.lora_rank is not None and config.lora_rank > model_config.embed_dim:
         raise UserError(
-            f"lora_rank is {config.lora_rank}: the model's matrices have no more than rank {model_config.embed_dim}"
+            f"lora_rank is {config.lora_rank}: it must be at most {model_config.embed_dim}, the rank of the model's matrices"
         )
     int8: tuple[Int8, ...] = ("weights",) if config.frozen == "int8" else ()
     return replace(model_config, lora=config.lora, int8=int8, nf4=config.frozen == "nf4")
 
 
 def weight_dtype(config: TrainConfig) -> str:
-    """Return the dtype of weights: that of master weights if they are trained, else the compute dtype."""
+    """Return the dtype of the model's weights: `param_dtype` if they are trained, the compute dtype if they are frozen."""
     return config.param_dtype if config.lora is None else config.dtype
 
 
 def split_params(config: TrainConfig, params: Params) -> tuple[Params, Params]:
-    """Return what of a model's parameters is frozen, and what is trained."""
+    """Split a model's parameters into (frozen, trained). Without LoRA nothing is frozen."""
     return ({}, params) if config.lora is None else lora.split(params)

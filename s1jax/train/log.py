@@ -1,9 +1,12 @@
-"""What a run tells while it trains: a JSON line per step, trackers, and a progress bar; and where it stops by itself.
+"""The metrics of a run: one JSON line per step, trackers (TensorBoard, wandb, trackio) and a progress bar.
 
-In: the metrics of each step, in order. Out: `metrics.jsonl` with `step, loss, grad_norm, learning_rate, tokens, seconds, tokens_per_s, mfu`
-(and `eval_loss` where there was an evaluation), the same as TensorBoard's events under `tensorboard/`, or to wandb or trackio.
+In: the metrics of each step, in order. Out: `metrics.jsonl` with `step, loss, grad_norm, learning_rate, tokens, seconds, tokens_per_s`, and
+where they exist `mfu` and `eval_loss`. Trackers receive the same numbers.
 
-Invariant: the file holds each step once, also after a run was killed and resumed; a step that is not finite is not written.
+Metrics arrive one step late: `step` queues the metrics of a step and writes those of the step before, so that the devices compute one step
+while the host waits for the one before.
+
+Invariant: the file holds each step once, even if a run was killed and resumed. A step whose loss or gradient is not finite is not written.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 
@@ -30,113 +33,143 @@ Tracker = Literal["tensorboard", "wandb", "trackio"]
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "trackio": "trackio"}
 
 
-class _Run(Protocol):
-    """A tracker that a run reports to."""
+class _TrackerRun(Protocol):
+    """A tracker that is running."""
 
     def log(self, numbers: dict[str, float], step: int) -> None: ...
 
     def finish(self) -> None: ...
 
 
+class StepRecord(NamedTuple):
+    """One step, as the log needs it."""
+
+    step: int
+    metrics: dict[str, jax.Array]
+    """`loss` and `grad_norm`, which the devices may still be computing."""
+    learning_rate: float
+    num_tokens: int
+    """Tokens of the whole batch, without padding."""
+    flops: float
+    """Floating-point operations of the whole batch, by the convention of `model/flops.py`."""
+    row_ids: Sequence[str]
+    """The ids of the examples in the batch."""
+
+    def read(self) -> tuple[float, float]:
+        """Wait for the metrics; return the loss and the norm of the gradient. Raises UserError if one is not finite."""
+        loss, grad_norm = float(self.metrics["loss"]), float(self.metrics["grad_norm"])
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            raise UserError(
+                f"step {self.step}: the loss is {loss} and the norm of the gradient {grad_norm}; the run stopped before saving this step. "
+                f"Its rows: {', '.join(self.row_ids)}"
+            )
+        return loss, grad_norm
+
+
 class TrainLog:
-    """Writes the metrics of steps, and shows the progress. Only the first process writes."""
+    """Writes the metrics of steps and shows the progress. Only the first process writes. Use it as a context manager."""
 
     def __init__(
-        self, output: Path, first_step: int, num_steps: int, trackers: Sequence[Tracker], config: dict[str, Any]
+        self,
+        output: Path,
+        first_step: int,
+        num_steps: int,
+        peak_flops: float | None,
+        trackers: Sequence[Tracker],
+        config: dict[str, Any],
     ):
-        self.path = path = output / LOG_NAME
-        # A line torn by a kill is of a step after the checkpoint.
-        whole = path.read_text().split("\n")[:-1] if first_step and path.exists() else []
-        kept = [line for number, line in enumerate(whole, 1) if _step_of(path, number, line) < first_step]
+        """Open the log of the run directory `output`, and drop lines from `first_step` on, which the run is about to repeat.
+
+        `peak_flops` is the peak of all devices together, in operations per second; None if it is unknown. `config` is shown by trackers.
+        """
+        self.path = output / LOG_NAME
+        self.peak_flops = peak_flops
+        # The last line is dropped: it is empty, or a kill has torn it. A torn line belongs to a step after the checkpoint.
+        lines = self.path.read_text().split("\n")[:-1] if first_step and self.path.exists() else []
+        kept = [line for number, line in enumerate(lines, 1) if _step_of(self.path, number, line) < first_step]
         self.writes = is_first_process()
-        self.runs: list[_Run] = []
+        self.trackers: list[_TrackerRun] = []
         if self.writes:
-            write_file(path, "".join(line + "\n" for line in kept))
-            self.file = path.open("a")
-            self.runs = [_start_tracker(name, output, first_step, config) for name in trackers]
+            write_file(self.path, "".join(line + "\n" for line in kept))
+            self.file = self.path.open("a")
+            self.trackers = [_start_tracker(name, output, first_step, config) for name in trackers]
         self.bar = progress(num_steps, "train", "step", initial=first_step, hidden=not self.writes)
-        self.last = time.monotonic()
-        self.stopped: float | None = None
+        self.queued: StepRecord | None = None
+        self.began = time.monotonic()
+        self.ended: float | None = None
 
     def __enter__(self) -> TrainLog:
-        self.last = time.monotonic()
+        self.start_clock()
         return self
 
     def __exit__(self, *_: Any) -> None:
         self.bar.close()
         if self.writes:
             self.file.close()
-        for run in self.runs:
-            run.finish()
+        for tracker in self.trackers:
+            tracker.finish()
 
-    def add_eval_loss(self, step: int, eval_loss: float) -> None:
-        """Add to the line of `step` an evaluation that was made later; where that line is lost, to a new one."""
-        if self.writes:
-            self.file.close()
-            rows = {row["step"]: row for row in map(json.loads, self.path.read_text().splitlines())}
-            rows[step] = rows.get(step, {"step": step}) | {"eval_loss": eval_loss}
-            write_file(self.path, "".join(json.dumps(row) + "\n" for row in rows.values()))
-            self.file = self.path.open("a")
-        for run in self.runs:
-            run.log({"eval_loss": eval_loss}, step=step)
+    def step(self, record: StepRecord) -> None:
+        """Queue a step, whose metrics may still be computed, and write the step before. Raises UserError if that one is not finite."""
+        self.flush()
+        self.queued = record
 
-    def stop_clock(self, metrics: dict[str, jax.Array]) -> None:
-        """Wait for the metrics of a step, whose time ends here: what follows until its `write` is no part of it."""
-        jax.block_until_ready(metrics)
-        self.stopped = time.monotonic()
+    def wait(self) -> None:
+        """Wait for the queued step and stop the clock: the time until `start_clock` belongs to no step.
 
-    def start_clock(self) -> None:
-        """Let the time of the next step begin here."""
-        self.last = time.monotonic()
-
-    def check(self, step: int, metrics: dict[str, jax.Array], row_ids: Sequence[str]) -> tuple[float, float]:
-        """Return the loss and the norm of the gradient. Raises UserError, naming step and rows, if they are not finite."""
-        loss, grad_norm = float(metrics["loss"]), float(metrics["grad_norm"])
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise UserError(
-                f"step {step}: loss {loss}, gradient norm {grad_norm}; stopped before it could be saved. "
-                f"Its rows: {', '.join(row_ids)}"
-            )
-        return loss, grad_norm
-
-    def write(
-        self,
-        step: int,
-        metrics: dict[str, jax.Array],
-        learning_rate: float,
-        num_tokens: int,
-        flops: float,
-        peak_flops: float | None,
-        row_ids: Sequence[str],
-        eval_loss: float | None = None,
-    ) -> None:
-        """Wait for the metrics of a step and write them.
-
-        `num_tokens` and `flops` are of the whole batch, `peak_flops` of all devices, `row_ids` the examples in it. Raises UserError for a
-        loss or a gradient that is not finite.
+        Raises UserError if the step's loss or gradient is not finite.
         """
-        loss, grad_norm = self.check(step, metrics, row_ids)
-        now = self.stopped or time.monotonic()
-        seconds, self.last, self.stopped = now - self.last, now, None
-        mfu = None if peak_flops is None else flops / seconds / peak_flops
+        assert self.queued is not None
+        jax.block_until_ready(self.queued.metrics)
+        self.ended = time.monotonic()
+        self.queued.read()
+
+    def flush(self, eval_loss: float | None = None) -> None:
+        """Write the queued step, if there is one, with its evaluation loss, if there is one.
+
+        Raises UserError if the step's loss or gradient is not finite.
+        """
+        if self.queued is None:
+            return
+        record, self.queued = self.queued, None
+        loss, grad_norm = record.read()
+        now = self.ended or time.monotonic()
+        seconds, self.began, self.ended = now - self.began, now, None
+        mfu = None if self.peak_flops is None else record.flops / seconds / self.peak_flops
+        tokens_per_s = record.num_tokens / seconds
         row: dict[str, Any] = dict(
-            step=step, loss=loss, grad_norm=grad_norm, learning_rate=learning_rate, tokens=num_tokens,
-            seconds=round(seconds, 4), tokens_per_s=round(num_tokens / seconds, 1),
+            step=record.step, loss=loss, grad_norm=grad_norm, learning_rate=record.learning_rate, tokens=record.num_tokens,
+            seconds=round(seconds, 4), tokens_per_s=round(tokens_per_s, 1),
         )  # fmt: skip
         row |= {} if mfu is None else {"mfu": round(mfu, 4)}
         row |= {} if eval_loss is None else {"eval_loss": eval_loss}
         if self.writes:
             self.file.write(json.dumps(row) + "\n")
             self.file.flush()
-        for run in self.runs:
-            run.log({name: value for name, value in row.items() if name != "step"}, step=step)
-        told = f"loss {loss:.3f}, {num_tokens / seconds:,.0f} tokens/s"
-        self.bar.set_postfix_str(told + ("" if mfu is None else f", MFU {100 * mfu:.1f}%"), refresh=False)
+        for tracker in self.trackers:
+            tracker.log({name: value for name, value in row.items() if name != "step"}, step=record.step)
+        shown = f"loss {loss:.3f}, {tokens_per_s:,.0f} tokens/s" + ("" if mfu is None else f", MFU {100 * mfu:.1f}%")
+        self.bar.set_postfix_str(shown, refresh=False)
         self.bar.update()
+
+    def start_clock(self) -> None:
+        """Let the time of the next step begin now."""
+        self.began = time.monotonic()
+
+    def add_eval_loss(self, step: int, eval_loss: float) -> None:
+        """Add an evaluation loss to the line of an earlier step, or to a new line if that one was lost."""
+        if self.writes:
+            self.file.close()
+            rows = {row["step"]: row for row in map(json.loads, self.path.read_text().splitlines())}
+            rows[step] = rows.get(step, {"step": step}) | {"eval_loss": eval_loss}
+            write_file(self.path, "".join(json.dumps(row) + "\n" for row in rows.values()))
+            self.file = self.path.open("a")
+        for tracker in self.trackers:
+            tracker.log({"eval_loss": eval_loss}, step=step)
 
 
 class _TensorBoard:
-    """TensorBoard's event files; those of steps that a resumed run makes again are superseded."""
+    """TensorBoard's event files. Events of steps that a resumed run repeats are superseded."""
 
     def __init__(self, directory: Path, first_step: int):
         from tensorboardX import SummaryWriter
@@ -152,24 +185,24 @@ class _TensorBoard:
 
 
 def _step_of(path: Path, number: int, line: str) -> int:
-    """Return the step of a line of metrics. Raises UserError where it is none."""
+    """Return the step of a line of metrics. Raises UserError if the line has none."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}, line {number} is no JSON object with a step: remove that line") from error
+        raise UserError(f"{path}, line {number} is not a JSON object with a step: remove that line") from error
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Raise UserError for a tracker that does not exist, or whose package is not installed."""
+    """Raise UserError if a tracker does not exist, or if its package is not installed."""
     for name in names:
         if name not in PACKAGES:
-            raise UserError(f"trackers has {name!r}: choose of {', '.join(PACKAGES)}")
+            raise UserError(f"trackers contains {name!r}: choose from {', '.join(PACKAGES)}")
         if sys.modules.get(PACKAGES[name]) is None and importlib.util.find_spec(PACKAGES[name]) is None:
             raise UserError(f"tracker {name} needs the package {PACKAGES[name]}: pip install {PACKAGES[name]}")
 
 
-def _start_tracker(name: Tracker, output: Path, first_step: int, config: dict[str, Any]) -> _Run:
-    """Return a running tracker, which goes on with what the same run directory reported before."""
+def _start_tracker(name: Tracker, output: Path, first_step: int, config: dict[str, Any]) -> _TrackerRun:
+    """Return a running tracker. In a resumed run it continues the tracker's run of the same directory."""
     if name == "tensorboard":
         return _TensorBoard(output / "tensorboard", first_step)
     run_id = hashlib.sha256(str(output.absolute()).encode()).hexdigest()[:12]

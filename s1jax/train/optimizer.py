@@ -1,8 +1,7 @@
-"""The optimizer: gradients -> new parameters, by the paper's recipe (appendix D): AdamW, linear warm-up, cosine to zero, clipping.
+"""The optimizer: gradients -> new parameters, by the paper's recipe (appendix D): AdamW, linear warm-up, cosine decay to 0, clipping.
 
-Master weights and moments are float32 or bfloat16. In bfloat16 an update of a millionth of a weight would be rounded away, so there
-the arithmetic is float32 and what is stored is rounded up or down at random, right on average (stochastic rounding, as in arXiv
-2010.06192).
+Master weights and moments are float32 or bfloat16. Plain bfloat16 would round away an update of a millionth of a weight. So bfloat16 state
+is updated in float32 and then rounded up or down at random, such that its mean is exact (stochastic rounding, arXiv 2010.06192).
 """
 
 from __future__ import annotations
@@ -22,22 +21,25 @@ from s1jax.runtime.errors import UserError
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up and cosine decay to zero; the defaults are the paper's."""
+    """AdamW with linear warm-up and cosine decay to 0. The defaults are the paper's values."""
 
     learning_rate: float = 1e-5
     """Peak learning rate."""
     warmup_fraction: float = 0.05
-    """Share of the steps that warm up, rounded up to a whole step."""
+    """Fraction of the steps over which the learning rate rises, rounded up to a whole step."""
     beta1: float = 0.9
+    """Decay rate of the first moment."""
     beta2: float = 0.95
+    """Decay rate of the second moment."""
     epsilon: float = 1e-8
+    """Added to the root of the second moment."""
     weight_decay: float = 1e-4
     """Not applied to biases and norm weights, as in the Hugging Face trainer."""
     clip_norm: float = 1.0
-    """Largest global gradient norm."""
+    """Largest global norm of the gradient. A longer gradient is scaled down to it."""
 
     def __post_init__(self) -> None:
-        for name, is_good, told in (
+        for name, is_valid, range_ in (
             ("learning_rate", 0 < self.learning_rate <= 1, "positive and at most 1"),
             ("warmup_fraction", 0 <= self.warmup_fraction < 1, "at least 0 and below 1"),
             ("beta1", 0 <= self.beta1 < 1, "at least 0 and below 1"),
@@ -46,8 +48,8 @@ class OptimizerConfig:
             ("weight_decay", 0 <= self.weight_decay < math.inf, "at least 0 and finite"),
             ("clip_norm", self.clip_norm > 0, "positive"),
         ):
-            if not is_good:
-                raise UserError(f"{name} is {getattr(self, name)}: it must be {told}")
+            if not is_valid:
+                raise UserError(f"{name} is {getattr(self, name)}: it must be {range_}")
 
 
 def learning_rate(config: OptimizerConfig, num_steps: int) -> Callable[[Any], Any]:
@@ -82,7 +84,7 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
 def update(
     optimizer: optax.GradientTransformation, grads: Params, opt_state: Any, params: Params, key: jax.Array
 ) -> tuple[Params, Any]:
-    """Return the parameters and the optimizer state after one step, in their dtypes; bfloat16 is rounded at random by `key`."""
+    """Return the new parameters and optimizer state, in the dtypes of the old ones. `key` drives the stochastic rounding to bfloat16."""
     dtypes = jax.tree.map(lambda x: x.dtype, (params, opt_state))
     grads, opt_state, params = jax.tree.map(_in_float32, (grads, opt_state, params))
     updates, opt_state = optimizer.update(grads, opt_state, params)
@@ -96,9 +98,9 @@ def update(
 
 
 def round_stochastically(x: jax.Array, key: jax.Array) -> jax.Array:
-    """Return float32 `x` as bfloat16, rounded up or down with a probability that makes it right on average.
+    """Return float32 `x` as bfloat16, rounded up or down at random such that the mean is `x`.
 
-    A bfloat16 is the upper half of a float32, so a random lower half is added, which carries into the upper one as often as it should.
+    A bfloat16 is the upper 16 bits of a float32. Adding 16 random bits carries into the upper half with the right probability.
     """
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
     rounded = (bits + jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)) >> 16

@@ -1,10 +1,10 @@
-"""One step of fine-tuning: (state, batch of `packing.py`) -> (state, metrics), a pure function compiled for the mesh.
+"""One step of fine-tuning: (state, batch of `packing.py`) -> (state, metrics), a pure function that is jitted over the mesh.
 
-The passes of a batch are run one after another, as many as hold anything, and their gradients added up in float32; the loss weights of
-a batch sum to one over all its passes, so sums are all it takes. Matrices are cast to the compute dtype once a step, so that devices
-exchange them (and their gradients) in that form.
+The step computes the micro-batches of a batch one after another, skips the empty ones, and adds up the gradients in float32. The loss
+weights of a batch sum to 1 over all its micro-batches, so the sum needs no further scaling. Matrices are cast to the compute dtype once per
+step, so that devices exchange them (and their gradients) in that dtype.
 
-Invariants: how a batch is split over passes, rows and devices changes nothing but rounding; the same compiled step, run again, gives
+Invariants: the split of a batch over micro-batches, rows and devices affects only rounding. The same compiled step on the same input gives
 the same bits.
 """
 
@@ -36,29 +36,34 @@ from s1jax.train.optimizer import update
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
-DevicePasses = Mapping[str, jax.Array]
-DeviceBatch = tuple[DevicePasses, ...]
+DeviceMicroBatches = Mapping[str, jax.Array]
+"""`packing.MicroBatches` on the devices."""
+DeviceBatch = tuple[DeviceMicroBatches, ...]
 Metrics = dict[str, jax.Array]
+"""float32 scalars `loss` and `grad_norm` (before clipping)."""
 
 
 class TrainState(NamedTuple):
-    """What a step updates and a checkpoint holds; `step` is an int32 scalar."""
+    """The state that a step updates and a checkpoint holds."""
 
     params: Params
+    """The trained parameters: master weights, or LoRA's adapters."""
     opt_state: Any
+    """State of the optax optimizer."""
     step: Any
+    """int32 scalar: the number of steps that were made."""
 
 
 @dataclass(frozen=True)
 class StepConfig:
-    """How a step is computed; none of it changes what is computed, but for rounding."""
+    """Settings of the computation of a step. They affect speed, memory and rounding, but no result beyond rounding."""
 
     loss_chunk: int = 1024
-    """Positions of a device whose logits exist at a time."""
+    """Number of positions per device whose logits exist at the same time."""
     remat: Remat = "full"
-    """What of each layer the backward pass recomputes (`model.Qwen2`): `full` needs the least memory, `none` the least time."""
+    """How much of each layer the backward pass recomputes (`model/qwen2.py`). `full` needs the least memory, `none` the least time."""
     attention: Backend | None = None
-    """Attention backend; by default that of the platform."""
+    """Attention backend. Default: the platform's."""
     offload_optimizer: bool = False
     """Keep the optimizer's moments in host memory."""
 
@@ -80,32 +85,31 @@ def make_train_step(
     seed: int = 0,
     shardings: TrainState | None = None,
 ) -> Any:
-    """Return the jitted step (state, frozen, batch) -> (state, metrics); the state is donated, and comes back on `shardings`.
+    """Return the jitted step (state, frozen, batch) -> (state, metrics). Call both this function and the step under `jax.set_mesh`.
 
-    `frozen` is what the model has besides the state's parameters (`lora.py`), {} for nothing. `packed=False` promises one example a row;
-    `seed` decides how bfloat16 state is rounded. Metrics: `loss` and `grad_norm` (before clipping), float32 scalars. Call it under
-    `jax.set_mesh`.
+    The step donates the old state; the new state has the given `shardings`. `frozen` holds the parameters that are not trained (`lora.py`),
+    or {}. `packed=False` promises that every row holds one example. `seed` determines the stochastic rounding of bfloat16 state.
     """
 
     def loss_and_grads(params: Params, frozen: Params, batch: DeviceBatch) -> tuple[jax.Array, Params]:
         cast, frozen = _cast_matrices(params, config.dtype), _cast_matrices(frozen, config.dtype)
 
-        def of_pass(passes: DevicePasses, i: Any) -> tuple[jax.Array, Params]:
+        def of_micro_batch(arrays: DeviceMicroBatches, i: Any) -> tuple[jax.Array, Params]:
             def of_params(params: Params) -> jax.Array:
-                return _loss_of_pass(config, rules, step_config, packed, combine(frozen, params), passes, i)
+                return _micro_batch_loss(config, rules, step_config, packed, combine(frozen, params), arrays, i)
 
             loss, grads = jax.value_and_grad(of_params)(cast)
             return loss, constrain_params(grads, config, rules)
 
-        if [passes["tokens"].shape[0] for passes in batch] == [1]:
-            return of_pass(batch[0], 0)
+        if [arrays["tokens"].shape[0] for arrays in batch] == [1]:  # nothing to add up
+            return of_micro_batch(batch[0], 0)
 
-        def add(passes: DevicePasses, i: jax.Array, total: Any) -> Any:
-            loss, grads = jax.tree.map(jnp.add, total, of_pass(passes, i))
+        def add(arrays: DeviceMicroBatches, i: jax.Array, total: Any) -> Any:
+            loss, grads = jax.tree.map(jnp.add, total, of_micro_batch(arrays, i))
             return loss, constrain_params(grads, config, rules)
 
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
-        return _over_passes(batch, add, (jnp.zeros((), jnp.float32), constrain_params(zeros, config, rules)))
+        return _over_micro_batches(batch, add, (jnp.zeros((), jnp.float32), constrain_params(zeros, config, rules)))
 
     def step(state: TrainState, frozen: Params, batch: DeviceBatch) -> tuple[TrainState, Metrics]:
         loss, grads = loss_and_grads(state.params, frozen, batch)
@@ -117,48 +121,52 @@ def make_train_step(
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(jax.tree.map(lambda x: x.astype(jnp.float32), grads))}
         return TrainState(params, opt_state, state.step + 1), metrics
 
-    # GPUs would add up the gradients of the embedding's rows in any order.
+    # By default, a GPU adds up the gradients of the embedding's rows in a random order.
     options = {"xla_gpu_exclude_nondeterministic_ops": True} if platform() == "gpu" else None
     out_shardings = None if shardings is None else (shardings, None)
     return jax.jit(step, donate_argnums=0, out_shardings=out_shardings, compiler_options=options)
 
 
 def make_loss_step(config: ModelConfig, rules: ShardingRules, step_config: StepConfig, packed: bool = True) -> Any:
-    """Return the jitted function (params, frozen, batch) -> loss of a batch, without gradients. Call it under `jax.set_mesh`."""
+    """Return the jitted function (params, frozen, batch) -> loss of a batch, a float32 scalar. Call it under `jax.set_mesh`."""
 
     def loss(params: Params, frozen: Params, batch: DeviceBatch) -> jax.Array:
         whole = combine(_cast_matrices(frozen, config.dtype), _cast_matrices(params, config.dtype))
 
-        def add(passes: DevicePasses, i: jax.Array, total: jax.Array) -> jax.Array:
-            return total + _loss_of_pass(config, rules, step_config, packed, whole, passes, i)
+        def add(arrays: DeviceMicroBatches, i: jax.Array, total: jax.Array) -> jax.Array:
+            return total + _micro_batch_loss(config, rules, step_config, packed, whole, arrays, i)
 
-        return _over_passes(batch, add, jnp.zeros((), jnp.float32))
+        return _over_micro_batches(batch, add, jnp.zeros((), jnp.float32))
 
     return jax.jit(loss)
 
 
-def _over_passes(batch: DeviceBatch, add: Callable[[DevicePasses, jax.Array, Any], Any], total: Any) -> Any:
-    """Return what `add(passes, i, total)` makes of the total, pass after pass of those that a step takes."""
-    for passes in batch:
-        total = jax.lax.fori_loop(0, passes["num_passes"], functools.partial(add, passes), total)
+def _over_micro_batches(
+    batch: DeviceBatch, add: Callable[[DeviceMicroBatches, jax.Array, Any], Any], total: Any
+) -> Any:
+    """Apply `total = add(arrays, i, total)` to each micro-batch `i` that is not empty, and return the last total."""
+    for arrays in batch:
+        total = jax.lax.fori_loop(0, arrays["num_micro_batches"], functools.partial(add, arrays), total)
     return total
 
 
-def _loss_of_pass(config, rules, step_config, packed, params, passes, i) -> Float[Array, ""]:
-    """Return the weighted loss of the rows of pass `i`."""
-    rows = {name: x[i] for name, x in passes.items() if name != "num_passes"}
-    # Where there is one pass, `x[i]` is the same in every turn: XLA would take it all out of the loop, with memory of its own, and
-    # compute it also for steps that do not take it.
+def _micro_batch_loss(config, rules, step_config, packed, params, arrays, i) -> Float[Array, ""]:
+    """Return the weighted loss of micro-batch `i`."""
+    rows = {name: x[i] for name, x in arrays.items() if name != "num_micro_batches"}
+    # If M is 1, `x[i]` does not depend on the loop. Without this barrier XLA would move the whole computation out of the loop, where it
+    # needs memory of its own and runs even in steps that skip the micro-batch.
     rows = jax.lax.optimization_barrier((i, rows))[1]
     model = nnx.merge(graphdef(config, rules, "stacked"), params)
-    how = dict(remat=step_config.remat, attention=step_config.attention, packed=packed)
-    hidden, _ = model(rows["tokens"], rows["positions"], rows["segment_ids"], **how)
+    hidden, _ = model(
+        rows["tokens"], rows["positions"], rows["segment_ids"],
+        remat=step_config.remat, attention=step_config.attention, packed=packed,
+    )  # fmt: skip
     weight = model.output_weight()
     return weighted_cross_entropy(hidden, weight, rows["targets"], rows["loss_weights"], rules, step_config.loss_chunk)
 
 
 def _cast_matrices(params: Params, dtype: str) -> Params:
-    """Return parameters with the layers' float matrices in the compute dtype (the output layer's is cast in `loss.py`)."""
+    """Return parameters with the layers' float matrices in the compute dtype. `cross_entropy.py` casts the output layer's matrix."""
 
     def cast(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
         is_matrix = path[0].key == "layers" and path[-1].key == "kernel" and jnp.issubdtype(x.dtype, jnp.floating)
@@ -172,7 +180,7 @@ def abstract_state(
 ) -> TrainState:
     """Return the train state of these (abstract) parameters as `jax.ShapeDtypeStruct`s.
 
-    Optimizer moments lie where their parameters do; with `offload`, in the memory of that device's host.
+    An optimizer moment has the sharding of its parameter. With `offload` it lies in host memory instead of device memory.
     """
     replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
@@ -195,21 +203,23 @@ def abstract_state(
 def init_state(
     optimizer: optax.GradientTransformation, params: Params, mesh: jax.sharding.Mesh, offload: bool = False
 ) -> TrainState:
-    """Return the state at step 0, placed as `abstract_state` says."""
+    """Return the state at step 0, with the shardings of `abstract_state`."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(optimizer, params, mesh, offload))
     opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
     return TrainState(params, opt_state, jax.device_put(jnp.zeros((), jnp.int32), shardings.step))
 
 
 def check_finite(params: Params, step: int) -> None:
-    """Raise UserError for parameters that the update of a step has destroyed: its loss was measured before it."""
+    """Raise UserError if the update of this step left parameters that are not finite. (The step's loss was measured before its update.)"""
     norm = float(jax.jit(optax.tree.norm)(params))
     if not math.isfinite(norm):
-        raise UserError(f"step {step}: parameters of norm {norm} after its update; stopped before they could be saved")
+        raise UserError(
+            f"step {step}: the norm of the parameters is {norm} after the update; the run stopped before saving them"
+        )
 
 
 def to_device(batch: Batch, mesh: jax.sharding.Mesh, rules: ShardingRules) -> DeviceBatch:
-    """Return a batch on the mesh. Every process has all of it, and puts on each of its devices what that one holds."""
+    """Put a batch on the mesh. Every process has the whole batch, and gives each of its devices that device's part."""
 
     def place(x: np.ndarray) -> jax.Array:
         return jax.make_array_from_callback(x.shape, batch_sharding(mesh, rules, x.shape), lambda index: x[index])
@@ -220,19 +230,19 @@ def to_device(batch: Batch, mesh: jax.sharding.Mesh, rules: ShardingRules) -> De
 def abstract_batch(
     shapes: Sequence[Shape], mesh: jax.sharding.Mesh, rules: ShardingRules
 ) -> tuple[dict[str, jax.ShapeDtypeStruct], ...]:
-    """Return the batches of a run as `jax.ShapeDtypeStruct`s on the mesh."""
+    """Return a batch of these shapes as `jax.ShapeDtypeStruct`s on the mesh."""
 
     def of(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh, rules, shape))
 
-    def passes(shape: Shape) -> dict[str, jax.ShapeDtypeStruct]:
-        size = (shape.num_passes, shape.rows_per_pass, shape.row_length)
+    def micro_batches(shape: Shape) -> dict[str, jax.ShapeDtypeStruct]:
+        size = (shape.max_micro_batches, shape.rows_per_micro_batch, shape.row_length)
         ids = {name: of(size, jnp.int32) for name in ("tokens", "targets", "positions", "segment_ids")}
-        return ids | {"loss_weights": of(size, jnp.float32), "num_passes": of((), jnp.int32)}
+        return ids | {"loss_weights": of(size, jnp.float32), "num_micro_batches": of((), jnp.int32)}
 
-    return tuple(map(passes, shapes))
+    return tuple(map(micro_batches, shapes))
 
 
 def batch_sharding(mesh: jax.sharding.Mesh, rules: ShardingRules, shape: tuple[int, ...]) -> jax.sharding.NamedSharding:
-    """Return where an array of a batch lies: [M, R, T] by rows and length, a scalar everywhere."""
+    """Return the sharding of an array of a batch. The mesh splits R and T of [M, R, T], and replicates a scalar."""
     return sharding_for(mesh, rules, (None, "batch", "length")[: len(shape)], shape)

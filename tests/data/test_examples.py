@@ -1,4 +1,4 @@
-"""Reading, rejecting and tokenising of training rows."""
+"""Training rows: reading, rejecting and tokenising them."""
 
 import json
 from dataclasses import replace
@@ -130,7 +130,7 @@ def test_missing_and_unknown_sources_are_one_error(tmp_path):
     (tmp_path / "rows.csv").write_text("question\n")
     (tmp_path / "torn.parquet").write_bytes(b"PAR1")
     (tmp_path / "none").mkdir()
-    for source, error, told in (
+    for source, error, message in (
         (str(tmp_path / "no.jsonl"), FileNotFoundError, r"no file .*no\.jsonl"),
         ("no.parquet", FileNotFoundError, r"no file no\.parquet"),
         (str(tmp_path / "no"), FileNotFoundError, "no file"),
@@ -140,7 +140,7 @@ def test_missing_and_unknown_sources_are_one_error(tmp_path):
         ("someone/no-such-rows", FileNotFoundError, "no file or directory someone/no-such-rows, and the hub"),
         ("", ValueError, "source is empty"),
     ):
-        with pytest.raises(error, match=told):
+        with pytest.raises(error, match=message):
             read_rows(source)
 
 
@@ -164,12 +164,12 @@ def test_too_long_examples_are_one_error_that_names_them():
     lengths = encode_rows(rows, chat, DataConfig("rows"))[0].lengths
     with pytest.raises(ValueError) as error:
         encode_rows(rows, chat, DataConfig("rows", max_length=int(lengths[1])))
-    told = str(error.value)
-    assert told.startswith(
+    message = str(error.value)
+    assert message.startswith(
         f"12 of 14 examples are longer than max_length {lengths[1]}, the longest has {lengths[-1]} tokens"
     )
-    assert "row-2 (row 2), row-3 (row 3)" in told and "row-11 (row 11) and 2 more" in told
-    assert f"Raise max_length to {lengths[-1]}" in told
+    assert "row-2 (row 2), row-3 (row 3)" in message and "row-11 (row 11) and 2 more" in message
+    assert f"Raise max_length to {lengths[-1]}" in message
 
 
 def test_truncation_is_counted_and_leaves_no_example_without_loss():
@@ -194,17 +194,17 @@ def test_truncation_is_counted_and_leaves_no_example_without_loss():
 
 
 def test_config_refuses_values_it_does_not_know():
-    for change, told in (
+    for change, message in (
         ({"batch_size": 0}, "batch_size is 0: it must be at least 1"),
         ({"seed": -1}, "seed is -1: it must be at least 0"),
-        ({"rows_per_pass": 0}, "rows_per_pass is 0: it must be at least 1"),
+        ({"rows_per_micro_batch": 0}, "rows_per_micro_batch is 0: it must be at least 1"),
         ({"row_length": 1}, "row_length is 1: it must be at least 2"),
-        ({"halvings": 5}, "halvings is 5: it can be at most 4"),
+        ({"num_row_lengths": 6}, "num_row_lengths is 6: it must be at most 5"),
         ({"too_long": "cut"}, "too_long is 'cut': choose one of error, truncate"),
         ({"loss_on": "trace"}, "loss_on is 'trace': choose one of reasoning_and_answer, answer"),
         ({"loss_average": "mean"}, "loss_average is 'mean': choose one of sequence, token"),
     ):
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             DataConfig("rows", **change)
 
 

@@ -1,4 +1,4 @@
-"""The order of examples, the rows they are packed into, and the batches that come of it."""
+"""The order of the examples, the rows that hold them, and the batches of the steps."""
 
 import dataclasses
 import itertools
@@ -10,7 +10,7 @@ import pytest
 
 from s1jax.data import packing
 from s1jax.data.examples import DataConfig
-from s1jax.data.packing import Packer, lengths_of_rows, num_steps, pack, pack_step, step_examples
+from s1jax.data.packing import Packer, bucket_lengths, num_steps, pack, pack_step, step_examples
 from tests.support.training import make_examples
 
 
@@ -60,11 +60,11 @@ def test_batch_is_a_pure_function_of_seed_and_step():
 # Packing
 
 
-def fewest_positions(lengths, row_lengths, rows_per_pass):
-    """Brute force over all assignments, to any number of passes of the first length and at most one of each other."""
+def fewest_positions(lengths, row_lengths, rows_per_micro_batch):
+    """Brute force over all assignments to any number of micro-batches of the first length and at most one of each other length."""
     best = math.inf
     for numbers in itertools.product(range(len(lengths) + 1), *[(0, 1)] * (len(row_lengths) - 1)):
-        rooms = [x for x, n in zip(row_lengths, numbers, strict=True) for _ in range(n * rows_per_pass)]
+        rooms = [x for x, n in zip(row_lengths, numbers, strict=True) for _ in range(n * rows_per_micro_batch)]
         if sum(rooms) < best and any(
             (np.bincount(rows, weights=lengths, minlength=len(rooms)) <= rooms).all()
             for rows in itertools.product(range(len(rooms)), repeat=len(lengths))
@@ -73,21 +73,24 @@ def fewest_positions(lengths, row_lengths, rows_per_pass):
     return best
 
 
-@pytest.mark.parametrize("rows_per_pass", [1, 2])
+@pytest.mark.parametrize("rows_per_micro_batch", [1, 2])
 @pytest.mark.parametrize("row_lengths", [[12], [12, 6], [12, 6, 3]])
 @pytest.mark.parametrize("seed", range(6))
 def test_packing_puts_every_item_into_one_row_that_holds_it_and_takes_the_fewest_positions_of_a_few_items(
-    seed, row_lengths, rows_per_pass
+    seed, row_lengths, rows_per_micro_batch
 ):
     lengths = np.random.default_rng(seed).integers(1, 12, 5)
-    rows = pack_step(lengths, row_lengths, rows_per_pass)
+    rows = pack_step(lengths, row_lengths, rows_per_micro_batch)
     assert sorted(i for of_length in rows for row in of_length for i in row) == list(range(5))
     for length, of_length in zip(row_lengths, rows, strict=True):
-        assert all(sum(lengths[i] for i in row) <= length for row in of_length) and len(of_length) % rows_per_pass == 0
-    assert all(len(of_length) <= rows_per_pass for of_length in rows[1:])
+        assert (
+            all(sum(lengths[i] for i in row) <= length for row in of_length)
+            and len(of_length) % rows_per_micro_batch == 0
+        )
+    assert all(len(of_length) <= rows_per_micro_batch for of_length in rows[1:])
     positions = sum(length * len(of_length) for length, of_length in zip(row_lengths, rows, strict=True))
-    assert positions == fewest_positions(lengths, row_lengths, rows_per_pass), (
-        "nearly: of more items best fit may miss it"
+    assert positions == fewest_positions(lengths, row_lengths, rows_per_micro_batch), (
+        "best fit finds the optimum for a few items; for more it may not"
     )
 
 
@@ -108,15 +111,15 @@ def test_a_thousand_lengths_like_s1ks_leave_little_padding():
         for pack in (True, False)
     )
     assert packed.filling() > 0.93 and padded.filling() < 0.25
-    assert packed.rows_per_pass == 1 and [shape.num_passes for shape in packed.shapes][1:] == [1, 1]
-    assert [(shape.rows_per_pass, shape.num_passes) for shape in padded.shapes] == [(16, 1)]
+    assert packed.rows_per_micro_batch == 1 and [shape.max_micro_batches for shape in packed.shapes][1:] == [1, 1]
+    assert [(shape.rows_per_micro_batch, shape.max_micro_batches) for shape in padded.shapes] == [(16, 1)]
 
 
 # Batches
 
 
 def test_a_row_holds_its_examples_one_after_another_with_next_tokens_and_padding():
-    packer = Packer(make_examples([3, 5, 6]), DataConfig("rows", batch_size=3, row_length=10, rows_per_pass=2))
+    packer = Packer(make_examples([3, 5, 6]), DataConfig("rows", batch_size=3, row_length=10, rows_per_micro_batch=2))
     (batch,) = packer.make_batch([0, 1, 2])
     assert {name: (array.shape, array.dtype.name) for name, array in batch.items()} == {
         "tokens": ((1, 2, 10), "int32"),
@@ -124,7 +127,7 @@ def test_a_row_holds_its_examples_one_after_another_with_next_tokens_and_padding
         "positions": ((1, 2, 10), "int32"),
         "segment_ids": ((1, 2, 10), "int32"),
         "loss_weights": ((1, 2, 10), "float32"),
-        "num_passes": ((), "int32"),
+        "num_micro_batches": ((), "int32"),
     }
     row = {name: x[0, 0].tolist() for name, x in batch.items() if x.ndim}
     assert row["tokens"] == [2001, 2002, 2003, 2004, 2005, 2006, 1, 2, 3, 7]
@@ -132,39 +135,41 @@ def test_a_row_holds_its_examples_one_after_another_with_next_tokens_and_padding
     assert row["positions"] == [0, 1, 2, 3, 4, 5, 0, 1, 2, 0]
     assert row["segment_ids"] == [1] * 6 + [2] * 3 + [0]
     np.testing.assert_allclose(row["loss_weights"], np.array([0, 3, 3, 3, 3, 0, 0, 12, 0, 0]) / 36, rtol=1e-6)
-    assert batch["segment_ids"][0, 1].tolist() == [1] * 5 + [0] * 5 and batch["num_passes"] == 1
+    assert batch["segment_ids"][0, 1].tolist() == [1] * 5 + [0] * 5 and batch["num_micro_batches"] == 1
 
 
-def test_a_step_of_more_rows_than_a_pass_takes_several_and_one_of_fewer_takes_fewer():
+def test_a_step_takes_as_many_micro_batches_as_its_rows_need():
     config = DataConfig("rows", batch_size=4, num_epochs=1, row_length=10)
     packer = Packer(make_examples([9, 9, 9, 9, 4]), config)
     batches = [batch for (batch,) in packer]
-    assert [shape.num_passes for shape in packer.shapes] == [4]
+    assert [shape.max_micro_batches for shape in packer.shapes] == [4]
     assert all(batch["tokens"].shape == (4, 1, 10) for batch in batches)
-    taken = {len(indices): int(batch["num_passes"]) for indices, batch in zip(packer.steps, batches, strict=True)}
+    taken = {
+        len(indices): int(batch["num_micro_batches"]) for indices, batch in zip(packer.steps, batches, strict=True)
+    }
     assert taken[1] == 1 and taken[4] in (3, 4)
     for batch in batches:
-        assert (batch["segment_ids"].any(axis=(1, 2)) == (np.arange(4) < batch["num_passes"])).all()
-        assert (batch["tokens"][int(batch["num_passes"]) :] == 7).all()
+        assert (batch["segment_ids"].any(axis=(1, 2)) == (np.arange(4) < batch["num_micro_batches"])).all()
+        assert (batch["tokens"][int(batch["num_micro_batches"]) :] == 7).all()
 
 
-def test_the_last_pass_of_a_step_is_of_half_the_length_where_that_holds_it():
+def test_the_last_micro_batch_of_a_step_has_half_the_length_if_that_holds_it():
     examples = make_examples([9, 9, 7, 3, 3])
-    config = DataConfig("rows", batch_size=5, num_epochs=1, row_length=10, pad_multiple=1, halvings=1)
+    config = DataConfig("rows", batch_size=5, num_epochs=1, row_length=10, pad_multiple=1, num_row_lengths=2)
     packer = Packer(examples, config)
     full, half = packer[0]
     assert [x["tokens"].shape for x in (full, half)] == [(3, 1, 10), (1, 1, 5)]
-    assert (full["num_passes"], half["num_passes"]) == (3, 1) and packer.filling() == 31 / 35
+    assert (full["num_micro_batches"], half["num_micro_batches"]) == (3, 1) and packer.filling() == 31 / 35
     assert sorted(np.count_nonzero(full["segment_ids"], axis=(1, 2))) == [9, 9, 10]
     assert half["segment_ids"].tolist() == [[[1, 1, 1, 0, 0]]]
-    # None where they are not wanted, or would be rounded up to whole ones, or no step needs them.
+    # There is none if the config asks for one length, if half is rounded up to the whole, or if no step needs it.
     for lengths, changes in (
-        ([9, 9, 7, 3, 3], dict(halvings=0)),
+        ([9, 9, 7, 3, 3], dict(num_row_lengths=1)),
         ([9, 9, 7, 3, 3], dict(pad_multiple=16)),
         ([9, 6], {}),
     ):
         packer = Packer(make_examples(lengths), dataclasses.replace(config, **changes))
-        assert packer.row_lengths == [10] and packer[0][0]["num_passes"] == (4 if len(lengths) == 5 else 2)
+        assert packer.row_lengths == [10] and packer[0][0]["num_micro_batches"] == (4 if len(lengths) == 5 else 2)
 
 
 @pytest.mark.parametrize("pack", [True, False])
@@ -186,14 +191,14 @@ def test_loss_weights_of_every_batch_sum_to_one_however_it_is_packed(loss_averag
 
 
 @pytest.mark.parametrize(("num_shards", "pack", "rows"), [(1, True, 1), (4, True, 4), (1, False, 6), (4, False, 8)])
-def test_a_pass_has_as_few_rows_as_the_mesh_can_share_out_or_unpacked_the_whole_batch(num_shards, pack, rows):
+def test_a_micro_batch_has_as_few_rows_as_the_mesh_can_split_or_the_whole_batch_if_unpacked(num_shards, pack, rows):
     packer = Packer(make_examples([5] * 6), DataConfig("rows", batch_size=6, pack=pack), num_shards)
-    assert [(shape.rows_per_pass, shape.num_passes) for shape in packer.shapes] == [(rows, 1)]
+    assert [(shape.rows_per_micro_batch, shape.max_micro_batches) for shape in packer.shapes] == [(rows, 1)]
 
 
 @pytest.mark.parametrize(("pad_multiple", "expected"), [(1, 9), (4, 12), (128, 128)])
 def test_row_length_is_the_longest_example_rounded_up(pad_multiple, expected):
-    packer = Packer(make_examples([3, 9]), DataConfig("rows", pad_multiple=pad_multiple, halvings=0))
+    packer = Packer(make_examples([3, 9]), DataConfig("rows", pad_multiple=pad_multiple, num_row_lengths=1))
     assert packer.row_lengths == [expected]
 
 
@@ -204,26 +209,27 @@ def test_shapes_that_fit_no_example_or_mesh_are_refused():
     ):
         Packer(examples, DataConfig("rows", row_length=8))
     with pytest.raises(
-        ValueError, match=r"rows_per_pass 6 is no multiple of 4, .* data x fsdp\): choose a multiple of 4"
+        ValueError,
+        match=r"rows_per_micro_batch is 6, which is not a multiple of 4, .* \(data x fsdp\): choose a multiple of 4",
     ):
-        Packer(examples, DataConfig("rows", rows_per_pass=6), num_shards=4)
+        Packer(examples, DataConfig("rows", rows_per_micro_batch=6), num_shards=4)
 
 
 def test_filling_is_the_share_of_positions_that_hold_tokens():
     config = DataConfig("rows", batch_size=2, num_epochs=3, row_length=10, pad_multiple=1)
     packer = Packer(make_examples([9, 6, 3]), config)
     assert len(packer.shapes) > 1
-    passes = [x for batch in packer for x in batch]
-    computed = sum(int(x["num_passes"]) * math.prod(x["tokens"].shape[1:]) for x in passes)
-    held = sum(int(np.count_nonzero(x["segment_ids"])) for x in passes)
+    arrays = [x for batch in packer for x in batch]
+    computed = sum(int(x["num_micro_batches"]) * math.prod(x["tokens"].shape[1:]) for x in arrays)
+    held = sum(int(np.count_nonzero(x["segment_ids"])) for x in arrays)
     assert packer.filling() == held / computed and held == 3 * 18
 
 
 def test_lengths_that_no_step_needs_are_not_in_the_program():
     config = DataConfig("rows", batch_size=2, num_epochs=1, row_length=100, pad_multiple=1)
     packer = Packer(make_examples([9, 9, 9, 9]), config)
-    assert [(shape.row_length, shape.num_passes) for shape in packer.shapes] == [(25, 1)]
-    assert [np.count_nonzero(passes["segment_ids"]) for (passes,) in packer] == [18, 18]
+    assert [(shape.row_length, shape.max_micro_batches) for shape in packer.shapes] == [(25, 1)]
+    assert [np.count_nonzero(arrays["segment_ids"]) for (arrays,) in packer] == [18, 18]
 
 
 @pytest.mark.parametrize(
@@ -231,15 +237,17 @@ def test_lengths_that_no_step_needs_are_not_in_the_program():
 )
 def test_rows_are_split_over_all_of_a_mesh(length_shards, expected):
     config = DataConfig("rows", batch_size=2, num_epochs=1, pad_multiple=1)
-    assert lengths_of_rows(config, 404, length_shards) == expected
+    assert bucket_lengths(config, 404, length_shards) == expected
     packer = Packer(make_examples([404, 300, 90, 100]), config, length_shards=length_shards)
     assert set(packer.row_lengths) <= set(expected) and len(packer.row_lengths) > 1
-    with pytest.raises(ValueError, match="row_length 403 is no multiple of 2, the shards of the length"):
-        lengths_of_rows(dataclasses.replace(config, row_length=403), 404, 2)
+    with pytest.raises(
+        ValueError, match="row_length is 403, which is not a multiple of 2, the number of shards of a row"
+    ):
+        bucket_lengths(dataclasses.replace(config, row_length=403), 404, 2)
 
 
-def test_no_fewer_passes_are_tried_than_the_large_examples_need(monkeypatch):
-    """Each of more than half a row needs one of its own."""
+def test_no_fewer_micro_batches_are_tried_than_the_large_examples_need(monkeypatch):
+    """An example of more than half a row shares its row with no other such example."""
     tried = []
     monkeypatch.setattr(packing, "pack", lambda lengths, rooms: tried.append(len(rooms)) or pack(lengths, rooms))
     rows = pack_step(np.full(30, 501), [1000, 500], 1)
@@ -255,7 +263,7 @@ def test_more_epochs_than_can_be_planned_are_refused():
 
 
 @pytest.mark.parametrize(("rows", "length"), [(500_000, 5000), (1, 50_000_000)])
-def test_a_pass_that_no_array_has_room_for_is_refused(rows, length):
-    with pytest.raises(ValueError, match="no array has room for it"):
-        packing.rows_per_pass(DataConfig("rows", rows_per_pass=rows), length, 1)
-    assert packing.rows_per_pass(DataConfig("rows", rows_per_pass=500), 32768, 1) == 500
+def test_a_micro_batch_that_is_too_large_for_an_array_is_refused(rows, length):
+    with pytest.raises(ValueError, match="too large for an array"):
+        packing.rows_per_micro_batch(DataConfig("rows", rows_per_micro_batch=rows), length, 1)
+    assert packing.rows_per_micro_batch(DataConfig("rows", rows_per_micro_batch=500), 32768, 1) == 500

@@ -1,4 +1,4 @@
-"""Decode loop and training step as they are compiled: for this machine always, for H100 and TPU where their compilers are installed."""
+"""The compiled decode loop and training step: for this machine always, for H100s and TPUs if their compilers are installed."""
 
 import importlib.util
 import json
@@ -17,13 +17,13 @@ from s1jax.data.packing import Shape
 from s1jax.evaluate.conditions import DecodingConfig
 from s1jax.model.config import ModelConfig, qwen2_5
 from s1jax.model.flops import num_matrix_weights
-from s1jax.perf import training
 from s1jax.perf.compiled import REMATERIALISATION, array_bytes, stderr_to_text, written_in_loops
 from s1jax.perf.decoding import check_decode, compile_decode
 from s1jax.perf.topology import MEMORY, topology_devices
-from s1jax.perf.training import check_train, compile_train
+from s1jax.perf.training import check_train
 from s1jax.runtime.files import ROOT
 from s1jax.runtime.sharding import MeshConfig, make_mesh
+from s1jax.train.compile import TrainingProgram, training_program
 
 pytestmark = pytest.mark.integration
 
@@ -38,7 +38,7 @@ def needs(package):
 
 
 def cache_bytes(config, num_rows, capacity):
-    """Of one layer's keys or values."""
+    """Bytes of one layer's keys or values."""
     return num_rows * config.num_kv_heads * capacity * config.head_dim * (2 if config.dtype == "bfloat16" else 4)
 
 
@@ -46,9 +46,9 @@ def compile_on(config, topology, mesh, *shape):
     return compile_decode(config, topology, make_mesh(mesh, topology_devices(topology)), *shape)
 
 
-# A single row is a case of its own: XLA drops its dimension.
+# A single row is a separate case, because XLA drops its dimension.
 @pytest.mark.parametrize("num_rows", [1, 2])
-def test_a_step_writes_neither_weights_nor_cache_anew_on_this_machine(num_rows):
+def test_a_decode_step_copies_neither_weights_nor_cache_on_this_machine(num_rows):
     compiled = compile_on(SMALL, "cpu:1", MeshConfig(fsdp=1), num_rows, 64, 4096)
     written = written_in_loops(compiled)
     smallest = min(cache_bytes(SMALL, num_rows, 4096), 4 * SMALL.embed_dim**2)
@@ -57,7 +57,7 @@ def test_a_step_writes_neither_weights_nor_cache_anew_on_this_machine(num_rows):
 
 
 @pytest.mark.parametrize("in_a_branch", [False, True])
-def test_what_is_written_anew_is_found(in_a_branch):
+def test_an_array_that_a_loop_writes_is_found(in_a_branch):
     def sort_all(x):
         return jax.lax.cond(x[0, 0] > 0, jnp.sort, lambda x: x, x) if in_a_branch else jnp.sort(x)
 
@@ -76,7 +76,7 @@ def test_a_mesh_of_three_devices_gathers_no_weights():
 
 
 def test_more_devices_than_key_value_heads_rematerialise_nothing_in_training():
-    data = replace(S1_32B.data, max_length=1024, halvings=0)
+    data = replace(S1_32B.data, max_length=1024, num_row_lengths=1)
     config = replace(S1_32B, mesh=MeshConfig(sequence=4), data=data, dtype="float32")
     assert check_train(config, SMALL, "cpu:8")["involuntary_rematerialisations"] == 0
 
@@ -113,16 +113,16 @@ def test_thirty_two_billion_decode_on_eight_devices_without_gathering_weights(to
     # The scores of sampled rows under two masks are 9.7 MB; the smallest matrix of a layer is larger.
     k_proj_bytes = 2 * config.embed_dim * config.num_kv_heads * config.head_dim
     assert written and all(size < k_proj_bytes for size in gathered), gathered
-    # Nor outside of the loop.
+    # Outside of the loop no weights are gathered either.
     shapes = re.findall(r"= (\w+\[[\d,]*\])\S* all-gather", compiled.as_text())
     assert all(array_bytes(shape) < k_proj_bytes for shape in shapes), shapes
 
 
 @pytest.mark.parametrize("frozen", ["int8", "nf4"])
 def test_adapters_over_stored_weights_are_checked(frozen):
-    data = replace(S1_32B.data, max_length=256, halvings=0)
+    data = replace(S1_32B.data, max_length=256, num_row_lengths=1)
     config = replace(S1_32B, mesh=MeshConfig(), data=data, lora_rank=4, frozen=frozen, dtype="float32")
-    assert check_train(config, SMALL, "cpu:1")["passes"] == 16
+    assert check_train(config, SMALL, "cpu:1")["micro_batches"] == 16
 
 
 def test_a_training_config_is_checked_from_the_command_line(tiny_model):
@@ -131,9 +131,12 @@ def test_a_training_config_is_checked_from_the_command_line(tiny_model):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
-    # Parameters, two moments of each and counters, all float32; 16 examples of the longest kind, one a pass, and a shorter pass.
+    # Parameters, two moments of each, and counters, all float32. 16 micro-batches of one long example each, and a shorter micro-batch.
     num_params = 264 * 32 + 2 * (32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 64 + 64 + 32 + 32) + 32
-    assert figures["passes"] == 16 and figures["rows"] == "1 x 256" and figures["shorter_rows"] == [128]
+    shape = {
+        name: figures[name] for name in ("micro_batches", "rows_per_micro_batch", "row_length", "shorter_row_lengths")
+    }
+    assert list(shape.values()) == [16, 1, 256, [128]], shape
     state, batch = 12 * num_params, 5 * 4 * (16 * 256 + 128)
     assert figures["state_gib"] == pytest.approx((state + batch) / 2**30, rel=1e-3)
     assert figures["involuntary_rematerialisations"] == 0
@@ -143,34 +146,34 @@ def test_a_training_config_is_checked_from_the_command_line(tiny_model):
 def test_a_decoding_config_is_checked(int8):
     config = DecodingConfig("model", "benchmark", "rows", num_rows=7, dtype="float32", int8=int8, max_answer_tokens=76)
     figures = check_decode(config, Limits(1000), SMALL, "cpu:8")
-    # No more devices split a layer than it has key/value heads; as many rows as the other axis splits evenly.
+    # `tensor` is at most the number of key/value heads, and the rows are rounded up to a multiple of `data`.
     assert figures["mesh"] == "data 4 x fsdp 1 x sequence 1 x tensor 2" and figures["rows"] == 8
     assert figures["tokens_per_row"] == 512 + 1536
     per_token = 2 * (64 + 4 if int8 else 4 * 64)
-    caches = 2 * 2 * per_token * 2048  # layers, rows; one of the two key/value heads on each device
+    caches = 2 * 2 * per_token * 2048  # 2 layers, 2 rows per device; each device has one of the two key/value heads
     weights = 4 * num_matrix_weights(SMALL) / 2
     assert (caches + weights) / 2**30 <= figures["weights_and_caches_gib"] <= (1.1 * caches + 1.02 * weights) / 2**30
 
 
 @pytest.mark.parametrize("topology", ["cpu:0", "cpu:x", "h100:0x8", "h100:8", "v5p:2x0x2", "a100:1x8"])
 def test_a_topology_of_no_devices_or_of_no_kind_is_refused(topology):
-    with pytest.raises(ValueError, match=f"topology '{topology}' is none of h100:HOSTSxGPUS"):
+    with pytest.raises(ValueError, match=f"topology is '{topology}': give h100:HOSTSxGPUS"):
         topology_devices(topology)
 
 
-def test_a_step_that_its_compiler_finds_no_room_for_is_told_in_a_sentence(monkeypatch):
-    """As TPU compilers do, which give up where those for GPU only say how much is needed."""
+def test_a_step_that_is_too_large_for_its_compiler_is_one_sentence(monkeypatch):
+    """TPU compilers give up with an error. (GPU compilers report the need.)"""
 
-    def compile_train(*_):
+    def lower_step(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: it needs 33.1G of 31.25G hbm.\nLargest allocations: ...")
 
-    monkeypatch.setattr(training, "compile_train", compile_train)
+    monkeypatch.setattr(TrainingProgram, "lower_step", lower_step)
     config = replace(S1_32B, mesh=MeshConfig())
     with pytest.raises(ValueError, match=r"^the step does not fit cpu:1: .*33\.1G of 31\.25G hbm\.$"):
         check_train(config, SMALL, "cpu:1")
 
 
-def test_a_warning_of_the_partitioner_is_counted(capfd):
+def test_a_warning_of_the_partitioner_is_captured_and_passed_on(capfd):
     import os
 
     with stderr_to_text() as text:
@@ -187,7 +190,7 @@ BF16 = dict(param_dtype="bfloat16")
 def test_a_gpu_adds_up_gradients_in_one_order():
     mesh = make_mesh(MeshConfig(), topology_devices("h100:1x1"))
     config = replace(S1_32B, mesh=MeshConfig())
-    compiled = compile_train(config, SMALL, mesh, "cuda", [Shape(2, 1, 256)])
+    compiled = training_program(config, SMALL, mesh, num_steps=100).lower_step([Shape(2, 1, 256)], "cuda").compile()
     scattered = re.findall(r"= \S+ scatter\(.*", compiled.as_text())
     assert scattered and all("unique_indices=true" in line for line in scattered), scattered
 

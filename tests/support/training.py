@@ -17,7 +17,7 @@ ROW = {"id": "r", "question": "q", "thinking": "t", "answer": "a", "reference": 
 
 
 def make_examples(lengths, num_prompt: int = 2) -> Examples:
-    """Example i holds tokens 1000 i + 1, 1000 i + 2, ...; the loss is taken on all but the first `num_prompt`."""
+    """Return examples of these lengths. Example i holds tokens 1000 i + 1, 1000 i + 2, ...; the first `num_prompt` have no loss."""
     return Examples(
         tokens=np.concatenate([1000 * i + 1 + np.arange(n) for i, n in enumerate(lengths)]).astype(np.int32),
         loss_mask=np.concatenate([np.arange(n) >= num_prompt for n in lengths]),
@@ -49,15 +49,16 @@ ROWS = [
 
 @functools.cache
 def initial_params():
-    """On the host; by way of a mesh of this process's own, whatever `make_mesh` here is."""
+    """Return the initial parameters on the host. They are made on one local device, so that a test may replace `make_mesh`."""
     return jax.device_get(random_params(CONFIG, "stacked", sharding.make_mesh(MeshConfig(), jax.local_devices()[:1])))
 
 
 def params_on(mesh, dtype="float32"):
+    """Return the initial parameters on a mesh, in the stacked layout."""
     target = abstract_params(CONFIG, RULES, "stacked", mesh, dtype)
 
     def place(x, leaf):
-        # Not shared between devices: a step gives them up.
+        # Copied, because a step donates its parameters.
         return jax.make_array_from_callback(x.shape, leaf.sharding, lambda index: np.array(x[index], leaf.dtype))
 
     return jax.tree.map(place, initial_params(), target)

@@ -1,4 +1,4 @@
-"""The recipe's schedule and AdamW, and bfloat16 state that is rounded at random."""
+"""The recipe's learning rates and AdamW, and stochastic rounding of bfloat16 state."""
 
 from dataclasses import fields
 
@@ -19,7 +19,7 @@ def test_the_schedule_is_the_recipes():
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "told"),
+    ("field", "value", "message"),
     [
         ("learning_rate", 0.0, "positive"),
         ("learning_rate", float("nan"), "positive"),
@@ -31,9 +31,9 @@ def test_the_schedule_is_the_recipes():
         ("clip_norm", 0.0, "positive"),
     ],
 )
-def test_values_that_make_no_sense_are_refused(field, value, told):
+def test_values_that_make_no_sense_are_refused(field, value, message):
     assert field in {f.name for f in fields(OptimizerConfig)}
-    with pytest.raises(ValueError, match=f"{field} is .*{value}.*: .*{told}"):
+    with pytest.raises(ValueError, match=f"{field} is .*{value}.*: .*{message}"):
         OptimizerConfig(**{field: value})
 
 
@@ -54,7 +54,10 @@ def test_stochastic_rounding_gives_a_neighbour_and_is_right_on_average():
 
 
 def train_toward_a_line(dtype, steps=400):
-    """The least of a quadratic at learning rates that bfloat16 would round away: each update is below half a unit in the last place."""
+    """Return the error after minimising a quadratic.
+
+    Plain bfloat16 would round each update away: an update is below half a unit in the last place.
+    """
     target = jnp.asarray(np.random.default_rng(0).normal(size=(8, 8)), jnp.float32)
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3, weight_decay=0.0, warmup_fraction=0.01), steps)
     params = {"layer": {"kernel": (target + 0.2).astype(dtype)}}

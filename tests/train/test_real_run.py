@@ -1,19 +1,22 @@
-"""A training run on real rows and the real 135M model: held-out loss falls, and the export thinks in s1's format wherever it runs."""
+"""A run on real rows and the real 135M model: the held-out loss falls, and the export thinks in s1's format, in transformers too."""
 
 import json
 from pathlib import Path
 
+import jax
 import pytest
 
 from s1jax.checkpoint.source import resolve_source
 from s1jax.data.chat import ChatFormat
 from s1jax.data.examples import DataConfig
-from s1jax.data.packing import Packer
-from s1jax.decode import scheduler
+from s1jax.decode import load
 from s1jax.decode.load import load_decoder
-from s1jax.runtime.sharding import MeshConfig
+from s1jax.runtime.preemption import Preemption
+from s1jax.runtime.sharding import MeshConfig, make_mesh
+from s1jax.train import run
+from s1jax.train.config import TrainConfig
 from s1jax.train.optimizer import OptimizerConfig
-from s1jax.train.run import Preemption, TrainConfig, _Run, examples, train
+from s1jax.train.run import train
 from s1jax.train.step import StepConfig
 from tests.support.decoding import make_request
 
@@ -58,20 +61,17 @@ def test_a_run_on_real_rows_lowers_held_out_loss_and_its_export_thinks_under_tra
         eval_source=str(tmp_path / "held_out.jsonl"),
         eval_every=1000,
     )
-    import jax
-
-    from s1jax.runtime.sharding import make_mesh
-
-    for module in (train, scheduler):
+    for module in (run, load):
         monkeypatch.setattr(module, "make_mesh", lambda mesh: make_mesh(mesh, jax.devices()[:1]))
 
-    # Before: the same run, measured without a step.
-    run = _Run(config)
-    run.load()
-    with jax.set_mesh(run.mesh), Preemption() as preemption:
-        before = run._evaluate(preemption)
-    assert isinstance(run.packer, Packer) and len(examples) == 61
-    del run
+    # The loss before the first step.
+    prepared = run.prepare(config)
+    loss = run.compile_run(prepared).loss
+    frozen, state = run.load(prepared)
+    with jax.set_mesh(prepared.program.mesh), Preemption() as preemption:
+        before = run.evaluate(prepared, loss, state.params, frozen, preemption)
+    assert len(prepared.packer.examples) == 61
+    del frozen, state
     hf = train(config)
     lines = [json.loads(line) for line in (Path(config.output) / "metrics.jsonl").read_text().splitlines()]
     print(f"held-out loss {before:.4f} -> {lines[-1]['eval_loss']:.4f} in {len(lines)} steps")

@@ -1,6 +1,7 @@
-"""`train.py`: whole runs: what they learn and leave behind, how they stop and go on, and what they refuse."""
+"""Whole training runs: what they learn, which files they write, how they stop and resume, and what they refuse."""
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -23,10 +24,13 @@ from s1jax.checkpoint.orbax import finished_steps
 from s1jax.checkpoint.source import load_model, resolve_source, stored_dtype
 from s1jax.checkpoint.train_state import StateStore
 from s1jax.data.examples import DataConfig
+from s1jax.runtime.preemption import Preemption
 from s1jax.runtime.sharding import MeshConfig, make_mesh
 from s1jax.train import run
-from s1jax.train.run import Preemption, TrainConfig, _Run, to_device, train
-from s1jax.train.step import StepConfig
+from s1jax.train.compile import TrainingProgram
+from s1jax.train.config import TrainConfig
+from s1jax.train.run import train
+from s1jax.train.step import StepConfig, to_device
 from tests.support.tokenizers import byte_tokenizer
 from tests.support.training import CONFIG, OPTIMIZER, ROWS, RULES, params_on
 
@@ -64,8 +68,8 @@ def test_a_run_learns_exports_and_keeps_rejected_rows_aside(run_config):
     assert len(losses) == 12 and losses[-1] < 0.9 * losses[0]
     (reject,) = map(json.loads, (Path(run_config.output) / "rejects.jsonl").read_text().splitlines())
     assert reject["id"] == "bad" and "thinking" in reject["reason"]
-    told = json.loads((Path(run_config.output) / "train_config.json").read_text())
-    assert told["data"]["source"] == run_config.data.source and told["step"]["remat"] == "full"
+    written = json.loads((Path(run_config.output) / "train_config.json").read_text())
+    assert written["data"]["source"] == run_config.data.source and written["step"]["remat"] == "full"
     config, exported = load_model(resolve_source(hf), make_mesh(MeshConfig()), RULES, "stacked", dtype="float32")
     _, state = load_model(resolve_source(run_config.output), make_mesh(MeshConfig()), RULES, "stacked", dtype="float32")
     assert config == CONFIG
@@ -76,18 +80,17 @@ def test_a_run_learns_exports_and_keeps_rejected_rows_aside(run_config):
 
 def test_the_next_batch_is_made_while_the_devices_run_a_step(run_config, monkeypatch):
     metrics, are_ready = [], []
-    compile_, put = _Run._compile, run.to_device
+    compile_run, put = run.compile_run, run.to_device
 
-    def compile_and_record(self):
-        compile_(self)
-        step = self.step
-        self.step = lambda *args: metrics.append(step(*args)) or metrics[-1]
+    def compile_and_record(prepared):
+        compiled = compile_run(prepared)
+        return compiled._replace(step=lambda *args: metrics.append(compiled.step(*args)) or metrics[-1])
 
     def look_and_put(*args):
         are_ready.append(all(x.is_ready() for x in jax.tree.leaves(metrics[-1:])))
         return put(*args)
 
-    monkeypatch.setattr(_Run, "_compile", compile_and_record)
+    monkeypatch.setattr(run, "compile_run", compile_and_record)
     monkeypatch.setattr(run, "to_device", look_and_put)
     train(replace(run_config, save_every=100))
     assert are_ready[0] and not all(are_ready[1:])
@@ -100,21 +103,26 @@ def eval_losses_of(output):
 
 @pytest.fixture
 def start(run_config, tmp_path):
-    """Start a run in a process of its own, whose every step takes `pause` seconds longer; with several processes, one of them."""
+    """Start a run in its own process, or one process of a run that has several. Each step takes `pause` seconds longer than usual.
+
+    `patch` is code that the process runs before the training, in which `run` is the module `s1jax.train.run`.
+    """
 
     def start(config=run_config, pause=0.3, devices=8, process=0, num_processes=1, port=0, patch=""):
         script = tmp_path / f"script{process}.py"
         script.write_text(
             f"import os, time\nos.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count={devices}'\n"
-            "import jax\nfrom s1jax.train.step import *\nfrom s1jax.train.config import *\nfrom s1jax.train import run as train\n"
+            "import logging\nimport sys\nimport jax\nfrom s1jax.train import run\nfrom s1jax.train.run import *\n"
+            "from s1jax.train.config import *\nfrom s1jax.train.step import *\n"
+            "logging.basicConfig(level=logging.INFO, format='%(message)s')\n"
             + (f"jax.distributed.initialize('localhost:{port}', {num_processes}, {process})\n" if port else "")
-            + f"train.to_device = lambda *args: (time.sleep({pause}), to_device(*args))[1]\n{patch}\n"
-            f"train.train({config!r})\n"
+            + f"run.to_device = lambda *args: (time.sleep({pause}), to_device(*args))[1]\n{patch}\n"
+            f"run.train({config!r})\n"
         )
         return subprocess.Popen([sys.executable, script], stderr=subprocess.PIPE, text=True)
 
     running = []
-    yield lambda *args, **how: running.append(start(*args, **how)) or running[-1]
+    yield lambda *args, **kwargs: running.append(start(*args, **kwargs)) or running[-1]
     for process in running:
         process.kill()
         process.wait()
@@ -140,7 +148,9 @@ def test_a_run_killed_at_three_random_moments_resumes_to_the_bit(run_config, tmp
     run_config = replace(run_config, save_every=2)
     whole = replace(run_config, output=str(tmp_path / "whole"))
     train(whole)
-    output, rng = Path(run_config.output), np.random.default_rng()
+    seed = np.random.SeedSequence().entropy
+    output, rng = Path(run_config.output), np.random.default_rng(seed)
+    print("seed of the moments:", seed)
     log, steps = output / "metrics.jsonl", output / "checkpoints"
     moments = sorted(rng.choice(np.arange(3, 12), 3, replace=False))
     for moment in moments:
@@ -164,10 +174,10 @@ def test_sigterm_saves_the_step_it_is_at_and_the_run_resumes_to_the_bit(run_conf
     process = start(run_config)
     wait_for(process, lambda: num_lines(output / "metrics.jsonl") >= 4)
     process.terminate()
-    told = process.communicate()[1]
+    stderr = process.communicate()[1]
     (saved,) = finished_steps(output / "checkpoints")
-    assert process.returncode == 143 and f"saved step {saved}; the same command resumes" in told and 4 <= saved < 12
-    assert "Traceback" not in told
+    assert process.returncode == 143 and f"saved step {saved}; the same command resumes" in stderr and 4 <= saved < 12
+    assert "Traceback" not in stderr
     train(run_config)
     assert losses_of(output) == losses_of(whole.output) and exported(run_config) == exported(whole)
 
@@ -175,30 +185,30 @@ def test_sigterm_saves_the_step_it_is_at_and_the_run_resumes_to_the_bit(run_conf
 @pytest.mark.parametrize(
     ("patch", "doing", "saved"),
     [
-        ("lower = type(jax.jit(lambda: 0)).lower\nmake_train_step = make_train_step\n"
-         "train.make_train_step = lambda *a, **k: (print('compiling', file=sys.stderr, flush=True), time.sleep(30))", "starting", []),
-        ("evaluate = make_loss_step\nclass Slow:\n"
-         "    def __init__(self, step): self.step = step\n"
-         "    def lower(self, *a): self.step = self.step.lower(*a); return self\n"
-         "    def compile(self): self.step = self.step.compile(); return self\n"
-         "    def __call__(self, *a): print('evaluating', file=sys.stderr, flush=True); time.sleep(2); return self.step(*a)\n"
-         "train.make_loss_step = lambda *a: Slow(evaluate(*a))", "evaluating", [4]),
+        ("from s1jax.train import compile as compile_module\n"
+         "compile_module.make_train_step = lambda *a, **k: (print('compiling', file=sys.stderr, flush=True), time.sleep(30), "
+         "print('waited', file=sys.stderr))", "starting", []),
+        ("compile_run = run.compile_run\n"
+         "def slow(prepared):\n"
+         "    compiled = compile_run(prepared)\n"
+         "    def loss(*args): print('evaluating', file=sys.stderr, flush=True); time.sleep(2); return compiled.loss(*args)\n"
+         "    return compiled._replace(loss=loss)\n"
+         "run.compile_run = slow", "evaluating", [4]),
     ],
     ids=["compilation", "evaluation"],
 )  # fmt: skip
 def test_sigterm_ends_a_run_that_compiles_or_evaluates(patch, doing, saved, run_config, start):
     config = replace(run_config, eval_source=run_config.data.source, eval_every=4, save_every=100)
-    process = start(config, patch="import sys\n" + patch, pause=0)
+    process = start(config, patch=patch, pause=0)
     for line in process.stderr:
         if line.strip() in ("compiling", "evaluating"):
             break
-    began = time.monotonic()
     process.terminate()
-    told = process.communicate()[1]
-    assert process.returncode == 143 and time.monotonic() - began < 15
-    assert "the same command resumes" in told and "Traceback" not in told and (saved or f"while {doing}" in told)
+    stderr = process.communicate()[1]
+    assert process.returncode == 143 and "waited" not in stderr
+    assert "the same command resumes" in stderr and "Traceback" not in stderr and (saved or f"while {doing}" in stderr)
     assert finished_steps(Path(config.output) / "checkpoints") == saved
-    if saved:  # what was cut short is made up for
+    if saved:  # the resumed run makes the interrupted evaluation
         assert eval_losses_of(config.output) == {}
         train(config)
         whole = replace(config, output=config.output + "2")
@@ -255,10 +265,10 @@ def test_two_processes_take_over_a_run_of_one_stop_together_and_give_it_back(run
     log = Path(config.output) / "metrics.jsonl"
     wait_for(processes[0], lambda: num_lines(log) >= 7)
     processes[1].terminate()
-    told = [process.communicate(timeout=120)[1] for process in processes]
-    assert [process.returncode for process in processes] == [143, 143], told
+    stderr = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [143, 143], stderr
     saved = max(finished_steps(Path(config.output) / "checkpoints"))
-    assert 7 <= saved < 12 and f"saved step {saved}" in told[0]
+    assert 7 <= saved < 12 and f"saved step {saved}" in stderr[0]
     questions = [row["question"] for row in ROWS]
     assert [(tmp_path / f"read_by{i}").read_text().splitlines() for i in range(2)] == [questions[::2], questions[1::2]]
     train(config)
@@ -274,12 +284,11 @@ def test_held_out_loss_is_measured_and_the_best_checkpoint_kept(run_config, tmp_
     assert list(losses) == [2, 4, 6, 8, 10, 12] and losses[12] < losses[2]
     # By hand: the mean over examples of each example's mean.
     _, params = load_model(resolve_source(config.output), make_mesh(MeshConfig()), RULES, "stacked", dtype="float32")
-    alone = [replace(config.data, source=str(held_out), num_epochs=1, batch_size=1)]
-    run = _Run(replace(config, output=str(tmp_path / "other"), data=alone[0]))
-    run.load()
-    run.state = run.state._replace(params=params)
-    with jax.set_mesh(run.mesh), Preemption() as preemption:
-        np.testing.assert_allclose(run._evaluate(preemption), losses[12], rtol=1e-5)
+    alone = replace(config.data, source=str(held_out), num_epochs=1, batch_size=1)
+    prepared = run.prepare(replace(config, output=str(tmp_path / "other"), data=alone))
+    loss = run.compile_run(prepared).loss
+    with jax.set_mesh(prepared.program.mesh), Preemption() as preemption:
+        np.testing.assert_allclose(run.evaluate(prepared, loss, params, {}, preemption), losses[12], rtol=1e-5)
     best = min(losses, key=lambda step: losses[step])
     assert {best, 12} == set(finished_steps(Path(config.output) / "checkpoints"))
 
@@ -289,7 +298,7 @@ def test_a_lora_run_learns_resumes_and_exports_a_merged_model(frozen, run_config
     config = replace(
         run_config, lora_rank=8, frozen=frozen, optimizer=replace(OPTIMIZER, learning_rate=3e-2),
         eval_source=run_config.data.source, eval_every=4, export_dtype="float32",
-        data=replace(run_config.data, pack=False, rows_per_pass=4), mesh=MeshConfig(fsdp=4, tensor=2),
+        data=replace(run_config.data, pack=False, rows_per_micro_batch=4), mesh=MeshConfig(fsdp=4, tensor=2),
     )  # fmt: skip
     with monkeypatch.context() as patch:
         stop_after(patch, 5)
@@ -326,26 +335,26 @@ def test_tensorboard_holds_the_metrics(run_config):
 
 
 def test_trackers_are_given_every_step_and_an_absent_one_is_named(run_config, monkeypatch):
-    told = []
+    seen = []
 
     class Run:
         def log(self, numbers, step):
-            told.append((step, numbers["loss"]))
+            seen.append((step, numbers["loss"]))
 
         def finish(self):
-            told.append("finished")
+            seen.append("finished")
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **_: Run()))
     config = replace(run_config, data=replace(run_config.data, num_epochs=1), trackers=("wandb",))
     train(config)
-    assert told == [*enumerate(losses_of(config.output)), "finished"]
+    assert seen == [*enumerate(losses_of(config.output)), "finished"]
     monkeypatch.setitem(sys.modules, "trackio", None)
     with pytest.raises(ValueError, match="tracker trackio needs the package trackio: pip install trackio"):
         train(replace(config, output=config.output + "2", trackers=("trackio",)))
 
 
 def stop_after(monkeypatch, num_steps):
-    """Let the next run end with an OSError where it has made this many steps."""
+    """Let the next run end with an OSError after it has made this many steps."""
     batches = iter(range(num_steps))
 
     def place(*args, place=to_device):
@@ -368,7 +377,7 @@ def test_a_run_goes_on_with_other_fields_that_change_no_result_and_without_the_s
     monkeypatch.setattr(run, "load_model", None)
     hf = train(
         replace(
-            run_config, data=replace(run_config.data, source=str(rows), pack=False, rows_per_pass=4, halvings=0),
+            run_config, data=replace(run_config.data, source=str(rows), pack=False, rows_per_micro_batch=4, num_row_lengths=1),
             mesh=MeshConfig(fsdp=2, tensor=4), step=StepConfig(remat="none", loss_chunk=100), save_every=5, keep=2, export_dtype="float32",
         )
     )  # fmt: skip
@@ -376,45 +385,44 @@ def test_a_run_goes_on_with_other_fields_that_change_no_result_and_without_the_s
     assert finished_steps(Path(run_config.output) / "checkpoints") == [10, 12]
 
 
-def test_a_finished_run_is_done_and_only_a_missing_or_damaged_export_is_made_again(run_config, monkeypatch, capsys):
+def test_a_finished_run_is_done_and_only_a_missing_or_damaged_export_is_made_again(run_config, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
     hf = train(run_config)
     exported, log = (hf / "model.safetensors").read_bytes(), Path(run_config.output) / "metrics.jsonl"
     losses = losses_of(run_config.output)
     monkeypatch.setattr(run, "load_model", None)
     stop_after(monkeypatch, 0)
     with monkeypatch.context() as patch:
-        patch.setattr(run, "init_state", None)
-        patch.setattr(run, "make_train_step", None)
+        patch.setattr(TrainingProgram, "init_state", None)
+        patch.setattr(TrainingProgram, "lower_step", None)
         assert train(run_config) == hf
-    assert "is finished: nothing to do" in capsys.readouterr().err
+    assert "is finished: nothing to do" in caplog.text
     for damage in (lambda: os.truncate(hf / "model.safetensors", 999), lambda: shutil.rmtree(hf)):
         damage()
         assert train(run_config) == hf
         assert (hf / "model.safetensors").read_bytes() == exported and losses_of(log.parent) == losses
     train(replace(run_config, export_dtype="float32"))
     assert stored_dtype(hf) == "float32"
-    os.utime(hf, (0, 0))  # as what an earlier run left in the same place
+    os.utime(hf, (0, 0))  # as if an earlier run in the same directory had written it
     train(replace(run_config, export_dtype="float32"))
     assert hf.stat().st_mtime > 0
     monkeypatch.undo()
     train(replace(run_config, export_dtype="float32", eval_source=run_config.data.source))
     ((step, loss),) = eval_losses_of(run_config.output).items()
-    assert (
-        step == 12 and f"lowest loss on {run_config.data.source}: {loss:.4f} after step 12" in capsys.readouterr().err
-    )
+    assert step == 12 and f"lowest loss on {run_config.data.source}: {loss:.4f} after step 12" in caplog.text
 
 
 def test_what_lies_in_the_way_of_a_runs_files_is_refused_at_the_start(run_config, monkeypatch):
     monkeypatch.setattr(run, "load_tokenizer", None)
     output = Path(run_config.output)
     output.mkdir()
-    for name, told in (
+    for name, message in (
         ("checkpoints", "checkpoints is a file"),
         ("tensorboard", "is a file"),
         ("hf", "is not a directory"),
     ):
         (output / name).touch()
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             train(run_config)
         (output / name).unlink()
     for name in ("metrics.jsonl", "train_config.json"):
@@ -429,8 +437,8 @@ def test_a_run_directory_of_another_run_is_refused(run_config):
     train(replace(run_config, data=replace(run_config.data, num_epochs=1), save_every=2))
     run_config = replace(run_config, data=replace(run_config.data, num_epochs=1))
 
-    def refused(config, told):
-        with pytest.raises(ValueError, match=f"holds a run of another config: {told}. Give another --output"):
+    def refused(config, change):
+        with pytest.raises(ValueError, match=f"holds a run of another config: {change}. Give another --output"):
             train(config)
 
     refused(replace(run_config, param_dtype="bfloat16"), "param_dtype float32, not bfloat16")
@@ -455,32 +463,34 @@ def test_what_does_not_fit_the_model_is_refused_before_its_weights_are_read(run_
     monkeypatch.setattr(run, "load_model", None)
     config = Path(run_config.model) / "config.json"
     fitting = json.loads(config.read_text())
-    for change, told in (
+    for change, message in (
         ({"vocab_size": 258}, "token id 258, but the model's vocab_size is 258"),
         ({"max_position_embeddings": 100}, r"example \d+ has \d+ tokens, but the model's context is 100"),
     ):
         config.write_text(json.dumps(fitting | change))
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             train(run_config)
     assert not Path(run_config.output).exists()
 
 
-def test_cut_examples_are_reported(run_config, capsys):
+def test_cut_examples_are_reported(run_config, caplog):
+    caplog.set_level(logging.INFO)
     cut = replace(run_config.data, max_length=100, too_long="truncate", num_epochs=1)
     train(replace(run_config, data=cut))
-    told = re.search(
+    found = re.search(
         r"20 examples, (\d+) of them cut to max_length 100, 1 rejected \(1 x .*thinking.*; see .*rejects.jsonl\)\n3 steps of 8 examples",
-        capsys.readouterr().err,
+        "\n".join(caplog.messages),
     )
-    assert told and 0 < int(told[1]) < 20
+    assert found and 0 < int(found[1]) < 20
 
 
 @pytest.mark.parametrize(
-    ("save_every", "told"), [(100, r"step \d+: loss"), (1, r"step \d+: parameters of norm (inf|nan) after its update")]
+    ("save_every", "message"),
+    [(100, r"step \d+: the loss is"), (1, r"step \d+: the norm of the parameters is (inf|nan) after the update")],
 )
-def test_a_destroyed_model_stops_the_run_before_it_is_saved(save_every, told, run_config):
+def test_a_destroyed_model_stops_the_run_before_it_is_saved(save_every, message, run_config):
     optimizer = replace(OPTIMIZER, learning_rate=1.0, weight_decay=1e30)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         train(replace(run_config, optimizer=optimizer, save_every=save_every))
     assert not any("nan" in str(loss).lower() for loss in losses_of(run_config.output))
     assert not (Path(run_config.output) / "hf").exists()
@@ -489,26 +499,30 @@ def test_a_destroyed_model_stops_the_run_before_it_is_saved(save_every, told, ru
 
 
 def test_a_loss_that_is_not_finite_names_its_step_and_the_rows_in_it(run_config):
-    with pytest.raises(ValueError, match=r"step \d+: loss .*(nan|inf).*Its rows: \d+(, \d+){3,7}") as error:
+    with pytest.raises(ValueError, match=r"step \d+: the loss is .*(nan|inf).*Its rows: \d+(, \d+){3,7}") as error:
         train(replace(run_config, optimizer=replace(OPTIMIZER, learning_rate=1.0, weight_decay=1e30)))
     named = set(re.search("Its rows: (.*)", str(error.value))[1].split(", "))
     assert named <= {row["id"] for row in ROWS} and len(named) in (4, 8)
 
 
 @pytest.mark.parametrize(
-    ("mesh", "rows", "told"),
+    ("mesh", "rows", "message"),
     [
-        (MeshConfig(data=2, fsdp=4), 4, r"rows_per_pass 4 is no multiple of 8, .* choose a multiple of 8"),
+        (
+            MeshConfig(data=2, fsdp=4),
+            4,
+            r"rows_per_micro_batch is 4, which is not a multiple of 8, .* choose a multiple of 8",
+        ),
         (MeshConfig(fsdp=1, sequence=8), None, r"4 .*heads.* 8"),
     ],
 )
-def test_what_the_mesh_cannot_share_out_is_refused(mesh, rows, told, run_config):
-    with pytest.raises(ValueError, match=told):
-        train(replace(run_config, mesh=mesh, data=replace(run_config.data, rows_per_pass=rows)))
+def test_rows_that_the_mesh_cannot_split_are_refused(mesh, rows, message, run_config):
+    with pytest.raises(ValueError, match=message):
+        train(replace(run_config, mesh=mesh, data=replace(run_config.data, rows_per_micro_batch=rows)))
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "told"),
+    ("field", "value", "message"),
     [
         ("save_every", 0, "at least 1"),
         ("eval_every", 0, "at least 1"),
@@ -519,8 +533,8 @@ def test_what_the_mesh_cannot_share_out_is_refused(mesh, rows, told, run_config)
         ("lora_rank", 0, "at least 1"),
     ],
 )
-def test_values_that_make_no_sense_are_refused(field, value, told):
-    with pytest.raises(ValueError, match=f"{field.removeprefix('lora_')} is .*{value}.*: .*{told}"):
+def test_values_that_make_no_sense_are_refused(field, value, message):
+    with pytest.raises(ValueError, match=f"{field.removeprefix('lora_')} is .*{value}.*: .*{message}"):
         TrainConfig("model", "output", DataConfig("rows"), **{field: value})
 
 

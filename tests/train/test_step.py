@@ -1,4 +1,4 @@
-"""One step: against torch, and against itself under other packings, passes, backends, meshes and processes."""
+"""One step, compared with torch and with itself under other packings, micro-batches, backends, meshes and numbers of processes."""
 
 import os
 import socket
@@ -39,7 +39,7 @@ from tests.support.training import CONFIG, OPTIMIZER, ROWS, RULES, params_on
 pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.integration]
 
 ROOT = Path(__file__).resolve().parents[2]
-# Unpacked: a row for each example.
+# Unpacked: one example per row.
 DATA = DataConfig(source="-", max_length=512, batch_size=8, num_epochs=2, pad_multiple=64, pack=False)
 
 
@@ -48,12 +48,14 @@ def make_packer(num_shards=1, **changes) -> Packer:
     return Packer(examples, replace(DATA, **changes), num_shards)
 
 
-def run_steps(num_steps=4, mesh_config=None, gather=True, config=CONFIG, param_dtype="float32", batches=None, **how):
-    """Losses and gradient norms [num_steps, 2], and the parameters after them."""
+def run_steps(
+    num_steps=4, mesh_config=None, gather=True, config=CONFIG, param_dtype="float32", batches=None, **step_fields
+):
+    """Losses and gradient norms [num_steps, 2], and the parameters after the steps."""
     mesh = make_mesh(mesh_config or MeshConfig(fsdp=1), jax.devices()[: 8 if mesh_config else 1])
     packer = make_packer(mesh.shape["data"] * mesh.shape["fsdp"], **(batches or {}))
     optimizer = make_optimizer(OPTIMIZER, num_steps=6)
-    step_config = StepConfig(**how)
+    step_config = StepConfig(**step_fields)
     offload = step_config.offload_optimizer
     params = params_on(mesh, param_dtype)
     state = init_state(optimizer, params, mesh, offload)
@@ -84,12 +86,12 @@ PACKED = dict(pack=True, pad_multiple=1, row_length=400)
 @pytest.mark.parametrize(
     "changes",
     [
-        pytest.param(dict(batches=dict(rows_per_pass=1)), marks=pytest.mark.slow),
-        dict(batches=dict(rows_per_pass=3)),
+        pytest.param(dict(batches=dict(rows_per_micro_batch=1)), marks=pytest.mark.slow),
+        dict(batches=dict(rows_per_micro_batch=3)),
         pytest.param(dict(batches=dict(pad_multiple=1)), marks=pytest.mark.slow),
         dict(batches=PACKED),
         pytest.param(dict(batches=PACKED | dict(row_length=None)), marks=pytest.mark.slow),
-        dict(batches=PACKED | dict(row_length=512, rows_per_pass=3)),
+        dict(batches=PACKED | dict(row_length=512, rows_per_micro_batch=3)),
         dict(loss_chunk=24, remat="none"),
         pytest.param(dict(remat="dots", batches=PACKED), marks=pytest.mark.slow),
         pytest.param(dict(remat="attention", batches=PACKED), marks=pytest.mark.slow),
@@ -98,7 +100,7 @@ PACKED = dict(pack=True, pad_multiple=1, row_length=400)
         dict(offload_optimizer=True),
         pytest.param(dict(mesh_config=MeshConfig(fsdp=8)), marks=pytest.mark.slow),
         pytest.param(dict(mesh_config=MeshConfig(fsdp=8), batches=PACKED), marks=pytest.mark.slow),
-        dict(mesh_config=MeshConfig(data=2, fsdp=2, tensor=2), batches=dict(rows_per_pass=4)),
+        dict(mesh_config=MeshConfig(data=2, fsdp=2, tensor=2), batches=dict(rows_per_micro_batch=4)),
         pytest.param(
             dict(mesh_config=MeshConfig(data=2, fsdp=1, sequence=2, tensor=2), batches=PACKED), marks=pytest.mark.slow
         ),
@@ -106,15 +108,15 @@ PACKED = dict(pack=True, pad_multiple=1, row_length=400)
     ],
     ids=str,
 )
-def test_how_the_work_is_split_changes_no_step(changes, reference):
+def test_the_split_of_the_work_changes_no_step(changes, reference):
     assert_same_run(run_steps(**changes), reference)
 
 
 def gradients(packer, step):
-    """Of the mean over a step's examples, one pass after another, each compiled alone."""
+    """The loss of a step's examples, and its gradient, as the training step computes them."""
     mesh = make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
     params = params_on(mesh)
-    # The update of plain descent at a rate of 1 is the gradient.
+    # The update of plain gradient descent with a learning rate of 1 is the gradient itself.
     optimizer = optax.sgd(1.0)
     with jax.set_mesh(mesh):
         train_step = make_train_step(CONFIG, RULES, optimizer, StepConfig(), packer.config.pack)
@@ -125,7 +127,7 @@ def gradients(packer, step):
 
 
 def one_by_one(loss_average, step):
-    """The same by hand: each example alone, weighed as the average says."""
+    """The same loss and gradient by hand: each example alone, with the weight that `loss_average` gives it."""
     mesh = make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
     params = params_on(mesh)
     packer = make_packer()
@@ -143,7 +145,7 @@ def one_by_one(loss_average, step):
         return jnp.sum(losses * mask[1:]) / jnp.sum(mask[1:])
 
     for index, share in zip(indices, shares, strict=True):
-        # What follows an example changes nothing of it.
+        # Padding after an example does not change its loss.
         tokens, mask = (np.pad(x, (0, 128 - len(x))) for x in packer.examples[index])
         total = jax.tree.map(lambda a, b, share=share: a + share * b, total, mean_loss(params, tokens, mask))
     return float(total[0]), total[1]
@@ -152,20 +154,20 @@ def one_by_one(loss_average, step):
 @pytest.mark.parametrize("loss_average", ["sequence", "token"])
 def test_packed_padded_and_single_examples_give_the_same_loss_and_gradients(loss_average):
     alone = one_by_one(loss_average, 1)
-    for changes, num_passes in (
+    for changes, counts in (
         (dict(pack=False), [1]),
-        (PACKED | dict(halvings=1), [2, 1]),
-        (PACKED | dict(rows_per_pass=2), [1, 0, 1]),
+        (PACKED | dict(num_row_lengths=2), [2, 1]),
+        (PACKED | dict(rows_per_micro_batch=2), [1, 0, 1]),
     ):
         packer = make_packer(loss_average=loss_average, **changes)
-        assert [int(passes["num_passes"]) for passes in packer[1]] == num_passes
+        assert [int(arrays["num_micro_batches"]) for arrays in packer[1]] == counts
         together = gradients(packer, 1)
         np.testing.assert_allclose(together[0], alone[0], rtol=1e-6)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), together[1], alone[1])
 
 
 def test_steps_equal_torch(tmp_path, reference):
-    """Same weights, batches and recipe under transformers and torch.optim.AdamW."""
+    """The same weights, batches and recipe in transformers with torch.optim.AdamW."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -246,44 +248,28 @@ def test_adapters_alone_are_trained_and_hold_all_the_state():
     assert sum(x.size for x in jax.tree.leaves(state.opt_state)) < 2 * num_adapters + 10
 
 
-def test_a_step_compiles_ahead_for_the_batches_it_is_given():
-    mesh = make_mesh(MeshConfig(fsdp=4, sequence=2))
-    packer = make_packer(4, pack=True)
-    optimizer = make_optimizer(OPTIMIZER, 6)
-    params = params_on(mesh)
-    target = abstract_state(optimizer, params, mesh)
-    shardings = jax.tree.map(lambda x: x.sharding, target)
-    with jax.set_mesh(mesh):
-        step = make_train_step(CONFIG, RULES, optimizer, StepConfig(), shardings=shardings)
-        compiled = step.lower(target, {}, abstract_batch(packer.shapes, mesh, RULES)).compile()
-        state = init_state(optimizer, params, mesh)
-        for i in range(2):
-            state, _ = compiled(state, {}, to_device(packer[i], mesh, RULES))
-    assert int(state.step) == 2
-
-
-def test_shorter_passes_share_the_memory_of_longer_ones():
-    """But for some: of a single pass nothing depends on the loop's counter, and XLA would take all of it out of the loop."""
+def test_shorter_micro_batches_share_the_memory_of_longer_ones():
+    """A single micro-batch does not depend on the loop's counter, so XLA would move it out of the loop if the step let it."""
     mesh = make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
     optimizer = make_optimizer(OPTIMIZER, 6)
     target = abstract_state(optimizer, params_on(mesh), mesh)
     temporaries = []
-    for halvings in (0, 2):
-        packer = make_packer(**PACKED | dict(halvings=halvings, rows_per_pass=2))
-        assert len(packer.shapes) == 1 + halvings
+    for num_row_lengths in (1, 3):
+        packer = make_packer(**PACKED | dict(num_row_lengths=num_row_lengths, rows_per_micro_batch=2))
+        assert len(packer.shapes) == num_row_lengths
         with jax.set_mesh(mesh):
             step = make_train_step(CONFIG, RULES, optimizer, StepConfig())
             compiled = step.lower(target, {}, abstract_batch(packer.shapes, mesh, RULES)).compile()
         temporaries.append(compiled.memory_analysis().temp_size_in_bytes)
-    assert temporaries[1] < 1.5 * temporaries[0], "1.4 is what it gives, 1.8 outside of the loop"
+    assert temporaries[1] < 1.5 * temporaries[0], "measured: a factor of 1.4, and 1.8 outside of the loop"
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "told"),
+    ("field", "value", "message"),
     [("loss_chunk", 0, "at least 1"), ("remat", "some", "choose one of none, dots"), ("attention", "cpu", "choose one of xla")],
 )  # fmt: skip
-def test_values_that_make_no_sense_are_refused(field, value, told):
-    with pytest.raises(ValueError, match=f"{field} is .*{value}.*: .*{told}"):
+def test_values_that_make_no_sense_are_refused(field, value, message):
+    with pytest.raises(ValueError, match=f"{field} is .*{value}.*: .*{message}"):
         StepConfig(**{field: value})
 
 
@@ -295,13 +281,13 @@ import jax
 process, port = int(sys.argv[1]), sys.argv[2]
 jax.distributed.initialize(f"localhost:{port}", 2, process)
 import numpy as np
-import test_train_step
+from tests.train import test_step
 from s1jax.runtime.sharding import MeshConfig, make_mesh
 # Neighbours along tensor are devices of different processes.
 devices = np.array(jax.devices()).reshape(2, 4).T.ravel()
-test_train_step.make_mesh = lambda config, _: make_mesh(config, devices)
+test_step.make_mesh = lambda config, _: make_mesh(config, devices)
 mesh = MeshConfig(data=2, fsdp=2, tensor=2)
-metrics, _ = test_train_step.run_steps(num_steps=2, mesh_config=mesh, gather=False, batches=test_train_step.PACKED)
+metrics, _ = test_step.run_steps(num_steps=2, mesh_config=mesh, gather=False, batches=test_step.PACKED)
 print("metrics", *metrics.ravel())
 """
 
