@@ -1,7 +1,8 @@
 """Draw the scaling curves of a file of sample rows.
 
-Writes thinking.png (accuracy against thinking tokens) and, where each problem has several samples, voting.png (majority
-voting), each with its points as JSON beside it. Standard output: a JSON line per figure. Standard error: the same as tables.
+Writes thinking.png (accuracy against thinking tokens) and, if each problem has several samples, voting.png (majority voting), each with
+its points as JSON beside it. Rows that differ in model, weights, benchmark or any setting are kept apart.
+Standard output: a JSON line per figure. Standard error: the same as tables.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from s1jax.runtime.files import check_writable
 
 @dataclass(frozen=True)
 class PlotConfig:
-    """What to draw, and where to."""
+    """Which rows to draw, and where."""
 
     rows: tyro.conf.Positional[Path]
-    """Sample rows (JSONL), as evaluate.py and sweep.py write them."""
+    """Sample rows (JSONL) that evaluate.py and sweep.py wrote."""
     out: Path | None = None
-    """Directory for the figures; by default the one that holds the rows."""
+    """Directory for the figures. Default: the one that holds the rows."""
 
 
 def main() -> None:
@@ -37,7 +38,7 @@ def main() -> None:
     rows = read_samples(config.rows)
     if copies := len(rows) - len(distinct_samples(rows)):
         print(
-            f"{copies} of {len(rows)} rows are copies of others (temperature 0, or an unused ignore text): left out\n",
+            f"{copies} of {len(rows)} rows are copies of others (temperature 0, or an unused ignore text): they are left out\n",
             file=sys.stderr,
         )
     out = config.out or config.rows.parent

@@ -21,18 +21,17 @@ Invariant: everything is a function of the seed; every clean row's trace ends in
 from __future__ import annotations
 
 import hashlib
-import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tyro
 
+from s1jax.runtime import jsonl
 from s1jax.runtime.command import run_command
 from s1jax.runtime.errors import UserError
-from s1jax.runtime.files import write_file
 
 LARGEST_VALUE = 99
 LABELS = "ABCDEFGH"
@@ -329,11 +328,6 @@ def make_pool(num: int, seed: int, heldout: list[Problem]) -> list[Row]:
     return rows
 
 
-def write_jsonl(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows as JSON lines, the whole file or nothing."""
-    write_file(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
 def main(out: tyro.conf.Positional[Path], num: int = 3600, num_heldout: int = 120, seed: int = 0) -> None:
     """Generate a pool of training rows and held-out problems.
 
@@ -346,12 +340,12 @@ def main(out: tyro.conf.Positional[Path], num: int = 3600, num_heldout: int = 12
     if num < 1 or num_heldout < 1:
         raise UserError(f"--num {num} and --num-heldout {num_heldout} must be positive")
     heldout = make_heldout(num_heldout, seed)
-    write_jsonl(out / "pool.jsonl", make_pool(num, seed, heldout))
+    jsonl.write(out / "pool.jsonl", make_pool(num, seed, heldout))
     problems = [
         dict(id=question_id(p.question), question=p.question, answer=str(p.answer), num_steps=len(p.steps))
         for p in heldout
     ]
-    write_jsonl(out / "heldout.jsonl", problems)
+    jsonl.write(out / "heldout.jsonl", problems)
 
 
 if __name__ == "__main__":

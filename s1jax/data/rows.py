@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
+from s1jax.runtime import jsonl
 from s1jax.runtime.errors import UserError
-from s1jax.runtime.files import write_file
 
 if TYPE_CHECKING:
     pass
@@ -84,7 +84,7 @@ def told(rejects: Sequence[dict[str, Any]], path: str | Path) -> str:
 
 def write_rejects(path: str | Path, rejects: Sequence[dict[str, Any]]) -> None:
     """Write rejected rows as JSONL, replacing the file at `path` in one step."""
-    write_file(path, "".join(json.dumps(reject, default=str) + "\n" for reject in rejects))
+    jsonl.write(path, rejects)
 
 
 def _raw_rows(source: str) -> Iterator[tuple[str, int, dict[str, Any] | str]]:

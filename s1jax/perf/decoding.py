@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from s1jax.data.chat import MADE_UP_DELIMITERS
-from s1jax.data.condition import Limits
+from s1jax.data.condition import Condition
 from s1jax.decode.batch import capacity_for
 from s1jax.decode.budget import RowSettings
 from s1jax.decode.loop import Rows, advance, empty_prompts, empty_state, make_vocabulary
@@ -33,16 +33,18 @@ PROMPT_TOKENS = 512
 DELIMITER_TOKENS = 24
 
 
-def check_decode(config: DecodingConfig, limits: Limits, model_config: ModelConfig, topology: str) -> dict[str, Any]:
+def check_decode(
+    config: DecodingConfig, condition: Condition, model_config: ModelConfig, topology: str
+) -> dict[str, Any]:
     """Compile the decode loop of a config and return what it needs, as figures for `launch/preflight.py`.
 
-    `limits` are the largest of all points. All `num_rows` rows are at their last tokens, each after a prompt of 512 of its own; what forked
-    answers need besides is left out.
+    `condition` has the largest limits of all points. Each of the `num_rows` rows is at its last token, after a prompt of 512 tokens of its
+    own. The memory of forked answers is left out.
     """
     hardware = topology_devices(topology)
     devices = make_mesh(share_out(config.mesh, model_config.num_kv_heads, len(hardware)), hardware)
-    model_config = replace(model_config, int8=tuple(sorted(set(config.int8))))
-    most_tokens = limits.max_thinking_tokens + config.max_answer_tokens + DELIMITER_TOKENS
+    model_config = replace(model_config, int8=condition.int8)
+    most_tokens = condition.max_thinking_tokens + condition.max_answer_tokens + DELIMITER_TOKENS
     capacity = capacity_for(most_tokens)
     split = config.rules.num_shards("batch", devices.shape)
     num_rows = -(-config.num_rows // split) * split  # as `scheduler.py` does
