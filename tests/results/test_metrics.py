@@ -19,7 +19,7 @@ from s1jax.results.metrics import (
     thinking_curve,
     voting_curve,
 )
-from s1jax.results.samples import SETTING, distinct_samples, read_samples
+from s1jax.results.samples import CONDITION, SETTING, distinct_samples, is_whole, read_samples, row_key
 from tests.support.samples import sample
 
 # ---- pass@k and maj@k against every subset ----
@@ -269,6 +269,24 @@ def write(path, rows, end="\n"):
 def test_sample_rows_read_back_as_written_without_unknown_columns(tmp_path):
     rows = [sample(), sample(problem_id="p1", extracted=None, correct=False, temperature=1)]
     assert read_samples(write(tmp_path / "rows.jsonl", [rows[0], rows[1] | {"later": 1}])) == rows
+
+
+def test_rows_of_the_first_format_are_read_with_what_it_lacks_unknown(tmp_path):
+    later = {"weights", "tokenizer", "problem", "max_answer_tokens", "top_k", "top_p", "min_p", "dtype", "int8"}
+    first = {name: value for name, value in sample().items() if name not in later} | {"config_hash": "c"}
+    old, new = read_samples(write(tmp_path / "rows.jsonl", [first, sample()]))
+    assert old == sample() | dict.fromkeys(later) and new == sample()
+    assert not is_whole(old) and is_whole(new)
+    assert [point["top_p"] for point in thinking_curve([old, new])] == [None, 1.0]
+    assert read_samples(write(tmp_path / "again.jsonl", [old])) == [old]
+
+
+def test_each_setting_is_part_of_the_key_of_a_row():
+    changes = dict(benchmark="b", model="n", weights="w", tokenizer="t", problem_id="p1", seed=1, sample_index=1)
+    changes |= {name: "other" for name in CONDITION}
+    assert all(row_key(sample(**{name: value})) != row_key(sample()) for name, value in changes.items())
+    others = dict(num_thinking_tokens=1, correct=False, extracted=None, commit="e", thinking="", answer_text="")
+    assert row_key(sample(**others)) == row_key(sample())
 
 
 def test_a_torn_last_line_is_reported_and_left_out(tmp_path, capsys):

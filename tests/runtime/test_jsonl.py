@@ -54,7 +54,14 @@ def test_a_bad_line_before_the_last_is_an_error_with_its_number(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "torn"),
-    [("", True), ('{"id": "a', True), ('{"i', True), ('{"id": "a"}', False), ('{"x', False), ('{"id": "a"}\n{"i', False)],
+    [
+        ("", True),
+        ('{"id": "a', True),
+        ('{"i', True),
+        ('{"id": "a"}', False),
+        ('{"x', False),
+        ('{"id": "a"}\n{"i', False),
+    ],
 )
 def test_a_torn_first_row_is_told_from_other_text(tmp_path, text, torn):
     (tmp_path / "rows.jsonl").write_text(text)
