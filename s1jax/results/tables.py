@@ -10,6 +10,8 @@ from s1jax.results.samples import CURVE, SETTING, SampleRow, pick
 
 HASH_DIGITS = 6
 """How many digits of a fingerprint are shown."""
+# Columns that name the fingerprint's owner: the fingerprint is shown only if one owner has several.
+_OWNERS = {"weights": ("model",), "tokenizer": ("model", "weights")}
 
 
 def groups(points: Sequence[Point], *columns: str) -> list[list[Point]]:
@@ -24,20 +26,27 @@ class CurveNames:
     """Names the curves of some points by what sets them apart.
 
     The parts of a name are keyed by column. A column has a part if its known values differ between the points. A fingerprint has a part
-    only if it differs for one name of a model. A point that lacks columns, as rows of an earlier format do, has a part "unknown" if other
-    points have these columns.
+    only for a model whose name stands for several. A point that lacks columns, as rows of an earlier format do, has a part "unknown" if
+    other points have these columns.
     """
 
     def __init__(self, points: Sequence[Point]):
-        self.varying = [name for name in CURVE if len({p[name] for p in points} - {None}) > 1]
-        for name, owner in (("weights", ("model",)), ("tokenizer", ("model", "weights"))):
-            if name in self.varying and all(len({p[name] for p in g} - {None}) < 2 for g in groups(points, *owner)):
-                self.varying.remove(name)
+        self.varying = {name for name in CURVE if name not in _OWNERS and _num_known(points, name) > 1}
+        self.ambiguous = {
+            (name, pick(group[0], owner))
+            for name, owner in _OWNERS.items()
+            for group in groups(points, *owner)
+            if _num_known(group, name) > 1
+        }
         self.is_known_alike = len({_unknown(p) for p in points}) < 2
 
     def parts(self, point: Point) -> dict[str, str]:
         """Return the parts of the name of a point's curve, in the order of `CURVE`."""
-        parts = {name: _column_text(name, point[name]) for name in self.varying if point[name] is not None}
+        parts = {}
+        for name in CURVE:
+            is_shown = (name, pick(point, _OWNERS[name])) in self.ambiguous if name in _OWNERS else name in self.varying
+            if is_shown and point[name] is not None:
+                parts[name] = _column_text(name, point[name])
         if not self.is_known_alike and (unknown := _unknown(point)):
             parts["unknown"] = f"{len(unknown)} settings unknown"
         return parts
@@ -47,6 +56,10 @@ class CurveNames:
         always = [point["benchmark"], point["model"], point["method"], f"temperature {point['temperature']:g}"]
         shown = ("benchmark", "model", "method", "temperature")
         return ", ".join([*always, *(text for name, text in self.parts(point).items() if name not in shown)])
+
+
+def _num_known(points: Sequence[Point], name: str) -> int:
+    return len({p[name] for p in points} - {None})
 
 
 def _unknown(point: Point) -> tuple[str, ...]:
