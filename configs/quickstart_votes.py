@@ -1,4 +1,4 @@
-"""The quickstart's majority votes: 64 samples of each of 24 held-out problems at temperature 1, as the paper's figure 4 right.
+"""The quickstart's majority votes: 64 samples of each of 24 held-out problems at temperature 1 (as in the paper's figure 4, right).
 
 python launch/sweep.py quickstart_votes --decoding.model out/model/hf
 """
@@ -11,6 +11,6 @@ CONFIG = replace(
     BUDGETS,
     decoding=replace(BUDGETS.decoding, limit=24, num_rows=256),
     max_thinking_tokens=(192,),
-    temperature=1.0,
+    condition=replace(BUDGETS.condition, temperature=1.0),
     num_samples=64,
 )

@@ -1,4 +1,4 @@
-"""The quickstart's extrapolation: attempts to stop thinking are replaced by "Wait" up to 4 times, as the paper's figure 4 left.
+"""The quickstart's extrapolation: up to 4 attempts to stop thinking are replaced by "Wait" (as in the paper's figure 4, left).
 
 python launch/sweep.py quickstart_waits --decoding.model out/model/hf
 """

@@ -1,6 +1,6 @@
 """The extrapolation of s1-32B on AIME24: attempts to stop thinking are replaced by "Wait" 0 to 8 times (paper, figure 4 left).
 
-Expected (the paper's): 50.0, 53.3, 53.3, 53.3, 56.7, 53.3, 56.7, 53.3, 50.0 % for 0 to 8 times; the paper's s1-32B is 4 times (table 1).
+Expected (the paper's): 50.0, 53.3, 53.3, 53.3, 56.7, 53.3, 56.7, 53.3, 50.0 % for 0 to 8 times. The paper's s1-32B (table 1) uses 4.
 The budget leaves 2,048 of the model's 32,768 positions to question and answer. Hardware and hours: not yet run.
 
     python launch/sweep.py s1_32b_aime24_waits --decoding.model runs/s1_32b/hf

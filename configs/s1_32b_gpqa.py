@@ -1,4 +1,4 @@
-"""s1-32B on GPQA Diamond at one point, two ignored stops (paper, table 1).
+"""s1-32B on GPQA Diamond under one condition, with two ignored stops (paper, table 1).
 
 Expected: 59.6 % (the paper's; 56.6 without ignored stops, 49.0 for Qwen2.5-32B-Instruct).
 Hardware and hours: not yet run.

@@ -1,4 +1,4 @@
-"""Decode and grade one point on one benchmark: CONFIG -> sample rows (JSONL)."""
+"""Decode and grade one condition on one benchmark: CONFIG -> sample rows (JSONL)."""
 
 from s1jax.runtime.command import run_command
 from s1jax.runtime.config import parse_command

@@ -1,7 +1,8 @@
 """Draw the scaling curves of a file of sample rows.
 
 Writes thinking.png (accuracy against thinking tokens) and, if each problem has several samples, voting.png (majority voting). The points of
-each figure are written beside it as JSON. Standard output: one JSON line per figure. Standard error: the points as tables.
+each figure are written beside it as JSON. Rows that differ in model, weights, benchmark or any setting are kept apart.
+Standard output: one JSON line per figure. Standard error: the points as tables.
 """
 
 from __future__ import annotations

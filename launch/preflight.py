@@ -26,7 +26,7 @@ def main() -> None:
 
     jax.config.update("jax_enable_compilation_cache", False)  # the cache cannot hold programs for other devices
     from s1jax.evaluate.conditions import EvaluateConfig
-    from s1jax.evaluate.sweep import SweepConfig, largest_limits
+    from s1jax.evaluate.sweep import SweepConfig, grid
     from s1jax.perf.decoding import check_decode
     from s1jax.perf.topology import published_config
     from s1jax.perf.training import check_train
@@ -43,14 +43,15 @@ def main() -> None:
     else:
         raise UserError("which hardware? Give --topology, for example h100:2x8, v5p:2x2x4, v6e:4x8 or cpu:1")
     config: Any = parse_command(__doc__ or "", (TrainConfig, EvaluateConfig, SweepConfig), argv)
-    run = config if isinstance(config, TrainConfig) else config.decoding
-    model_config = published_config(run.model, run.dtype)
     if isinstance(config, TrainConfig):
-        figures = check_train(config, model_config, topology)
+        model = config.model
+        figures = check_train(config, published_config(model, config.dtype), topology)
     else:
-        limits = config.point.limits if isinstance(config, EvaluateConfig) else largest_limits(config)
-        figures = check_decode(config.decoding, limits, model_config, topology)
-    print(json.dumps({"model": run.model} | figures))
+        model, condition = config.decoding.model, config.condition
+        if isinstance(config, SweepConfig):
+            condition = grid(config).condition
+        figures = check_decode(config.decoding, condition, published_config(model, condition.dtype), topology)
+    print(json.dumps({"model": model} | figures))
     sys.exit(0 if figures["fits"] in (True, None) else 1)
 
 

@@ -28,11 +28,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_tools.quickstart.arithmetic import write_jsonl
 from s1jax.data.rows import TrainingRow, read_rows, write_rejects
 from s1jax.evaluate.problems import read_problems
 from s1jax.grading.extract import extract_answer
 from s1jax.grading.grade import grade
+from s1jax.runtime import jsonl
 from s1jax.runtime.command import run_command
 from s1jax.runtime.config import parse_arguments
 from s1jax.runtime.errors import UserError
@@ -133,7 +133,7 @@ def curate(config: CurateConfig) -> list[tuple[str, int]]:
     drop("diversity", lambda row: None if id(row) in drawn else "not drawn")
 
     write_rejects(config.rejects_path, rejects)
-    write_jsonl(config.output, [dict(row) for row in chosen])
+    jsonl.write(config.output, chosen)
     return counts
 
 

@@ -21,19 +21,18 @@ Invariants: everything is a function of the seed. The trace of a clean row ends 
 from __future__ import annotations
 
 import hashlib
-import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
+from s1jax.runtime import jsonl
 from s1jax.runtime.command import run_command
 from s1jax.runtime.config import parse_arguments
 from s1jax.runtime.errors import UserError
-from s1jax.runtime.files import write_file
 
 MAX_VALUE = 99
 LABELS = "ABCDEFGH"
@@ -331,11 +330,6 @@ def make_pool(num: int, seed: int, heldout: list[Problem]) -> list[Row]:
     return rows
 
 
-def write_jsonl(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows as JSON lines, atomically."""
-    write_file(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
 @dataclass(frozen=True)
 class ArithmeticConfig:
     """Number of rows and problems, and the folder for them."""
@@ -358,12 +352,12 @@ def main() -> None:
     """Write the pool and the held-out problems."""
     config = parse_arguments(__doc__ or "", ArithmeticConfig)
     heldout = make_heldout(config.num_heldout, config.seed)
-    write_jsonl(config.out / "pool.jsonl", make_pool(config.num, config.seed, heldout))
+    jsonl.write(config.out / "pool.jsonl", make_pool(config.num, config.seed, heldout))
     problems = [
         dict(id=question_id(p.question), question=p.question, answer=str(p.answer), num_steps=len(p.steps))
         for p in heldout
     ]
-    write_jsonl(config.out / "heldout.jsonl", problems)
+    jsonl.write(config.out / "heldout.jsonl", problems)
 
 
 if __name__ == "__main__":

@@ -73,6 +73,8 @@ class Condition:
             raise UserError(f"min_p is {self.min_p}; it must be from 0 to 1")
         if unknown := set(self.int8) - set(get_args(Int8)):
             raise UserError(f"int8 is {self.int8}: {', '.join(sorted(unknown))} is neither weights nor cache")
+        # One way to write each choice, since equal conditions must be equal columns of a row.
+        object.__setattr__(self, "int8", tuple(sorted(set(self.int8))))
 
     @property
     def limits(self) -> Limits:

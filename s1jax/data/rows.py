@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
+from s1jax.runtime import jsonl
 from s1jax.runtime.errors import UserError
-from s1jax.runtime.files import write_file
 
 
 class TrainingRow(TypedDict):
@@ -78,8 +78,8 @@ def describe_rejects(rejects: Sequence[dict[str, Any]], path: str | Path) -> str
 
 
 def write_rejects(path: str | Path, rejects: Sequence[dict[str, Any]]) -> None:
-    """Write rejected rows as JSONL. A file at `path` is replaced in one step."""
-    write_file(path, "".join(json.dumps(reject, default=str) + "\n" for reject in rejects))
+    """Write rejected rows as JSONL, replacing the file at `path` in one step."""
+    jsonl.write(path, rejects)
 
 
 def _raw_rows(source: str) -> Iterator[tuple[str, int, dict[str, Any] | str]]:

@@ -1,14 +1,16 @@
 """Benchmarks: questions with gold answers.
 
-In: the name of a public benchmark, or any JSONL file with a question and an answer a line. Out: `Problem` rows in file order.
+In: the name of a public benchmark, or any JSONL file with one question and answer per line. Out: `Problem`s in file order.
 
-The idea (paper, section 4.1): the prompt is the bare question, so a problem is only (id, question, answer), and where it came
-from is a column; a multiple-choice question has its choices below it, and its answer is a letter. The invariant: every problem
-of one list has an id of its own, since samples and votes are joined by it.
+The prompt is the bare question (paper, section 4.1), so a problem needs only an id, a question and an answer. A multiple-choice question
+has its choices below it, and its answer is a letter.
+
+Invariant: no two problems of one list have the same id, since samples and votes are joined by id.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import random
@@ -30,6 +32,11 @@ class Problem:
     question: str
     answer: str
 
+    @property
+    def digest(self) -> str:
+        """12 hex digits of a hash of question and answer, by which an edit of the benchmark is noticed."""
+        return hashlib.sha256(json.dumps([self.question, self.answer]).encode()).hexdigest()[:12]
+
 
 @dataclass(frozen=True)
 class _HubBenchmark:
@@ -47,11 +54,11 @@ _HUB = {
     "gsm8k": _HubBenchmark("openai/gsm8k", "test", config="main", size=1319),
 }
 
-# What public files call these columns, most telling first.
+# Names of these columns in public files. The first one that a row has is used.
 _ID_COLUMNS = ("id", "problem_id", "unique_id", "ID", "Record ID")
 _QUESTION_COLUMNS = ("question", "problem", "Problem", "Question")
 _ANSWER_COLUMNS = ("answer", "Answer", "gold")
-# GPQA's, the right one first.
+# Columns of GPQA. The first one holds the right choice.
 _CHOICE_COLUMNS = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
 _ERRORS_SHOWN = 5
 
@@ -59,11 +66,12 @@ _ERRORS_SHOWN = 5
 def read_problems(source: str) -> list[Problem]:
     """Read the problems of a JSONL file or a named benchmark.
 
-    A line is UTF-8 and needs a question and an answer (text or a finite number); without an id it gets
-    "<benchmark>/<line number>". The benchmark is the file's stem, or the name. A row with GPQA's columns of one right and
-    three wrong answers becomes a question with the choices A) to D). Raises FileNotFoundError for a missing file and for a
-    benchmark that the hub does not give, UserError for an unknown name, an empty file, or bad lines (all of them counted,
-    the first few shown).
+    A line is UTF-8 JSON. It needs a question and an answer, each text or a finite number. If it has no id, its id is
+    "<benchmark>/<line number>". The benchmark is called by the name given, or by the file's stem. A row with GPQA's columns (one right
+    and three wrong answers) becomes a question with the choices A) to D).
+
+    Raises FileNotFoundError if the file is missing or the hub cannot provide the benchmark. Raises UserError for an unknown name, an
+    empty file, or bad lines: it counts them all and shows the first few.
     """
     if source in _HUB:
         return _to_problems(enumerate(_read_hub(source), start=1), source, f"benchmark {source}", "row")
@@ -73,24 +81,24 @@ def read_problems(source: str) -> list[Problem]:
             raise FileNotFoundError(f"no problem file at {source}")
         raise UserError(f"unknown benchmark {source!r}: give a .jsonl path, or one of {', '.join(_HUB)}")
     check_text(f"the name of the benchmark {path.stem!r}", path.stem)
-    # Bytes that are no UTF-8 become surrogates, and so are told with their line.
+    # Bytes that are not UTF-8 become surrogates, which are then reported with the number of their line.
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         lines = ((number, line) for number, line in enumerate(file, start=1) if line.strip())
         return _to_problems(lines, path.stem, source, "line")
 
 
 def _read_hub(name: str) -> Iterable[dict[str, Any]]:
-    import datasets
+    import datasets  # slow, and only benchmarks of the hub need it
 
     benchmark = _HUB[name]
     try:
         rows = datasets.load_dataset(benchmark.path, benchmark.config, split=benchmark.split)
-    except OSError as error:  # among them: no such dataset, no access to it, no connection
+    except OSError as error:  # such as: no such dataset, no access to it, no connection
         raise FileNotFoundError(
-            f"benchmark {name} ({benchmark.path}) is not to be had from the hub: {error}. Or give its problems as a .jsonl file"
+            f"the hub does not provide benchmark {name} ({benchmark.path}): {error}. You can give its problems as a .jsonl file instead"
         ) from error
     if len(rows) != benchmark.size:
-        raise UserError(f"{benchmark.path} holds {len(rows)} rows where {name} has {benchmark.size} problems")
+        raise UserError(f"{benchmark.path} holds {len(rows)} rows, but {name} has {benchmark.size} problems")
     return rows
 
 
@@ -127,7 +135,7 @@ def _to_problem(row: Any, benchmark: str, number: int) -> Problem:
     if all(name in row for name in _CHOICE_COLUMNS):
         row = _with_choices(row)
     question = _column(row, _QUESTION_COLUMNS)
-    # GSM8K gives its worked solution with the answer behind four hashes.
+    # GSM8K writes a worked solution, four hashes, and the answer.
     answer = _column(row, _ANSWER_COLUMNS).rpartition("####")[2].strip()
     columns = ((_QUESTION_COLUMNS, question.strip()), (_ANSWER_COLUMNS, answer))
     missing = [f"no {names[0]} (a column {', '.join(names)})" for names, value in columns if not value]
@@ -140,13 +148,13 @@ def _to_problem(row: Any, benchmark: str, number: int) -> Problem:
 
 
 def _with_choices(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a multiple-choice row with its choices below the question, in an order of its own, and a letter as the answer."""
+    """Return a multiple-choice row with the choices, shuffled, below its question, and the letter of the right one as its answer."""
     question = _column(row, _QUESTION_COLUMNS).strip()
     choices = [_column(row, (name,)).strip() for name in _CHOICE_COLUMNS]
     if not question or not all(choices):
         empty = [name for name, choice in zip(_CHOICE_COLUMNS, choices, strict=True) if not choice]
         raise UserError(f"no {', '.join(empty or _QUESTION_COLUMNS[:1])}")
-    # Seeded by the problem itself: its letters depend neither on the other rows nor on the machine.
+    # The question is the seed, so that neither other rows nor the machine change the letters.
     rng = random.Random(f"choices of {question}")
     order = sorted(range(len(choices)), key=lambda _: rng.random())
     listed = "\n".join(f"{letter}) {choices[i]}" for letter, i in zip("ABCD", order, strict=True))
@@ -154,7 +162,7 @@ def _with_choices(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _column(row: dict[str, Any], names: tuple[str, ...]) -> str:
-    """Return the first of these columns that holds text or a number, as text; "" where none does. ValueError for nan and inf."""
+    """Return, as text, the first of these columns that holds text or a number; "" if none does. Raises UserError for nan and inf."""
     for name in names:
         value = row.get(name)
         if isinstance(value, str) and value.strip():

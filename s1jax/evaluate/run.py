@@ -1,239 +1,198 @@
-"""Evaluation: (model, problems, points) -> sample rows in a JSONL file, resumable.
+"""Evaluation: a model, problems and conditions -> sample rows in a JSONL file.
 
-A point is one decoding condition; each point x problem x sample is one row, and the whole condition is in the row's columns
-(`metrics.SampleRow`). Points that differ only in what ends the thinking are answers forked from one trace (`Trace`). Rows are appended
-as they are finished, so a killed run goes on where it stopped. Of several processes the first writes, and knows what is there already.
+Each condition, problem and sample makes one row. Conditions that differ only in their limits share a thinking trace (`Trace`), from which
+their answers are forked. Rows are appended as they are finished. A run computes the rows whose keys (`row_key`) the file lacks and leaves
+all others alone, so an interrupted run resumes, and one file can hold a whole study. If there are several processes, the first one reads
+and writes the file.
 
-Invariant: a row's randomness is its own (seed, problem, sample), so neither what it was decoded beside nor the other points change it.
+Invariant: the randomness of a row is a function of (seed, problem, sample) and positions. So neither the rows decoded beside it nor the
+other conditions change it.
 """
 
 from __future__ import annotations
 
-import itertools
-import json
-import os
 import sys
 import zlib
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from s1jax.checkpoint.source import resolve_source
+from s1jax.checkpoint.source import Source, resolve_source
 from s1jax.data.chat import ChatFormat
 from s1jax.data.condition import Condition
+from s1jax.decode.engine import Decoder
 from s1jax.decode.load import load_decoder
 from s1jax.decode.request import Completion, Request
-from s1jax.evaluate.conditions import DecodingConfig, EvaluateConfig, Point, Trace
+from s1jax.evaluate.conditions import DecodingConfig, EvaluateConfig, Trace
 from s1jax.evaluate.problems import Problem, read_problems
 from s1jax.grading.grade import grade
-from s1jax.results.samples import SampleRow, read_samples
-from s1jax.runtime.config import config_hash
+from s1jax.results.samples import COLUMNS, SampleRow, is_whole, read_samples, row_key
+from s1jax.runtime import jsonl
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.files import check_writable
 from s1jax.runtime.git import commit
 from s1jax.runtime.processes import check_same, everywhere, from_first_process, is_first_process
 from s1jax.runtime.progress import progress
 
-FIRST_COLUMN = b'{"problem_id": "'
+
+@dataclass(frozen=True)
+class _Job:
+    """One trace to decode: the conditions of one problem and sample whose rows are missing."""
+
+    problem: Problem
+    sample_index: int
+    trace: Trace
 
 
 def evaluate(config: EvaluateConfig) -> Path:
-    """Decode and grade one point; return the file of sample rows."""
-    return write_samples(config.decoding, [Trace((config.point,))])
+    """Decode and grade one condition; return the file of sample rows."""
+    return write_samples(config.decoding, Trace((config.condition,)), config.num_samples)
 
 
-def write_samples(config: DecodingConfig, traces: Sequence[Trace]) -> Path:
-    """Decode every point x problem x sample that `config.output` lacks, grade it and append its row; return the file.
+def write_samples(config: DecodingConfig, trace: Trace, num_samples: int = 1) -> Path:
+    """Decode and grade what `config.output` lacks of every condition, problem and sample, and append its rows; return the file.
 
-    Raises UserError where the file cannot be written or holds rows of another run, or a request does not fit the model.
+    Raises UserError if the file cannot be written or is not one of sample rows, if the benchmark was edited since its rows were written,
+    or if a request does not fit the model.
     """
     output, writes = Path(config.output), is_first_process()
     every_problem = everywhere(lambda: read_problems(config.benchmark))
-    check_same((config, traces), "config")
+    check_same((config, trace, num_samples), "config")
     check_same(every_problem, "problems")
     problems = every_problem[: config.limit]
     source = everywhere(lambda: resolve_source(config.model, weights=False))
-    check_same(source.revision, "model")
-    # What changes no more than the last bit of a number; the benchmark is told by its problems.
-    neutral = ("output", "limit", "num_rows", "attention", "mesh", "rules", "benchmark")
-    identity = config_hash(
-        replace(config, int8=tuple(sorted(set(config.int8)))),
-        exclude=neutral,
-        problems=repr(every_problem),
-        weights=source.fingerprint,
-        tokenizer=source.tokenizer_fingerprint,
-    )
-    cells = [
-        (trace, problem, sample, point)
-        for trace in traces
-        for problem in problems
-        for sample in range(max(point.num_samples for point in trace.points))
-        for point in trace.points
-        if sample < point.num_samples
-    ]
-    keys = [(problem.problem_id, *_setting(point), sample) for _, problem, sample, point in cells]
-    is_missing = _find_missing(output, identity, keys)
+    shared = _shared_columns(config, source)
+    jobs = [_Job(problem, sample, trace) for problem in problems for sample in range(num_samples)]
+    keys = [[row_key(_key_columns(job, condition, shared)) for condition in trace.conditions] for job in jobs]
+    missing = from_first_process(lambda: _find_missing(output, keys, every_problem, config.model))
+    num_done = sum(not is_missing for row in missing for is_missing in row)
     jobs = [
-        (problem, Trace(tuple(cell[3] for cell in group)), sample)
-        for (_, problem, sample), group in itertools.groupby(
-            itertools.compress(cells, is_missing), key=lambda cell: cell[:3]
-        )
+        replace(job, trace=Trace(tuple(c for c, is_missing in zip(trace.conditions, row, strict=True) if is_missing)))
+        for job, row in zip(jobs, missing, strict=True)
+        if any(row)
     ]
-    num_done = len(keys) - sum(is_missing)
     if not jobs:
         if writes:
             print(f"{output} has all {num_done} rows already", file=sys.stderr)
         return output
-    decoder, chat = load_decoder(source, config.dtype, config.mesh, config.rules, config.int8, config.attention)
     # The longest traces begin first, so that none is left alone at the end.
-    jobs.sort(key=lambda job: -job[1].limits.max_thinking_tokens)
-    prompts = {problem.problem_id: tuple(chat.encode_prompt(problem.question)) for problem in problems}
-    requests = [_request(chat, prompts[job[0].problem_id], *job, config) for job in jobs]
-    for (problem, *_), request in zip(jobs, requests, strict=True):
-        try:
-            decoder.check(request)
-        except ValueError as error:
-            raise UserError(f"problem {problem.problem_id}: {error}") from None
-
-    columns = dict(model=config.model, seed=config.seed, config_hash=identity, commit=commit())
-    file = None
-    with ExitStack() as stack:
-        bar = stack.enter_context(progress(len(keys), "decode", "row", initial=num_done, hidden=not writes))
+    jobs.sort(key=lambda job: -job.trace.condition.max_thinking_tokens)
+    decoder, chat, requests = _prepare(config, source, trace.condition, jobs)
+    num_rows = num_done + sum(len(job.trace.conditions) for job in jobs)
+    with (
+        jsonl.Appender(output) as file,
+        progress(num_rows, "decode", "row", initial=num_done, hidden=not writes) as bar,
+    ):
         for index, completions in decoder.stream(requests, num_rows=config.num_rows):
-            problem, trace, sample = jobs[index]
             if writes:
-                # Not before the first row, so that a run which fails earlier leaves nothing.
-                file = file or stack.enter_context(_open(output))
-                for point, completion in zip(trace.points, completions, strict=True):
-                    row = _sample_row(chat, problem, point, sample, completion, columns)
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                file.flush()
+                job = jobs[index]
+                file.append(
+                    _sample_row(chat, job, condition, completion, shared)
+                    for condition, completion in zip(job.trace.conditions, completions, strict=True)
+                )
             bar.update(len(completions))
-        if file:
-            os.fsync(file.fileno())
     return output
 
 
-def _find_missing(output: Path, identity: str, keys: Sequence[tuple[Any, ...]]) -> list[bool]:
-    """Return which of the rows with these keys the file lacks, as the first process finds it; where that fails, all raise."""
-
-    def find() -> list[bool]:
-        check_writable(output)
-        done = _rows_done(output, identity)
-        return [key not in done for key in keys]
-
-    return from_first_process(find)
+def _shared_columns(config: DecodingConfig, source: Source) -> dict[str, Any]:
+    """Return the columns that all rows of a run share, except those of the condition."""
+    weights, tokenizer = everywhere(lambda: (source.fingerprint, source.tokenizer_fingerprint))
+    check_same((weights, tokenizer), "model")
+    return dict(model=config.model, weights=weights, tokenizer=tokenizer, seed=config.seed, commit=commit())
 
 
-def _open(output: Path) -> TextIO:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    return output.open("a", encoding="utf-8")
-
-
-def _setting(point: Point) -> tuple[Any, ...]:
-    return (*point.limits, point.ignore_text, point.temperature)
-
-
-def _rows_done(output: Path, identity: str) -> set[tuple[Any, ...]]:
-    """Return the keys of the rows in the file, once they are known as ours; then a last line torn by a kill is mended or cut off."""
-    text = output.read_bytes() if output.exists() else b""
-    if not text:
-        return set()
-    num_whole = text.rfind(b"\n") + 1
-    is_first_torn = not num_whole and (text.startswith(FIRST_COLUMN) or FIRST_COLUMN.startswith(text))
-    rows = [] if is_first_torn and not _parses(text) else read_samples(output)
-    others = {row["config_hash"] for row in rows} - {identity}
-    if others:
-        raise UserError(
-            f"{output} holds rows of another config, or of other problems, weights or tokenizer files ({', '.join(sorted(others))}); "
-            "give another --output, or remove it"
-        )
-    if num_whole < len(text):
-        with output.open("r+b") as file:
-            if _parses(text[num_whole:]):
-                file.seek(0, os.SEEK_END)
-                file.write(b"\n")
-            else:
-                file.truncate(num_whole)
+def _key_columns(job: _Job, condition: Condition, shared: dict[str, Any]) -> SampleRow:
+    """Return the columns of a row that are known before it is decoded."""
     return {
-        (
-            row["problem_id"],
-            row["max_thinking_tokens"],
-            row["min_thinking_tokens"],
-            row["num_ignore"],
-            row["ignore_text"],
-            row["temperature"],
-            row["sample_index"],
-        )
-        for row in rows
+        "problem_id": job.problem.problem_id,
+        "benchmark": job.problem.benchmark,
+        "problem": job.problem.digest,
+        "sample_index": job.sample_index,
+        **vars(condition),
+        **shared,
     }
 
 
-def _parses(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True
-
-
-def _request(
-    chat: ChatFormat, prompt: tuple[int, ...], problem: Problem, trace: Trace, sample: int, config: DecodingConfig
-) -> Request:
-    (ignore_text,), (temperature,) = (
-        {getattr(p, name) for p in trace.points} for name in ("ignore_text", "temperature")
-    )
-    condition = Condition(
-        *trace.limits,
-        ignore_text=ignore_text,
-        max_answer_tokens=config.max_answer_tokens,
-        temperature=temperature,
-        top_k=config.top_k,
-        top_p=config.top_p,
-        min_p=config.min_p,
-        dtype=config.dtype,
-        int8=config.int8,
-    )
-    return Request(
-        prompt,
-        condition,
-        tuple(chat.encode_text(ignore_text)),
-        points=tuple(point.limits for point in trace.points),
-        seed=config.seed,
-        # A number of the problem itself, not of its place in the list.
-        problem=zlib.crc32(problem.problem_id.encode()) & 0x7FFFFFFF,
-        sample=sample,
-    )
-
-
 def _sample_row(
-    chat: ChatFormat, problem: Problem, point: Point, sample: int, completion: Completion, columns: dict[str, Any]
+    chat: ChatFormat, job: _Job, condition: Condition, completion: Completion, shared: dict[str, Any]
 ) -> SampleRow:
     thinking, answer_text = chat.split_completion(completion.tokens, completion.num_thinking)
-    extracted, correct = grade(answer_text, problem.answer)
-    return SampleRow(
-        problem_id=problem.problem_id,
-        benchmark=problem.benchmark,
-        model=columns["model"],
-        method="budget_forcing",
-        max_thinking_tokens=point.max_thinking_tokens,
-        min_thinking_tokens=point.min_thinking_tokens,
-        num_ignore=point.num_ignore,
-        ignore_text=point.ignore_text,
-        temperature=point.temperature,
-        sample_index=sample,
-        seed=columns["seed"],
-        num_thinking_tokens=completion.num_thinking,
-        num_forced_tokens=completion.num_forced,
-        num_ignored=completion.num_ignored,
-        num_answer_tokens=completion.num_answer,
-        finish_reason="stop" if completion.stopped else "length",
-        thinking=thinking,
-        answer_text=answer_text,
-        extracted=extracted,
-        correct=correct,
-        config_hash=columns["config_hash"],
-        commit=columns["commit"],
-    )
+    extracted, correct = grade(answer_text, job.problem.answer)
+    row = {
+        **_key_columns(job, condition, shared),
+        "num_thinking_tokens": completion.num_thinking,
+        "num_forced_tokens": completion.num_forced,
+        "num_ignored": completion.num_ignored,
+        "num_answer_tokens": completion.num_answer,
+        "finish_reason": "stop" if completion.stopped else "length",
+        "thinking": thinking,
+        "answer_text": answer_text,
+        "extracted": extracted,
+        "correct": correct,
+    }
+    return {name: row[name] for name in COLUMNS}
+
+
+def _find_missing(
+    output: Path, keys: Sequence[Sequence[tuple[Any, ...]]], problems: Sequence[Problem], model: str
+) -> list[list[bool]]:
+    """Return which of the rows with these keys a file lacks.
+
+    Raises UserError if rows cannot be added to the file: it cannot be written, is not one of sample rows, has the earlier format, or holds
+    rows of this model for a problem that has changed since.
+    """
+    check_writable(output)
+    rows = _rows_of(output)
+    if not all(is_whole(row) for row in rows):
+        raise UserError(
+            f"{output} holds rows of an earlier format, whose settings are not all known: give another --decoding.output "
+            "(launch/plot.py still reads this file)"
+        )
+    digests = {(problem.benchmark, problem.problem_id): problem.digest for problem in problems}
+    for row in rows:
+        digest = digests.get((row["benchmark"], row["problem_id"]), row["problem"])
+        if row["model"] == model and row["problem"] != digest:
+            raise UserError(
+                f"problem {row['problem_id']} of benchmark {row['benchmark']} has another question or answer than when its rows of {model} "
+                f"were written to {output}: undo the edit of the benchmark, or give another --decoding.output"
+            )
+    done = {row_key(row) for row in rows}
+    return [[key not in done for key in group] for group in keys]
+
+
+def _rows_of(output: Path) -> list[SampleRow]:
+    """Return the rows of a file that may be missing, empty or torn inside its first row."""
+    if not output.exists() or not output.stat().st_size:
+        return []
+    if jsonl.is_first_row_torn(output, f'{{"{next(iter(COLUMNS))}": "'):
+        return []
+    return read_samples(output)
+
+
+def _prepare(
+    config: DecodingConfig, source: Source, condition: Condition, jobs: Sequence[_Job]
+) -> tuple[Decoder, ChatFormat, list[Request]]:
+    """Return the engine, the chat format, and a request for each job. Raises UserError if a request does not fit the model."""
+    decoder, chat = load_decoder(source, condition.dtype, config.mesh, config.rules, condition.int8, config.attention)
+    ignore_ids = tuple(chat.encode_text(condition.ignore_text))
+    questions = {job.problem.problem_id: job.problem.question for job in jobs}
+    prompts = {name: tuple(chat.encode_prompt(question)) for name, question in questions.items()}
+    requests = []
+    for job in jobs:
+        request = Request(
+            prompts[job.problem.problem_id],
+            job.trace.condition,
+            ignore_ids,
+            points=tuple(point.limits for point in job.trace.conditions),
+            seed=config.seed,
+            # A number of the problem itself, so that its place in the list changes nothing.
+            problem=zlib.crc32(job.problem.problem_id.encode()) & 0x7FFFFFFF,
+            sample=job.sample_index,
+        )
+        try:
+            decoder.check(request)
+        except UserError as error:
+            raise UserError(f"problem {job.problem.problem_id}: {error}") from None
+        requests.append(request)
+    return decoder, chat, requests

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from s1jax.data.chat import MADE_UP_DELIMITERS
-from s1jax.data.condition import Limits
+from s1jax.data.condition import Condition
 from s1jax.decode.batch import capacity_for
 from s1jax.decode.loop import advance, empty_prompts, empty_rows, empty_state, make_vocabulary
 from s1jax.evaluate.conditions import DecodingConfig
@@ -30,17 +30,19 @@ DELIMITER_TOKENS = 24
 IGNORE_WIDTH = 8
 
 
-def check_decode(config: DecodingConfig, limits: Limits, model_config: ModelConfig, topology: str) -> dict[str, Any]:
+def check_decode(
+    config: DecodingConfig, condition: Condition, model_config: ModelConfig, topology: str
+) -> dict[str, Any]:
     """Compile the decode loop of a config for a topology. Return its memory and its least time per step, for `launch/preflight.py`.
 
-    `limits` are the largest of all points. The figures are those of the end of a run: each of the `num_rows` rows has its own prompt of 512
-    tokens and has used up its limits. Caches of forked answers are left out. Raises UserError if the loop does not fit and the compiler
+    `condition` has the largest limits of all points. The figures are those of the end of a run: each of the `num_rows` rows has its own
+    prompt of 512 tokens and has used up its limits. Caches of forked answers are left out. Raises UserError if the loop does not fit and the compiler
     gives up for that reason.
     """
     devices = topology_devices(topology)
     mesh = make_mesh(share_out(config.mesh, model_config.num_kv_heads, len(devices)), devices)
-    model_config = replace(model_config, int8=tuple(sorted(set(config.int8))))
-    capacity = capacity_for(limits.max_thinking_tokens + config.max_answer_tokens + DELIMITER_TOKENS)
+    model_config = replace(model_config, int8=condition.int8)
+    capacity = capacity_for(condition.max_thinking_tokens + condition.max_answer_tokens + DELIMITER_TOKENS)
     num_shards = config.rules.num_shards("batch", mesh.shape)
     num_rows = -(-config.num_rows // num_shards) * num_shards  # rounded up as in `scheduler.py`
     started = time.perf_counter()

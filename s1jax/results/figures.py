@@ -1,13 +1,11 @@
-"""Figures of test-time scaling.
+"""Figures of test-time scaling: sample rows -> PNG files, each with its points as JSON beside it.
 
-In: sample rows. Out: figures as PNG, each with its table of points as JSON beside it (same stem). (Text tables: `tables.py`.)
+*Sequential* scaling is accuracy against thinking tokens, on a log2 axis, since each doubling counts the same (paper, figures 1 and 4).
+*Parallel* scaling is majority voting over k samples. There is one panel per benchmark, and every point has its 95% interval over problems.
+The colours are those of Okabe and Ito, which readers with colour-blindness can tell apart. Each series has a marker as well. The pairs of
+colour and marker repeat after 56 series.
 
-The idea (paper, figures 1 and 4): *sequential* scaling is accuracy against thinking tokens, on a log2 axis since it is each
-doubling that pays; *parallel* scaling is majority voting over k samples. One panel per benchmark, every point with its 95%
-interval over problems. Colours are Okabe and Ito's, which any eye tells apart; each series has a marker as well, and no two of
-56 have both alike.
-The invariant: a figure shows exactly the points of its JSON, joins only points of one series, and knows nothing of models or
-tokenizers.
+Invariant: a figure shows exactly the points of its JSON, and a line joins only points of one series.
 """
 
 from __future__ import annotations
@@ -28,15 +26,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from s1jax.results.metrics import ThinkingPoint, VotingPoint, thinking_curve, voting_curve
-from s1jax.results.samples import Curve, SampleRow, Setting
-from s1jax.results.tables import Point, groups, quoted, setting_text, stop_text
+from s1jax.results.metrics import Point, thinking_curve, voting_curve
+from s1jax.results.samples import CURVE, SETTING, SampleRow
+from s1jax.results.tables import CurveNames, groups, quoted, setting_text, stop_text
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.files import write_file
 
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<")  # one more than colours: pairs repeat only after all 56
-_SERIES = ("model", "method", "temperature", "min_thinking_tokens")
+_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<")  # one more than there are colours, so that all 56 pairs come up
+# Columns that the points of one line, or of a line and the ignored stops that leave from it, share. A panel has one benchmark.
+_SERIES = (*(name for name in CURVE if name != "benchmark"), "min_thinking_tokens")
 _INK, _GREY = "#222222", "#6B6B6B"
 _STYLE: Any = {
     "font.family": "DejaVu Sans",
@@ -65,19 +64,19 @@ _STYLE: Any = {
 @contextlib.contextmanager
 def _drawing() -> Iterator[None]:
     with mpl.rc_context(_STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")  # a box stands for what the font lacks
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")  # a box is drawn instead
         yield
 
 
-def plot_thinking(rows: Sequence[SampleRow], path: str | Path) -> list[ThinkingPoint]:
-    """Draw accuracy against mean thinking tokens, and write the points beside it as JSON; return the points.
+def plot_thinking(rows: Sequence[SampleRow], path: str | Path) -> list[Point]:
+    """Draw accuracy against mean thinking tokens, write the points beside it as JSON, and return the points.
 
-    Budgets form a solid line, one for each minimum. Points that ignore k attempts to stop ("Wait" x k) form a dashed one, which
-    leaves from the same setting without ignores. A point without any thinking has no place on the axis: a dotted level. A curve
-    of a single point, such as samples drawn for voting, is left out where others have more.
+    The budgets of a curve form a solid line, one for each minimum. Points that ignore k attempts to stop ("Wait" x k) form a dashed line,
+    which leaves from the same setting without ignored stops. A point without thinking has no place on a log axis, and becomes a dotted
+    level. A curve of a single point, such as samples drawn for voting, is left out if another curve has more points.
     """
     points = thinking_curve(rows)
-    points = [p for curve in groups(points, *Curve.__annotations__) if len(curve) > 1 for p in curve] or points
+    points = [p for curve in groups(points, *CURVE) if len(curve) > 1 for p in curve] or points
     with _drawing():
         page = _Page(points, "Sequential scaling: accuracy against thinking time")
         for ax, panel in page.panels:
@@ -99,8 +98,8 @@ def plot_thinking(rows: Sequence[SampleRow], path: str | Path) -> list[ThinkingP
     return points
 
 
-def plot_voting(rows: Sequence[SampleRow], path: str | Path) -> list[VotingPoint]:
-    """Draw maj@k, and thinly pass@k, against the number of samples k, and write the points as JSON; return the points.
+def plot_voting(rows: Sequence[SampleRow], path: str | Path) -> list[Point]:
+    """Draw maj@k (thick) and pass@k (thin) against the number of samples k, write the points as JSON, and return the points.
 
     Raises UserError if no setting has at least two samples of each of its problems.
     """
@@ -113,9 +112,9 @@ def plot_voting(rows: Sequence[SampleRow], path: str | Path) -> list[VotingPoint
             highs = [max(p["pass_at_k"], p["maj_at_k_high"]) for p in panel]
             _log2_axis(ax, [p["k"] for p in panel], "samples per problem, k (log scale)")
             _percent_axis(ax, [p["maj_at_k_low"] for p in panel], highs, "problems solved")
-            settings = groups(panel, *Setting.__annotations__)
+            settings = groups(panel, *SETTING)
             for i, group in enumerate(settings):
-                # Side by side, a little, where several series share each k; many no further than the axis goes.
+                # Series that share each k stand a little apart, and together stay within the axis.
                 step = min(0.07, 0.3 / max(len(settings) - 1, 1))
                 x = [p["k"] * 2 ** (step * (i - (len(settings) - 1) / 2)) for p in group]
                 name = page.setting_name(group[0])
@@ -130,7 +129,7 @@ def plot_voting(rows: Sequence[SampleRow], path: str | Path) -> list[VotingPoint
 # ---- series ----
 
 
-def _draw_budgets(page: _Page, ax: Axes, points: list[ThinkingPoint]) -> None:
+def _draw_budgets(page: _Page, ax: Axes, points: list[Point]) -> None:
     name = page.curve_name(points[0])
     prefix = f"{name}: " if name else ""
     line = sorted((p for p in points if p["mean_thinking_tokens"] > 0), key=lambda p: p["mean_thinking_tokens"])
@@ -142,7 +141,7 @@ def _draw_budgets(page: _Page, ax: Axes, points: list[ThinkingPoint]) -> None:
             page.handles[f"{prefix}no thinking"] = Line2D([], [], **dotted)
 
 
-def _draw_waits(page: _Page, ax: Axes, start: list[ThinkingPoint], points: list[ThinkingPoint]) -> None:
+def _draw_waits(page: _Page, ax: Axes, start: list[Point], points: list[Point]) -> None:
     name, text = page.curve_name(points[0]), points[0]["ignore_text"]
     what = f"stopping replaced by {quoted(text)}" if text else "stopping forbidden"
     style = page.style(f"{name}: {what}" if name else what, "--", 1.6)
@@ -160,7 +159,7 @@ def _draw_waits(page: _Page, ax: Axes, start: list[ThinkingPoint], points: list[
 
 
 def _log2_axis(ax: Axes, values: list[float], label: str) -> None:
-    """Set a log2 axis around the positive values, ticked at powers of two, at most eight of them."""
+    """Set a log2 axis around the positive values, with at most eight ticks, at powers of two."""
     logs = [math.log2(value) for value in values if value > 0] or [0.0]
     low, high = min(logs), max(logs)
     pad = 0.12 + 0.05 * (high - low)
@@ -178,7 +177,7 @@ def _log2_axis(ax: Axes, values: list[float], label: str) -> None:
 
 
 def _percent_axis(ax: Axes, lows: list[float], highs: list[float], label: str) -> None:
-    """Set an axis of shares in percent that holds all intervals, ticked at round numbers, at most eight of them."""
+    """Set an axis of shares in percent that holds all intervals, with at most eight ticks, at round numbers."""
     span = max(highs) - min(lows)
     step = next(step for step in (0.02, 0.05, 0.1, 0.2) if span / step <= 6 or step == 0.2)
     low, high = math.floor(min(lows) / step + 1e-9), math.ceil(max(highs) / step - 1e-9)
@@ -196,7 +195,7 @@ def _percent_axis(ax: Axes, lows: list[float], highs: list[float], label: str) -
 
 
 class _Page:
-    """One figure: a title, a legend, and a panel per benchmark; sizes in inches, so that nothing depends on the panels' number."""
+    """One figure: a title, a legend, and a panel per benchmark. Sizes are in inches, so that more panels make a larger figure."""
 
     _TITLE, _FOOT, _LEFT, _RIGHT, _GAP, _BETWEEN = 0.78, 0.88, 0.86, 0.38, 0.62, 1.0
     _PANEL_HEIGHT = 3.4
@@ -223,41 +222,42 @@ class _Page:
         if len(benchmarks) > 1:
             self._title_panels()
         self._models = _shortened(p["model"] for p in points)
+        self._names = CurveNames(points)
         self._settings = {setting_text(p) for p in points}
-        # What upholds a minimum is said of points without ignores; others have it in their label anyway.
-        upheld = {p["ignore_text"] for p in points if p["min_thinking_tokens"] and not p["num_ignore"]}
-        values = {name: {p[name] for p in points} for name in _SERIES} | {"ignore_text": upheld}  # type: ignore[literal-required]
-        self._varying = [name for name in values if len(values[name]) > 1]
+        self._names_minimum = len({p["min_thinking_tokens"] for p in points}) > 1
+        # Points with ignored stops have the ignore text in their label anyway.
+        texts = {p["ignore_text"] for p in points if p["min_thinking_tokens"] and not p["num_ignore"]}
+        self._names_ignore_text = len(texts) > 1
 
     def _title_panels(self) -> None:
         """Name each panel's benchmark above it, shortened until it fits."""
-        for most in range(64, 8, -4):
-            names, widths = _shortened((group[0]["benchmark"] for _, group in self.panels), most, 0.5), []
+        for length in range(64, 8, -4):
+            names, widths = _shortened((group[0]["benchmark"] for _, group in self.panels), length, 0.5), []
             for ax, group in self.panels:
                 text = f"{names[group[0]['benchmark']]}  ({_problems(group)})"
                 widths.append(ax.set_title(text, loc="left", fontsize=10.5).get_window_extent().width)
             if max(widths) <= self._panel_width * self.figure.dpi:
                 break
 
-    def curve_name(self, point: Setting) -> str:
-        """Name a curve by what sets it apart from the others of the figure; "" for an only one."""
-        minimum = point["min_thinking_tokens"]
-        named = {
-            "model": self._models[point["model"]],
-            "method": point["method"],
-            "temperature": f"T={point['temperature']:g}",
-            "min_thinking_tokens": f"at least {minimum:,}" if minimum else "",
-            "ignore_text": stop_text(point) if minimum and not point["num_ignore"] else "",
-        }
-        return ", ".join(filter(None, (named[name] for name in self._varying)))
+    def curve_name(self, point: Point) -> str:
+        """Name a curve by what sets it apart from the other curves of the figure; "" if it is the only one."""
+        parts = self._names.parts(point)
+        parts.pop("benchmark", None)
+        if "model" in parts:
+            parts["model"] = self._models[point["model"]]
+        if (minimum := point["min_thinking_tokens"]) and self._names_minimum:
+            parts["minimum"] = f"at least {minimum:,}"
+        if minimum and self._names_ignore_text and not point["num_ignore"]:
+            parts["ignore_text"] = stop_text(point)
+        return ", ".join(parts.values())
 
-    def setting_name(self, point: Setting) -> str:
-        """Name a setting by what sets it apart from the others of the figure; "" for an only one."""
-        curve: Any = {**point, "min_thinking_tokens": 0}  # the setting's text has it
-        return ", ".join(filter(None, [self.curve_name(curve), setting_text(point) if len(self._settings) > 1 else ""]))
+    def setting_name(self, point: Point) -> str:
+        """Name a setting by what sets it apart from the other settings of the figure; "" if it is the only one."""
+        curve = self.curve_name({**point, "min_thinking_tokens": 0})  # `setting_text` names the minimum
+        return ", ".join(filter(None, [curve, setting_text(point) if len(self._settings) > 1 else ""]))
 
     def style(self, label: str, linestyle: Any = "-", linewidth: float = 2, marked: bool = True) -> dict[str, Any]:
-        """Return how a series is drawn, the same wherever its label comes up; unmarked, only where its colour is taken already."""
+        """Return the keywords that draw a series; equal labels look alike. If not `marked`, a marker is drawn only once colours repeat."""
         i = self._indices.setdefault(label, len(self._indices))
         return {
             "label": label,
@@ -286,19 +286,19 @@ class _Page:
             bar.set_alpha(0.35)
 
     def annotate(self, ax: Axes, at: tuple[float, float], text: str, color: str) -> None:
-        """Write a small text above a place in data coordinates, unless that would cover an earlier one."""
+        """Write a small text above a place in data coordinates, unless it would cover an earlier one."""
         self._notes.append((ax, at, text, color))
 
     def write(self, path: str | Path) -> None:
-        """Lay the page out and write the PNG, and the points as JSON beside it, each to a temporary name first."""
+        """Lay out the page, and write the PNG and the points as JSON beside it, each whole or not at all."""
         figure, width = self.figure, self.figure.get_figwidth()
         longest = max(map(len, self.handles))
         tries = [(longest, columns) for columns in range(min(len(self.handles), 8), 0, -1)]
-        tries += [(most, 1) for most in range(min(longest - 8, 112), 32, -8)]
-        for most, columns in tries:
-            legend = figure.legend(self.handles.values(), _shortened(self.handles, most, 0.5).values(), ncols=columns)
+        tries += [(length, 1) for length in range(min(longest - 8, 112), 32, -8)]
+        for length, columns in tries:
+            legend = figure.legend(self.handles.values(), _shortened(self.handles, length, 0.5).values(), ncols=columns)
             extent = legend.get_window_extent()
-            if extent.width / figure.dpi <= width - 0.3 or (most, columns) == tries[-1]:
+            if extent.width / figure.dpi <= width - 0.3 or (length, columns) == tries[-1]:
                 break
             legend.remove()
         head = self._TITLE + extent.height / figure.dpi + (0.45 if len(self.panels) > 1 else 0.2)
@@ -327,7 +327,7 @@ class _Page:
         partial.replace(path)
 
     def _subject(self) -> str:
-        """Say what all points share."""
+        """Return the line under the title: benchmark and model, or how many there are, and the number of problems."""
         parts: list[str] = []
         for column in ("benchmark", "model"):
             names = {str(p[column]) for p in self._points}
@@ -343,12 +343,13 @@ class _Page:
                 ax.annotate(text, at, (0, 6), textcoords="offset points", fontsize=9, color=color, ha="center")
 
 
-def _shortened(names: Iterable[str], most: int = 32, start: float = 0) -> dict[str, str]:
-    """Return names cut to `most` characters, or as many more as keep them distinct; `start`: share of them best kept at the start."""
+def _shortened(names: Iterable[str], length: int = 32, start: float = 0) -> dict[str, str]:
+    """Return each name cut to `length` characters, or to as many more as keep the names distinct.
+
+    The middle is cut out. `start` is the share of the characters that is kept at the start, unless another share keeps names distinct.
+    """
     names = list(names)
-    cuts = (
-        (length, head) for length in itertools.count(most) for head in (int(start * length), 0, length // 2, length - 1)
-    )
+    cuts = ((n, head) for n in itertools.count(length) for head in (int(start * n), 0, n // 2, n - 1))
     shortened = (
         {name: name if len(name) <= n else f"{name[:head]}…{name[len(name) - n + 1 + head :]}" for name in names}
         for n, head in cuts

@@ -1,16 +1,15 @@
-"""Metrics: what a file of sample rows says about test-time scaling.
+"""Metrics: sample rows -> points of the scaling curves, and the paper's figures of merit.
 
-In: sample rows (JSONL), one per generated answer, each carrying its whole condition. Out: points of the sequential curve
-(accuracy against thinking tokens), points of the parallel curve (maj@k and pass@k against samples), and the paper's three
-figures of merit, Control, Scaling and Performance (section 3.2). Every share is a fraction of 1, not a percentage.
+In: sample rows, one per generated answer. Out: points of the sequential curve (accuracy against thinking tokens), points of the parallel
+curve (maj@k and pass@k against samples), and Control, Scaling and Performance (paper, section 3.2). Every share is a fraction of 1.
 
-The invariants: a statistic is first taken per problem, then averaged over problems, so no problem weighs more for having more
-samples; its interval is over problems, as if they were drawn anew; rows of different settings are never pooled; and copies of
-a sample count once (`distinct_samples`).
+Invariants: a statistic is first taken per problem, then averaged over problems, so a problem does not weigh more for having more samples.
+Intervals are over problems, as if the problems had been drawn at random. Rows that differ in any column of `SETTING` are never pooled.
+Copies of a sample count once (`distinct_samples`).
 
-How samples vote (maj@k): the answer most of k samples gave wins. Equal answers vote together whatever their spelling; a sample
-without an answer does not vote, so "none" never wins; a tie is broken by a uniform draw. maj@k and pass@k are the exact expectations
-over all subsets of k of the n samples (and over tie draws): no first k, no random subsets, no seed.
+How samples vote (maj@k): the answer that most of k samples gave wins. Equal answers vote together, however they are spelled. A sample
+without an answer does not vote, so "none" never wins. A tie is broken by a uniform draw. maj@k and pass@k are exact expectations over
+all subsets of k of the n samples, and over the draws of ties.
 """
 
 from __future__ import annotations
@@ -18,73 +17,37 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from s1jax.grading.equivalence import is_equivalent
-from s1jax.results.samples import SETTING, Curve, SampleRow, Setting, distinct_samples
+from s1jax.results.samples import CURVE, SETTING, SampleRow, distinct_samples, pick
 from s1jax.runtime.errors import UserError
 
-
-class ThinkingPoint(Setting):
-    """A point of the sequential curve. Budget-ended: `num_thinking_tokens` reached `max_thinking_tokens`."""
-
-    n: int
-    num_problems: int
-    accuracy: float
-    accuracy_low: float
-    accuracy_high: float
-    mean_thinking_tokens: float
-    num_budget_ended: int
-    num_over_budget: int
-
-
-class VotingPoint(Setting):
-    """A point of the parallel curve, over `num_problems` problems with at least `num_samples` samples each."""
-
-    k: int
-    num_problems: int
-    num_samples: int
-    maj_at_k: float
-    maj_at_k_low: float
-    maj_at_k_high: float
-    pass_at_k: float
-    pass_at_k_low: float
-    pass_at_k_high: float
-
-
-class CurveSummary(Curve):
-    """Control, Scaling and Performance of one curve; a slope is None where fewer than two points differ in tokens."""
-
-    control: float
-    control_per_sample: float
-    scaling_per_doubling: float | None
-    scaling_per_token: float | None
-    performance: float
-
+Point = dict[str, Any]
+"""A point of a curve: the columns of `SETTING` and the statistics that `thinking_curve` or `voting_curve` lists."""
 
 _Z = statistics.NormalDist().inv_cdf(0.975)
 
 
 def mean_interval(values: Sequence[float], num_units: float | None = None) -> tuple[float, float, float]:
-    """Return the mean over problems of a statistic in [0, 1], with its 95% interval (mean, low, high).
+    """Return the mean over problems of a statistic in [0, 1], with its 95% interval: (mean, low, high).
 
-    `num_units` bounds how many independent draws the values stand for (default: one per problem). The interval is Wilson's
-    at the effective number of draws, mean (1 - mean) / (variance / problems), which is Kish's design effect: with one
-    graded sample per problem it is exactly Wilson's, with several it narrows as far as the samples of a problem differ,
-    and unlike a bootstrap it is not empty at 0% or 100%.
+    `num_units` is an upper bound on the number of independent draws behind the values (default: one per problem). The interval is
+    Wilson's at the effective number of draws, mean (1 - mean) / (variance / problems), which is Kish's design effect. With one graded
+    sample per problem it is exactly Wilson's. With several samples it is narrower if the samples of a problem differ. Unlike a
+    bootstrap interval it is not empty at 0% or 100%.
     """
     count, mean = len(values), statistics.fmean(values)
-    most = max(count, num_units or count)
+    max_draws = max(count, num_units or count)
     binomial = mean * (1 - mean)
     variance = statistics.fmean([(value - mean) ** 2 for value in values])
-    draws = count if binomial == 0 else min(count * binomial / variance, most) if variance else most
+    draws = count if binomial == 0 else min(count * binomial / variance, max_draws) if variance else max_draws
     centre = (mean + _Z**2 / (2 * draws)) / (1 + _Z**2 / draws)
     half = _Z * math.sqrt(binomial / draws + _Z**2 / (4 * draws**2)) / (1 + _Z**2 / draws)
-    # Rounding may push a bound past the mean, or past [0, 1], by a last digit.
+    # Rounding may push a bound past the mean, or out of [0, 1], by one unit in the last place.
     return mean, min(max(centre - half, 0.0), mean), max(min(centre + half, 1.0), mean)
 
 
@@ -103,7 +66,7 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
 def maj_at_k(answers: Sequence[str | None], correct: Sequence[bool], k: int) -> float:
     """Return the chance that a vote among k samples, drawn without replacement, elects a correct answer.
 
-    Exact over all subsets and tie draws; None never votes (see the module's docstring). Raises UserError unless 1 <= k <= n.
+    Exact over all subsets and over the draws of ties. None never votes. Raises UserError unless 1 <= k <= n.
     """
     if not 1 <= k <= len(answers):
         raise UserError(f"maj@{k} of {len(answers)} samples: need 1 <= k <= n")
@@ -123,17 +86,18 @@ def _count_votes(answers: Sequence[str | None], correct: Sequence[bool]) -> tupl
 
 
 def _elected(num_correct: int, wrong: Sequence[int], silent: int, k: int) -> float:
-    """Return maj@k from the votes of all samples.
+    """Return maj@k, given how many of all samples vote for the correct answer and for each wrong one, and how many do not vote.
 
-    A random subset's votes are distributed as independent binomials, one per answer, given that they sum to k. So the chance
-    that the correct answer leads with j votes, t wrong ones level with it, is a coefficient of a product of small polynomials.
+    The votes in a random subset of k are distributed as independent binomials, one per answer, under the condition that they sum to k.
+    So a coefficient of a product of small polynomials is the chance that the correct answer gets j votes, that t wrong answers get j
+    votes too, and that no answer gets more.
     """
     total = num_correct + sum(wrong) + silent
-    share = k / total  # any share in (0, 1] gives the same result; this one keeps every factor near 1
+    share = k / total  # every share in (0, 1] gives the same result; this one keeps the factors near 1
     chance = 0.0
     for j in range(1, min(num_correct, k) + 1):
         rest = k - j
-        # ways[t, v]: chance that the wrong answers so far took v votes, none more than j, t of them exactly j.
+        # ways[t, v]: chance that the wrong answers so far got v votes together, none more than j, and t of them exactly j.
         ways = np.zeros((rest // j + 1, rest + 1))
         ways[0] = _binomial(silent, share, rest)
         for votes in wrong:
@@ -148,20 +112,20 @@ def _elected(num_correct: int, wrong: Sequence[int], silent: int, k: int) -> flo
     return min(chance / float(_binomial(total, share, k)[k]), 1.0)
 
 
-def _binomial(n: int, share: float, most: int) -> np.ndarray:
-    """Return the chances of 0..most successes among n draws, [most + 1] float64."""
-    chances = np.zeros(most + 1)
+def _binomial(n: int, share: float, max_successes: int) -> np.ndarray:
+    """Return the chances of 0 to `max_successes` successes among n draws, [max_successes + 1] float64."""
+    chances = np.zeros(max_successes + 1)
     if share == 1:
         chances[n : n + 1] = 1
         return chances
-    for m in range(min(n, most) + 1):
+    for m in range(min(n, max_successes) + 1):
         log_ways = math.lgamma(n + 1) - math.lgamma(m + 1) - math.lgamma(n - m + 1)
         chances[m] = math.exp(log_ways + m * math.log(share) + (n - m) * math.log1p(-share))
     return chances
 
 
 def control(thinking_tokens: Sequence[float], bounds: Sequence[tuple[float, float]]) -> float:
-    """Return the share of runs whose thinking tokens lie within their own bounds (low, high), both inclusive (equation 1)."""
+    """Return the share of runs whose thinking tokens lie within the run's bounds (low, high), both inclusive (equation 1)."""
     return statistics.fmean(low <= t <= high for t, (low, high) in zip(thinking_tokens, bounds, strict=True))
 
 
@@ -170,8 +134,8 @@ def scaling(
 ) -> float:
     """Return the mean slope over all pairs of points with different token counts (equation 2).
 
-    In units of accuracy per doubling of the tokens, which is what the paper's numbers are, or per token. Raises UserError
-    where no two counts differ, or a count of 0 has no logarithm.
+    The unit is accuracy per doubling of the tokens, as in the paper's tables, or accuracy per token. Raises UserError if no two counts
+    differ, or if a count of 0 has no logarithm.
     """
     if per == "doubling" and min(thinking_tokens, default=1) <= 0:
         raise UserError(
@@ -193,32 +157,35 @@ def performance(accuracies: Sequence[float]) -> float:
 # ---- curves ----
 
 
-def _by_setting(rows: Sequence[SampleRow]) -> list[tuple[Setting, list[list[SampleRow]]]]:
-    """Group distinct samples into (setting, rows of each problem), sorted by setting."""
+def _by_setting(rows: Sequence[SampleRow]) -> Iterator[tuple[dict[str, Any], list[list[SampleRow]]]]:
+    """Yield (setting, rows of each problem) of distinct samples, sorted by setting."""
     settings: dict[tuple[Any, ...], dict[str, list[SampleRow]]] = {}
     for row in distinct_samples(rows):
-        problems = settings.setdefault(tuple(row[name] for name in SETTING), {})  # type: ignore[literal-required]
+        problems = settings.setdefault(pick(row, SETTING), {})
         problems.setdefault(row["problem_id"], []).append(row)
-    return [
-        (typing.cast(Setting, dict(zip(SETTING, key, strict=True))), list(problems.values()))
-        for key, problems in sorted(settings.items())
-    ]
+    for key in sorted(settings, key=lambda key: [(value is not None, value) for value in key]):
+        yield dict(zip(SETTING, key, strict=True)), list(settings[key].values())
 
 
 def _means(problems: list[list[SampleRow]], column: Literal["correct", "num_thinking_tokens"]) -> list[float]:
     return [statistics.fmean(row[column] for row in group) for group in problems]
 
 
-def thinking_curve(rows: Sequence[SampleRow]) -> list[ThinkingPoint]:
-    """Return one point per setting, sorted by setting: accuracy with its interval, against mean thinking tokens."""
+def thinking_curve(rows: Sequence[SampleRow]) -> list[Point]:
+    """Return one point of the sequential curve per setting, sorted by setting.
+
+    A point has `n` samples of `num_problems` problems, `accuracy` with its interval (`accuracy_low`, `accuracy_high`),
+    `mean_thinking_tokens`, `num_budget_ended` (samples whose thinking reached the budget), and `num_over_budget` (samples whose thinking
+    went past it).
+    """
     points = []
     for setting, problems in _by_setting(rows):
         samples = [row for group in problems for row in group]
         accuracy, low, high = mean_interval(_means(problems, "correct"), len(samples))
         budget = setting["max_thinking_tokens"]
         points.append(
-            ThinkingPoint(
-                **setting,
+            setting
+            | dict(
                 n=len(samples),
                 num_problems=len(problems),
                 accuracy=accuracy,
@@ -232,8 +199,12 @@ def thinking_curve(rows: Sequence[SampleRow]) -> list[ThinkingPoint]:
     return points
 
 
-def voting_curve(rows: Sequence[SampleRow]) -> list[VotingPoint]:
-    """Return points for k = 1, 2, 4, ... up to the fewest samples any problem of a setting has; none below two samples."""
+def voting_curve(rows: Sequence[SampleRow]) -> list[Point]:
+    """Return the points of the parallel curves, for k = 1, 2, 4, ... samples.
+
+    The largest k of a setting is at most the number of samples that each of its problems has, `num_samples`. A setting with one sample
+    of some problem has no points. A point has `maj_at_k` and `pass_at_k` over `num_problems` problems, each with its interval.
+    """
     points = []
     for setting, problems in _by_setting(rows):
         num_samples = min(len(group) for group in problems)
@@ -246,8 +217,8 @@ def voting_curve(rows: Sequence[SampleRow]) -> list[VotingPoint]:
             maj, maj_low, maj_high = mean_interval([_elected(*count, k) for count in counts], num_votes)
             passed, pass_low, pass_high = mean_interval(passes, num_votes)
             points.append(
-                VotingPoint(
-                    **setting,
+                setting
+                | dict(
                     k=k,
                     num_problems=len(problems),
                     num_samples=num_samples,
@@ -262,20 +233,20 @@ def voting_curve(rows: Sequence[SampleRow]) -> list[VotingPoint]:
     return points
 
 
-def summarise_curves(rows: Sequence[SampleRow]) -> list[CurveSummary]:
-    """Return Control, Scaling and Performance (equations 1 to 3) of each curve: each benchmark, model, method, temperature.
+def summarise_curves(rows: Sequence[SampleRow]) -> list[dict[str, Any]]:
+    """Return the columns of `CURVE` and the figures of merit (equations 1 to 3) of each curve, in the order of `thinking_curve`.
 
-    Control is of run averages, as in the paper, and of single samples. Points without thinking tokens are left out of the
-    slope per doubling.
+    `control` is the share of points whose mean thinking tokens keep to their bounds, as in the paper, and `control_per_sample` the share of
+    samples. `scaling_per_doubling` leaves out points without thinking tokens. A slope is None if fewer than two points differ in tokens.
     """
     rows, summaries = distinct_samples(rows), []
-    for curve, group in itertools.groupby(thinking_curve(rows), key=_curve):
+    for curve, group in itertools.groupby(thinking_curve(rows), key=lambda point: pick(point, CURVE)):
         points = list(group)
-        samples = [row for row in rows if _curve(row) == curve]
+        samples = [row for row in rows if pick(row, CURVE) == curve]
         tokens, accuracies = [p["mean_thinking_tokens"] for p in points], [p["accuracy"] for p in points]
         summaries.append(
-            CurveSummary(
-                **curve,
+            dict(zip(CURVE, curve, strict=True))
+            | dict(
                 control=control(tokens, [_bounds(point) for point in points]),
                 control_per_sample=control([r["num_thinking_tokens"] for r in samples], [_bounds(r) for r in samples]),
                 scaling_per_doubling=_slope(tokens, accuracies, "doubling"),
@@ -286,11 +257,7 @@ def summarise_curves(rows: Sequence[SampleRow]) -> list[CurveSummary]:
     return summaries
 
 
-def _curve(row: Setting) -> Curve:
-    return Curve(benchmark=row["benchmark"], model=row["model"], method=row["method"], temperature=row["temperature"])
-
-
-def _bounds(row: Setting) -> tuple[int, int]:
+def _bounds(row: dict[str, Any]) -> tuple[int, int]:
     return row["min_thinking_tokens"], row["max_thinking_tokens"]
 
 

@@ -1,134 +1,142 @@
-"""Sample rows: what evaluation writes, one JSON line per generated answer with its whole condition, and all that metrics and plots read.
+"""Sample rows: what evaluation writes and everything else reads. One JSON line holds one generated answer and all that led to it.
 
-Invariant: a row that is read has every column, of its type and within its bounds, and no other row of the file is the same sample.
+Every setting that can change an answer is a column. So one file can hold a whole study: several models, benchmarks and conditions.
+
+Invariant: a row that was read has every column, of its type and within its bounds, and no other row of the file has its key.
 """
 
 from __future__ import annotations
 
-import io
-import json
-import sys
+import math
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
+from s1jax.data.condition import LARGEST, Condition, Limits
+from s1jax.runtime import jsonl
 from s1jax.runtime.errors import UserError
 
+SampleRow = dict[str, Any]
+"""One generated answer: a value for each of `COLUMNS`. None stands for a column that an earlier format did not have."""
 
-class Curve(TypedDict):
-    """What the points of one curve share."""
+CONDITION: dict[str, Any] = typing.get_type_hints(Condition)
+"""Type of each column of the condition."""
+SUBJECT: dict[str, Any] = {"benchmark": str, "model": str, "weights": str, "tokenizer": str}
+"""Who was asked what: `weights` and `tokenizer` are fingerprints of the files behind the model's name, or a commit of the hub."""
+COLUMNS: dict[str, Any] = {
+    "problem_id": str,
+    **SUBJECT,
+    "problem": str,  # 12 hex digits of a hash of question and gold answer
+    **CONDITION,
+    "sample_index": int,
+    "seed": int,
+    "num_thinking_tokens": int,
+    "num_forced_tokens": int,
+    "num_ignored": int,
+    "num_answer_tokens": int,
+    "finish_reason": Literal["stop", "length"],
+    "thinking": str,
+    "answer_text": str,
+    "extracted": str | None,
+    "correct": bool,
+    "commit": str,
+}
+POINT = (*Limits._fields, "ignore_text")
+"""Columns that tell the points of one curve from each other."""
+CURVE = (*SUBJECT, *(name for name in CONDITION if name not in POINT))
+"""Columns that the points of one curve share."""
+SETTING = (*CURVE, *POINT)
+"""Columns that the rows of one point share."""
+KEY = (*SETTING, "problem_id", "seed", "sample_index")
 
-    benchmark: str
-    model: str
-    method: str
-    temperature: float
-
-
-class Setting(Curve):
-    """The condition of a point: rows that differ in any of these, but for an unused ignore text, belong to different points."""
-
-    max_thinking_tokens: int
-    min_thinking_tokens: int
-    num_ignore: int
-    ignore_text: str
-
-
-class SampleRow(Setting):
-    """One generated answer with its whole condition."""
-
-    problem_id: str
-    sample_index: int
-    seed: int
-    num_thinking_tokens: int
-    num_forced_tokens: int
-    num_ignored: int
-    num_answer_tokens: int
-    finish_reason: Literal["stop", "length"]
-    thinking: str
-    answer_text: str
-    extracted: str | None
-    correct: bool
-    config_hash: str
-    commit: str
+# Columns that came after the first format of rows. A row that lacks one is read, and holds None there.
+_LATER = {"weights", "tokenizer", "problem"} | CONDITION.keys() - {*POINT, "temperature", "method"}
 
 
-_COLUMN_TYPES = typing.get_type_hints(SampleRow)
-SETTING = tuple(Setting.__annotations__)
+def pick(row: Mapping[str, Any], columns: Sequence[str]) -> tuple[Any, ...]:
+    """Return the values of some columns of a row, or of a point."""
+    return tuple(row[name] for name in columns)
+
+
+def row_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what identifies a sample: two rows with one key would hold the same answer."""
+    return pick(row, KEY)
+
+
+def is_whole(row: SampleRow) -> bool:
+    """Return whether a row has all columns of the present format."""
+    return all(row[name] is not None for name in _LATER)
 
 
 def read_samples(path: str | Path) -> list[SampleRow]:
-    """Read sample rows; columns beyond `SampleRow` are left out.
+    """Read sample rows. Columns that are not in `COLUMNS` are left out.
 
-    A last line without its line break that does not parse was torn by a crash: it is reported on standard error and left
-    out. Raises OSError for a file that cannot be read, or UserError with the line number for any other bad line, a missing,
-    mistyped or impossible column, a sample that is there twice, or no rows at all.
+    A last line that a crash cut off is left out, with a note on standard error. Raises OSError if the file cannot be read. Raises
+    UserError, with the line number, for any other line that is not JSON, for a column that is missing, mistyped or impossible, for a
+    sample that is there twice, and for a file without rows.
     """
     if Path(path).is_dir():
         raise UserError(f"{path} is a directory; name the file of sample rows in it")
     rows: list[SampleRow] = []
     seen: dict[tuple[Any, ...], int] = {}
-    try:
-        file = io.BytesIO(Path(path).read_bytes())  # bytes: a line may be torn inside a character
-    except OSError as error:
-        raise type(error)(f"{path} cannot be read: {error.strerror}") from None
-    for number, line in enumerate(file, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            if not line.endswith(b"\n"):
-                print(f"{path}: line {number} was cut off while it was written; left out", file=sys.stderr)
-                break
-            raise UserError(f"{path}: line {number} is not JSON ({error})") from None
-        if problem := _row_problem(row):
-            raise UserError(f"{path}: line {number}: {problem}")
-        key = tuple(row[name] for name in (*SETTING, "problem_id", "seed", "sample_index"))
+    for number, row in jsonl.read(path):
+        if fault := _find_fault(row):
+            raise UserError(f"{path}: line {number}: {fault}")
+        row = {name: row.get(name) for name in COLUMNS}
+        row["int8"] = None if row["int8"] is None else tuple(row["int8"])
+        key = row_key(row)
         if key in seen:
             raise UserError(
                 f"{path}: lines {seen[key]} and {number} hold the same sample (problem {row['problem_id']}, sample "
                 f"{row['sample_index']}, seed {row['seed']}, equal settings): were two runs put into one file?"
             )
         seen[key] = number
-        rows.append(typing.cast(SampleRow, {name: row[name] for name in _COLUMN_TYPES}))
+        rows.append(row)
     if not rows:
         raise UserError(f"{path} holds no sample rows")
     return rows
 
 
-def _row_problem(row: Any) -> str | None:
+def _find_fault(row: Any) -> str | None:
+    """Return what is wrong with a row, None if nothing is."""
     if not isinstance(row, dict):
         return f"expected a JSON object, found {type(row).__name__}"
-    if missing := [name for name in _COLUMN_TYPES if name not in row]:
+    if missing := [name for name in COLUMNS if name not in row and name not in _LATER]:
         return f"no column {', '.join(missing)}"
-    for name, expected in _COLUMN_TYPES.items():
-        value = row[name]
-        if typing.get_origin(expected) is Literal:
-            fits = value in typing.get_args(expected)
-        else:
-            fits = isinstance(value, int | float if expected is float else expected)
-            fits = fits and (expected is bool or not isinstance(value, bool))
-        if not fits:
+    for name, expected in COLUMNS.items():
+        value: Any = row.get(name)
+        if value is None and name in _LATER:
+            continue
+        if not _fits(value, expected):
             return f"column {name} holds {value!r}, expected {getattr(expected, '__name__', expected)}"
-        if expected in (int, float) and not 0 <= value < 2**31:
-            return f"column {name} holds {value}, expected a number from 0 to {2**31 - 1}"
+        if expected in (int, float) and not (0 <= value <= LARGEST and math.isfinite(value)):
+            return f"column {name} holds {value}, expected a number from 0 to {LARGEST}"
     if row["correct"] and row["extracted"] is None:
         return "it is marked correct, and has no extracted answer"
     return None
 
 
-def distinct_samples(rows: Sequence[SampleRow]) -> list[SampleRow]:
-    """Return the rows without copies of a sample; the first is kept.
+def _fits(value: Any, expected: Any) -> bool:
+    """Return whether a JSON value has a column's type. JSON writes a tuple as a list, and may write a whole float as an integer."""
+    if typing.get_origin(expected) is Literal:
+        return value in typing.get_args(expected)
+    if typing.get_origin(expected) is tuple:
+        return isinstance(value, list) and all(_fits(item, typing.get_args(expected)[0]) for item in value)
+    kind = int | float if expected is float else expected
+    return isinstance(value, kind) and (expected is bool or not isinstance(value, bool))
 
-    At temperature 0 neither seed nor sample index changes an answer, nor does an ignore text where there are no ignores and no
-    minimum, at any temperature: it is returned as "".
+
+def distinct_samples(rows: Sequence[SampleRow]) -> list[SampleRow]:
+    """Return the rows without copies of a sample; the first of each is kept.
+
+    At temperature 0 neither the seed nor the sample index changes an answer. Without ignored stops and without a minimum the ignore
+    text changes nothing at any temperature, and becomes "".
     """
     kept: dict[tuple[Any, ...], SampleRow] = {}
     for row in rows:
         if not row["num_ignore"] and not row["min_thinking_tokens"]:
-            row = typing.cast(SampleRow, {**row, "ignore_text": ""})
-        draw = (row["seed"], row["sample_index"]) if row["temperature"] else ()
-        setting = (row[name] for name in SETTING)  # type: ignore[literal-required]
-        kept.setdefault((*setting, row["problem_id"], *draw), row)
+            row = {**row, "ignore_text": ""}
+        draw = pick(row, ("seed", "sample_index")) if row["temperature"] else ()
+        kept.setdefault((*pick(row, SETTING), row["problem_id"], *draw), row)
     return list(kept.values())

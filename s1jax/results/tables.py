@@ -1,54 +1,113 @@
-"""Text: sample rows -> tables of the curves for terminals, and settings in words. (Figures: `plot.py`.)"""
+"""Words and text tables: sample rows -> tables of the curves for terminals, and short names of curves and settings."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
-from s1jax.results.metrics import ThinkingPoint, VotingPoint, summarise_curves, thinking_curve, voting_curve
-from s1jax.results.samples import Curve, SampleRow, Setting
+from s1jax.results.metrics import Point, summarise_curves, thinking_curve, voting_curve
+from s1jax.results.samples import CURVE, SETTING, SampleRow, pick
 
-Point = TypeVar("Point", ThinkingPoint, VotingPoint)
+HASH_DIGITS = 6
+"""How many digits of a fingerprint are shown."""
+# Columns that name the fingerprint's owner: the fingerprint is shown only if one owner has several.
+_OWNERS = {"weights": ("model",), "tokenizer": ("model", "weights")}
 
 
 def groups(points: Sequence[Point], *columns: str) -> list[list[Point]]:
-    """Group points by their values in some columns, groups in the order they first come up."""
+    """Group points by their values in some columns. The groups are in the order in which they first appear."""
     groups: dict[tuple[Any, ...], list[Point]] = {}
     for point in points:
-        groups.setdefault(tuple(point[name] for name in columns), []).append(point)  # type: ignore[literal-required]
+        groups.setdefault(pick(point, columns), []).append(point)
     return list(groups.values())
 
 
-def setting_text(setting: Setting) -> str:
-    """Name the budget-forcing part of a setting in a few words, such as `budget 4,096, "Wait" x2`."""
-    minimum, num_ignore = setting["min_thinking_tokens"], setting["num_ignore"]
-    parts = [f"budget {setting['max_thinking_tokens']:,}"]
+class CurveNames:
+    """Names the curves of some points by what sets them apart.
+
+    The parts of a name are keyed by column. A column has a part if its known values differ between the points. A fingerprint has a part
+    only for a model whose name stands for several. A point that lacks columns, as rows of an earlier format do, has a part "unknown" if
+    other points have these columns.
+    """
+
+    def __init__(self, points: Sequence[Point]):
+        self.varying = {name for name in CURVE if name not in _OWNERS and _num_known(points, name) > 1}
+        self.ambiguous = {
+            (name, pick(group[0], owner))
+            for name, owner in _OWNERS.items()
+            for group in groups(points, *owner)
+            if _num_known(group, name) > 1
+        }
+        self.is_known_alike = len({_unknown(p) for p in points}) < 2
+
+    def parts(self, point: Point) -> dict[str, str]:
+        """Return the parts of the name of a point's curve, in the order of `CURVE`."""
+        parts = {}
+        for name in CURVE:
+            is_shown = (name, pick(point, _OWNERS[name])) in self.ambiguous if name in _OWNERS else name in self.varying
+            if is_shown and point[name] is not None:
+                parts[name] = _column_text(name, point[name])
+        if not self.is_known_alike and (unknown := _unknown(point)):
+            parts["unknown"] = f"{len(unknown)} settings unknown"
+        return parts
+
+    def title(self, point: Point) -> str:
+        """Return the title of a table: benchmark, model, method and temperature, then all else that sets its curve apart."""
+        always = [point["benchmark"], point["model"], point["method"], f"temperature {point['temperature']:g}"]
+        shown = ("benchmark", "model", "method", "temperature")
+        return ", ".join([*always, *(text for name, text in self.parts(point).items() if name not in shown)])
+
+
+def _num_known(points: Sequence[Point], name: str) -> int:
+    return len({p[name] for p in points} - {None})
+
+
+def _unknown(point: Point) -> tuple[str, ...]:
+    return tuple(name for name in CURVE if point[name] is None)
+
+
+def _column_text(name: str, value: Any) -> str:
+    """Name a value of a column in a word or two."""
+    if name in ("benchmark", "model", "method", "dtype"):
+        return str(value)
+    if name in ("weights", "tokenizer"):
+        return f"{name} {value[:HASH_DIGITS]}"
+    if name == "int8":
+        return f"int8 {' and '.join(value)}" if value else "no int8"
+    text = f"{value:g}" if isinstance(value, float) else f"{value}"
+    return {"temperature": f"T={text}", "max_answer_tokens": f"answer limit {text}"}.get(name, f"{name}={text}")
+
+
+def setting_text(point: Point) -> str:
+    """Name the limits of a point in a few words, such as `budget 4,096, "Wait" x2`."""
+    minimum, num_ignore = point["min_thinking_tokens"], point["num_ignore"]
+    parts = [f"budget {point['max_thinking_tokens']:,}"]
     parts += [f"at least {minimum:,}"] if minimum else []
-    parts += [stop_text(setting) + (f" x{num_ignore}" if num_ignore else "")] if minimum or num_ignore else []
+    parts += [stop_text(point) + (f" x{num_ignore}" if num_ignore else "")] if minimum or num_ignore else []
     return ", ".join(parts)
 
 
-def stop_text(setting: Setting) -> str:
-    """Return what replaces an attempt to stop, in quotes."""
-    return quoted(setting["ignore_text"]) if setting["ignore_text"] else "no stop"
+def stop_text(point: Point) -> str:
+    """Return, in quotes, the text that replaces an attempt to stop."""
+    return quoted(point["ignore_text"]) if point["ignore_text"] else "no stop"
 
 
 def quoted(text: str) -> str:
-    """Return a text in quotes, with backslashes, line breaks and all else that does not print escaped."""
+    """Return a text in quotes. Backslashes, line breaks and other characters that do not print are escaped."""
     escaped = (c if c.isprintable() and c != "\\" else ascii(c)[1:-1] for c in text)
     return f'"{"".join(escaped)}"'
 
 
 def format_thinking_table(rows: Sequence[SampleRow]) -> str:
-    """Return the thinking curves as aligned plain text, one block per curve, its Control, Scaling and Performance below.
+    """Return the sequential curves as aligned plain text: a block per curve, with its Control, Scaling and Performance below.
 
     "ended by budget" counts the samples whose thinking reached the budget, and checks that each stopped exactly there.
     """
-    blocks = []
-    curves = groups(thinking_curve(rows), *Curve.__annotations__)
-    for points, summary in zip(curves, summarise_curves(rows), strict=True):
+    blocks, points = [], thinking_curve(rows)
+    names = CurveNames(points)
+    for curve, summary in zip(groups(points, *CURVE), summarise_curves(rows), strict=True):
         table = [("setting", "n", "thinking tokens", "ended by budget", "accuracy %", "95% interval")]
-        for p in points:
+        for p in curve:
             ended = f"{p['num_budget_ended']} of {p['n']}"
             if p["num_over_budget"]:
                 ended += f", {p['num_over_budget']} OVER IT"
@@ -62,31 +121,28 @@ def format_thinking_table(rows: Sequence[SampleRow]) -> str:
             "Scaling " + ("-" if slope is None else f"{100 * slope:+.1f} points per doubling"),
             f"Performance {100 * summary['performance']:.1f}%",
         )
-        blocks.append("\n".join([_curve_title(points[0]), *_align(table), "   ".join(merits)]))
+        blocks.append("\n".join([names.title(curve[0]), *_align(table), "   ".join(merits)]))
     return "\n\n".join(blocks)
 
 
 def format_voting_table(rows: Sequence[SampleRow]) -> str:
-    """Return the voting curves as aligned plain text, one block per setting; "" where none has two samples a problem."""
-    blocks = []
-    for points in groups(voting_curve(rows), *Setting.__annotations__):
-        title = f"{_curve_title(points[0])}, {setting_text(points[0])}"
+    """Return the parallel curves as aligned plain text, a block per setting; "" if no setting has two samples of each problem."""
+    blocks, points = [], voting_curve(rows)
+    names = CurveNames(points)
+    for setting in groups(points, *SETTING):
+        title = f"{names.title(setting[0])}, {setting_text(setting[0])}"
         table = [("k", "maj@k %", "95% interval", "pass@k %", "95% interval")]
-        table += [(str(p["k"]), *_percent(p, "maj_at_k"), *_percent(p, "pass_at_k")) for p in points]
+        table += [(str(p["k"]), *_percent(p, "maj_at_k"), *_percent(p, "pass_at_k")) for p in setting]
         blocks.append("\n".join([title, *_align(table)]))
     return "\n\n".join(blocks)
 
 
-def _curve_title(point: Setting) -> str:
-    return f"{point['benchmark']}, {point['model']}, {point['method']}, temperature {point['temperature']:g}"
-
-
-def _percent(point: Any, name: str) -> tuple[str, str]:
+def _percent(point: Point, name: str) -> tuple[str, str]:
     return f"{100 * point[name]:.1f}", f"{100 * point[f'{name}_low']:.1f} to {100 * point[f'{name}_high']:.1f}"
 
 
 def _align(table: Sequence[Sequence[str]]) -> list[str]:
-    """Pad the first column on the right and the others on the left, with a rule below the header."""
+    """Pad the first column on the right and the others on the left, and draw a rule below the header."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     pad = [str.ljust] + [str.rjust] * (len(widths) - 1)
     lines = ["  ".join(p(cell, w) for p, cell, w in zip(pad, row, widths, strict=True)) for row in table]

@@ -22,9 +22,9 @@ from data_tools.quickstart.arithmetic import (
     make_pool,
     make_problem,
     to_row,
-    write_jsonl,
 )
 from data_tools.quickstart.tiny_texts import make_text
+from s1jax.runtime import jsonl
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = ROOT / "data_tools" / "quickstart" / "tiny_base"
@@ -158,7 +158,7 @@ def test_every_kind_of_defect_is_found_and_named(name, tmp_path):
     rng = random.Random(7)
     good = rows_of(2)
     spoilt = [DEFECTS[name](row, rng) for row in rows_of(30, seed=8, num_steps=5)]
-    write_jsonl(tmp_path / "pool.jsonl", good + spoilt)
+    jsonl.write(tmp_path / "pool.jsonl", good + spoilt)
     rows, rejects = curate.read_rows(str(tmp_path / "pool.jsonl"))
     kept = [row for row in rows if curate.quality_reason(row) is None]
     assert [row["id"] for row in kept[:2]] == [row["id"] for row in good]
@@ -316,9 +316,9 @@ def test_what_the_difficulty_stage_drops_is_what_the_base_answers_rightly(base):
 @pytest.mark.integration
 def test_curating_turns_every_bad_row_away_and_writes_the_same_rows_again(tmp_path, caplog):
     caplog.set_level(logging.INFO, "data_tools")
-    write_jsonl(tmp_path / "pool.jsonl", make_pool(400, 0, make_heldout(40, 0)))
+    jsonl.write(tmp_path / "pool.jsonl", make_pool(400, 0, make_heldout(40, 0)))
     problems = [{"question": problem.question, "answer": problem.answer} for problem in make_heldout(40, 0)]
-    write_jsonl(tmp_path / "heldout.jsonl", problems)
+    jsonl.write(tmp_path / "heldout.jsonl", problems)
     config = curate.CurateConfig(
         pool=str(tmp_path / "pool.jsonl"),
         output=tmp_path / "train.jsonl",

@@ -115,7 +115,7 @@ def test_named_benchmarks_come_from_the_hub_with_its_column_names(name, monkeypa
     assert {(p.benchmark, p.question, p.answer) for p in problems} == {(name, "Q", answer)}
     assert problems[0].problem_id == (rows[0][ids[0]] if ids else "gsm8k/1")
     rows.pop()
-    with pytest.raises(ValueError, match=f"{size - 1} rows where {name} has {size}"):
+    with pytest.raises(ValueError, match=f"{size - 1} rows, but {name} has {size} problems"):
         read_problems(name)
 
 

@@ -17,13 +17,14 @@ import pytest
 
 from s1jax.checkpoint.export import save_hf
 from s1jax.checkpoint.source import load_model, resolve_source
+from s1jax.data.condition import Condition
 from s1jax.decode import batch, engine
 from s1jax.decode.load import load_decoder
-from s1jax.evaluate.conditions import DecodingConfig, EvaluateConfig, Point
+from s1jax.evaluate.conditions import DecodingConfig, EvaluateConfig, Trace
 from s1jax.evaluate.run import evaluate
 from s1jax.evaluate.sweep import SweepConfig, grid, sweep
 from s1jax.results.metrics import thinking_curve
-from s1jax.results.samples import SampleRow, read_samples
+from s1jax.results.samples import COLUMNS, read_samples
 from s1jax.runtime.progress import _speed, progress
 from s1jax.runtime.sharding import MeshConfig, ShardingRules, make_mesh
 from tests.support.decoding import changed, make_request
@@ -41,35 +42,21 @@ def config(tiny_model, tmp_path):
     return SweepConfig(
         decoding=DecodingConfig(
             model=tiny_model, benchmark=str(tmp_path / "sums.jsonl"), output=str(tmp_path / "rows.jsonl"),
-            max_answer_tokens=8, num_rows=8, dtype="float32",
+            num_rows=8,
         ),
+        condition=Condition(0, max_answer_tokens=8, dtype="float32"),
         max_thinking_tokens=(0, 5, 20),
         num_ignore=(0, 2),
     )  # fmt: skip
 
 
-def test_a_sweep_is_one_row_per_point_problem_and_sample_with_the_contracts_columns(config):
-    rows = read_samples(sweep(replace(config, num_samples=2, temperature=1.0)))
-    keys = {(r["problem_id"], r["max_thinking_tokens"], r["num_ignore"], r["sample_index"]) for r in rows}
-    assert len(rows) == len(keys) == 3 * 3 * 2 * 2
-    written = json.loads(Path(config.decoding.output).read_text().splitlines()[0])
-    assert set(written) == SampleRow.__required_keys__
-    for row in rows:
-        assert row["num_thinking_tokens"] <= row["max_thinking_tokens"]
-        assert row["num_ignored"] <= row["num_ignore"]
-    assert all(point["num_over_budget"] == 0 for point in thinking_curve(rows))
+def drawn(config, **changes):
+    """The config with answers drawn at temperature 1, and other changes of its condition."""
+    return replace(config, condition=replace(config.condition, temperature=1.0, **changes))
 
 
-def test_points_and_number_of_rows_change_no_row(config, tmp_path):
-    def without_hash(path):
-        return sorted(json.dumps({k: v for k, v in r.items() if k != "config_hash"}) for r in read_samples(path))
-
-    together = without_hash(sweep(config))
-    apart = []
-    for i, point in enumerate(grid(config)):
-        decoding = replace(config.decoding, output=str(tmp_path / f"point{i}.jsonl"), num_rows=2)
-        apart += without_hash(evaluate(EvaluateConfig(decoding, point)))
-    assert together == sorted(apart)
+def with_decoding(config, **changes):
+    return replace(config, decoding=replace(config.decoding, **changes))
 
 
 def comparable(path):
@@ -77,7 +64,28 @@ def comparable(path):
     return sorted(json.dumps(r) for r in read_samples(path))
 
 
+def test_a_sweep_is_one_row_per_point_problem_and_sample_with_the_contracts_columns(config):
+    rows = read_samples(sweep(replace(drawn(config), num_samples=2)))
+    keys = {(r["problem_id"], r["max_thinking_tokens"], r["num_ignore"], r["sample_index"]) for r in rows}
+    assert len(rows) == len(keys) == 3 * 3 * 2 * 2
+    written = json.loads(Path(config.decoding.output).read_text().splitlines()[0])
+    assert list(written) == list(COLUMNS)
+    for row in rows:
+        assert row["num_thinking_tokens"] <= row["max_thinking_tokens"]
+        assert row["num_ignored"] <= row["num_ignore"]
+    assert all(point["num_over_budget"] == 0 for point in thinking_curve(rows))
+
+
+def test_points_and_number_of_rows_change_no_row(config, tmp_path):
+    apart = []
+    for i, condition in enumerate(grid(config).conditions):
+        decoding = replace(config.decoding, output=str(tmp_path / f"point{i}.jsonl"), num_rows=2)
+        apart += comparable(evaluate(EvaluateConfig(decoding, condition)))
+    assert comparable(sweep(config)) == sorted(apart)
+
+
 CONFIG_FILE = """\"\"\"Made by a test.\"\"\"
+from s1jax.data.condition import *
 from s1jax.evaluate.conditions import *
 from s1jax.runtime.sharding import *
 from s1jax.evaluate.sweep import *
@@ -166,37 +174,48 @@ def test_a_last_row_that_lacks_its_line_break_or_more_is_mended(config, whole):
         assert sorted(sweep(config).read_text().splitlines(keepends=True)) == sorted(rows)
 
 
-def test_rows_of_another_config_and_other_files_are_left_as_they_are(config, tmp_path):
+def in_first_format(line):
+    """A row as it was written before every setting was a column."""
+    later = ("weights", "tokenizer", "problem", "max_answer_tokens", "top_k", "top_p", "min_p", "dtype", "int8")
+    row = {name: value for name, value in json.loads(line).items() if name not in later}
+    return json.dumps(row | {"config_hash": "0123456789ab"})
+
+
+def test_a_file_that_is_not_one_of_whole_sample_rows_is_left_as_it_is(config):
     output = sweep(config)
-    rows, other = output.read_text(), replace(config, decoding=replace(config.decoding, max_answer_tokens=9))
-    for run, text, message in (
-        (other, rows, "holds rows of another config"),
-        (other, rows[:-1], "holds rows of another config"),
-        (config, '{"precious": "only copy"}', "no column"),
-        (config, '{"precious": ', "holds no sample rows"),
-        (config, "notes\nand more", "line 1 is not JSON"),
+    old = "".join(in_first_format(line) + "\n" for line in output.read_text().splitlines())
+    for text, message in (
+        (old, "holds rows of an earlier format, .*: give another --decoding.output"),
+        (old[:-1], "holds rows of an earlier format"),
+        ('{"precious": "only copy"}', "no column"),
+        ('{"precious": ', "holds no sample rows"),
+        ("notes\nand more", "line 1 is not JSON"),
     ):
         output.write_text(text)
         with pytest.raises(ValueError, match=message):
-            sweep(run)
+            sweep(config)
         assert output.read_text() == text
 
 
-def test_rows_of_other_problems_or_of_another_tokenizer_are_not_added_to(config, tiny_model, tmp_path):
+def test_an_edited_benchmark_is_noticed_and_an_edited_tokenizer_makes_rows_of_its_own(config, tiny_model, tmp_path):
     copy = shutil.copytree(tiny_model, tmp_path / "copy")
-    config = replace(config, decoding=replace(config.decoding, model=str(copy), limit=2))
+    config = with_decoding(config, model=str(copy), limit=2)
     sweep(config)
-    sweep(replace(config, decoding=replace(config.decoding, limit=3)))
-    problems = Path(config.decoding.benchmark)
-    before = problems.read_text()
-    problems.write_text(before.replace("0 + 1?", "1 + 0?"))
-    with pytest.raises(ValueError, match="holds rows of another config, or of other problems"):
+    sweep(with_decoding(config, limit=3))
+    problems, output = Path(config.decoding.benchmark), Path(config.decoding.output)
+    before, rows = problems.read_text(), output.read_text()
+    problems.write_text(before.replace("2 + 1?", "1 + 2?"))
+    with pytest.raises(ValueError, match="problem sums/3 of benchmark sums has another question or answer"):
         sweep(config)
-    problems.write_text(before)
+    assert output.read_text() == rows
+    problems.write_text(before + json.dumps(dict(question="1 + 1?", answer="2")) + "\n")
     sweep(config)
+    assert output.read_text() == rows
     (copy / "generation_config.json").write_text("{}\n\n")
-    with pytest.raises(ValueError, match="tokenizer"):
-        sweep(config)
+    sweep(config)
+    assert output.read_text().startswith(rows)
+    assert len({row["tokenizer"] for row in read_samples(output)}) == 2
+    assert len({row["weights"] for row in read_samples(output)}) == 1
 
 
 def test_a_backend_that_serves_no_caches_is_refused_before_the_model_is_read():
@@ -222,22 +241,56 @@ def test_a_bad_grid_is_refused_before_anything_is_written(config, changes, messa
 
 def test_a_point_whose_minimum_is_above_its_budget_is_left_out():
     config = SweepConfig(decoding=None, max_thinking_tokens=(5, 20), min_thinking_tokens=(0, 10))
-    assert [(p.max_thinking_tokens, p.min_thinking_tokens) for p in grid(config)] == [(5, 0), (20, 0), (20, 10)]
+    assert [tuple(c.limits) for c in grid(config).conditions] == [(5, 0, 0), (20, 0, 0), (20, 10, 0)]
+    assert tuple(grid(config).condition.limits) == (20, 10, 0)
+
+
+def test_a_limit_outside_a_sweeps_axes_is_refused(config):
+    with pytest.raises(ValueError, match=r"condition.num_ignore is 2, but a sweep takes its limits from num_ignore"):
+        replace(config, condition=Condition(0, num_ignore=2))
+
+
+def test_the_conditions_of_a_trace_differ_only_in_their_limits():
+    with pytest.raises(ValueError, match="differ only in their limits"):
+        Trace((Condition(5), Condition(5, top_p=0.9, temperature=1.0)))
+
+
+def test_conditions_are_equal_however_their_int8_is_written():
+    assert Condition(5, int8=("weights", "cache", "weights")) == Condition(5, int8=("cache", "weights"))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         (dict(num_ignore=3_000_000_000), "num_ignore is 3000000000; it must be from 0 to 2147483647"),
-        (dict(num_samples=0, temperature=1.0), "num_samples is 0; it must be from 1"),
-        (dict(num_samples=3), "num_samples 3 at temperature 0 would be copies of one answer"),
         (dict(temperature=float("nan")), "temperature is nan; it must be finite and not negative"),
         (dict(temperature=float("inf")), "temperature is inf; it must be finite"),
+        (dict(max_answer_tokens=0), "max_answer_tokens is 0"),
+        (dict(top_k=100_000_000_000), "top_k is 100000000000; it must be from 0 to 2147483647"),
+        (dict(top_p=float("nan")), "top_p is nan"),
+        (dict(min_p=float("inf")), "min_p is inf"),
     ],
 )
-def test_a_bad_point_is_refused_by_name(changes, message):
+def test_a_bad_condition_is_refused_by_name(changes, message):
     with pytest.raises(ValueError, match=message):
-        Point(**{"max_thinking_tokens": 8, **changes})
+        Condition(**{"max_thinking_tokens": 8, **changes})
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "temperature", "message"),
+    [
+        (0, 1.0, "num_samples is 0; it must be from 1"),
+        (3, 0.0, "num_samples 3 at temperature 0 would be copies of one answer"),
+    ],
+)
+def test_a_bad_number_of_samples_is_refused(config, num_samples, temperature, message):
+    condition = Condition(0, temperature=temperature)
+    for make in (
+        lambda: EvaluateConfig(config.decoding, condition, num_samples),
+        lambda: replace(config, condition=condition, num_samples=num_samples),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()
 
 
 @pytest.mark.parametrize(
@@ -246,10 +299,7 @@ def test_a_bad_point_is_refused_by_name(changes, message):
         (dict(num_rows=0), "num_rows is 0; it must be at least 1"),
         (dict(num_rows=-4), "num_rows is -4"),
         (dict(limit=0), "limit is 0"),
-        (dict(max_answer_tokens=0), "max_answer_tokens is 0"),
-        (dict(top_k=100_000_000_000), "top_k is 100000000000; it must be from 0 to 2147483647"),
-        (dict(top_p=float("nan")), "top_p is nan"),
-        (dict(min_p=float("inf")), "min_p is inf"),
+        (dict(seed=-1), "seed is -1; it must be from 0 to 2147483647"),
         (dict(output=""), "output is empty"),
     ],
 )

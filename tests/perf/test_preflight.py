@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 from configs.s1_32b import CONFIG as S1_32B
-from s1jax.data.condition import Limits
+from s1jax.data.condition import Condition
 from s1jax.data.packing import Shape
 from s1jax.evaluate.conditions import DecodingConfig
 from s1jax.model.config import ModelConfig, qwen2_5
@@ -144,8 +144,8 @@ def test_a_training_config_is_checked_from_the_command_line(tiny_model):
 
 @pytest.mark.parametrize("int8", [(), ("cache",)])
 def test_a_decoding_config_is_checked(int8):
-    config = DecodingConfig("model", "benchmark", "rows", num_rows=7, dtype="float32", int8=int8, max_answer_tokens=76)
-    figures = check_decode(config, Limits(1000), SMALL, "cpu:8")
+    config = DecodingConfig("model", "benchmark", "rows", num_rows=7)
+    figures = check_decode(config, Condition(1000, max_answer_tokens=76, int8=int8), SMALL, "cpu:8")
     # `tensor` is at most the number of key/value heads, and the rows are rounded up to a multiple of `data`.
     assert figures["mesh"] == "data 4 x fsdp 1 x sequence 1 x tensor 2" and figures["rows"] == 8
     assert figures["tokens_per_row"] == 512 + 1536

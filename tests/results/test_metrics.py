@@ -19,7 +19,7 @@ from s1jax.results.metrics import (
     thinking_curve,
     voting_curve,
 )
-from s1jax.results.samples import distinct_samples, read_samples
+from s1jax.results.samples import CONDITION, SETTING, distinct_samples, is_whole, read_samples, row_key
 from tests.support.samples import sample
 
 # ---- pass@k and maj@k against every subset ----
@@ -166,8 +166,10 @@ def test_a_point_pools_one_setting_only_and_weighs_problems_equally():
     setting = {"temperature": 1.0, "num_ignore": 1, "ignore_text": "Hmm"}
     rows = [sample(**setting, sample_index=i, correct=True, num_thinking_tokens=64) for i in range(3)]
     rows += [sample(**setting, problem_id="p1", correct=False, extracted=None, num_thinking_tokens=4)]
-    others = {"benchmark": "b", "model": "n", "method": "x", "temperature": 0.5, "max_thinking_tokens": 128}
-    others |= {"min_thinking_tokens": 1, "num_ignore": 2, "ignore_text": "Wait"}
+    others = {"benchmark": "b", "model": "n", "weights": "w", "tokenizer": "t", "method": "x", "temperature": 0.5}
+    others |= {"max_thinking_tokens": 128, "min_thinking_tokens": 1, "num_ignore": 2, "ignore_text": "Wait"}
+    others |= {"top_k": 5, "top_p": 0.5, "min_p": 0.5, "max_answer_tokens": 9, "dtype": "float32", "int8": ("cache",)}
+    assert set(others) == set(SETTING)
     rows += [sample(**setting | {name: value}) for name, value in others.items()]
     points = thinking_curve(rows)
     assert len(points) == 1 + len(others)
@@ -269,6 +271,24 @@ def test_sample_rows_read_back_as_written_without_unknown_columns(tmp_path):
     assert read_samples(write(tmp_path / "rows.jsonl", [rows[0], rows[1] | {"later": 1}])) == rows
 
 
+def test_rows_of_the_first_format_are_read_with_what_it_lacks_unknown(tmp_path):
+    later = {"weights", "tokenizer", "problem", "max_answer_tokens", "top_k", "top_p", "min_p", "dtype", "int8"}
+    first = {name: value for name, value in sample().items() if name not in later} | {"config_hash": "c"}
+    old, new = read_samples(write(tmp_path / "rows.jsonl", [first, sample()]))
+    assert old == sample() | dict.fromkeys(later) and new == sample()
+    assert not is_whole(old) and is_whole(new)
+    assert [point["top_p"] for point in thinking_curve([old, new])] == [None, 1.0]
+    assert read_samples(write(tmp_path / "again.jsonl", [old])) == [old]
+
+
+def test_each_setting_is_part_of_the_key_of_a_row():
+    changes = dict(benchmark="b", model="n", weights="w", tokenizer="t", problem_id="p1", seed=1, sample_index=1)
+    changes |= {name: "other" for name in CONDITION}
+    assert all(row_key(sample(**{name: value})) != row_key(sample()) for name, value in changes.items())
+    others = dict(num_thinking_tokens=1, correct=False, extracted=None, commit="e", thinking="", answer_text="")
+    assert row_key(sample(**others)) == row_key(sample())
+
+
 def test_a_torn_last_line_is_reported_and_left_out(tmp_path, capsys):
     whole = json.dumps(sample(problem_id="p1", thinking="日本"), ensure_ascii=False)
     path = write(tmp_path / "rows.jsonl", [sample()])
@@ -286,7 +306,11 @@ def test_a_torn_last_line_is_reported_and_left_out(tmp_path, capsys):
     [
         ("{torn", "line 2 is not JSON"),
         ("[]", "line 2: expected a JSON object"),
-        ({"a": 1}, "line 2: no column benchmark"),
+        ({"a": 1}, "line 2: no column problem_id, benchmark"),
+        (sample(int8="cache"), "column int8 holds 'cache'"),
+        (sample(int8=["cache", "all"]), "column int8 holds .'cache', 'all'"),
+        (sample(dtype="float16"), "column dtype holds 'float16'"),
+        (sample(top_p=float("nan")), "column top_p holds nan"),
         (sample(seed="0"), "line 2: column seed holds '0', expected int"),
         (sample(num_ignore=True), "column num_ignore holds True"),
         (sample(correct=1), "column correct holds 1"),

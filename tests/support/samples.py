@@ -1,6 +1,7 @@
 """A sample row with defaults for every column."""
 
-from s1jax.results.samples import SampleRow
+from s1jax.data.condition import Condition
+from s1jax.results.samples import COLUMNS, SampleRow
 
 
 def sample(**columns) -> SampleRow:
@@ -8,12 +9,10 @@ def sample(**columns) -> SampleRow:
         "problem_id": "p0",
         "benchmark": "toy",
         "model": "m",
-        "method": "budget_forcing",
-        "max_thinking_tokens": 64,
-        "min_thinking_tokens": 0,
-        "num_ignore": 0,
-        "ignore_text": "",
-        "temperature": 0.0,
+        "weights": "0123456789ab",
+        "tokenizer": "ba9876543210",
+        "problem": "00112233aabb",
+        **vars(Condition(64, ignore_text="")),
         "sample_index": 0,
         "seed": 0,
         "num_thinking_tokens": 10,
@@ -25,8 +24,7 @@ def sample(**columns) -> SampleRow:
         "answer_text": "Answer: 1",
         "extracted": "1",
         "correct": True,
-        "config_hash": "c",
         "commit": "d",
     }
-    assert set(columns) <= set(row)
-    return row | columns  # type: ignore[return-value]
+    assert set(columns) <= set(row) == set(COLUMNS)
+    return row | columns

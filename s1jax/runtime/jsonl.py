@@ -1,0 +1,122 @@
+"""JSON lines: reading them, writing a whole file, and appending rows that survive a crash.
+
+In: a path, and rows that JSON can hold. Out: UTF-8 text with one JSON value per line.
+
+A process that is killed while it appends leaves a last line without its line break: a torn line. `read` leaves a torn line out unless it
+is whole JSON. `Appender` mends the file: it adds the missing line break to a line that is whole, and cuts off any other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from s1jax.runtime.errors import UserError
+from s1jax.runtime.files import write_file
+
+
+def read(path: str | Path) -> list[tuple[int, Any]]:
+    """Return the number (from 1) and the value of every line that is not blank.
+
+    A torn line is left out, with a note on standard error. Raises OSError if the file cannot be read, and UserError, with the line
+    number, for any other line that is not JSON.
+    """
+    rows: list[tuple[int, Any]] = []
+    *whole, last = _lines(path)
+    for number, line in enumerate([*whole, last], start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append((number, json.loads(line)))
+        except (ValueError, RecursionError) as error:
+            if number <= len(whole):
+                raise UserError(f"{path}: line {number} is not JSON ({error})") from None
+            print(f"{path}: line {number} was cut off while it was written; it is left out", file=sys.stderr)
+    return rows
+
+
+def is_first_row_torn(path: str | Path, beginning: str) -> bool:
+    """Return whether a file holds nothing but a torn first row, all of whose rows start with `beginning`."""
+    *whole, last = _lines(path)
+    start = beginning.encode()
+    return not whole and not _parses(last) and last[: len(start)] == start[: len(last)]
+
+
+def write(path: str | Path, rows: Iterable[Any]) -> None:
+    """Write a file of rows whole or not at all, over one that may be there. The directory is made if needed."""
+    write_file(path, "".join(_to_line(row) for row in rows))
+
+
+class Appender:
+    """Appends rows to a file, which is made, or mended, when the first row arrives.
+
+    Use it as a context manager. Rows survive a crash of this process once `append` returns, and a crash of the machine once the
+    context has ended.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> Appender:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+    def append(self, rows: Iterable[Any]) -> None:
+        """Write rows behind those that are there."""
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            _mend(self.path)
+            self._file = self.path.open("ab")
+        self._file.write("".join(_to_line(row) for row in rows).encode())
+        self._file.flush()
+
+
+def _to_line(row: Any) -> str:
+    """Return a row as one line. Values that JSON does not know, such as dates, become text."""
+    line = json.dumps(row, ensure_ascii=False, default=str) + "\n"
+    try:
+        line.encode()
+    except (
+        UnicodeEncodeError
+    ):  # a lone surrogate, as in text read from bytes that are not UTF-8: only an escape can write it
+        return json.dumps(row, default=str) + "\n"
+    return line
+
+
+def _mend(path: Path) -> None:
+    if not path.exists():
+        return
+    *whole, last = _lines(path)
+    if not last:
+        return
+    with path.open("r+b") as file:
+        if _parses(last):
+            file.seek(0, os.SEEK_END)
+            file.write(b"\n")
+        else:
+            file.truncate(sum(len(line) + 1 for line in whole))
+
+
+def _lines(path: str | Path) -> list[bytes]:
+    """Return the lines of a file as bytes, since a line may be torn inside a character; the last one is empty unless it is torn."""
+    try:
+        return Path(path).read_bytes().split(b"\n")
+    except OSError as error:
+        raise type(error)(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _parses(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True

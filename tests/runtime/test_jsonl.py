@@ -1,0 +1,73 @@
+import json
+
+import pytest
+
+from s1jax.runtime import jsonl
+
+ROWS = [{"a": 1}, {"a": "日本\u2028"}, {"a": [0.5, None]}]
+
+
+def append(path, rows):
+    with jsonl.Appender(path) as file:
+        file.append(rows)
+
+
+def test_rows_read_back_as_written_and_appended(tmp_path):
+    jsonl.write(tmp_path / "new" / "rows.jsonl", ROWS)
+    append(tmp_path / "new" / "rows.jsonl", ROWS[:1])
+    assert jsonl.read(tmp_path / "new" / "rows.jsonl") == list(enumerate([*ROWS, ROWS[0]], start=1))
+
+
+def test_a_row_cut_off_anywhere_is_left_out_and_then_mended(tmp_path, capsys):
+    path = tmp_path / "rows.jsonl"
+    jsonl.write(path, ROWS)
+    whole = path.read_bytes()
+    start = whole.index(b"\n") + 1
+    end = whole.index(b"\n", start)
+    for cut in range(start, end + 1):
+        path.write_bytes(whole[:cut])
+        kept = ROWS[: 1 + (cut == end)]
+        assert [row for _, row in jsonl.read(path)] == kept
+        assert ("line 2 was cut off" in capsys.readouterr().err) == (start < cut < end)
+        append(path, ROWS[2:])
+        assert [row for _, row in jsonl.read(path)] == [*kept, ROWS[2]]
+
+
+def test_an_appender_without_rows_touches_nothing(tmp_path):
+    with jsonl.Appender(tmp_path / "new" / "rows.jsonl"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n{"a"')
+    append(path, [])
+    assert path.read_text() == '{"a": 1}\n'
+
+
+def test_a_bad_line_before_the_last_is_an_error_with_its_number(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n\n{"a"\n')
+    with pytest.raises(ValueError, match=r"rows\.jsonl: line 3 is not JSON"):
+        jsonl.read(path)
+    with pytest.raises(FileNotFoundError, match=r"none\.jsonl cannot be read: No such file"):
+        jsonl.read(tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("text", "torn"),
+    [
+        ("", True),
+        ('{"id": "a', True),
+        ('{"i', True),
+        ('{"id": "a"}', False),
+        ('{"x', False),
+        ('{"id": "a"}\n{"i', False),
+    ],
+)
+def test_a_torn_first_row_is_told_from_other_text(tmp_path, text, torn):
+    (tmp_path / "rows.jsonl").write_text(text)
+    assert jsonl.is_first_row_torn(tmp_path / "rows.jsonl", '{"id": "') == torn
+
+
+def test_text_that_is_not_unicode_is_escaped(tmp_path):
+    jsonl.write(tmp_path / "rows.jsonl", [{"a": "\udce9é"}])
+    assert json.loads((tmp_path / "rows.jsonl").read_text()) == {"a": "\udce9é"}
