@@ -20,6 +20,11 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 import numpy as np
 import pytest
 from filelock import FileLock
+from jaxtyping import install_import_hook
+
+# In these packages, every call in this process checks types and shapes against the annotations. An int counts as a float.
+CHECKED = ["s1jax.ops", "s1jax.model"]
+install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 from tests.support.processes import processes  # noqa: F401
 

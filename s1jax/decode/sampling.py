@@ -73,7 +73,7 @@ def draw(
     """
 
     def greedy() -> Int[Array, "M B"]:
-        return _argmax(jnp.where(allowed[:, None], logits, NEVER))
+        return jnp.argmax(jnp.where(allowed[:, None], logits, NEVER), axis=-1)
 
     def sampled() -> Int[Array, "M B"]:
         scaled = logits / jnp.maximum(settings.temperature, 1e-6)[:, None]
@@ -82,14 +82,7 @@ def draw(
         scores = jnp.where(allowed[:, None], scaled, NEVER)
         filter_all = jax.vmap(functools.partial(filter_scores, settings=settings))
         scores = jax.lax.cond(filters, filter_all, lambda x: x, scores)
-        drawn = _argmax(jnp.where(scores > NEVER, scores + noise, NEVER))
+        drawn = jnp.argmax(jnp.where(scores > NEVER, scores + noise, NEVER), axis=-1)
         return jnp.where(settings.temperature > 0, drawn, greedy())
 
     return jax.lax.cond(jnp.all(settings.temperature <= 0), greedy, sampled).astype(jnp.int32)
-
-
-def _argmax(scores: Float[Array, "*B V"]) -> Int[Array, "*B"]:
-    """Return the first index of the largest score, or 0 for NaN: two plain reductions, several times faster on a CPU than `jnp.argmax`."""
-    V = scores.shape[-1]
-    is_largest = scores == jnp.max(scores, axis=-1, keepdims=True)
-    return jnp.min(jnp.where(is_largest, jnp.arange(V, dtype=jnp.int32), V), axis=-1) % V

@@ -1,49 +1,50 @@
-"""The key/value cache: tokens seen so far, as one ring of slots per row.
+"""The key/value cache: the tokens seen so far, as one ring of S slots per row.
 
-All rows write the same slot at the same step, `num_written % S`, so that appending is one in-place update of a slice on every
-backend, whatever the rows' lengths. Which token a slot holds is said by `positions` and `segment_ids`, as everywhere (`attention.py`);
-a free slot is of segment 0. A row that is not decoding leaves its slot free: the keys and values written there mean nothing.
+In each step, all rows write the same slot, `num_written % S`. So appending is one in-place update of a slice on every backend, even if
+the rows have different lengths. `positions` and `segment_ids` say which token a slot holds (see `ops/attention.py`). A free slot has
+segment 0. A row that is not decoding leaves its slot free: the keys and values written there have no meaning.
 
-Invariant: every step of decoding writes one slot of every row (prefill T at once), so a row's tokens stay whole for S steps from the one
-at which it began, decoding or not.
+Invariant: every step of decoding writes one slot of every row, and prefill writes T slots at once. So all tokens of a row are kept for S
+steps after the row began, whether it is still decoding or not.
 """
 
-from __future__ import annotations
-
 import functools
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
-from s1jax.ops.quantization import quantize
+from s1jax.ops.keys_values import KeysValues
+from s1jax.ops.quantization import Quantized, quantize
 from s1jax.runtime.sharding import ShardingRules, constrain
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int
 
 
 class KVCache(NamedTuple):
-    """Keys and values of all layers, with what their slots hold."""
+    """Keys and values of all layers, and the token that each slot holds. The slots are the same in all layers."""
 
-    k: tuple[Float[Array, "B K H S"], ...]
-    """With S last, as scores read them. Like `v` it may be quantized, with a scale for each slot (`quantization.py`)."""
-    v: tuple[Float[Array, "B K S H"], ...]
+    k: tuple[Float[Array, "B K H S"] | Quantized, ...]
+    """The keys of each layer. Like the values, they may be quantized, with one scale per slot."""
+    v: tuple[Float[Array, "B K S H"] | Quantized, ...]
     positions: Int[Array, "B S"]
     segment_ids: Int[Array, "B S"]
     num_written: Int[Array, ""]
-    """How many slots were written in all; the next is this number modulo S."""
+    """The total number of slots written. The next slot is this number modulo S."""
 
     @property
     def capacity(self) -> int:
-        """S, the number of slots of a row."""
+        """S, the number of slots per row."""
         return self.positions.shape[1]
+
+    def layer(self, index: int) -> KeysValues:
+        """Return the keys and values of one layer."""
+        return KeysValues(self.k[index], self.v[index], self.positions, self.segment_ids)
 
 
 def empty_cache(
     num_layers: int, shape: tuple[int, int, int, int], dtype: str, rules: ShardingRules, int8: bool = False
 ) -> KVCache:
-    """Return an empty cache of `shape` (B, K, S, H) per layer (call it under jit)."""
+    """Return an empty cache of `shape` (B, K, S, H) per layer. Call it under jit, so that the arrays are created in place."""
     B, K, S, H = shape
 
     def layers(shape: tuple[int, ...], head_axis: int) -> tuple[Any, ...]:
@@ -56,10 +57,10 @@ def empty_cache(
 
 
 def write(held: Any, new: Any, slot: Int[Array, ""], axis: int) -> Any:
-    """Return `held` with the slots from `slot` on, along `axis`, replaced by `new`; they may not pass the end."""
+    """Return `held` with `new` written along `axis`, from `slot` on. `new` must not pass the end of the ring."""
 
     def update(held: jax.Array, new: jax.Array) -> jax.Array:
-        if held.shape[0] == 1:  # as in `without_row`
+        if held.shape[0] == 1:  # see `without_row`
             return jax.lax.dynamic_update_slice_in_dim(held[0], new[0], slot, axis - 1)[None]
         return jax.lax.dynamic_update_slice_in_dim(held, new, slot, axis)
 
@@ -67,9 +68,11 @@ def write(held: Any, new: Any, slot: Int[Array, ""], axis: int) -> Any:
 
 
 def without_row(cache: KVCache) -> KVCache:
-    """Return the cache of a single row with keys and values without their first dimension, any other as it is.
+    """Return a cache of one row with keys and values that lack the dimension of rows. A cache of several rows is returned unchanged.
 
-    So it is carried by a loop: with the dimension, XLA would keep it in two shapes, and copy it at every step.
+    A loop carries a single row in this form. With the dimension, XLA for CPU keeps the cache in two shapes and copies it in every step:
+    with 4,096 slots, a step of a 135M model in float32 then takes 145 ms of processor time instead of 66 ms (medians of five runs in
+    turn, two cores).
     """
     if cache.positions.shape[0] > 1:
         return cache
@@ -86,7 +89,7 @@ def with_row(cache: KVCache) -> KVCache:
 
 
 def pin(tree: Any, rules: ShardingRules) -> Any:
-    """Pin arrays of rows to the mesh: rows split by `batch`, the heads of keys and values by `kv_heads`. Scalars are replicated."""
+    """Pin a tree of arrays to the mesh: rows are split by `batch`, heads of keys and values by `kv_heads`. Scalars are replicated."""
 
     def names(x: jax.Array) -> tuple[str | None, ...]:
         return ("batch", "kv_heads", None, None) if x.ndim == 4 else ("batch", None, None)[: x.ndim]
@@ -95,9 +98,9 @@ def pin(tree: Any, rules: ShardingRules) -> Any:
 
 
 def resize(cache: KVCache, capacity: int, rules: ShardingRules) -> KVCache:
-    """Return the cache with `capacity` slots a row; where these are fewer, they hold the newest tokens.
+    """Return the cache with `capacity` slots per row. If these are fewer than before, they hold the newest tokens.
 
-    This goes layer by layer, and the old cache is given up, so that no second one is held.
+    Layers are resized one by one, and the old arrays are deleted on the way, so that memory never holds two whole caches.
     """
     turn = int(cache.num_written) % cache.capacity
     k, v = list(cache.k), list(cache.v)
@@ -113,7 +116,7 @@ def resize(cache: KVCache, capacity: int, rules: ShardingRules) -> KVCache:
 
 @functools.partial(jax.jit, static_argnames=("capacity", "axis", "rules"))
 def _resize(held: Any, turn: Int[Array, ""], *, capacity: int, axis: int, rules: ShardingRules) -> Any:
-    """Turn the ring so that its oldest slot is the first, and add free slots at the end, or drop the oldest."""
+    """Rotate the ring so that its oldest slot comes first. Then add free slots at the end, or drop the oldest slots."""
 
     def resized(x: jax.Array) -> jax.Array:
         x, size = jnp.roll(x, -turn, axis), x.shape[axis]

@@ -3,8 +3,6 @@
 Source of the sizes: the `config.json` of each `Qwen/Qwen2.5-<size>-Instruct`.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, fields
 from typing import Any
@@ -13,12 +11,12 @@ from s1jax.ops.rope import YarnConfig
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.precision import Int8
 
-# The numbers of a config.json, which must be there or may be absent or null; and those that need not be whole.
-NEEDED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+# Numbers of a config.json. REQUIRED must be present, OPTIONAL may be absent or null, and SCALES need not be whole numbers.
+REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 OPTIONAL = ("num_key_value_heads", "head_dim", "max_position_embeddings", "original_max_position_embeddings")
 SCALES = ("rms_norm_eps", "rope_theta", "factor", "beta_fast", "beta_slow", "attention_factor")
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-# Embed, mlp, layers, heads, key/value heads, whether embeddings are tied, vocabulary.
+# embed_dim, mlp_dim, num_layers, num_heads, num_kv_heads, tie_word_embeddings, vocab_size.
 SIZES = {
     "0.5B": (896, 4864, 24, 14, 2, True, 151936),
     "1.5B": (1536, 8960, 28, 12, 2, True, 151936),
@@ -34,15 +32,16 @@ SIZES = {
 class LoraConfig:
     """Low-rank adapters (arXiv 2106.09685): a projection computes W x + (alpha / rank) B A x, and only A and B are trained.
 
-    All projections are adapted, since adapters on attention alone learn less than all weights do at any rank, and the learning rate
-    should be about ten times that of full fine-tuning (https://thinkingmachines.ai/blog/lora). Under alpha / rank, PEFT's default, the
-    best one hardly depends on the rank; rsLoRA's alpha / sqrt(rank) (arXiv 2312.03732) is, for one rank, another alpha.
+    By default all projections have adapters, because adapters on attention alone learn less than full fine-tuning at any rank. The
+    learning rate should be about ten times that of full fine-tuning (both: https://thinkingmachines.ai/blog/lora). With the factor
+    alpha / rank, as in PEFT, the best learning rate hardly depends on the rank. rsLoRA's alpha / sqrt(rank) (arXiv 2312.03732) equals a
+    different alpha at a fixed rank.
     """
 
     rank: int = 32
     alpha: float = 32.0
     targets: tuple[str, ...] = PROJECTIONS
-    """Names of the projections that are adapted, in every layer."""
+    """Names of the projections that have adapters, in every layer."""
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -55,7 +54,7 @@ class LoraConfig:
 
     @property
     def scale(self) -> float:
-        """What the product of an adapter is multiplied with."""
+        """The factor on the product of an adapter."""
         return self.alpha / self.rank
 
 
@@ -78,21 +77,21 @@ class ModelConfig:
     dtype: str = "bfloat16"
     """Compute dtype: bfloat16 or float32."""
     int8: tuple[Int8, ...] = ()
-    """What is stored in 8 bits (`quantization.py`)."""
+    """The parts that are stored in 8 bits (`storage.py`)."""
     nf4: bool = False
-    """Whether the layers' projections are stored in 4 bits (`quantization.py`)."""
+    """Whether the layers' projections are stored in 4 bits (`storage.py`)."""
     lora: LoraConfig | None = None
-    """The adapters that the parameters hold, if they do (`lora.py`)."""
+    """The adapters that the parameters hold; None if they hold none (`lora.py`)."""
 
     @property
     def context_length(self) -> int:
-        """The most tokens the model is made for, with YaRN's stretch."""
+        """The largest number of tokens that the model supports, extended by YaRN if it is set."""
         stretched = self.yarn.factor * self.yarn.original_max_position_embeddings if self.yarn else 0
         return max(self.max_position_embeddings, round(stretched))
 
     @classmethod
-    def from_hf(cls, hf: dict[str, Any], dtype: str = "bfloat16") -> ModelConfig:
-        """Read the dict of a Hugging Face `config.json`. Raises UserError for what this decoder does not compute."""
+    def from_hf(cls, hf: dict[str, Any], dtype: str = "bfloat16") -> "ModelConfig":
+        """Return the config for the dict of a Hugging Face `config.json`. Raises UserError for a setting that this decoder lacks."""
         problems = []
         if hf.get("model_type") != "qwen2":
             problems.append(f"model_type is {hf.get('model_type')!r}, not 'qwen2'")
@@ -100,7 +99,7 @@ class ModelConfig:
             problems.append(f"hidden_act is {hf['hidden_act']!r}, not 'silu'")
         if hf.get("use_sliding_window"):
             problems.append("use_sliding_window is set")
-        problems += [f"{name} is missing" for name in NEEDED if name not in hf]
+        problems += [f"{name} is missing" for name in REQUIRED if name not in hf]
         # `rope_parameters` is the newer form of `rope_theta` and `rope_scaling`.
         rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
         if not isinstance(rope, dict):
@@ -155,7 +154,7 @@ class ModelConfig:
         )
 
     def to_hf(self) -> dict[str, Any]:
-        """Return the dict of a Hugging Face `config.json` that `from_hf` reads back to this config."""
+        """Return the dict of a Hugging Face `config.json` from which `from_hf` returns this config."""
         hf: dict[str, Any] = dict(
             architectures=["Qwen2ForCausalLM"],
             model_type="qwen2",
@@ -181,11 +180,11 @@ class ModelConfig:
 
 
 def _bad_numbers(fields: dict[str, Any]) -> list[str]:
-    """Return what is wrong with the known numbers among the fields of a config.json."""
+    """Return the problems with the known numbers among the fields of a config.json."""
     problems = []
-    for name in (*NEEDED, *OPTIONAL, *SCALES):
+    for name in (*REQUIRED, *OPTIONAL, *SCALES):
         value = fields.get(name)
-        if value is None and (name not in NEEDED or name not in fields):
+        if value is None and (name not in REQUIRED or name not in fields):
             continue
         if isinstance(value, bool) or not isinstance(value, int | float):
             problems.append(f"{name} is {value!r}: it must be a number")
@@ -197,7 +196,7 @@ def _bad_numbers(fields: dict[str, Any]) -> list[str]:
 
 
 def qwen2_5(size: str, dtype: str = "bfloat16") -> ModelConfig:
-    """Return the shape of Qwen2.5-Instruct of this size. Raises UserError for a size that does not exist."""
+    """Return the config of Qwen2.5-Instruct of this size. Raises UserError if there is no such size."""
     if size not in SIZES:
         raise UserError(f"there is no Qwen2.5 of size {size!r}; the sizes are {', '.join(SIZES)}")
     embed_dim, mlp_dim, num_layers, num_heads, num_kv_heads, is_tied, vocab_size = SIZES[size]

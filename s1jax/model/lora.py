@@ -1,21 +1,19 @@
-"""Low-rank fine-tuning: a frozen model and a small tree of adapters -> one tree to compute with, and in the end a merged model.
+"""Low-rank fine-tuning: a frozen model and a small tree of adapters -> one tree to compute with, and finally a merged model.
 
-A projection computes W x + (alpha / rank) B A x (arXiv 2106.09685, `model.Projection`); W may be stored in 8 or 4 bits (QLoRA,
-arXiv 2305.14314; `quantization.py`). `ModelConfig.lora` says which projections have adapters. These are the whole of what is trained: a
-float32 tree in the stacked layout, of which alone gradients, optimizer state and checkpoints are made.
+A projection computes W x + (alpha / rank) B A x (arXiv 2106.09685; `qwen2.Projection`). W may be stored in 8 or 4 bits (QLoRA,
+arXiv 2305.14314; `storage.py`). `ModelConfig.lora` says which projections have adapters. Only adapters are trained: a float32 tree in
+the stacked layout. Gradients, optimizer state and checkpoints hold nothing else.
 
     def loss_fn(adapters, frozen, batch):
         model = nnx.merge(graphdef(config, rules, "stacked"), combine(frozen, adapters))
         ...
     grads = jax.grad(loss_fn)(adapters, frozen, batch)
 
-Written out here and not taken from qwix, whose `LoraProvider` creates adapters while the model runs, by the array it sees multiplied:
-it fails inside the scan over layers, and unnoticed leaves out kernels that were reshaped before their product, all of attention's.
+This does not use qwix's `LoraProvider`, which creates adapters while the model runs, from the arrays that it sees multiplied. It fails
+inside the scan over layers, and it silently skips kernels that are reshaped before their product, which are all of attention's.
 
-Invariant: B = 0 is the base, exactly; a step makes no merged weight, and no gradient of one.
+Invariants: with B = 0 the model equals the base model exactly. A step computes no merged weight and no gradient of one.
 """
-
-from __future__ import annotations
 
 import dataclasses
 import functools
@@ -35,7 +33,7 @@ NAMES = ("lora_a", "lora_b")
 
 
 def combine(frozen: Params, adapters: Params) -> Params:
-    """Return the tree that a model with `config.lora` takes, from one without and its adapters; no array is copied."""
+    """Return the parameters of a model with `config.lora`: the frozen tree with the adapters added. No array is copied."""
     tree = dict(frozen)
     for name, value in adapters.items():
         tree[name] = combine(tree.get(name, {}), value) if isinstance(value, dict) else value
@@ -43,7 +41,7 @@ def combine(frozen: Params, adapters: Params) -> Params:
 
 
 def split(params: Params) -> tuple[Params, Params]:
-    """Return a tree's frozen part and its adapters: the inverse of `combine`."""
+    """Return the frozen part and the adapters of a tree: the inverse of `combine`."""
     frozen: Params = {}
     adapters: Params = {}
     for name, value in params.items():
@@ -57,7 +55,7 @@ def split(params: Params) -> tuple[Params, Params]:
 
 
 def init_adapters(config: ModelConfig, rules: ShardingRules, mesh: jax.sharding.Mesh, seed: int) -> Params:
-    """Return the adapters of `config.lora` at step 0, with random A and B = 0, created in place on the devices that hold them."""
+    """Return the initial adapters of `config.lora`, with random A and B = 0, created in place on the devices that hold them."""
     _check(config)
     return init_params(config, rules, "stacked", mesh, seed, part=lambda tree: split(tree)[1])
 
@@ -71,15 +69,15 @@ def merge(
     dtype: str | None = None,
     lazily: bool = False,
 ) -> tuple[ModelConfig, Params]:
-    """Return the plain model that frozen weights and adapters amount to: its config, and per-layer parameters for export or decoding.
+    """Return a plain model that equals the frozen weights with their adapters: its config and its per-layer parameters.
 
-    W + (alpha / rank) B A is computed in float32, for one layer after another, and rounded to `dtype` (None: that of the parameters
-    that are not quantized). With `lazily` each parameter is a `Merged`, which is computed when it is called, and the frozen stacks are
-    given up: then the merged model is never there whole.
+    W + (alpha / rank) B A is computed in float32, layer by layer, and rounded to `dtype` (None: the dtype of the parameters that are not
+    quantized). With `lazily`, each parameter is a `Merged`, which is computed when it is called, and the frozen stacks are deleted. Then
+    memory never holds the whole merged model.
 
-    Quantized weights are merged as the numbers they stand for: on those the adapters were trained and evaluated, and the error of those
-    they partly correct. Added to the original weights, the correction would itself be an error, and the exported model one that
-    no one has measured. (To have it all the same, pass the original weights, and their config with the same `lora`.)
+    Quantized weights are dequantized and then merged, because the adapters were trained and evaluated on these numbers and partly correct
+    their error. If adapters were added to the original weights instead, that correction would itself be an error, and nobody would have
+    measured the exported model. (To do it anyway, pass the original weights, and their config with the same `lora`.)
     """
     lora = _check(config)
     num_layers, dtype = config.num_layers, dtype or frozen["norm"]["weight"].dtype.name
@@ -120,7 +118,7 @@ class Merged(NamedTuple):
 
 @functools.lru_cache(maxsize=64)
 def _merger(scale_of_adapter: float, target: jax.ShapeDtypeStruct):
-    """Return the jitted (values [*O, *I], their scales, A [r, *I], B [*O, r]; None for what is not there) -> kernel [*O, *I]."""
+    """Return the jitted function (values [*O, *I], scale, A [r, *I], B [*O, r]) -> kernel [*O, *I]. Missing arrays are None."""
 
     def run(values, scale, a, b):
         kernel = values.astype(jnp.float32) if scale is None else dequantize(values, scale)

@@ -1,12 +1,10 @@
-"""Parameters: what a module declares -> arrays, created in place on the devices that hold them.
+"""Parameters: the declarations of modules -> arrays, created in place on the devices that hold them.
 
-Modules are built abstractly (`nnx.eval_shape`): a parameter is declared with a shape, names of its dimensions and what it is at first.
-Values come later, from a seed; the many parameters of few shapes take few programs.
+Modules are built abstractly (`nnx.eval_shape`). A declaration says a parameter's shape, the names of its dimensions and its initial
+distribution. Values are created later, from a seed. One program is compiled per shape, and many parameters share a shape.
 
-Invariant: a parameter's first value depends on the seed and on the order of declarations, not on the mesh.
+Invariant: a parameter's initial value depends on the seed and on the order of declarations, but not on the mesh.
 """
-
-from __future__ import annotations
 
 import functools
 import itertools
@@ -20,32 +18,32 @@ from flax import nnx
 
 
 class Initial(NamedTuple):
-    """What a parameter is at first."""
+    """The initial distribution of a parameter."""
 
     scale: float | None
-    """Standard deviation of a normal; 0: zeros, None: ones."""
+    """Standard deviation of a normal distribution. 0 means zeros, None means ones."""
     draw: int
-    """What the seed is folded with."""
+    """The number that is folded into the seed."""
 
 
 class ParamFactory:
-    """Declares parameters; with `num_stacked`, one leading dimension for the layers of a stack."""
+    """Declares parameters. With `num_stacked`, each gets a leading dimension for the layers of a stack."""
 
     def __init__(self, num_stacked: int | None = None, draws: Iterator[int] | None = None):
         self.stack = () if num_stacked is None else (num_stacked,)
         self.draws = draws or itertools.count()
 
     def __call__(self, shape: tuple[int, ...], names: tuple[str | None, ...], scale: float | None = 0.02) -> nnx.Param:
-        """Return a float32 parameter, by default normal with Qwen2's initializer_range."""
+        """Return a float32 parameter; see `Initial` for `scale`, whose default is Qwen2's initializer_range."""
         names = (*(None for _ in self.stack), *names)
         initial = Initial(scale, next(self.draws) if scale else 0)
         return nnx.Param(jnp.zeros((*self.stack, *shape)), names=names, initial=initial)
 
 
 def create(target: Any, initial: Any, seed: int) -> Any:
-    """Return the arrays of a tree of `jax.ShapeDtypeStruct`s with shardings, by a like tree of `Initial`s.
+    """Return arrays for a tree of `jax.ShapeDtypeStruct`s with shardings. `initial` is a tree of `Initial`s of the same structure.
 
-    They are made one after another. `seed` is at least 0 and below 2**32.
+    The arrays are created one after another. `seed` must be at least 0 and below 2**32.
     """
 
     def leaf(wanted: jax.ShapeDtypeStruct, initial: Initial) -> jax.Array:

@@ -1,71 +1,76 @@
 """The Qwen2.5 decoder: token ids, positions and segments -> hidden states, logits and a key/value cache.
 
-The NNX modules hold the parameters under Hugging Face's submodule names and define the forward; everything jitted takes the
-parameters as a plain nested dict (`abstract_params`, `init_params`) and merges them with `graphdef(...)`. Two layouts of one block:
-`stacked` layers ([L, ...] arrays, run by `jax.lax.scan`, for training) and per-layer arrays (a Python loop, for decoding, where
-slicing a stack would copy the weights at every step).
+The NNX modules hold the parameters under Hugging Face's submodule names and define the forward pass. Jitted functions take the
+parameters as a plain nested dict (`abstract_params`, `init_params`) and merge them with `graphdef(...)`. Layers have one of two layouts.
+`stacked`: arrays [L, ...], run by `jax.lax.scan`, for training. `per_layer`: one array per layer, run by a Python loop, for decoding,
+where slicing a stack would copy the weights in every step.
 
-Invariant: softmax, norms, rotations and logits are float32 whatever the compute dtype.
+Invariant: softmax, norms, rotations and logits are float32 for every compute dtype.
 """
-
-from __future__ import annotations
 
 import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int
 
 from s1jax.model.cache import KVCache, empty_cache, write
 from s1jax.model.config import LoraConfig, ModelConfig
 from s1jax.model.params import ParamFactory, create
 from s1jax.model.storage import storage_dtype
-from s1jax.ops.attention import Backend, Prefix, attention
+from s1jax.ops.attention import Backend, attention_over_caches, self_attention
 from s1jax.ops.bits import take_layer
 from s1jax.ops.blocked_attention import saves_attention
 from s1jax.ops.embedding import embed
-from s1jax.ops.matmul import matmul, stored_product, trained_matmul
-from s1jax.ops.quantization import is_quantized, nf4_shapes, quantize
-from s1jax.ops.rope import apply_rope, rotation_at
+from s1jax.ops.keys_values import KeysValues
+from s1jax.ops.matmul import matmul, stored_matmul, trained_matmul
+from s1jax.ops.quantization import Quantized, nf4_shapes, quantize
+from s1jax.ops.rope import Rotation, apply_rope, rotation_at
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.sharding import ShardingRules, constrain, sharding_for
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int
 
 Params = dict[str, Any]
 Layout = Literal["stacked", "per_layer"]
 Remat = Literal["none", "dots", "attention", "full"]
-REMAT_POLICIES = {
+REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
     "dots": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable, saves_attention
     ),
     "attention": saves_attention,
     "full": None,
 }
-"""Of the policies but `none`, what they keep of each layer, besides its input: see `Qwen2.__call__`."""
+"""What each remat policy except `none` saves per layer, in addition to the layer's input; see `Qwen2.__call__`."""
 
 
 def init_cache(config: ModelConfig, batch_size: int, capacity: int, rules: ShardingRules) -> KVCache:
-    """Return an empty cache for `batch_size` rows of at most `capacity` tokens, in the compute dtype (call it under jit)."""
+    """Return an empty cache for `batch_size` rows of at most `capacity` tokens, in the compute dtype. Call it under jit."""
     shape = (batch_size, config.num_kv_heads, capacity, config.head_dim)
     return empty_cache(config.num_layers, shape, config.dtype, rules, "cache" in config.int8)
 
 
 class Projection(nnx.Module):
-    """A linear map from the last `num_in` dimensions of x and of the kernel to the kernel's others, with an optional bias on those.
+    """A linear map with a kernel [*O, *I], where I are the last `num_in` dimensions, and an optional bias [*O].
 
-    It may be given a low-rank adapter, which is float32 and computed in the compute dtype.
+    It may have a low-rank adapter, whose parameters are float32. Products are in the compute dtype.
     """
 
     lora_a: nnx.Param | None = None
     lora_b: nnx.Param | None = None
 
-    def __init__(self, param: ParamFactory, shape, names, config: ModelConfig, num_in: int = 1, has_bias: bool = False):
+    def __init__(
+        self,
+        param: ParamFactory,
+        shape: tuple[int, ...],
+        names: tuple[str | None, ...],
+        config: ModelConfig,
+        num_in: int = 1,
+        has_bias: bool = False,
+    ):
         self.num_in, self.dtype = num_in, config.dtype
         self.is_trained = config.lora is None
         self.shape, self.names = shape, names
@@ -78,14 +83,15 @@ class Projection(nnx.Module):
         self.bias = param(shape[:-num_in], names[:-num_in], scale=0) if has_bias else None
 
     def add_adapter(self, param: ParamFactory, lora: LoraConfig) -> None:
-        """Add A, normal with the variance of PEFT's uniform, and B = 0."""
+        """Add A, normal with the variance of PEFT's uniform distribution, and B = 0."""
         num_out = len(self.shape) - self.num_in
-        (outer, inner), (outer_names, inner_names) = [(x[:num_out], x[num_out:]) for x in (self.shape, self.names)]
+        outer, inner = self.shape[:num_out], self.shape[num_out:]
+        outer_names, inner_names = self.names[:num_out], self.names[num_out:]
         self.lora_scale = lora.scale
         self.lora_a = param((lora.rank, *inner), (None, *inner_names), scale=(3 * math.prod(inner)) ** -0.5)
         self.lora_b = param((*outer, lora.rank), (*outer_names, None), scale=0)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B T *I"]) -> Float[Array, "B T *O"]:
         """Apply the map in the compute dtype."""
         x = x.reshape(*x.shape[:2], -1).astype(self.dtype)
         if self.scale is None:
@@ -93,7 +99,7 @@ class Projection(nnx.Module):
             multiply = trained_matmul if self.is_trained else matmul
             y = multiply(x, kernel.reshape(*kernel.shape[: -self.num_in], -1), dtype=self.dtype)
         else:
-            y = stored_product(x, self.kernel[...], self.scale[...], self.num_in)
+            y = stored_matmul(x, self.kernel[...], self.scale[...], self.num_in)
         if self.lora_a is not None and self.lora_b is not None:
             a = self.lora_a[...]
             low = matmul(x, a.reshape(len(a), -1), None, self.dtype)
@@ -108,24 +114,11 @@ class RMSNorm(nnx.Module):
         self.eps = eps
         self.weight = param((dim,), (None,), scale=None)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Normalise; the output has the dtype of `x`."""
         x32 = x.astype(jnp.float32)
         x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
         return (x32 * self.weight[...].astype(jnp.float32)).astype(x.dtype)
-
-
-class Past(NamedTuple):
-    """What one layer's new tokens are appended to, and what lies before it."""
-
-    k: Float[Array, "B K H S"]
-    v: Float[Array, "B K S H"]
-    positions: Int[Array, "B S"]
-    """With the new tokens, as `segment_ids`."""
-    segment_ids: Int[Array, "B S"]
-    slot: Int[Array, ""]
-    prefixes: tuple[Prefix, ...]
-    prefix_end: Int[Array, " B"] | None
 
 
 class Attention(nnx.Module):
@@ -140,19 +133,32 @@ class Attention(nnx.Module):
         self.v_proj = Projection(param, (K, H, D), kv_heads, config, has_bias=True)
         self.o_proj = Projection(param, (D, N, H), ("embed", "heads", None), config, num_in=2)
 
-    def __call__(self, x, rotation, positions, segment_ids, past=None, backend=None, packed=True):
-        """Return the output [B, T, D] and, given this layer's `past`, its cache's new k and v."""
-        how = dict(backend=backend, packed=packed, rules=self.rules)
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        rotation: Rotation,
+        positions: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"],
+        cache: KeysValues | None = None,
+        slot: Int[Array, ""] | None = None,
+        prefixes: Sequence[KeysValues] = (),
+        prefix_end: Int[Array, " B"] | None = None,
+        backend: Backend | None = None,
+        packed: bool = True,
+    ) -> tuple[Float[Array, "B T D"], KeysValues | None]:
+        """Return the output and, if there is a `cache`, this layer's cache with the new keys and values written from `slot` on.
+
+        The positions and segment ids of `cache` already include the new tokens.
+        """
         q = apply_rope(self.q_proj(x), rotation)
         k = apply_rope(self.k_proj(x), rotation).transpose(0, 2, 3, 1)
         v = self.v_proj(x).swapaxes(1, 2)
-        if past is None:
-            return self.o_proj(attention(q, k, v, positions, positions, segment_ids, segment_ids, **how)), None
-        if is_quantized(past.k):
-            k, v = quantize(k, (2,)), quantize(v, (3,))
-        k, v = write(past.k, k, past.slot, axis=3), write(past.v, v, past.slot, axis=2)
-        masks = (positions, past.positions, segment_ids, past.segment_ids)
-        return self.o_proj(attention(q, k, v, *masks, past.prefixes, past.prefix_end, **how)), (k, v)
+        if cache is None or slot is None:
+            return self.o_proj(self_attention(q, k, v, positions, segment_ids, backend, packed, self.rules)), None
+        new_k, new_v = (quantize(k, (2,)), quantize(v, (3,))) if isinstance(cache.k, Quantized) else (k, v)
+        cache = cache._replace(k=write(cache.k, new_k, slot, axis=3), v=write(cache.v, new_v, slot, axis=2))
+        y = attention_over_caches(q, positions, segment_ids, cache, prefixes, prefix_end, backend, self.rules)
+        return self.o_proj(y), cache
 
 
 class MLP(nnx.Module):
@@ -164,7 +170,7 @@ class MLP(nnx.Module):
         self.up_proj = Projection(param, (F, D), ("mlp", "embed"), config)
         self.down_proj = Projection(param, (D, F), ("embed", "mlp"), config)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Return down(silu(gate(x)) * up(x))."""
         return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
 
@@ -182,12 +188,14 @@ class Block(nnx.Module):
             if config.lora is not None and isinstance(module, Projection) and path[-1] in config.lora.targets:
                 module.add_adapter(param, config.lora)
 
-    def __call__(self, x, rotation, positions, segment_ids, past=None, **how):
-        """Return the layer's output [B, T, D] and its cache's new (k, v); see `Attention`."""
-        attended, kv = self.self_attn(self.input_layernorm(x), rotation, positions, segment_ids, past, **how)
+    def __call__(
+        self, x: Float[Array, "B T D"], *args: Any, **kwargs: Any
+    ) -> tuple[Float[Array, "B T D"], KeysValues | None]:
+        """Return the layer's output and its new cache. The other arguments are those of `Attention`."""
+        attended, cache = self.self_attn(self.input_layernorm(x), *args, **kwargs)
         x = constrain(x + attended, self.rules, "batch", "length", None)
         x = x + self.mlp(self.post_attention_layernorm(x))
-        return constrain(x, self.rules, "batch", "length", None), kv
+        return constrain(x, self.rules, "batch", "length", None), cache
 
 
 class Embedding(nnx.Module):
@@ -207,7 +215,7 @@ class Embedding(nnx.Module):
 
 
 class Qwen2(nnx.Module):
-    """The whole decoder; `layout` says whether its layers are one stack or one module each."""
+    """The whole decoder. `layout` says whether its layers are one stack or one module each."""
 
     def __init__(self, config: ModelConfig, rules: ShardingRules, layout: Layout):
         self.config, self.rules, self.layout = config, rules, layout
@@ -238,57 +246,66 @@ class Qwen2(nnx.Module):
         attention: Backend | None = None,
         packed: bool = True,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
-        """Return the final hidden states and, when a cache is given, the cache with these T tokens appended.
+        """Return the final hidden states and, if a cache is given, the cache with these T tokens appended.
 
-        `prefixes` are caches of what came before, read in place and shared by consecutive rows; of them a row sees what lies before its
-        `prefix_end` (`attention.py`). A cache needs the per-layer layout. `attention` and `packed` are the backend and the promise of
-        `attention.attention`.
+        `prefixes` are caches of earlier tokens, read in place and shared by consecutive rows. `prefix_end` is the exclusive end of the
+        positions that each row sees in them (`ops/attention.py`). A cache needs the per-layer layout, and Raises UserError without it.
+        `attention` is the backend, and `packed` the promise of `self_attention`.
 
-        `remat` says what the backward pass (stacked layout) recomputes of each layer, by what is kept; values per token and layer:
-        `none`: all that it needs. `dots`: D for the layer's input, the products with weights ((N + 2 K) H + 2 F + 2 D) and what
-        `attention` keeps; only norms, rotations and the activation are computed anew. `attention`: D + N H and N float32 of the softmax;
-        all but attention itself is computed anew. `full`: D; a whole forward pass is computed anew.
+        `remat` (stacked layout only) says what the forward pass saves per layer. The backward pass recomputes the rest. The numbers saved
+        per token and layer are:
+        `none`: everything that the backward pass needs.
+        `dots`: D for the layer's input, (N + 2 K) H + 2 F + 2 D for products with weights, and the result of attention as below. Only
+        norms, rotations and the activation are recomputed.
+        `attention`: D for the layer's input, N H for the result of attention and N float32 of its softmax. Everything except attention is
+        recomputed.
+        `full`: D for the layer's input. The whole forward pass is recomputed.
         """
-        how = dict(backend=attention, packed=packed)
         x = constrain(self.embed_tokens(tokens), self.rules, "batch", "length", None)
         rotation = rotation_at(positions, self.config.head_dim, self.config.rope_theta, self.config.yarn)
         if self.layout == "stacked":
             if cache is not None:
                 raise UserError("a cache needs the per-layer layout: unstack the parameters first")
-            x = self._scan_layers(x, rotation, positions, segment_ids, remat, how)
+            x = self._scan_layers(x, rotation, positions, segment_ids, remat, attention, packed)
         else:
-            x, cache = self._walk_layers(x, rotation, positions, segment_ids, cache, prefixes, prefix_end, how)
+            tokens_of_x = (rotation, positions, segment_ids)
+            x, cache = self._walk_layers(x, *tokens_of_x, cache, prefixes, prefix_end, attention, packed)
         return self.norm(x), cache
 
-    def _scan_layers(self, x, rotation, positions, segment_ids, remat, how):
+    def _scan_layers(self, x, rotation, positions, segment_ids, remat, backend, packed):
         block, stack = nnx.split(self.layers)
 
         def step(x, layer):
-            return nnx.merge(block, layer)(x, rotation, positions, segment_ids, **how)[0], None
+            y, _ = nnx.merge(block, layer)(x, rotation, positions, segment_ids, backend=backend, packed=packed)
+            return y, None
 
         if remat != "none":
-            if remat not in REMAT_POLICIES:
-                raise UserError(f'remat policy "{remat}" is none of {", ".join(get_args(Remat))}')
-            # In a scan the compiler cannot undo it by finding the two passes' common parts.
+            # prevent_cse=False: in a scan, the compiler cannot merge the recomputation with the forward pass.
             step = jax.checkpoint(step, policy=REMAT_POLICIES[remat], prevent_cse=False)
         return jax.lax.scan(step, x, stack)[0]
 
-    def _walk_layers(self, x, rotation, positions, segment_ids, cache, prefixes, prefix_end, how):
+    def _walk_layers(self, x, rotation, positions, segment_ids, cache, prefixes, prefix_end, backend, packed):
         if cache is None:
             for layer in self.layers:
-                x, _ = layer(x, rotation, positions, segment_ids, **how)
+                x, _ = layer(x, rotation, positions, segment_ids, backend=backend, packed=packed)
             return x, None
         slot = cache.num_written % cache.capacity
-        all_positions = write(cache.positions, positions, slot, axis=1)
-        all_segment_ids = write(cache.segment_ids, segment_ids, slot, axis=1)
-        kv = []
+        cache = cache._replace(
+            positions=write(cache.positions, positions, slot, axis=1),
+            segment_ids=write(cache.segment_ids, segment_ids, slot, axis=1),
+        )
+        layers = []
         for i, layer in enumerate(self.layers):
-            before = tuple(Prefix(p.k[i], p.v[i], p.positions, p.segment_ids) for p in prefixes)
-            past = Past(cache.k[i], cache.v[i], all_positions, all_segment_ids, slot, before, prefix_end)
-            x, new = layer(x, rotation, positions, segment_ids, past, **how)
-            kv.append(new)
-        ks, vs = zip(*kv, strict=True)
-        return x, KVCache(ks, vs, all_positions, all_segment_ids, cache.num_written + positions.shape[1])
+            layer_prefixes = [prefix.layer(i) for prefix in prefixes]
+            x, new = layer(
+                x, rotation, positions, segment_ids, cache.layer(i), slot, layer_prefixes, prefix_end, backend=backend
+            )
+            layers.append(new)
+        return x, cache._replace(
+            k=tuple(layer.k for layer in layers),
+            v=tuple(layer.v for layer in layers),
+            num_written=cache.num_written + positions.shape[1],
+        )
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Return float32 logits of the hidden states."""
@@ -296,7 +313,7 @@ class Qwen2(nnx.Module):
         return matmul(hidden, weight, scale, jnp.float32)
 
     def output_weight(self) -> Float[Array, "V D"]:
-        """Return the weight that logits are made with (`loss.py`)."""
+        """Return the weight of the output layer, for `cross_entropy.py`."""
         weight, scale = self._output_layer()
         return weight if scale is None else (weight * scale[:, None]).astype(self.config.dtype)
 
@@ -315,10 +332,10 @@ def _abstract(config: ModelConfig, rules: ShardingRules, layout: Layout):
     def is_param(x: Any) -> bool:
         return isinstance(x, nnx.Variable)
 
-    def told(key: str) -> Any:
+    def metadata(key: str) -> Any:
         return nnx.to_pure_dict(jax.tree.map(lambda p: p.replace(p.get_metadata()[key]), state, is_leaf=is_param))
 
-    return graph, nnx.to_pure_dict(state), told("names"), told("initial")
+    return graph, nnx.to_pure_dict(state), metadata("names"), metadata("initial")
 
 
 def graphdef(config: ModelConfig, rules: ShardingRules, layout: Layout):
@@ -340,7 +357,7 @@ def abstract_params(
 
 
 def constrain_params(params: Params, config: ModelConfig, rules: ShardingRules) -> Params:
-    """Pin stacked parameters, a part of their tree, or arrays of their shapes, to where they lie on the mesh of `jax.set_mesh`."""
+    """Pin stacked parameters, a part of their tree, or arrays of their shapes, to their sharding on the mesh of `jax.set_mesh`."""
 
     def pin(node: Any, names: Any) -> Any:
         if isinstance(node, dict):
@@ -359,13 +376,13 @@ def init_params(
     dtype: str = "float32",
     part: Callable[[Params], Params] = lambda tree: tree,
 ) -> Params:
-    """Return random parameters, created in place on the devices that hold them (`parameter.py`); `part` picks those that are made."""
+    """Return random parameters, created in place on the devices that hold them. `part` selects the parameters to create from their tree."""
     target = part(abstract_params(config, rules, layout, mesh, dtype))
     return create(target, part(_abstract(config, rules, layout)[3]), seed)
 
 
 def unstack(params: Params, num_layers: int, target: Params | None = None, donate: bool = False) -> Params:
-    """Return the per-layer form of stacked parameters, on the shardings of an abstract `target`; `donate` frees stack by stack."""
+    """Return stacked parameters in the per-layer layout, on the shardings of an abstract `target`. `donate` deletes stack by stack."""
     stacks, tree = jax.tree.flatten(params["layers"])
     shardings = [x.sharding for x in jax.tree.leaves(target["layers"][0])] if target else [None] * len(stacks)
     layers: list[list[jax.Array]] = [[] for _ in range(num_layers)]

@@ -4,30 +4,26 @@ In: a tree of float parameters in either layout. Out: the same tree, in which ea
 integers and a `scale`. The arithmetic is in `ops/quantization.py`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from s1jax.model.config import ModelConfig
-    from s1jax.runtime.precision import Int8
+from s1jax.model.config import ModelConfig
 from s1jax.ops.quantization import quantize, quantize_nf4
 from s1jax.runtime.errors import UserError
+from s1jax.runtime.precision import Int8
 
 Storage = Literal["int8", "nf4"]
 
 
 def quantize_matrices(params: dict[str, Any], kind: Storage) -> dict[str, Any]:
-    """Return parameters with their matrices in `kind`; the floats are given up, one after another.
+    """Return parameters with their matrices stored as `kind`. The float matrices are removed from `params` one after another.
 
-    In 8 bits these are all matrices, in 4 those of the layers only, as in QLoRA. Either layout; a stack is converted layer by layer.
+    `int8` stores all matrices, `nf4` only those of the layers, as in QLoRA. A stack is converted layer by layer.
     """
     rest = {name: value for name, value in params.items() if name != "layers"}
     layers = _quantize_tree(params["layers"], kind, ("layers",))
@@ -52,10 +48,10 @@ def _is_stored(path: tuple[str | int, ...], kind: Storage) -> bool:
 
 
 def quantize_leaf(path: tuple[str | int, ...], leaf: jax.Array, kind: Storage) -> dict[str, jax.Array]:
-    """Return what a parameter's module holds in its place, by name: a matrix that `kind` stores as values and scale, any other as it is.
+    """Return the arrays that replace a parameter, by name: values and a scale if `kind` stores it, otherwise `leaf` itself.
 
-    This waits for the result, so that of many, one after another, each may be given up before the next, and its reductions over devices
-    don't meet those of the next.
+    This waits for the result. So a caller with many parameters can free each before the next, and the collectives of one parameter do not
+    overlap with those of the next.
     """
     name = str(path[-1])
     if not _is_stored(path, kind):
@@ -76,7 +72,7 @@ def _quantize_matrix(x: jax.Array, kind: Storage, num_in: int, stacked: bool) ->
 
 
 def storage_dtype(path: tuple[Any, ...], config: ModelConfig) -> Any:
-    """Return the dtype of a parameter that has one of its own: adapters, and what is quantized."""
+    """Return the dtype of an adapter or of a quantized parameter, and None for all others."""
     first, name = path[0].key, path[-1].key
     if name in ("lora_a", "lora_b"):
         return jnp.float32
@@ -90,13 +86,13 @@ def storage_dtype(path: tuple[Any, ...], config: ModelConfig) -> Any:
 def store_in_int8(
     config: ModelConfig, params: dict[str, Any], int8: Sequence[Int8]
 ) -> tuple[ModelConfig, dict[str, Any]]:
-    """Return the model with these parts stored in 8 bits; parameters of either layout, which are given up."""
+    """Return the config and parameters with these parts stored in 8 bits. Matrices are removed from `params`."""
     config = with_int8(config, int8)
     return config, quantize_matrices(params, "int8") if "weights" in config.int8 else params
 
 
 def with_int8(config: ModelConfig, int8: Sequence[Int8]) -> ModelConfig:
-    """Return the config with these parts stored in 8 bits. Raises UserError for one that is none."""
+    """Return the config with these parts stored in 8 bits. Raises UserError for an unknown part."""
     if unknown := set(int8) - {"weights", "cache"}:
         raise UserError(f"int8 is {tuple(int8)}: {', '.join(sorted(unknown))} is neither weights nor cache")
     return dataclasses.replace(config, int8=tuple(sorted(set(int8))))

@@ -1,6 +1,7 @@
-"""Arrays moved as unsigned integers, so that every bit survives (a CPU would quiet NaNs of bfloat16); the range of narrower dtypes."""
+"""The bits of arrays, and the range of dtypes.
 
-from __future__ import annotations
+Arrays are moved as unsigned integers so that every bit survives: a CPU would change the payload of bfloat16 NaNs.
+"""
 
 import functools
 from typing import Any
@@ -8,19 +9,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Shaped, UInt
 
 from s1jax.runtime.errors import UserError
 
 UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
-def as_bits(x: jax.Array) -> jax.Array:
-    """Return the same bits as unsigned integers."""
+def as_bits(x: Shaped[Array, "*S"]) -> UInt[Array, "*S"]:
+    """Return the bits of `x` as unsigned integers of the same width."""
     return jax.lax.bitcast_convert_type(x, UNSIGNED[x.dtype.itemsize])
 
 
-def take_layer(stack: jax.Array, layer: int, sharding: jax.sharding.Sharding | None = None) -> jax.Array:
-    """Return one layer of a stack, on `sharding` if it is given."""
+def take_layer(
+    stack: Shaped[Array, "L ..."], layer: int, sharding: jax.sharding.Sharding | None = None
+) -> Shaped[Array, "..."]:
+    """Return one layer of a stack, placed on `sharding` if it is given."""
     return _layer_taker(sharding)(stack, layer)
 
 
@@ -34,7 +38,7 @@ def _layer_taker(sharding: jax.sharding.Sharding | None):
 
 
 def check_range(name: str, x: jax.Array | np.ndarray, dtype: Any, layer: int | None = None) -> None:
-    """Raise UserError if a finite number of `x`, or of one layer of it, is beyond the range of `dtype`."""
+    """Raise UserError if a finite number in `x`, or in one layer of `x`, is beyond the range of `dtype`."""
     largest = float(jnp.finfo(dtype).max)
     if not narrows(x.dtype, dtype):
         return
@@ -46,7 +50,7 @@ def check_range(name: str, x: jax.Array | np.ndarray, dtype: Any, layer: int | N
 
 
 def narrows(source: Any, dtype: Any) -> bool:
-    """Return whether the range of `dtype` is smaller than that of `source`. (Those of float32 and bfloat16, 0.4% apart, are alike.)"""
+    """Return whether the range of `dtype` is smaller than that of `source`. The ranges of float32 and bfloat16 count as equal."""
     return float(jnp.finfo(dtype).max) < 0.99 * float(jnp.finfo(source).max)
 
 

@@ -1,37 +1,33 @@
 """The loss: final hidden states, the output layer's weight and targets -> weighted cross-entropy, with its gradients.
 
-The vocabulary has 152 thousand entries, so logits exist for `chunk` positions of a device at a time, and only for positions that have a
-weight: they are moved to the front, and no more chunks are computed than hold any. The gradients of a chunk are taken while its logits
-exist, so they are computed once (as in Liger, arXiv 2410.10989, section 3.2).
+The vocabulary has 152 thousand entries. So each device computes logits for only `chunk` positions at a time, and only for positions whose
+loss weight is not zero: these are sorted to the front, and chunks after them are skipped. The gradients of a chunk are computed while its
+logits are in memory, so logits are computed only once (as in Liger, arXiv 2410.10989, section 3.2).
 
-Invariant: on a mesh no device has the whole weight, nor its gradient (but under rules that split columns where positions are not). The
-weight's columns are traded for a share of the vocabulary; the devices that did so work on the chunks of all of them together, each on its
-share.
+Invariant: on a mesh no device holds the whole weight or its whole gradient, except under rules that split columns over axes that do not
+split positions. Devices that split the weight's columns exchange them for a share of the vocabulary. Then they work together on the chunks
+of all of them, each on its share of the vocabulary.
 """
-
-from __future__ import annotations
 
 import functools
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int
 
 from s1jax.runtime.sharding import ShardingRules
 
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int
-
 
 class _Axes(NamedTuple):
-    """Mesh axes that share out positions, and the weight's two dimensions."""
+    """The mesh axes that split the positions and the weight's two dimensions."""
 
     rows: tuple[str, ...] = ()
     vocab: tuple[str, ...] = ()
     embed: tuple[str, ...] = ()
-    """Some of `rows`: those that columns are traded over."""
+    """The axes over which columns are exchanged; all of them are also in `rows`."""
 
 
 def weighted_cross_entropy(
@@ -42,9 +38,10 @@ def weighted_cross_entropy(
     rules: ShardingRules,
     chunk: int,
 ) -> Float[Array, ""]:
-    """Return the sum of loss_weight * -log softmax(weight hidden)[target] in float32; `chunk` is in positions of one device.
+    """Return the sum of loss_weight * -log softmax(weight hidden)[target] over all positions, in float32.
 
-    Products are in the dtype of `hidden`. Under `jax.set_mesh` it is shared out by `rules`. Differentiable in `hidden` and `weight`.
+    `chunk` is the number of positions per device whose logits are in memory at a time. Products are in the dtype of `hidden`. Under
+    `jax.set_mesh` the work is split by `rules`. Differentiable in `hidden` and `weight`.
     """
     mesh = jax.sharding.get_abstract_mesh()
     axes, specs = _Axes(), None
@@ -59,43 +56,43 @@ def weighted_cross_entropy(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def _loss(hidden, weight, targets, loss_weights, chunk, axes, specs):
-    return _shared_out(hidden, weight, targets, loss_weights, chunk, axes, specs, with_gradients=False)[0]
+    return _on_mesh(hidden, weight, targets, loss_weights, chunk, axes, specs, with_gradients=False)[0]
 
 
 def _loss_forward(hidden, weight, targets, loss_weights, chunk, axes, specs):
-    loss, *gradients = _shared_out(hidden, weight, targets, loss_weights, chunk, axes, specs, with_gradients=True)
+    loss, *gradients = _on_mesh(hidden, weight, targets, loss_weights, chunk, axes, specs, with_gradients=True)
     return loss, gradients
 
 
 def _loss_backward(chunk, axes, specs, gradients, factor):
-    of_hidden, of_weight = ((x * factor).astype(x.dtype) for x in gradients)
-    return of_hidden, of_weight, None, None
+    d_hidden, d_weight = ((x * factor).astype(x.dtype) for x in gradients)
+    return d_hidden, d_weight, None, None
 
 
 _loss.defvjp(_loss_forward, _loss_backward)
 
 
-def _shared_out(hidden, weight, targets, loss_weights, chunk, axes, specs, with_gradients):
-    """Run `_on_one_device` on each."""
+def _on_mesh(hidden, weight, targets, loss_weights, chunk, axes, specs, with_gradients):
+    """Run `_on_one_device` on each device of the mesh."""
     local = functools.partial(_on_one_device, chunk=chunk, axes=axes, with_gradients=with_gradients)
     if specs is None:
         return local(hidden, weight, targets, loss_weights)
-    of_hidden, of_weight, of_positions = specs
-    out_specs = (PartitionSpec(), of_hidden, of_weight) if with_gradients else (PartitionSpec(),)
-    in_specs = (of_hidden, of_weight, of_positions, of_positions)
+    hidden_spec, weight_spec, position_spec = specs
+    out_specs = (PartitionSpec(), hidden_spec, weight_spec) if with_gradients else (PartitionSpec(),)
+    in_specs = (hidden_spec, weight_spec, position_spec, position_spec)
     return jax.shard_map(local, in_specs=in_specs, out_specs=out_specs, check_vma=False)(
         hidden, weight, targets, loss_weights
     )
 
 
 def _on_one_device(hidden, weight, targets, loss_weights, *, chunk: int, axes: _Axes, with_gradients: bool):
-    """Return the loss and, if asked for, its gradients with respect to this device's `hidden` and `weight`."""
+    """Return the loss and, with `with_gradients`, its gradients with respect to this device's `hidden` and `weight`."""
     shape, dtype = hidden.shape, hidden.dtype
     hidden, targets, loss_weights = (jnp.asarray(x).reshape(-1, *x.shape[2:]) for x in (hidden, targets, loss_weights))
     num_positions = targets.shape[0]
     chunk = min(chunk, num_positions)
 
-    # [V, D / n] -> [V / n, D] in the compute dtype; the vocabulary of this device is `ids`, those at `vocab_size` or past it do not exist.
+    # [V, D / n] -> [V / n, D] in the compute dtype. `ids` is this device's share of the vocabulary. Ids from `vocab_size` on are padding.
     vocab_size, num_shares = weight.shape[0], math.prod(jax.lax.axis_size(axis) for axis in axes.embed)
     share = jnp.pad(weight.astype(dtype), ((0, -vocab_size % num_shares), (0, 0)))
     ids = jnp.arange(share.shape[0] // num_shares)
@@ -106,11 +103,11 @@ def _on_one_device(hidden, weight, targets, loss_weights, *, chunk: int, axes: _
     if axes.vocab:
         ids += jax.lax.axis_index(axes.vocab) * vocab_size
 
-    # Positions past the end are read as zeros and never written.
+    # `order` is padded with positions past the end. They are read as zeros and never written.
     order = jnp.argsort(loss_weights == 0, stable=True)
     order = jnp.pad(order, (0, -num_positions % chunk), constant_values=num_positions)
     num_chunks = -(-jnp.count_nonzero(loss_weights) // chunk)
-    if axes.rows:  # collectives inside the loop: all devices go round equally often
+    if axes.rows:  # the loop contains collectives, so all devices must run it equally often
         num_chunks = jax.lax.pmax(num_chunks, (*axes.rows, *axes.vocab))
     sharing = (*axes.vocab, *axes.embed)
 
@@ -127,28 +124,28 @@ def _on_one_device(hidden, weight, targets, loss_weights, *, chunk: int, axes: _
         exponentials = jnp.exp(logits - largest)
         total = over_vocabulary(jax.lax.psum, exponentials.sum(axis=-1, keepdims=True))
         is_target = (ids == target[:, None]) & exists
-        of_target = over_vocabulary(jax.lax.psum, jnp.sum(jnp.where(is_target, logits - largest, 0), axis=-1))
-        loss = carry[0] + jnp.sum(w * (jnp.log(total[:, 0]) - of_target))
+        target_logits = over_vocabulary(jax.lax.psum, jnp.sum(jnp.where(is_target, logits - largest, 0), axis=-1))
+        loss = carry[0] + jnp.sum(w * (jnp.log(total[:, 0]) - target_logits))
         if not with_gradients:
             return (loss,)
-        of_logits = ((exponentials / total - is_target) * w[:, None]).astype(dtype)
-        of_h = jnp.einsum("PV,VD->PD", of_logits, share, preferred_element_type=jnp.float32)
-        of_h = jax.lax.psum(of_h, axes.vocab) if axes.vocab else of_h
-        of_h = jax.lax.psum_scatter(of_h, axes.embed, tiled=True) if axes.embed else of_h
-        of_share = jnp.einsum("PV,PD->VD", of_logits, h, preferred_element_type=jnp.float32)
-        return loss, carry[1].at[places].set(of_h.astype(dtype), mode="drop"), carry[2] + of_share
+        d_logits = ((exponentials / total - is_target) * w[:, None]).astype(dtype)
+        d_h = jnp.einsum("PV,VD->PD", d_logits, share, preferred_element_type=jnp.float32)
+        d_h = jax.lax.psum(d_h, axes.vocab) if axes.vocab else d_h
+        d_h = jax.lax.psum_scatter(d_h, axes.embed, tiled=True) if axes.embed else d_h
+        d_share = jnp.einsum("PV,PD->VD", d_logits, h, preferred_element_type=jnp.float32)
+        return loss, carry[1].at[places].set(d_h.astype(dtype), mode="drop"), carry[2] + d_share
 
     carry: Any = (jnp.zeros((), jnp.float32),)
     if with_gradients:
         carry += (jnp.zeros_like(hidden), jnp.zeros(share.shape, jnp.float32))
     loss, *gradients = jax.lax.fori_loop(0, num_chunks, add_chunk, carry)
-    # Devices that shared their chunks have counted the same.
+    # Devices that worked on the same chunks hold the same loss, so only the other axes are summed.
     others = tuple(axis for axis in axes.rows if axis not in axes.embed)
     loss = jax.lax.psum(loss, others) if others else loss
     if not with_gradients:
         return (loss,)
-    of_hidden, of_weight = gradients
-    of_weight = jax.lax.psum(of_weight, others) if others else of_weight
+    d_hidden, d_weight = gradients
+    d_weight = jax.lax.psum(d_weight, others) if others else d_weight
     if axes.embed:
-        of_weight = jax.lax.all_to_all(of_weight, axes.embed, split_axis=1, concat_axis=0, tiled=True)
-    return loss, of_hidden.reshape(shape), of_weight[:vocab_size].astype(weight.dtype)
+        d_weight = jax.lax.all_to_all(d_weight, axes.embed, split_axis=1, concat_axis=0, tiled=True)
+    return loss, d_hidden.reshape(shape), d_weight[:vocab_size].astype(weight.dtype)

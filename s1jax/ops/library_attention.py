@@ -1,18 +1,15 @@
-"""Attention of rows over themselves by kernels of other libraries: splash attention (TPU) and cuDNN (GPU).
+"""Attention of rows over themselves by kernels that come with JAX: splash attention (TPU) and cuDNN (GPU).
 
-Both compare places in the row instead of positions. That is the same if segments lie in the order of their ids and positions grow along
-each segment. A row that breaks this gives NaN, which no loss survives, instead of numbers under another mask. cuDNN knows no segments.
+Both kernels compare places in the row instead of positions. The result is the same if the segments of a row lie in the order of their ids
+and positions grow along each segment. A row that breaks this gives NaN, so that the loss shows it, instead of values under another mask.
+cuDNN knows no segments.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 
 def splash_attention(
@@ -23,7 +20,8 @@ def splash_attention(
     segment_ids: Int[Array, "B T"],
     interpret: bool,
 ) -> Float[Array, "B T N H"]:
-    """Return attention by jax's splash kernel for TPUs."""
+    """Return attention by JAX's splash kernel for TPUs."""
+    # Imported here because the import is slow and only TPUs need it.
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask
 
@@ -51,9 +49,9 @@ def cudnn_attention(
     positions: Int[Array, "B T"],
     segment_ids: Int[Array, "B T"],
 ) -> Float[Array, "B T N H"]:
-    """Return attention by cuDNN, in bfloat16 or float16, of rows that are one segment each with padding after it.
+    """Return attention by cuDNN, in bfloat16 or float16. Each row must be one segment, followed only by padding.
 
-    Causality alone hides that padding from the segment. Lengths would spare computing it, but leave its outputs undefined.
+    The causal mask alone hides that padding from the segment. Passing lengths would save its computation but leave its outputs undefined.
     """
     output = jax.nn.dot_product_attention(
         q, k.transpose(0, 3, 1, 2), v.swapaxes(1, 2), is_causal=True, implementation="cudnn"
@@ -72,11 +70,11 @@ def nan_unless_in_order(
     segment_ids: Int[Array, "B T"],
     also: Bool[Array, " B"] | bool = True,
 ) -> Float[Array, "B T N H"]:
-    """Return `output`, with NaN in rows whose segments don't lie in the order of their ids, each in one piece along which positions grow.
+    """Return `output`, with NaN in each row that is out of order and in each row where `also` is False.
 
-    And in rows where `also` is False.
+    A row is in order if its segments lie in the order of their ids, each in one piece, with positions that grow along it.
     """
-    goes_on = (segment_ids[:, 1:] == segment_ids[:, :-1]) & (positions[:, 1:] > positions[:, :-1])
+    continues = (segment_ids[:, 1:] == segment_ids[:, :-1]) & (positions[:, 1:] > positions[:, :-1])
     starts = segment_ids[:, 1:] > jax.lax.cummax(segment_ids[:, :-1], axis=1)
-    in_order = (goes_on | starts | (segment_ids[:, 1:] == 0)).all(axis=1)
+    in_order = (continues | starts | (segment_ids[:, 1:] == 0)).all(axis=1)
     return jnp.where((in_order & also)[:, None, None, None], output, jnp.nan)

@@ -1,54 +1,52 @@
-"""Attention of rows over themselves by kernels for GPUs, forward and backward: q, k, v, positions and segments -> output.
+"""Attention of rows over themselves by GPU kernels, forward and backward: q, k, v, positions and segments -> output.
 
-Where segments lie one after another in a row, a query sees a range of places: from the first of its segment to its own. The kernels
-(Triton, by way of Pallas; the online softmax of arXiv 2205.14135, the backward pass of arXiv 2307.08691) walk the tiles of such ranges
-only: a packed row costs what its segments cost, and tiles that are seen whole need no mask. The query heads of a key/value head read the
-same keys and values, and add up their gradients; none is repeated.
+If the segments of a row lie one after another, a query sees a range of places: from the first place of its segment to its own place.
+The kernels are written in Triton through Pallas, with the online softmax of arXiv 2205.14135 and the backward pass of arXiv 2307.08691.
+They visit only the tiles of these ranges, so the cost of a packed row is the cost of its segments. Tiles that are seen whole need no mask.
+The query heads of a key/value head read the same keys and values and add up their gradients. Keys and values are never copied per head.
 
-Invariants: what a query may not see weighs exactly 0, and one that sees nothing (padding) gives 0. Scores are never written: what the
-backward pass needs besides inputs and output is one number for each query, log2(sum(2 ** score)), with scores in units of log(2).
+Invariants: a key that a query may not see has weight exactly 0, and a query that sees nothing (padding) gets output 0. Scores are never
+written to memory. In addition to inputs and output, the backward pass needs one number per query: log2(sum(2 ** score)), with scores in
+units of log(2).
 """
-
-from __future__ import annotations
 
 import functools
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
+from jaxtyping import Array, Bool, Float, Int
 
 from s1jax.ops.blocked_attention import MASKED_SCORE
 from s1jax.ops.library_attention import nan_unless_in_order
 
-if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float, Int
-
 
 class Tiles(NamedTuple):
-    """How a kernel is cut up: a program has a tile of queries and visits tiles of keys, or the other way round."""
+    """The tile sizes of a kernel. A program holds one tile of queries and visits tiles of keys, or the other way round."""
 
     queries: int
-    """Tokens of a tile of queries ..."""
+    """Tokens per tile of queries."""
     keys: int
-    """... and of keys."""
+    """Tokens per tile of keys."""
     warps: int
-    """Of a program."""
+    """Warps per program."""
     stages: int
-    """Tiles on their way from memory at a time."""
+    """The number of tiles that are loaded from memory ahead."""
 
 
-# The fastest of nine to thirteen each on an H100 (docs/benchmarks.md); compiled for an A100's shared memory (163 KiB) they fit too.
+# Each is the fastest of nine to thirteen that were measured on an H100. They also fit an A100's shared memory (163 KiB).
 FORWARD, BACKWARD_KEYS, BACKWARD_QUERIES = Tiles(128, 64, 8, 3), Tiles(64, 128, 8, 3), Tiles(128, 128, 8, 2)
-LARGEST_TILE = 128
-"""Lengths are padded to a multiple of it."""
+MAX_TILE = 128
+"""Lengths are padded to a multiple of this."""
 
 
 class Ranges(NamedTuple):
-    """The tiles that each of n programs of a row visits: from `first` to before `stop`; from `whole` to before `partial` without a mask."""
+    """The tiles that each of the n programs of a row visits: `first` to `stop` (exclusive). Those from `whole` to before
+    `partial` need no mask."""
 
     first: Int[Array, "B n"]
     whole: Int[Array, "B n"]
@@ -64,21 +62,20 @@ def packed_attention(
     segment_ids: Int[Array, "B T"],
     interpret: bool,
 ) -> Float[Array, "B T N H"]:
-    """Return attention of rows in order (`flash_attention.py`); softmax in float32, output in the dtype of `q`.
+    """Return the attention of rows over themselves. The softmax is float32, and the output has the dtype of `q`.
 
-    Products are of JAX's default precision, which for float32 on a GPU is TF32.
+    A row whose segments are out of order gives NaN (`nan_unless_in_order`). Products use JAX's default precision, which is TF32 for
+    float32 on a GPU.
     """
     T, H = q.shape[1], q.shape[3]
     place = jnp.arange(T, dtype=jnp.int32)
     begins = jnp.diff(segment_ids, axis=1, prepend=0) != 0
     start = jax.lax.cummax(jnp.where(begins, place, 0), axis=1)
     nowhere = jnp.iinfo(jnp.int32).max
-    start = jnp.pad(
-        jnp.where(segment_ids > 0, start, nowhere), [(0, 0), (0, -T % LARGEST_TILE)], constant_values=nowhere
-    )
-    width = max(16, pl.next_power_of_2(H))  # no fewer than tensor cores take
+    start = jnp.pad(jnp.where(segment_ids > 0, start, nowhere), [(0, 0), (0, -T % MAX_TILE)], constant_values=nowhere)
+    width = max(16, pl.next_power_of_2(H))  # tensor cores need at least 16
     q, k, v = (
-        jnp.pad(x, [(0, 0), (0, -T % LARGEST_TILE), (0, 0), (0, width - H)])
+        jnp.pad(x, [(0, 0), (0, -T % MAX_TILE), (0, 0), (0, width - H)])
         for x in (q, k.transpose(0, 3, 1, 2), v.swapaxes(1, 2))
     )
     output = _attention(q, k, v, start, H**-0.5 / math.log(2), interpret)
@@ -94,15 +91,16 @@ def _attention(
     scale: float,
     interpret: bool,
 ) -> Float[Array, "B T N H"]:
-    """Return attention of each query to the places from its `start` to its own; `start` must not fall, but for where it is past all.
+    """Return the attention of each query to the places from its `start` to its own place.
 
-    `scale` is 1 / (sqrt(H) log(2)), with H before it was padded.
+    `start` must not decrease along a row, except that padding has a start past every place. `scale` is 1 / (sqrt(H) log(2)), where H is
+    the head dimension before padding.
     """
     return _forward(q, k, v, start, scale, interpret)[0]
 
 
 def _ranges(start: Int[Array, "B T"], tiles: Tiles, of_queries: bool) -> Ranges:
-    """Return the tiles of keys that each tile of queries visits; or the other way round."""
+    """Return which tiles of keys each tile of queries visits. Without `of_queries`: which tiles of queries each tile of keys visits."""
     B, T = start.shape
     place = jnp.arange(T, dtype=jnp.int32)
     start, last = (
@@ -119,12 +117,12 @@ def _ranges(start: Int[Array, "B T"], tiles: Tiles, of_queries: bool) -> Ranges:
         return jnp.where(visited, index, T).min(axis=axis), jnp.where(visited, index + 1, 0).max(axis=axis)
 
     (first, stop), (first_whole, stop_whole) = first_and_stop(needed), first_and_stop(whole)
-    first_whole = jnp.minimum(first_whole, stop)  # where there is none
+    first_whole = jnp.minimum(first_whole, stop)  # if there is no whole tile
     return Ranges(first, first_whole, jnp.maximum(stop_whole, first_whole), stop)
 
 
 def _visit(ranges, visit: Callable, carry):
-    """Run `visit(masked, tile, carry)` over the tiles of a program."""
+    """Run `visit(masked, tile, carry)` over the tiles that a program visits, and return the last carry."""
     first, whole, partial, stop = (x[...] for x in ranges)
     for begin, end, masked in ((first, whole, True), (whole, partial, False), (partial, stop, True)):
         carry = jax.lax.fori_loop(begin, end, functools.partial(visit, masked), carry)
@@ -136,14 +134,14 @@ def _places(tile, size: int) -> jax.Array:
 
 
 def _masked(x, fill: float, start, key, query) -> jax.Array:
-    """Return `x` where a query sees a key, `fill` elsewhere; by places that broadcast to the shape of `x`."""
+    """Return `x` where a query sees a key and `fill` elsewhere. The places broadcast to the shape of `x`."""
     return jnp.where((start <= key) & (key <= query), x, fill)
 
 
 _dot = functools.partial(jnp.dot, preferred_element_type=jnp.float32)
 
 
-# Of the kernels below each program has one tile of queries or keys, one row and one head.
+# In the kernels below, each program holds one tile of queries or keys, of one row and one head.
 
 
 def _forward(q, k, v, start, scale: float, interpret: bool):
@@ -163,20 +161,20 @@ def _forward(q, k, v, start, scale: float, interpret: bool):
             o = o * shrink[:, None] + _dot(weights.astype(v.dtype), v[here])
             return o, largest, l * shrink + weights.sum(axis=1)
 
-        none = jnp.zeros(tiles.queries, jnp.float32)
-        # Far above a masked score, so that a masked key's weight is 0 even where a query has seen no other.
-        carry = jnp.zeros(q.shape, jnp.float32), none + MASKED_SCORE / 10, none
+        zeros = jnp.zeros(tiles.queries, jnp.float32)
+        # m starts far above a masked score, so a masked key has weight 0 even before the query has seen another key.
+        carry = jnp.zeros(q.shape, jnp.float32), zeros + MASKED_SCORE / 10, zeros
         o, m, l = _visit((first, whole, partial, stop), visit, carry)
-        l = jnp.maximum(l, jnp.finfo(jnp.float32).tiny)  # 0 for a query that sees nothing
+        l = jnp.maximum(l, jnp.finfo(jnp.float32).tiny)  # a query that sees nothing has total 0
         output[...] = (o / l[:, None]).astype(output.dtype)
         log_total[...] = m + jnp.log2(l)
 
-    of_range, of_start, of_q, of_kv, of_sums = _of_queries(tiles, q, k)
+    range_spec, start_spec, q_spec, kv_spec, sum_spec = _query_specs(tiles, q, k)
     return pl.pallas_call(
         kernel,
         grid=(T // tiles.queries, B, N),
-        in_specs=[*[of_range] * 4, of_start, of_q, of_kv, of_kv],
-        out_specs=[of_q, of_sums],
+        in_specs=[*[range_spec] * 4, start_spec, q_spec, kv_spec, kv_spec],
+        out_specs=[q_spec, sum_spec],
         out_shape=[jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((B, N, T), jnp.float32)],
         compiler_params=triton.CompilerParams(num_warps=tiles.warps, num_stages=tiles.stages),
         interpret=interpret,
@@ -203,12 +201,12 @@ def _gradient_of_queries(q, k, v, start, log_total, mean, d_output, scale: float
         dq = _visit((first, whole, partial, stop), visit, jnp.zeros(q.shape, jnp.float32))
         dq_out[...] = (dq * (scale * math.log(2))).astype(dq_out.dtype)
 
-    of_range, of_start, of_q, of_kv, of_sums = _of_queries(tiles, q, k)
+    range_spec, start_spec, q_spec, kv_spec, sum_spec = _query_specs(tiles, q, k)
     return pl.pallas_call(
         kernel,
         grid=(T // tiles.queries, B, N),
-        in_specs=[*[of_range] * 4, of_start, of_q, of_kv, of_kv, of_sums, of_sums, of_q],
-        out_specs=of_q,
+        in_specs=[*[range_spec] * 4, start_spec, q_spec, kv_spec, kv_spec, sum_spec, sum_spec, q_spec],
+        out_specs=q_spec,
         out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
         compiler_params=triton.CompilerParams(num_warps=tiles.warps, num_stages=tiles.stages),
         interpret=interpret,
@@ -234,24 +232,24 @@ def _gradients_of_keys(q, k, v, start, log_total, mean, d_output, scale: float, 
             d_scores = weights * (_dot(v, d_outputs.T) - mean[head, here][None])
             return dk + _dot(d_scores.astype(queries.dtype), queries), dv
 
-        def of_head(head, carry):
+        def add_head(head, carry):
             return _visit((first, whole, partial, stop), functools.partial(visit, head), carry)
 
-        none = jnp.zeros(k.shape, jnp.float32)
-        dk, dv = jax.lax.fori_loop(0, G, of_head, (none, none))
+        zeros = jnp.zeros(k.shape, jnp.float32)
+        dk, dv = jax.lax.fori_loop(0, G, add_head, (zeros, zeros))
         dk_out[...] = (dk * (scale * math.log(2))).astype(dk_out.dtype)
         dv_out[...] = dv.astype(dv_out.dtype)
 
-    of_range = pl.BlockSpec((None, None), lambda j, b, h: (b, j))
-    of_start = pl.BlockSpec((None, T), lambda j, b, h: (b, 0))
-    of_q = pl.BlockSpec((None, T, G, H), lambda j, b, h: (b, 0, h, 0))
-    of_kv = pl.BlockSpec((None, tiles.keys, None, H), lambda j, b, h: (b, j, h, 0))
-    of_sums = pl.BlockSpec((None, G, T), lambda j, b, h: (b, h, 0))
+    range_spec = pl.BlockSpec((None, None), lambda j, b, h: (b, j))
+    start_spec = pl.BlockSpec((None, T), lambda j, b, h: (b, 0))
+    q_spec = pl.BlockSpec((None, T, G, H), lambda j, b, h: (b, 0, h, 0))
+    kv_spec = pl.BlockSpec((None, tiles.keys, None, H), lambda j, b, h: (b, j, h, 0))
+    sum_spec = pl.BlockSpec((None, G, T), lambda j, b, h: (b, h, 0))
     return pl.pallas_call(
         kernel,
         grid=(T // tiles.keys, B, K),
-        in_specs=[*[of_range] * 4, of_start, of_q, of_kv, of_kv, of_sums, of_sums, of_q],
-        out_specs=[of_kv, of_kv],
+        in_specs=[*[range_spec] * 4, start_spec, q_spec, kv_spec, kv_spec, sum_spec, sum_spec, q_spec],
+        out_specs=[kv_spec, kv_spec],
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (k, v)],
         compiler_params=triton.CompilerParams(num_warps=tiles.warps, num_stages=tiles.stages),
         interpret=interpret,
@@ -259,8 +257,8 @@ def _gradients_of_keys(q, k, v, start, log_total, mean, d_output, scale: float, 
     )(*_ranges(start, tiles, of_queries=False), start, q, k, v, log_total, mean, d_output)
 
 
-def _of_queries(tiles: Tiles, q: jax.Array, k: jax.Array) -> tuple[pl.BlockSpec, ...]:
-    """Return what a program of a tile of queries has, by its tile, row and head, of: ranges, starts, queries, keys, and sums over keys."""
+def _query_specs(tiles: Tiles, q: jax.Array, k: jax.Array) -> tuple[pl.BlockSpec, ...]:
+    """Return the block specs of a program for a tile of queries: of ranges, starts, queries, keys or values, and sums over keys."""
     (_, T, N, H), K = q.shape, k.shape[2]
     return (
         pl.BlockSpec((None, None), lambda i, b, n: (b, i)),
@@ -272,7 +270,7 @@ def _of_queries(tiles: Tiles, q: jax.Array, k: jax.Array) -> tuple[pl.BlockSpec,
 
 
 def _fitting(tiles: Tiles, q: jax.Array) -> Tiles:
-    """Return smaller tiles where a token's head is more than 256 bytes, so that they fit the shared memory all the same."""
+    """Return smaller tiles if a head of one token has more than 256 bytes, so that the tiles still fit the shared memory."""
     shrink = max(1, q.shape[-1] * q.dtype.itemsize // 256)
     return tiles._replace(queries=max(16, tiles.queries // shrink), keys=max(16, tiles.keys // shrink))
 
@@ -284,7 +282,7 @@ def _attention_forward(q, k, v, start, scale: float, interpret: bool):
 
 def _attention_backward(scale: float, interpret: bool, saved, d_output):
     q, k, v, start, output, log_total = saved
-    # Gradients of a softmax's scores: weights * (their own gradients - the mean of these under the weights).
+    # Gradient of a softmax: d_scores = weights * (d_weights - sum(weights * d_weights)), and that sum equals output . d_output.
     mean = (output.astype(jnp.float32) * d_output.astype(jnp.float32)).sum(axis=-1).swapaxes(1, 2)
     inputs = q, k, v, start, log_total, mean, d_output
     return _gradient_of_queries(*inputs, scale, interpret), *_gradients_of_keys(*inputs, scale, interpret), None

@@ -1,60 +1,66 @@
-"""Storage in 8 and 4 bits: an array -> small integers and scales, and products with what they stand for.
+"""Quantization to 8 and 4 bits: an array -> small integers and their scales, and back.
 
-8 bits: int8 with a float32 scale for each channel, by its largest magnitude. A product takes the values as they are and scales what comes
-out. A compiler that fuses the conversion into the product reads one byte per number; XLA for CPU writes the converted numbers first, and
-gains room, not speed.
+8 bits: int8 with one float32 scale per channel, set by the channel's largest magnitude. A product uses the integers directly and scales
+its result. A compiler that fuses the conversion into the product reads one byte per number. XLA for CPU writes the converted numbers to
+memory first, so on a CPU this saves memory but no time.
 
-4 bits: NF4 (QLoRA, arXiv 2305.14314), an index into 16 levels of a normal distribution with a bfloat16 scale for each tile of 64 numbers
-of the last dimension: 4.25 bits a number. Two indices lie in one uint8, since XLA for CPU widens a stack of uint4 before it slices it.
-A product takes the floats, of one matrix at a time.
+4 bits: NF4 (QLoRA, arXiv 2305.14314). Each number is an index into 16 levels of a normal distribution. Each tile of 64 numbers along the
+last dimension has one bfloat16 scale, so a number takes 4.25 bits. Two indices are packed into one uint8, because XLA for CPU widens a
+stack of uint4 before it slices it. A product dequantizes one matrix at a time.
 
-Invariant: what is stored is never trained, and no derivative keeps the floats it stands for.
+Invariant: quantized weights are never trained, and no backward pass keeps their dequantized floats.
 """
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, BFloat16, Float, Float32, Real, UInt8
 
 from s1jax.runtime.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 NF4_TILE = 64
 
 
-def quantize(x: jax.Array, axis: tuple[int, ...]) -> Any:
-    """Return `x` as a `qwix.QArray`, with one scale for all of `axis`; its `scale` has size 1 there."""
-    # Here, since machines that never quantize need not have it.
+@runtime_checkable
+class Quantized(Protocol):
+    """A quantized array, as `qwix.QArray`: int8 values, and scales of size 1 along the quantized dimension."""
+
+    qvalue: jax.Array
+    scale: jax.Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the values."""
+
+
+def quantize(x: Float[Array, "..."], axis: tuple[int, ...]) -> Quantized:
+    """Return `x` in int8, as a `qwix.QArray` whose elements along `axis` share one scale."""
+    # Imported here because importing qwix takes seconds, and most runs quantize nothing.
     import qwix
 
     channels = [i for i in range(x.ndim) if i not in axis]
     return qwix.quantize(x.astype(jnp.float32), jnp.int8, channelwise_axes=channels)
 
 
-def values_and_scale(x: Any) -> tuple[jax.Array, jax.Array | None]:
-    """Return the values of an array and, if it is quantized, its scale."""
-    return (x.qvalue, x.scale) if is_quantized(x) else (x, None)
-
-
-def is_quantized(x: Any) -> bool:
-    """Return whether an array is quantized."""
-    return hasattr(x, "qvalue")
+def values_and_scale(x: jax.Array | Quantized) -> tuple[jax.Array, jax.Array | None]:
+    """Return an array and None or, if `x` is quantized, its values and its scale."""
+    return (x.qvalue, x.scale) if isinstance(x, Quantized) else (x, None)
 
 
 def nf4_shapes(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the shapes of the values and of the scales of an array of this shape in NF4."""
+    """Return the shapes of the values and of the scales of an array of this shape in NF4.
+
+    Raises UserError if the last dimension is odd.
+    """
     tile = math.gcd(NF4_TILE, shape[-1])
     if tile % 2:
         raise UserError(f"an array of shape {shape} cannot be stored in NF4: its last dimension must be even")
     return (*shape[:-1], shape[-1] // 2), (*shape[:-1], shape[-1] // tile)
 
 
-def quantize_nf4(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def quantize_nf4(x: Float[Array, "*O I"]) -> tuple[UInt8[Array, "*O I//2"], BFloat16[Array, "*O tiles"]]:
     """Return the values of `x` in NF4, two in each uint8, and their scales; see `nf4_shapes`."""
     import qwix
 
@@ -65,8 +71,8 @@ def quantize_nf4(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return low | high << 4, q.scale.astype(jnp.bfloat16)
 
 
-def dequantize(values: jax.Array, scale: jax.Array) -> jax.Array:
-    """Return the float32 numbers that a stored matrix stands for, int8 or NF4."""
+def dequantize(values: Real[Array, "*V"], scale: Float[Array, "*S"]) -> Float32[Array, "..."]:
+    """Return the float32 numbers that int8 or NF4 values stand for."""
     scale = scale.astype(jnp.float32)
     if values.dtype == jnp.int8:
         return values.astype(jnp.float32) * scale.reshape(scale.shape + (1,) * (values.ndim - scale.ndim))

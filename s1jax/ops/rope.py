@@ -1,24 +1,20 @@
 """Rotary position embedding: positions -> rotation -> rotated queries and keys, with YaRN's extension to longer contexts.
 
-Sources: RoFormer (arXiv 2104.09864); YaRN (arXiv 2309.00071), static as in Hugging Face: where it is configured it scales short texts too.
-Invariant: angles and rotation are float32 whatever the compute dtype.
+Sources: RoFormer (arXiv 2104.09864) and YaRN (arXiv 2309.00071). YaRN is static, as in Hugging Face: it also scales short texts.
+Invariant: angles and rotation are float32 for every compute dtype.
 """
-
-from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int
 
 
 @dataclass(frozen=True)
 class YarnConfig:
-    """How YaRN stretches the context: Hugging Face's `rope_scaling` of type yarn."""
+    """YaRN's settings for a longer context: the fields of Hugging Face's `rope_scaling` of type yarn."""
 
     factor: float
     original_max_position_embeddings: int
@@ -28,40 +24,40 @@ class YarnConfig:
 
 
 class Rotation(NamedTuple):
-    """By which the pairs of every head turn at each token, YaRN's factor included."""
+    """Cosine and sine of each token's rotation angles, multiplied by YaRN's attention factor."""
 
-    cos: Float[Array, "B T H/2"]
-    sin: Float[Array, "B T H/2"]
+    cos: Float[Array, "B T H//2"]
+    sin: Float[Array, "B T H//2"]
 
 
-def rope_frequencies(head_dim: int, rope_theta: float, yarn: YarnConfig | None) -> Float[Array, " H/2"]:
-    """Return the angle per position of each dimension pair (YaRN: section 3.2, "by parts")."""
+def rope_frequencies(head_dim: int, rope_theta: float, yarn: YarnConfig | None) -> Float[Array, " {head_dim}//2"]:
+    """Return the angle per position of each dimension pair (YaRN section 3.2, "NTK-by-parts")."""
     half = head_dim // 2
     frequencies = rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     if yarn is None:
         return frequencies
 
     def dimension_of(rotations: float) -> float:
-        """Dimension pair that turns this often over the original context."""
+        """Return the dimension pair that makes this many rotations over the original context."""
         context = yarn.original_max_position_embeddings
         return half * math.log(context / (rotations * 2 * math.pi)) / math.log(rope_theta)
 
     low = max(math.floor(dimension_of(yarn.beta_fast)), 0)
     high = min(math.ceil(dimension_of(yarn.beta_slow)), head_dim - 1)
-    # 0: turns often enough to be kept as it is; 1: never completes a turn, so it is interpolated.
+    # 0: the pair rotates often enough to keep its frequency. 1: it never completes a rotation, so its frequency is interpolated.
     ramp = jnp.clip((jnp.arange(half, dtype=jnp.float32) - low) / max(high - low, 0.001), 0, 1)
     return frequencies * (1 - ramp) + frequencies / yarn.factor * ramp
 
 
 def rope_attention_factor(yarn: YarnConfig | None) -> float:
-    """Return the factor on cos and sin, 1 without YaRN (section 3.4)."""
+    """Return the factor on cos and sin: 1 without YaRN, otherwise that of YaRN section 3.4."""
     if yarn is None:
         return 1.0
     return yarn.attention_factor or (0.1 * math.log(yarn.factor) + 1.0 if yarn.factor > 1 else 1.0)
 
 
 def rotation_at(positions: Int[Array, "B T"], head_dim: int, rope_theta: float, yarn: YarnConfig | None) -> Rotation:
-    """Return the rotation of tokens at these positions, the same for all layers."""
+    """Return the rotation of tokens at these positions. It is the same for all layers."""
     angles = positions[:, :, None].astype(jnp.float32) * rope_frequencies(head_dim, rope_theta, yarn)
     factor = rope_attention_factor(yarn)
     return Rotation(jnp.cos(angles) * factor, jnp.sin(angles) * factor)

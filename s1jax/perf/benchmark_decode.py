@@ -27,7 +27,7 @@ from s1jax.decode.request import Completion, Request
 from s1jax.model.config import ModelConfig, qwen2_5
 from s1jax.model.qwen2 import init_params
 from s1jax.model.storage import store_in_int8
-from s1jax.ops.attention import CacheBackend, check_cache_backend, default_backend
+from s1jax.ops.attention import CacheBackend, check_cache_backend, default_cache_backend
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.hardware import platform
 from s1jax.runtime.sharding import MeshConfig, ShardingRules, make_mesh
@@ -198,7 +198,7 @@ def _first_tokens(decoder: Decoder, requests: Sequence[Request], num_tokens: int
 
 def backend_of(decoder: Decoder) -> str:
     """Return the name of the attention backend that a decoder uses."""
-    return decoder.attention or default_backend(platform(), over_itself=False)
+    return decoder.attention or default_cache_backend(platform())
 
 
 def step_bytes(decoder: Decoder, num_cached: int) -> int:

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from s1jax.ops.attention import Prefix, attention
-from tests.support.attention import B, H, K, N, S, T, random_mask_inputs, random_qkv
+from s1jax.ops.keys_values import KeysValues
+from tests.support.attention import B, H, K, N, S, T, over_caches, random_mask_inputs, random_qkv
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -34,14 +34,14 @@ def test_equals_a_loop_over_queries_for_any_positions_and_segments(seed):
     wanted = reference(*inputs)
     seen = ~np.isnan(wanted)
     assert seen.any()
-    np.testing.assert_allclose(np.asarray(attention(*inputs))[seen], wanted[seen], atol=2e-6)
+    np.testing.assert_allclose(np.asarray(over_caches(*inputs))[seen], wanted[seen], atol=2e-6)
 
 
 def test_a_query_is_moved_by_exactly_the_values_the_mask_lets_it_see():
     q, k, v = random_qkv()
     masks = random_mask_inputs(3)
     q_positions, kv_positions, q_segments, kv_segments = masks
-    jacobian = jax.jacobian(lambda v: attention(q, k, v, *masks).sum(axis=(2, 3)))(v)  # [B, T, B, K, S, H]
+    jacobian = jax.jacobian(lambda v: over_caches(q, k, v, *masks).sum(axis=(2, 3)))(v)  # [B, T, B, K, S, H]
     moved = np.abs(np.asarray(jacobian)).sum(axis=(3, 5)) > 0
     may = (q_segments[:, :, None] == kv_segments[:, None]) & (kv_positions[:, None] <= q_positions[:, :, None])
     sees_some = may.any(axis=-1)
@@ -56,7 +56,7 @@ def test_every_head_reads_its_own_key_and_value_head():
     inputs = (positions[:, :T] + S, positions, segments[:, :T], segments)
     for head in range(K):
         changed = v.at[:, head].add(1.0)
-        moved = np.abs(attention(q, k, changed, *inputs) - attention(q, k, v, *inputs)).max(axis=(0, 1, 3)) > 0.5
+        moved = np.abs(over_caches(q, k, changed, *inputs) - over_caches(q, k, v, *inputs)).max(axis=(0, 1, 3)) > 0.5
         np.testing.assert_array_equal(moved, np.arange(N) // (N // K) == head)
 
 
@@ -64,8 +64,8 @@ def test_the_order_of_keys_in_memory_changes_nothing():
     q, k, v = random_qkv()
     q_positions, kv_positions, q_segments, kv_segments = random_mask_inputs(1)
     shuffle = np.random.default_rng(0).permutation(S)
-    one = attention(q, k, v, q_positions, kv_positions, q_segments, kv_segments)
-    other = attention(
+    one = over_caches(q, k, v, q_positions, kv_positions, q_segments, kv_segments)
+    other = over_caches(
         q,
         k[..., shuffle],
         v[:, :, shuffle],
@@ -82,8 +82,8 @@ def test_a_query_that_sees_nothing_gives_finite_values_and_gradients():
     q, k, v = random_qkv()
     positions = np.zeros((B, S), np.int32)
     masks = (positions[:, :T], positions, np.ones((B, T), np.int32), np.full((B, S), 2, np.int32))
-    assert np.isfinite(attention(q, k, v, *masks)).all()
-    gradients = jax.grad(lambda qkv: attention(*qkv, *masks).sum())((q, k, v))
+    assert np.isfinite(over_caches(q, k, v, *masks)).all()
+    gradients = jax.grad(lambda qkv: over_caches(*qkv, *masks).sum())((q, k, v))
     assert all(np.isfinite(x).all() for x in gradients)
 
 
@@ -95,7 +95,7 @@ def test_bfloat16_inputs_have_float32_scores_and_a_bfloat16_output():
     k = k.at[:, :, 0].set(36.0)
     positions, segments = np.tile(np.arange(32, dtype=np.int32), (2, 1)), np.ones((2, 32), np.int32)
     inputs = (q, k, v, positions[:, 16:], positions, segments[:, 16:], segments)
-    output = attention(*inputs)
+    output = over_caches(*inputs)
     assert output.dtype == jnp.bfloat16
     error = np.abs(np.asarray(output, np.float64) - reference(*inputs)).max()
     assert error < 0.1  # bfloat16 resolves 0.06 at the values' largest (16)
@@ -113,14 +113,14 @@ def test_what_rows_share_in_place_counts_like_a_copy_of_their_own(shared):
     prefix_end = np.array([0, 2, 4, 5], np.int32)
     q_positions, kv_positions = (np.tile(np.arange(before, before + n, dtype=np.int32), (rows, 1)) for n in (T, S))
     ones = np.ones((rows, T), np.int32), np.ones((rows, S), np.int32)
-    prefix = Prefix(k_before, v_before, positions, segment_ids)
-    together = attention(q, k, v, q_positions, kv_positions, *ones, [prefix], prefix_end)
+    prefix = KeysValues(k_before, v_before, positions, segment_ids)
+    together = over_caches(q, k, v, q_positions, kv_positions, *ones, [prefix], prefix_end)
     seen = np.repeat(segment_ids, shared, axis=0) * (np.arange(before) < prefix_end[:, None])
     copies = [
         np.concatenate([np.repeat(x, shared, axis=0), y], axis=axis)
         for x, y, axis in ((k_before, k, 3), (v_before, v, 2))
     ]
-    wanted = attention(
+    wanted = over_caches(
         q, *copies, q_positions, np.concatenate([np.repeat(positions, shared, axis=0), kv_positions], axis=1),
         ones[0], np.concatenate([seen, ones[1]], axis=1),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The kernel over caches, interpreted, against `attention` with all scores held; what it skips; and four devices against one."""
+"""The kernel over caches, interpreted, against attention that holds all scores; what it skips; and four devices against one."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 from flax import nnx
 
 from s1jax.model.qwen2 import graphdef, init_cache, unstack
-from s1jax.ops.attention import Prefix, attention
 from s1jax.ops.cached_attention import BLOCK
+from s1jax.ops.keys_values import KeysValues
 from s1jax.ops.quantization import quantize
 from s1jax.runtime.sharding import MeshConfig, make_mesh
-from tests.support.attention import CONFIG, RULES
+from tests.support.attention import CONFIG, RULES, over_caches
 from tests.support.models import one_device, random_params
 
 pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.integration]
@@ -25,7 +25,7 @@ B, S = 4, 600  # no block divides the slots, which are two chunks
 
 
 def random_inputs(T=1, N=6, K=2, H=16, shared=(2, 4), seed=0, dtype="float32"):
-    """The arguments of `attention`, and which queries see something.
+    """The arguments of `over_caches`, and which queries see something.
 
     The rows' own slots in no order, of two segments and with free ones between; for each of `shared` a prefix whose rows serve so many.
     """
@@ -35,7 +35,7 @@ def random_inputs(T=1, N=6, K=2, H=16, shared=(2, 4), seed=0, dtype="float32"):
     own_positions = jnp.asarray(np.argsort(rng.random((B, S)), axis=1) + 100, jnp.int32)
     q_positions, q_segments, own_segments = ints(100, 400, B, T), ints(0, 3, B, T), ints(0, 3, B, S)
     prefixes = [
-        Prefix(
+        KeysValues(
             normal(B // rows, K, H, 70), normal(B // rows, K, 70, H),
             jnp.asarray(np.argsort(rng.random((B // rows, 70)), axis=1), jnp.int32), ints(0, 3, B // rows, 70),
         )
@@ -50,8 +50,8 @@ def random_inputs(T=1, N=6, K=2, H=16, shared=(2, 4), seed=0, dtype="float32"):
     return inputs, np.asarray(seen.any(axis=-1) & (q_segments > 0))
 
 
-kernel = jax.jit(functools.partial(attention, backend="pallas"))
-all_scores = jax.jit(functools.partial(attention, backend="xla"))
+kernel = jax.jit(functools.partial(over_caches, backend="pallas"))
+all_scores = jax.jit(functools.partial(over_caches, backend="xla"))
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_four_devices_give_what_one_gives_without_gathering_a_cache(N, K, shared
     k, v = place(k, of_heads), place(v, of_heads)
     prefixes = [prefix._replace(k=place(prefix.k, of_heads), v=place(prefix.v, of_heads)) for prefix in prefixes]
     with jax.set_mesh(mesh):
-        split = jax.jit(functools.partial(attention, backend="pallas", rules=RULES))
+        split = jax.jit(functools.partial(over_caches, backend="pallas", rules=RULES))
         inputs = (place(q, ("batch", None, "heads", None)), k, v, *masks, prefixes, prefix_end)
         text = split.lower(*inputs).compile().as_text()
         np.testing.assert_allclose(split(*inputs)[sees], wanted[sees], atol=1e-6)
@@ -210,5 +210,5 @@ def test_a_prompt_in_chunks_goes_through_a_model_as_with_all_scores():
 def test_only_a_gpu_has_the_kernel_by_default(platform, kernels, monkeypatch):
     monkeypatch.setattr("s1jax.ops.attention.platform", lambda: platform)
     inputs, _ = random_inputs()
-    traced = jax.make_jaxpr(lambda *inputs: attention(*inputs))(*inputs)
+    traced = jax.make_jaxpr(lambda *inputs: over_caches(*inputs))(*inputs)
     assert str(traced).count("name=cached_attention") == kernels

@@ -16,10 +16,9 @@ from s1jax.decode.load import load_decoder
 from s1jax.model import storage
 from s1jax.model.qwen2 import abstract_params, graphdef, init_cache, unstack
 from s1jax.model.storage import quantize_matrices, store_in_int8
-from s1jax.ops.attention import attention
 from s1jax.ops.quantization import dequantize, quantize, quantize_nf4
 from s1jax.runtime.sharding import MeshConfig, make_mesh
-from tests.support.attention import random_mask_inputs, random_qkv
+from tests.support.attention import over_caches, random_mask_inputs, random_qkv
 from tests.support.decoding import CONFIG, RULES, WAIT, at_point, make_decoder, make_request
 from tests.support.models import in_nf4, random_params
 
@@ -94,8 +93,8 @@ def test_attention_reads_what_the_stored_keys_and_values_stand_for():
     q, k, v = random_qkv()
     masks = random_mask_inputs()
     k, v = quantize(k, (2,)), quantize(v, (3,))
-    wanted = attention(q, dequantized(k), dequantized(v), *masks)
-    np.testing.assert_allclose(attention(q, k, v, *masks), wanted, atol=1e-5)
+    wanted = over_caches(q, dequantized(k), dequantized(v), *masks)
+    np.testing.assert_allclose(over_caches(q, k, v, *masks), wanted, atol=1e-5)
 
 
 def logits(config, params, num_tokens=6, with_cache=False):

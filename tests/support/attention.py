@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from s1jax.model.config import ModelConfig
-from s1jax.ops.attention import attention
+from s1jax.ops.attention import attention_over_caches, self_attention
+from s1jax.ops.keys_values import KeysValues
 from s1jax.runtime.sharding import ShardingRules
 
 B, T, S, N, K, H = 2, 7, 9, 6, 2, 8
@@ -35,12 +36,18 @@ def random_inputs(positions, heads=(6, 2), head_dim=16):
 
 
 def over_itself(q, k, v, positions, segment_ids, backend=None):
-    return attention(q, k, v, positions, positions, segment_ids, segment_ids, backend=backend, rules=RULES)
+    return self_attention(q, k, v, positions, segment_ids, backend=backend, rules=RULES)
+
+
+def over_caches(
+    q, k, v, q_positions, kv_positions, q_segment_ids, kv_segment_ids, prefixes=(), prefix_end=None, **options
+):
+    inputs = (q, q_positions, q_segment_ids, KeysValues(k, v, kv_positions, kv_segment_ids), prefixes, prefix_end)
+    return attention_over_caches(*jax.tree.map(jnp.asarray, inputs), **options)
 
 
 def of_all_scores(q, k, v, positions, segment_ids):
-    # Arrays of their own, as if of other tokens.
-    return attention(q, k, v, positions, positions + 0, segment_ids, segment_ids + 0, backend="xla")
+    return over_caches(q, k, v, positions, positions, segment_ids, segment_ids, backend="xla")
 
 
 def random_qkv(seed: int = 0, dtype="float32", scale: float = 1.0, sizes=(B, T, S, N, K, H)):
@@ -53,7 +60,7 @@ def random_qkv(seed: int = 0, dtype="float32", scale: float = 1.0, sizes=(B, T, 
 def random_mask_inputs(seed: int = 0):
     """Positions in no order and up to two segments and padding on both sides."""
     rng = np.random.default_rng(seed)
-    draw = lambda high, shape: rng.integers(0, high, shape).astype(np.int32)  # noqa: E731
+    draw = lambda high, shape: jnp.asarray(rng.integers(0, high, shape), jnp.int32)  # noqa: E731
     return draw(12, (B, T)), draw(12, (B, S)), draw(3, (B, T)), draw(3, (B, S))
 
 
