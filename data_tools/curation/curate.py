@@ -42,7 +42,7 @@ from s1jax.runtime.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from s1jax.decode.engine import Decoder
+    from s1jax.decode.engine import Engine
 
 Row = TrainingRow
 Reason = str | None
@@ -98,7 +98,7 @@ def curate(config: CurateConfig) -> list[tuple[str, int]]:
     if config.num < 1 or config.ngram < 1:
         raise UserError(f"--num {config.num} and --ngram {config.ngram} must be positive")
     check_paths(config)
-    from s1jax.decode.load import load_decoder
+    from s1jax.decode.load import load_engine
 
     questions = [problem.question for problem in read_problems(config.heldout)]
     rows, rejects = read_rows(config.pool)
@@ -123,8 +123,8 @@ def curate(config: CurateConfig) -> list[tuple[str, int]]:
     drop("copies", first_of_copies(rows))
     drop("decontaminated", Decontaminator(questions, config.ngram).reason)
     drop("quality", quality_reason)
-    decoder, tokenizer = load_decoder(config.model, dtype="float32")
-    solved = solved_by(decoder, tokenizer, rows, config.max_answer_tokens, config.num_rows)
+    engine, tokenizer = load_engine(config.model, dtype="float32")
+    solved = solved_by(engine, tokenizer, rows, config.max_answer_tokens, config.num_rows)
     easy = {row["id"] for row, is_solved in zip(rows, solved, strict=True) if is_solved}
     drop("difficulty", lambda row: "the base answers it rightly without thinking" if row["id"] in easy else None)
     lengths = {row["id"]: len(encode_text(tokenizer, row["thinking"])) for row in rows}
@@ -216,7 +216,7 @@ def _with_label(answer: str) -> str:
 
 
 def solved_by(
-    decoder: Decoder,
+    engine: Engine,
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Row],
     max_answer_tokens: int,
@@ -231,7 +231,7 @@ def solved_by(
     requests = [Request(tuple(encode_chat(tokenizer, row["question"])), condition, thinks=False) for row in rows]
     solved = [False] * len(rows)
     with progress(len(rows), "difficulty", "row") as bar:
-        for i, (completion,) in decoder.stream(requests, num_rows=num_rows):
+        for i, (completion,) in engine.stream(requests, num_rows=num_rows):
             text = tokenizer.decode(list(completion.tokens))
             solved[i] = grade(_with_label(str(text)), rows[i]["reference"])[1]
             bar.update()

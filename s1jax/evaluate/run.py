@@ -22,7 +22,7 @@ from typing import Any, TextIO
 
 from s1jax.data.chat import encode_prompt, encode_text, split_completion
 from s1jax.data.condition import Condition
-from s1jax.decode.load import load_decoder
+from s1jax.decode.load import load_engine
 from s1jax.decode.request import Completion, Request
 from s1jax.evaluate.conditions import DecodingConfig, EvaluateConfig, Point, Trace
 from s1jax.evaluate.problems import Problem, read_problems
@@ -86,7 +86,7 @@ def write_samples(config: DecodingConfig, traces: Sequence[Trace]) -> Path:
         if writes:
             print(f"{output} has all {num_done} rows already", file=sys.stderr)
         return output
-    decoder, tokenizer = load_decoder(
+    engine, tokenizer = load_engine(
         config.model, config.dtype, config.mesh, config.rules, config.int8, config.attention
     )
     # The longest traces begin first, so that none is left alone at the end.
@@ -95,7 +95,7 @@ def write_samples(config: DecodingConfig, traces: Sequence[Trace]) -> Path:
     requests = [_request(tokenizer, prompts[job[0].problem_id], *job, config) for job in jobs]
     for (problem, *_), request in zip(jobs, requests, strict=True):
         try:
-            decoder.check(request)
+            engine.check(request)
         except ValueError as error:
             raise UserError(f"problem {problem.problem_id}: {error}") from None
 
@@ -103,7 +103,7 @@ def write_samples(config: DecodingConfig, traces: Sequence[Trace]) -> Path:
     file = None
     with ExitStack() as stack:
         bar = stack.enter_context(progress(len(keys), "decode", "row", initial=num_done, hidden=not writes))
-        for index, completions in decoder.stream(requests, num_rows=config.num_rows):
+        for index, completions in engine.stream(requests, num_rows=config.num_rows):
             problem, trace, sample = jobs[index]
             if writes:
                 # Not before the first row, so that a run which fails earlier leaves nothing.
@@ -231,7 +231,7 @@ def _sample_row(
         num_forced_tokens=completion.num_forced,
         num_ignored=completion.num_ignored,
         num_answer_tokens=completion.num_answer,
-        finish_reason="stop" if completion.stopped else "length",
+        finish_reason="length" if completion.finish_reason == "length" else "stop",
         thinking=thinking,
         answer_text=answer_text,
         extracted=extracted,

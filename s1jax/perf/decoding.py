@@ -14,7 +14,9 @@ from s1jax.data.chat import MADE_UP_DELIMITERS
 from s1jax.data.condition import Limits
 from s1jax.decode.batch import capacity_for
 from s1jax.decode.budget import RowSettings
-from s1jax.decode.loop import Rows, advance, empty_prompts, empty_state, make_vocabulary
+from s1jax.decode.loaded import make_vocabulary
+from s1jax.decode.loop import Rows, advance, empty_state
+from s1jax.decode.prefill import empty_prompts
 from s1jax.decode.sampling import SamplingSettings
 from s1jax.evaluate.conditions import DecodingConfig
 from s1jax.model.cache import KVCache

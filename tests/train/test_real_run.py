@@ -8,8 +8,8 @@ import pytest
 from s1jax.data.chat import encode_chat, encode_prompt, find_delimiters
 from s1jax.data.examples import DataConfig
 from s1jax.data.packing import Packer
-from s1jax.decode import scheduler
-from s1jax.decode.load import load_decoder
+from s1jax.decode import load
+from s1jax.decode.load import load_engine
 from s1jax.runtime.sharding import MeshConfig
 from s1jax.train.optimizer import OptimizerConfig
 from s1jax.train.run import Preemption, TrainConfig, _Run, examples, train
@@ -59,7 +59,7 @@ def test_a_run_on_real_rows_lowers_held_out_loss_and_its_export_thinks_under_tra
 
     from s1jax.runtime.sharding import make_mesh
 
-    for module in (train, scheduler):
+    for module in (train, load):
         monkeypatch.setattr(module, "make_mesh", lambda mesh: make_mesh(mesh, jax.devices()[:1]))
 
     # Before: the same run, measured without a step.
@@ -86,9 +86,9 @@ def test_a_run_on_real_rows_lowers_held_out_loss_and_its_export_thinks_under_tra
     think = list(find_delimiters(tokenizer).think)
     opening = under_transformers(encode_chat(tokenizer, question), len(think) + 1)
     assert opening[: len(think)] == think and tokenizer.decode(opening[len(think) :]) == "\n"
-    decoder, _ = load_decoder(str(hf), "float32", MeshConfig(fsdp=-1))
+    engine, _ = load_engine(str(hf), "float32", MeshConfig(fsdp=-1))
     prompt = tuple(encode_prompt(tokenizer, question))
-    (ours,) = decoder.decode([make_request(prompt, NUM_TOKENS, max_answer_tokens=1)])
+    (ours,) = engine.decode([make_request(prompt, NUM_TOKENS, max_answer_tokens=1)])
     theirs = under_transformers(list(prompt), NUM_TOKENS)
     print(tokenizer.decode(theirs))
     assert list(ours.tokens[:NUM_TOKENS]) == theirs
