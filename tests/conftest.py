@@ -26,7 +26,7 @@ from jaxtyping import install_import_hook
 CHECKED = ["s1jax.ops", "s1jax.model"]
 install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
-from tests.support.processes import processes  # noqa: F401
+from tests.support.processes import processes  # noqa: E402, F401
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -39,7 +39,7 @@ from s1jax.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from s1jax.data.chat import ChatFormat
-    from s1jax.decode.engine import Decoder
+    from s1jax.decode.engine import Engine
 
 logger = logging.getLogger("data_tools.curation")
 
@@ -98,7 +98,7 @@ def curate(config: CurateConfig) -> list[tuple[str, int]]:
         raise UserError(f"--num {config.num} and --ngram {config.ngram} must be positive")
     check_paths(config)
     from s1jax.checkpoint.source import resolve_source
-    from s1jax.decode.load import load_decoder
+    from s1jax.decode.load import load_engine
 
     questions = [problem.question for problem in read_problems(config.heldout)]
     rows, rejects = read_rows(config.pool)
@@ -123,8 +123,8 @@ def curate(config: CurateConfig) -> list[tuple[str, int]]:
     drop("copies", first_of_copies(rows))
     drop("decontaminated", Decontaminator(questions, config.ngram).reason)
     drop("quality", quality_reason)
-    decoder, chat = load_decoder(resolve_source(config.model), dtype="float32")
-    solved = solved_by(decoder, chat, rows, config.max_answer_tokens, config.num_rows)
+    engine, chat = load_engine(resolve_source(config.model), dtype="float32")
+    solved = solved_by(engine, chat, rows, config.max_answer_tokens, config.num_rows)
     easy = {row["id"] for row, is_solved in zip(rows, solved, strict=True) if is_solved}
     drop("difficulty", lambda row: "the base model answers it rightly without thinking" if row["id"] in easy else None)
     lengths = {row["id"]: len(chat.encode_text(row["thinking"])) for row in rows}
@@ -216,7 +216,7 @@ def _with_label(answer: str) -> str:
 
 
 def solved_by(
-    decoder: Decoder,
+    engine: Engine,
     chat: ChatFormat,
     rows: Sequence[Row],
     max_answer_tokens: int,
@@ -231,7 +231,7 @@ def solved_by(
     requests = [Request(tuple(chat.encode_chat(row["question"])), condition, thinks=False) for row in rows]
     solved = [False] * len(rows)
     with progress(len(rows), "difficulty", "row") as bar:
-        for i, (completion,) in decoder.stream(requests, num_rows=num_rows):
+        for i, (completion,) in engine.stream(requests, num_rows=num_rows):
             text = chat.tokenizer.decode(list(completion.tokens))
             solved[i] = grade(_with_label(str(text)), rows[i]["reference"])[1]
             bar.update()

@@ -1,55 +1,38 @@
-"""Rows that decode together, as the host sees them: which request each serves, and what it has emitted.
+"""Sequences that decode together, as the host sees them: which request each serves, and what it has emitted so far.
 
-`RowBatch` keeps the arrays of `decode.py` on the device and a `Log` per row here; `scheduler.py` decides what is put into a row.
+`RowBatch` keeps the arrays of `loop.py` on the device and a `Log` per row on the host. `scheduler.py` decides which request gets a row.
 
-Invariant: the cache has more slots than any row that is in use has steps behind it, so that no row's tokens are overwritten; it grows
-before they would be. Where half of it would do, it shrinks, so that short rows do not pay for a long one that is gone.
+Invariant: the cache has more slots than any row in use has steps behind it, so no row's tokens are overwritten. The cache grows before
+that would happen. It shrinks when half of it is enough, so that short rows do not pay for a long one that is gone.
 """
 
 from __future__ import annotations
 
-import functools
+import bisect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
-import jax
 import numpy as np
 
 from s1jax.data.condition import Limits
-from s1jax.decode.budget import End, Phase, Vocabulary
-from s1jax.decode.loop import Prompts, advance, empty_rows, empty_state, start_rows
-from s1jax.decode.request import Completion, Request
+from s1jax.decode.budget import End, Phase
+from s1jax.decode.loaded import LoadedModel
+from s1jax.decode.loop import advance, empty_rows, empty_state, end_rows, start_rows, widen_queue
+from s1jax.decode.prefill import Prompts, round_up, round_up_finely
+from s1jax.decode.request import Completion, FinishReason, Request
 from s1jax.model.cache import KVCache, resize
-from s1jax.model.config import ModelConfig
-from s1jax.model.qwen2 import Params
-from s1jax.ops.attention import CacheBackend
 from s1jax.runtime.errors import UserError
-from s1jax.runtime.sharding import ShardingRules
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Bool
 
 SMALLEST_CAPACITY = 64
 
 
-class ReadyModel(Protocol):
-    """What rows need of a `scheduler.Decoder`."""
-
-    config: ModelConfig
-    params: Params
-    rules: ShardingRules
-    mesh: jax.sharding.Mesh
-    attention: CacheBackend | None
-    vocabulary: Vocabulary
-    allowed: Bool[Array, " V"]
-
-
 @dataclass
 class Log:
-    """What a row has emitted since the prompt."""
+    """The tokens that a row has emitted since the prompt."""
 
-    index: int
-    """Of its request."""
+    ticket: int
+    request: Request
     tokens: list[int] = field(default_factory=list)
     forced: list[bool] = field(default_factory=list)
     attempts: list[int] = field(default_factory=list)
@@ -59,42 +42,65 @@ class Log:
     num_thinking: int = 0
     num_ignored: int = 0
     num_answer: int = 0
-    stopped: bool = False
+    finish_reason: FinishReason = "unfinished"
     phase: Phase = Phase.THINK
 
     def fork(self, end: End) -> Log:
         """Return the log of a fork that takes over the tokens before `end`."""
         n = end.num_thinking
         return Log(
-            self.index, self.tokens[:n], self.forced[:n], [], self.logprobs[:n], self.end_logprobs[:n],
+            self.ticket, self.request, self.tokens[:n], self.forced[:n], [], self.logprobs[:n], self.end_logprobs[:n],
             num_thinking=n, num_ignored=end.num_ignored,
         )  # fmt: skip
+
+    def cut_at_stop_string(self, to_text: Callable[[Sequence[int]], str]) -> bool:
+        """Cut the answer after the first token with which its text contains a stop string; return whether there is one.
+
+        The cut depends on the answer alone, not on how many of its tokens were there at an earlier look: if the text of some first
+        tokens contains a string, so does the text of more.
+        """
+        begin = len(self.tokens) - self.num_answer - (self.finish_reason == "stop")
+        answer = self.tokens[begin : begin + self.num_answer]
+
+        def contains_stop(num_tokens: int) -> bool:
+            text = to_text(answer[:num_tokens])
+            return any(stop in text for stop in self.request.stop)
+
+        if not contains_stop(len(answer)):
+            return False
+        self.num_answer = bisect.bisect_left(range(len(answer) + 1), True, key=contains_stop)
+        for emitted in (self.tokens, self.forced, self.logprobs, self.end_logprobs):
+            del emitted[begin + self.num_answer :]
+        self.finish_reason, self.phase = "stop_string", Phase.DONE
+        return True
 
     def completion(self) -> Completion:
         """Return the log as a completion."""
         return Completion(
-            tuple(self.tokens), tuple(self.forced), self.num_thinking, self.num_ignored, self.num_answer, self.stopped,
-            tuple(self.logprobs), tuple(self.end_logprobs),
+            tuple(self.tokens), tuple(self.forced), self.num_thinking, self.num_ignored, self.num_answer,
+            self.finish_reason, tuple(self.logprobs), tuple(self.end_logprobs),
         )  # fmt: skip
 
 
 class RowBatch:
-    """Rows that decode together, with what the host knows of each."""
+    """Rows that decode together, each with its log."""
 
-    def __init__(self, decoder: ReadyModel, num_rows: int, most_tokens: int, ignore_width: int, scores: bool):
-        self.decoder, self.scores = decoder, scores
-        self.most_capacity = capacity_for(most_tokens)
+    def __init__(self, model: LoadedModel, num_rows: int, max_tokens: int, ignore_width: int, scores: bool):
+        self.model, self.scores = model, scores
+        self.max_capacity = capacity_for(max_tokens)
         self.logs: list[Log | None] = [None] * num_rows
-        self.static = dict(config=decoder.config, rules=decoder.rules)
+        """The log of each row in use: one that decodes, or that is done and must keep its tokens."""
         self.state = empty_state(
-            decoder.vocabulary,
-            **self.static,
+            model.vocabulary,
+            **model.static,
             num_rows=num_rows,
             capacity=self._capacity_for(0),
             ignore_width=ignore_width,
         )
         self.rows = empty_rows(num_rows, ignore_width)
         self.starts, self.phase = np.zeros(num_rows, bool), np.zeros(num_rows, np.int32)
+        self.ends = np.zeros(num_rows, bool)
+        """Rows that the host ended, as the device does not know yet."""
         self.ages = np.zeros(num_rows, np.int32)
         """Steps since each row began."""
         self.num_thinking, self.last_token = np.zeros(num_rows, np.int32), np.zeros(num_rows, np.int32)
@@ -105,13 +111,24 @@ class RowBatch:
         return [row for row, log in enumerate(self.logs) if log is not None and log.phase != Phase.DONE]
 
     def _capacity_for(self, oldest: int) -> int:
-        """Return the slots that a cache needs for one more step of rows with at most so many behind them."""
-        return min(round_up(oldest + 1, 2 * SMALLEST_CAPACITY), self.most_capacity)
+        """Return the slots that a cache needs for one more step of rows that are at most `oldest` steps old."""
+        return min(round_up(oldest + 1, 2 * SMALLEST_CAPACITY), self.max_capacity)
 
-    def start(self, row: int, request: Request, log: Log, limits: Limits, phase: Phase) -> None:
-        """Put a request into a row, to begin after what `log` holds."""
+    def allow(self, max_tokens: int, ignore_width: int) -> None:
+        """Make room for requests of so many tokens and so long ignore strings, beside those that decode."""
+        self.max_capacity = max(self.max_capacity, capacity_for(max_tokens))
+        settings, row = self.rows.settings, self.state.row
+        if (more := ignore_width - settings.ignore_ids.shape[1]) > 0:
+            ignore_ids: Any = np.pad(settings.ignore_ids, ((0, 0), (0, more)))
+            self.rows = self.rows._replace(settings=settings._replace(ignore_ids=ignore_ids))
+            queue = widen_queue(row.queue, width=ignore_width, rules=self.model.rules)
+            self.state = self.state._replace(row=row._replace(queue=queue))
+
+    def start(self, row: int, log: Log, limits: Limits, phase: Phase) -> None:
+        """Let a row decode what comes after the tokens of `log`."""
         self.logs[row] = log
-        settings, sampling, count = self.rows.settings, self.rows.sampling, len(log.tokens)
+        request, count = log.request, len(log.tokens)
+        settings, sampling = self.rows.settings, self.rows.sampling
         (settings.max_thinking_tokens[row], settings.min_thinking_tokens[row], settings.num_ignore[row]) = limits
         settings.ignore_ids[row, : len(request.ignore_ids)] = request.ignore_ids
         settings.ignore_length[row] = len(request.ignore_ids)
@@ -122,39 +139,52 @@ class RowBatch:
         self.rows.prefix_end[row] = len(request.prompt) + count
         self.starts[row], self.phase[row], self.num_thinking[row], self.ages[row] = True, phase, count, 0
         self.last_token[row] = log.tokens[-1] if log.tokens else 0
+        self.ends[row] = False
         log.phase = phase
 
-    def run(self, prompts: Prompts, prefixes: tuple[KVCache, ...], most_steps: int, most_new_done: int) -> None:
-        """Let the rows decode for some steps, or until so many of them are done, and read what they emitted."""
-        decoder, live = self.decoder, self.live
+    def free(self, row: int) -> None:
+        """Drop a row's log, and its work if it still decodes."""
+        self.starts[row], self.ends[row], self.logs[row] = False, True, None
+
+    def run(self, prompts: Prompts, prefixes: tuple[KVCache, ...], max_steps: int, max_new_done: int) -> None:
+        """Decode for `max_steps` steps, or until `max_new_done` rows have become done, and log what the rows emitted.
+
+        Raises UserError if a hidden state is not finite.
+        """
+        model, live = self.model, self.live
         if self.starts.any():
             self.state = start_rows(
-                decoder.vocabulary, self.rows, prompts, self.state,
-                self.starts, self.phase, self.num_thinking, self.last_token, rules=decoder.rules,
+                model.vocabulary, self.rows, prompts, self.state,
+                self.starts, self.phase, self.num_thinking, self.last_token, rules=model.rules,
             )  # fmt: skip
-            # Not in place: the device may still read the old one.
+            # Not in place: the device may still read the old array.
             self.starts = np.zeros_like(self.starts)
+        if self.ends.any():
+            phase = end_rows(self.state.row.phase, self.ends, rules=model.rules)
+            self.state = self.state._replace(row=self.state.row._replace(phase=phase))
+            self.ends = np.zeros_like(self.ends)
         oldest = max(int(self.ages[row]) for row, log in enumerate(self.logs) if log is not None)
         capacity, held = self._capacity_for(oldest), self.state.cache.capacity
         if capacity > held or 2 * capacity <= held:
-            self.state = self.state._replace(cache=resize(self.state.cache, capacity, decoder.rules))
-        state = self.state = advance(
-            decoder.params, decoder.vocabulary, decoder.allowed, self.rows, prefixes, self.state,
-            np.int32(min(most_steps, self.state.cache.capacity - oldest)),
-            np.int32(len(self.logs) - len(live) + most_new_done),
-            **self.static, scores=self.scores, attention=decoder.attention,
+            self.state = self.state._replace(cache=resize(self.state.cache, capacity, model.rules))
+        self.state = advance(
+            model.params, model.vocabulary, model.allowed, self.rows, prefixes, self.state,
+            np.int32(min(max_steps, self.state.cache.capacity - oldest)),
+            np.int32(len(self.logs) - len(live) + max_new_done),
+            **model.static, scores=self.scores, attention=model.attention,
         )  # fmt: skip
-        told = (state.emitted, state.row, state.num_emitted, state.num_steps, state.is_finite)
-        emitted, row, num_emitted, num_steps, is_finite = _fetch(told, decoder.mesh)
+        self._read(live)
+
+    def _read(self, live: Sequence[int]) -> None:
+        """Append to the logs what the live rows emitted in the last call of `advance`."""
+        state = self.state
+        emitted, row, num_emitted, num_steps, is_finite = self.model.fetch(
+            (state.emitted, state.row, state.num_emitted, state.num_steps, state.is_finite)
+        )
         self.ages += num_steps
         for i in live:
             log = self.logs[i]
             assert log is not None
-            if not is_finite[i]:
-                raise UserError(
-                    f"the model gives NaN or infinity for request {log.index}: its weights are "
-                    f"damaged, or too large for {decoder.config.dtype}"
-                )
             begin, new = len(log.tokens), slice(0, int(num_emitted[i]) - len(log.tokens))
             log.tokens += emitted.tokens[i, new].tolist()
             log.forced += emitted.forced[i, new].tolist()
@@ -164,35 +194,20 @@ class RowBatch:
                 log.end_logprobs += emitted.end_logprobs[i, new].tolist()
             log.num_thinking, log.num_answer = int(row.num_thinking[i]), int(row.num_answer[i])
             log.num_ignored += int(emitted.ignored[i, new].sum())
-            log.stopped, log.phase = bool(row.stopped[i]), Phase(int(row.phase[i]))
+            log.phase = Phase(int(row.phase[i]))
+            if log.phase == Phase.DONE:
+                log.finish_reason = "stop" if row.stopped[i] else "length"
+            if log.request.stop and log.num_answer:
+                assert self.model.to_text is not None
+                self.ends[i] = log.cut_at_stop_string(self.model.to_text)
+        damaged = [log.ticket for i in live if not is_finite[i] and (log := self.logs[i])]
+        if damaged:
+            raise UserError(
+                f"the model gives NaN or infinity for request {damaged[0]}: its weights are "
+                f"damaged, or too large for {self.model.config.dtype}"
+            )
 
 
-def _fetch(tree: Any, mesh: jax.sharding.Mesh) -> Any:
-    """Bring arrays to the host, to every one of several."""
-    return jax.device_get(_replicate(mesh)(tree) if jax.process_count() > 1 else tree)
-
-
-@functools.cache
-def _replicate(mesh: jax.sharding.Mesh) -> Any:
-    return jax.jit(lambda x: x, out_shardings=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
-
-
-def capacity_for(most_tokens: int) -> int:
-    """Return the slots of the cache of rows of at most so many tokens, once it has grown."""
-    return max(SMALLEST_CAPACITY, round_up_finely(most_tokens, SMALLEST_CAPACITY // 2))
-
-
-def power_of_two(n: int) -> int:
-    """Return the power of two at or above `n`."""
-    return 1 << (n - 1).bit_length()
-
-
-def round_up(n: int, smallest: int = SMALLEST_CAPACITY) -> int:
-    """Return the power of two times `smallest` at or above `n`."""
-    return smallest * power_of_two(-(-n // smallest))
-
-
-def round_up_finely(n: int, smallest: int = 1) -> int:
-    """Return the power of two times `smallest`, or one and a half of one (from twice `smallest` on), at or above `n`."""
-    n = -(-n // smallest)
-    return smallest * min(power_of_two(n), 3 * power_of_two(-(-n // 3)))
+def capacity_for(max_tokens: int) -> int:
+    """Return the slots per row that a cache for rows of at most `max_tokens` tokens grows to."""
+    return max(SMALLEST_CAPACITY, round_up_finely(max_tokens, SMALLEST_CAPACITY // 2))

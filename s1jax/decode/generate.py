@@ -1,11 +1,10 @@
-"""One question to one model: a budget-forced answer, streamed as it is decoded, with thinking, injected text and answer told apart."""
+"""Generate: one question to one model -> a budget-forced answer, streamed with thinking, injected text and answer marked."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TextIO
 
@@ -14,7 +13,7 @@ import tyro
 from s1jax.checkpoint.source import resolve_source
 from s1jax.data.chat import check_text
 from s1jax.data.condition import Condition, check_integer
-from s1jax.decode.load import load_decoder
+from s1jax.decode.load import load_engine
 from s1jax.decode.request import Completion, Request
 from s1jax.ops.attention import CacheBackend
 from s1jax.runtime.command import counted
@@ -36,30 +35,27 @@ class GenerateConfig:
     )
     """How to think and answer."""
     seed: int = 0
-    """What tokens are drawn from at a temperature above 0."""
+    """Seed of the random draws at a temperature above 0."""
     attention: CacheBackend | None = None
-    """What computes attention over caches; default: `pallas` on a GPU, elsewhere `xla`, for which any card's shared memory will do."""
+    """Backend of attention over caches. Default: `pallas` on a GPU, `xla` elsewhere. `xla` fits any card's shared memory."""
 
 
 def generate(config: GenerateConfig, out: TextIO) -> Completion:
-    """Decode the answer, streaming its text to `out` and a summary to standard error."""
+    """Decode the answer and return it. Its text is streamed to `out`, a summary goes to standard error."""
     condition = config.condition
     check_integer("seed", config.seed)
     check_text("the prompt", config.prompt)
     source = resolve_source(config.model)
-    decoder, chat = load_decoder(source, condition.dtype, int8=condition.int8, attention=config.attention)
+    engine, chat = load_engine(source, condition.dtype, int8=condition.int8, attention=config.attention, num_rows=1)
     prompt, ignore_ids = chat.encode_prompt(config.prompt), chat.encode_text(condition.ignore_text)
     request = Request(tuple(prompt), condition, tuple(ignore_ids), seed=config.seed)
-    decoder.check(request)
+    ticket = engine.submit(request)
     stream = TranscriptStream(chat.tokenizer, out)
-
-    def show(completions: Mapping[int, Completion]) -> None:
-        if completions:
-            stream.show(completions[0])
-
     started = time.monotonic()
     try:
-        (completion,) = decoder.decode([request], steps_per_call=STEPS_PER_UPDATE, on_progress=show)
+        while not (finished := engine.step(STEPS_PER_UPDATE)):
+            stream.show(engine.progress()[ticket])
+        ((_, (completion,)),) = finished
         seconds = time.monotonic() - started
         stream.show(completion, whole=True)
     finally:
@@ -77,7 +73,7 @@ def generate(config: GenerateConfig, out: TextIO) -> Completion:
 class TranscriptStream:
     """Writes a growing completion as text: thinking dim, injected text marked, the answer under its own heading.
 
-    On a terminal the parts are told apart by colour; elsewhere, or with NO_COLOR set, injected text is put in [[double brackets]].
+    On a terminal colours mark the parts. Elsewhere, or if NO_COLOR is set, injected text stands in [[double brackets]].
     """
 
     def __init__(self, tokenizer: Any, out: TextIO):
@@ -90,9 +86,9 @@ class TranscriptStream:
         self.answered = False
 
     def show(self, completion: Completion, whole: bool = False) -> None:
-        """Write the tokens that came since the last call; a character or forced string that is not yet whole waits for its rest.
+        """Write the tokens that came since the last call. An incomplete character or forced string waits for its rest.
 
-        With `whole` nothing more will come.
+        `whole` says that no more tokens will come.
         """
         while self.shown < len(completion.tokens):
             kind = self._kind(completion, self.shown)
@@ -101,7 +97,7 @@ class TranscriptStream:
                 end += 1
             growing = end == len(completion.tokens) and not whole
             if growing and kind in ("injected", "delimiter"):
-                break  # it is marked as a whole, once the token after it is there
+                break  # it is marked as a whole, when the token after it has come
             text = self._text(completion, end, kind)
             while growing and text.endswith("\ufffd"):
                 end -= 1
@@ -125,7 +121,7 @@ class TranscriptStream:
 
     @staticmethod
     def _kind(completion: Completion, index: int) -> str:
-        """Return what a token is part of: thinking, injected (into the thinking), delimiter or answer."""
+        """Return the part that a token belongs to: thinking, injected (into the thinking), delimiter or answer."""
         if index < completion.num_thinking:
             return "injected" if completion.forced[index] else "thinking"
         return "delimiter" if completion.forced[index] else "answer"

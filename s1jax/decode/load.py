@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 
 import jax
 
 from s1jax.checkpoint.source import Source, load_model, load_tokenizer
 from s1jax.data.chat import ChatFormat
-from s1jax.decode.engine import Decoder
+from s1jax.decode.engine import Engine
+from s1jax.decode.loaded import place_model
 from s1jax.model.storage import Storage, with_int8
 from s1jax.ops.attention import CacheBackend
 from s1jax.runtime.precision import Int8
@@ -19,19 +21,21 @@ from s1jax.runtime.sharding import DECODING_MESH, MeshConfig, ShardingRules, mak
 logger = logging.getLogger(__name__)
 
 
-def load_decoder(
+def load_engine(
     source: Source,
     dtype: str = "bfloat16",
     mesh: MeshConfig = DECODING_MESH,
     rules: ShardingRules | None = None,
     int8: tuple[Int8, ...] = (),
     attention: CacheBackend | None = None,
-) -> tuple[Decoder, ChatFormat]:
+    num_rows: int = 8,
+) -> tuple[Engine, ChatFormat]:
     """Load a model onto a mesh. Return an engine that decodes with it, and the format that encodes its prompts.
 
     `dtype` is the dtype of weights and computation, `int8` says what is stored in 8 bits instead, and `attention` chooses the backend of
     attention over caches (None: the default of the hardware). In `mesh`, `data` and `tensor` may both be -1: `share_out` then divides the
     devices between them.
+    `num_rows` is the number of rows for `Engine.submit`; streams choose their own.
     Raises UserError if the tokenizer lacks the delimiters or does not belong to the model.
     """
     rules = rules or ShardingRules()
@@ -50,4 +54,9 @@ def load_decoder(
     store: Storage | None = "int8" if "weights" in int8 else None
     config, params = load_model(source, device_mesh, rules, "per_layer", dtype=dtype, param_dtype=dtype, store=store)
     config = with_int8(config, int8)
-    return Decoder(config, params, rules, device_mesh, chat.delimiters, chat.newline_ids, attention), chat
+
+    def to_text(ids: Sequence[int]) -> str:
+        return str(chat.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    placed = place_model(config, params, rules, device_mesh, chat.delimiters, chat.newline_ids, attention, to_text)
+    return Engine(placed, num_rows), chat

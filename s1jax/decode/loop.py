@@ -1,19 +1,18 @@
-"""Budget-forced decoding on the device: `prefill` of prompts, then `advance`, one compiled `lax.while_loop` over rows of any settings.
+"""Budget-forced decoding on the device: `advance` decodes sequences in one compiled `lax.while_loop`.
 
-Every step of the loop turns the last hidden states into logits, draws a token per row (`sampling.py`), asks `budget.transition` which token
-to emit, and runs the model on it. Budgets, ignore strings and sampling settings are [B] arrays, so none of them recompiles anything, and
-nothing goes to the host per token. A row's own tokens lie in its slots of the cache; what came before them (the prompt, and for a forked
-answer the trace) is read in place from caches it shares with its neighbours. `scheduler.py` decides which request sits in which row.
+Each step of the loop computes logits from the last hidden states and draws one token per sequence (`sampling.py`). `budget.transition` then
+decides which token to emit, and the model runs on it. Budgets, ignore strings and sampling settings are [B] arrays. So none of them
+recompiles anything, and no token goes to the host before the call ends. A sequence's own tokens lie in its slots of the cache. What came
+before them (the prompt, and for a forked answer the trace) is read in place from caches that neighbouring sequences share.
 
-Invariant: a row's tokens depend on its own prompt, settings and (seed, problem, sample) only, never on its batch-mates or its slot.
-So far as rounding allows: programs of other shapes may differ in a number's last bit. In float32 no test saw that become a token, nor in
-bfloat16 (a small model's forks on a CPU); with a cache in 8 bits it now and then does.
+Invariant: a sequence's tokens depend only on its own prompt, settings and (seed, problem, sample), never on its neighbours or its slot.
+This holds up to rounding: programs of other shapes may differ in the last bit of a number. In float32 no test saw such a bit change a
+token, nor in bfloat16 (forks of a small model on a CPU). With a cache in 8 bits it sometimes does.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -21,100 +20,63 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from s1jax.data.chat import Delimiters
 from s1jax.decode import budget, sampling
 from s1jax.decode.budget import Phase, RowSettings, RowState, Vocabulary
+from s1jax.decode.prefill import Prompts
 from s1jax.decode.sampling import SamplingSettings
 from s1jax.model.cache import KVCache, pin, with_row, without_row
 from s1jax.model.config import ModelConfig
 from s1jax.model.qwen2 import Params, graphdef, init_cache
 from s1jax.ops.attention import CacheBackend
-from s1jax.runtime.errors import UserError
 from s1jax.runtime.sharding import ShardingRules
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
 
-# Columns of `Emitted`: the most steps of one call.
-MOST_STEPS = 256
-
-
-class Prompts(NamedTuple):
-    """Prefilled prompts, P of them, each for B / P consecutive rows."""
-
-    cache: KVCache
-    hidden: Float[Array, "P D"]
-    """Final hidden state of each prompt's last token."""
-    last_token: Int[Array, " P"]
-    length: Int[Array, " P"]
+MAX_STEPS = 256
+"""Steps of one call of `advance` at most, and so the columns of `Emitted`."""
 
 
 class Rows(NamedTuple):
-    """What each row is to do; all but `seeds` may differ at every call."""
+    """Settings of each sequence. All but `seeds` may change from call to call."""
 
     settings: RowSettings
     sampling: SamplingSettings
     seeds: Int[Array, "B 3"]
-    """Seed, problem and sample: what the randomness of a row is drawn from."""
+    """Seed, problem and sample: the only sources of a sequence's randomness."""
     prefix_end: Int[Array, " B"]
-    """Of what came before, the row sees what lies before this position."""
+    """Exclusive end, in positions, of the part of the prefixes that the sequence may attend to."""
 
 
 class Emitted(NamedTuple):
-    """What a call emitted: column i is its step i. A row's tokens are the columns up to where it was done."""
+    """What one call of `advance` emitted. Column i is step i. A sequence that is done at step i emits nothing from column i on."""
 
     tokens: Int[Array, "B C"]
     forced: Bool[Array, "B C"]
     ignored: Bool[Array, "B C"]
     """Whether the step ignored an attempt to end thinking."""
     logprobs: Float[Array, "B C"]
-    """Of the emitted tokens, 0 where forced; zeros unless asked for, as `end_logprobs`."""
+    """Log-probability of each emitted token, 0 if it was forced. All zeros without `scores`, like `end_logprobs`."""
     end_logprobs: Float[Array, "B C"]
-    """Of all ids that end thinking together."""
+    """Log-probability of drawing any id that ends thinking."""
 
 
 class DecodeState(NamedTuple):
-    """The carry of the loop."""
+    """State of all sequences: the carry of the loop."""
 
     cache: KVCache
     hidden: Float[Array, "B D"]
-    """Final hidden state of each row's last token."""
+    """Final hidden state of each sequence's last token."""
     position: Int[Array, " B"]
-    """Where each row's next token goes."""
+    """Position of each sequence's next token."""
     num_emitted: Int[Array, " B"]
-    """Tokens since the prompt: what the draw of the next one is folded with."""
+    """Tokens since the prompt. The draw of the next token is keyed by this number."""
     row: RowState
     num_steps: Int[Array, ""]
-    """Steps of this call."""
+    """Steps of this call so far."""
     is_finite: Bool[Array, " B"]
-    """Whether each row's hidden states were, as long as it was decoding."""
+    """Whether all hidden states were finite while the sequence was decoding."""
     emitted: Emitted
-
-
-def make_vocabulary(
-    delimiters: Delimiters, ends_in_newline: Bool[np.ndarray, " num_tokens"], vocab_size: int
-) -> tuple[Vocabulary, Bool[Array, " V"]]:
-    """Return what budget forcing knows of a tokenizer, and the mask of ids that exist in it.
-
-    `vocab_size` is the model's, at least the tokenizer's `len(ends_in_newline)`; the ids in between have no text and are never drawn.
-    """
-    num_tokens = len(ends_in_newline)
-    if num_tokens > vocab_size:
-        raise UserError(f"the tokenizer has {num_tokens} ids, the model only {vocab_size}: they don't belong together")
-
-    def one_hot(ids: Sequence[int]) -> jax.Array:
-        return jnp.zeros(vocab_size, bool).at[jnp.array(ids)].set(True)
-
-    vocabulary = Vocabulary(
-        ends_thinking=one_hot(delimiters.end_thinking),
-        ends_answer=one_hot(delimiters.end_answer),
-        ends_in_newline=jnp.pad(jnp.array(ends_in_newline), (0, vocab_size - num_tokens)),
-        answer=jnp.array(delimiters.answer, jnp.int32),
-        newline=jnp.array(delimiters.newline, jnp.int32),
-        final_answer=jnp.array(delimiters.final_answer, jnp.int32),
-        pad=jnp.array(delimiters.pad, jnp.int32),
-    )
-    return vocabulary, jnp.arange(vocab_size) < num_tokens
 
 
 def empty_rows(num_rows: int, ignore_width: int) -> Rows:
@@ -137,53 +99,6 @@ def empty_rows(num_rows: int, ignore_width: int) -> Rows:
     )
 
 
-@functools.partial(jax.jit, static_argnames=("config", "rules", "num_prompts", "capacity"))
-def empty_prompts(*, config: ModelConfig, rules: ShardingRules, num_prompts: int, capacity: int) -> Prompts:
-    """Return room for prompts of at most `capacity` tokens."""
-    zeros = jnp.zeros(num_prompts, jnp.int32)
-    hidden = jnp.zeros((num_prompts, config.embed_dim), config.dtype)
-    return pin(Prompts(init_cache(config, num_prompts, capacity, rules), hidden, zeros, zeros), rules)
-
-
-@functools.partial(jax.jit, static_argnames=("config", "rules", "attention"), donate_argnames="prompts")
-def prefill(
-    params: Params,
-    prompts: Prompts,
-    tokens: Int[Array, "P T"],
-    lengths: Int[Array, " P"],
-    *,
-    config: ModelConfig,
-    rules: ShardingRules,
-    attention: CacheBackend | None = None,
-) -> Prompts:
-    """Run the model on the next T tokens of right-padded prompts of these lengths; `prompts` holds what came before, and is donated."""
-    P, T = tokens.shape
-    model = nnx.merge(graphdef(config, rules, "per_layer"), params)
-    begin = prompts.cache.num_written
-    positions = jnp.broadcast_to(begin + jnp.arange(T, dtype=jnp.int32), (P, T))
-    segment_ids = (positions < lengths[:, None]).astype(jnp.int32)
-    hidden, cache = model(tokens, positions, segment_ids, prompts.cache, attention=attention)
-    last = (lengths - 1 - begin)[:, None].clip(0, T - 1)
-    is_here = (lengths > begin) & (lengths <= begin + T)
-    prompts = Prompts(
-        cache=cache,
-        hidden=jnp.where(is_here[:, None], jnp.take_along_axis(hidden, last[:, :, None], axis=1)[:, 0], prompts.hidden),
-        last_token=jnp.where(is_here, jnp.take_along_axis(tokens, last, axis=1)[:, 0], prompts.last_token),
-        length=lengths,
-    )
-    return pin(prompts, rules)
-
-
-@functools.partial(jax.jit, static_argnames="rules", donate_argnames="prompts")
-def put_prompts(prompts: Prompts, new: Prompts, places: Int[Array, " M"], *, rules: ShardingRules) -> Prompts:
-    """Put prompts into these places; one whose place is past the end is left out. `prompts` is donated."""
-
-    def put(held: jax.Array, added: jax.Array) -> jax.Array:
-        return held.at[places].set(added, mode="drop") if held.ndim else held
-
-    return pin(jax.tree.map(put, prompts, new), rules)
-
-
 @functools.partial(jax.jit, static_argnames=("config", "rules", "num_rows", "capacity", "ignore_width"))
 def empty_state(
     vocabulary: Vocabulary,
@@ -194,7 +109,7 @@ def empty_state(
     capacity: int,
     ignore_width: int,
 ) -> DecodeState:
-    """Return a state whose rows are all done, with room for `capacity` tokens a row and ignore strings of `ignore_width`."""
+    """Return a state whose sequences are all done, with `capacity` slots each and room for ignore strings of `ignore_width` ids."""
     B = num_rows
     ints = jnp.zeros(B, jnp.int32)
     settings = RowSettings(ints, ints, ints, jnp.zeros((B, ignore_width), jnp.int32), ints, ints)
@@ -213,7 +128,7 @@ def empty_state(
 
 
 def _nothing_emitted(num_rows: int) -> Emitted:
-    ints, floats = (jnp.zeros((num_rows, MOST_STEPS), dtype) for dtype in (jnp.int32, jnp.float32))
+    ints, floats = (jnp.zeros((num_rows, MAX_STEPS), dtype) for dtype in (jnp.int32, jnp.float32))
     return Emitted(ints, ints > 0, ints > 0, floats, floats)
 
 
@@ -230,10 +145,10 @@ def start_rows(
     *,
     rules: ShardingRules,
 ) -> DecodeState:
-    """Let the rows that `starts` names begin anew in `phase` after `num_thinking` tokens, the others go on. `state` is donated.
+    """Start the sequences that `starts` names: in `phase`, after `num_thinking` tokens. The others stay as they are. `state` is donated.
 
-    A row at 0 tokens begins after its prompt. A later one is a fork, whose first tokens are forced: it needs no hidden state, but the
-    `last_token` of its trace.
+    A sequence with 0 tokens starts after its prompt. One with more is a fork. A fork's first tokens are forced, so it needs no hidden
+    state, only the `last_token` of its trace.
     """
     per_prompt = starts.shape[0] // prompts.length.shape[0]
     length, prompt_token, hidden = (
@@ -251,8 +166,21 @@ def start_rows(
         position=pick(length + num_thinking, state.position),
         num_emitted=pick(num_thinking, state.num_emitted),
         row=jax.tree.map(pick, new, state.row),
+        is_finite=starts | state.is_finite,
     )
     return pin(state, rules)
+
+
+@functools.partial(jax.jit, static_argnames="rules")
+def end_rows(phase: Int[Array, " B"], ends: Bool[Array, " B"], *, rules: ShardingRules) -> Int[Array, " B"]:
+    """Return the phases with the sequences that `ends` names done. Their caches stay as they are."""
+    return pin(jnp.where(ends, Phase.DONE, phase), rules)
+
+
+@functools.partial(jax.jit, static_argnames=("width", "rules"))
+def widen_queue(queue: Int[Array, "B Q"], *, width: int, rules: ShardingRules) -> Int[Array, "B W"]:
+    """Return the queues of forced ids with room for `width` ids, or as they are if they have it."""
+    return pin(jnp.pad(queue, ((0, 0), (0, max(0, width - queue.shape[1])))), rules)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "rules", "scores", "attention"), donate_argnames="state")
@@ -263,17 +191,18 @@ def advance(
     rows: Rows,
     prefixes: tuple[KVCache, ...],
     state: DecodeState,
-    most_steps: Int[Array, ""],
-    most_done: Int[Array, ""],
+    max_steps: Int[Array, ""],
+    max_done: Int[Array, ""],
     *,
     config: ModelConfig,
     rules: ShardingRules,
     scores: bool = False,
     attention: CacheBackend | None = None,
 ) -> DecodeState:
-    """Decode until every row is done, `most_steps` steps are made or `most_done` rows are done; the state is donated.
+    """Decode until all sequences are done, or `max_done` of them, or for `max_steps` steps; return the new state. `state` is donated.
 
-    `prefixes` are what came before the rows' own tokens (`attention.Prefix`). With `scores` the log-probabilities are kept too.
+    `prefixes` are the caches of what came before the sequences' own tokens (`attention.py`). With `scores` the log-probabilities are
+    kept too.
     """
     model = nnx.merge(graphdef(config, rules, "per_layer"), params)
     row_keys = sampling.row_keys(*rows.seeds.T)
@@ -281,7 +210,7 @@ def advance(
 
     def unfinished(state: DecodeState) -> jax.Array:
         num_done = jnp.sum(state.row.phase == Phase.DONE)
-        return (num_done < rows.seeds.shape[0]) & (num_done < most_done) & (state.num_steps < most_steps)
+        return (num_done < rows.seeds.shape[0]) & (num_done < max_done) & (state.num_steps < max_steps)
 
     def step(state: DecodeState) -> DecodeState:
         state = state._replace(cache=with_row(state.cache))
@@ -290,13 +219,13 @@ def advance(
         token, redraw = sampling.draw(logits, masks, keys, rows.sampling)
         token, forced, row = budget.transition(vocabulary, rows.settings, state.row, token, redraw)
         live = (state.row.phase != Phase.DONE).astype(jnp.int32)
-        told = [token, forced, row.num_ignored > state.row.num_ignored]
+        new = [token, forced, row.num_ignored > state.row.num_ignored]
         if scores:
             of_token, of_end = _log_probabilities(logits, allowed, vocabulary.ends_thinking, token)
-            told += [jnp.where(forced, 0, of_token), of_end]
+            new += [jnp.where(forced, 0, of_token), of_end]
         written = [
-            jax.lax.dynamic_update_slice_in_dim(held, new[:, None], state.num_steps, axis=1)
-            for held, new in zip(state.emitted, told, strict=False)
+            jax.lax.dynamic_update_slice_in_dim(held, column[:, None], state.num_steps, axis=1)
+            for held, column in zip(state.emitted, new, strict=False)
         ]
         now = (token[:, None], state.position[:, None], live[:, None])
         hidden, cache = model(*now, state.cache, prefixes, rows.prefix_end, attention=attention)
@@ -317,7 +246,7 @@ def advance(
 
 
 def _log_probabilities(logits, allowed, ends_thinking, token) -> tuple[jax.Array, jax.Array]:
-    """Return the log-probabilities [B] of the tokens, and of all ids that end thinking together."""
+    """Return the log-probabilities [B] of the tokens, and of drawing any id that ends thinking."""
     logprobs = jax.nn.log_softmax(jnp.where(allowed, logits, sampling.NEVER), axis=-1)
     of_token = jnp.take_along_axis(logprobs, token[:, None], axis=1)[:, 0]
     return of_token, jax.nn.logsumexp(jnp.where(ends_thinking, logprobs, sampling.NEVER), axis=-1)

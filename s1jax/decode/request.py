@@ -1,15 +1,20 @@
-"""What is asked of an engine, and what it gives back: `Request` -> `Completion`s.
+"""What an engine takes and returns: a `Request` -> `Completion`s.
 
-A request is one thinking trace under a condition, and the points at which answers are wanted. Each point has lower limits than the trace;
-its answer is decoded as a fork of the trace. Counts are in tokens.
+A request is one thinking trace under a condition, and optionally the points at which answers are wanted. Each point has limits that are not
+above the trace's. Its answer is decoded as a fork of the trace. Counts are in tokens.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+from s1jax.data.chat import check_text
 from s1jax.data.condition import Condition, Limits, check_integer
 from s1jax.runtime.errors import UserError
+
+FinishReason = Literal["unfinished", "stop", "length", "stop_string"]
+"""What ended an answer: nothing yet, the model, `max_answer_tokens`, or a stop string."""
 
 
 @dataclass(frozen=True)
@@ -17,25 +22,34 @@ class Request:
     """One trace to decode, and its answers."""
 
     prompt: tuple[int, ...]
-    """Ids up to and including the think delimiter (or, with `thinks` False, the chat prompt)."""
+    """Ids up to and including the think delimiter. If `thinks` is False, the ids of the chat prompt."""
     condition: Condition
     """How to think and answer. The limits of the trace are those of the condition."""
     ignore_ids: tuple[int, ...] = ()
-    """The ids of the condition's `ignore_text`. If empty, another token is drawn in place of an attempt to end thinking."""
+    """Ids of the condition's `ignore_text`. If empty, another token is drawn in place of an attempt to end thinking."""
     points: tuple[Limits, ...] = ()
-    """Where answers are wanted, none above the limits of the trace; default: where the trace ends."""
+    """Where answers are wanted, none above the limits of the trace. If empty: where the trace ends."""
     thinks: bool = True
-    """Whether the row thinks first; False answers at once, without an answer delimiter."""
+    """Whether to think first. False answers at once, without an answer delimiter."""
     seed: int = 0
     problem: int = 0
     sample: int = 0
-    """With `seed` and `problem`, what the row's randomness is drawn from."""
+    """Seed, problem and sample are the only sources of the trace's randomness."""
+    stop: tuple[str, ...] = ()
+    """Strings that end an answer. The answer is cut after the first token with which its text contains one of them. Thinking and delimiters
+    are not searched. The text of special tokens counts as empty."""
 
     def __post_init__(self):
         for name in ("seed", "problem", "sample"):
             check_integer(name, getattr(self, name))
         if self.points and not self.thinks:
             raise UserError("points are ends of thinking, and this request does not think")
+        for text in self.stop:
+            check_text("a stop string", text)
+            if not text or "\ufffd" in text:
+                raise UserError(
+                    f"the stop string {text!r} is empty or holds the replacement character: no text can end with it"
+                )
         if not self.prompt:
             raise UserError("the prompt is empty")
         limits = self.condition.limits
@@ -46,24 +60,23 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """What a row emitted."""
+    """The tokens that one trace or fork emitted."""
 
     tokens: tuple[int, ...]
     """Thinking, answer delimiter and answer, with the id that ended it."""
     forced: tuple[bool, ...]
-    """Which of them were not sampled."""
+    """For each token, whether it was not sampled."""
     num_thinking: int
     num_ignored: int
     num_answer: int
-    """Sampled answer tokens, without the one that ended the answer."""
-    stopped: bool
-    """Whether the model ended the answer; False: `max_answer_tokens` did."""
+    """Sampled answer tokens, without the id that ended the answer."""
+    finish_reason: FinishReason
     logprobs: tuple[float, ...] = ()
-    """With `scores`: the log-probability of each token under the model, before temperature and filters; 0 where it was forced."""
+    """With `scores`: log-probability of each token under the model, before temperature and filters; 0 if it was forced."""
     end_logprobs: tuple[float, ...] = ()
-    """With `scores`: the log-probability, before each token, of any id that ends thinking."""
+    """With `scores`: log-probability, before each token, of drawing any id that ends thinking."""
 
     @property
     def num_forced(self) -> int:
-        """How many tokens were not sampled."""
+        """Number of tokens that were not sampled."""
         return sum(self.forced)

@@ -1,221 +1,328 @@
-"""Which request sits in which row: requests -> completions, as they finish.
+"""Scheduling: which request decodes in which row, and when its forked answers are decoded.
 
-A fixed number of rows decode together. A finished row takes the next request, so no row waits for the longest; samples of one prompt sit
-side by side and share one prefill and one cache of it. When traces are done whose requests ask for answers at other points, those
-answers are decoded together as forks, which read their trace's cache in place (or a copy of it, where only a few of the rows fork); the
-rows that still think wait for them.
+A request is in one `State`: waiting, thinking, (waiting to fork,) answering, done. It may arrive or be cancelled between any two steps.
 
-Compilations are few: the rows' own caches, which grow as needed, hold powers of two from 64 on, or at last one and a half of one where
-the limit asks for no more; prompts are rounded up so too, from 16 on, as are forks per trace; and prompts are prefilled 1, 8 or 64 at a
-time. So one number of rows and one rounded prompt need at most ten of the loop up to 32,768 tokens (nineteen, whatever the limits of all
-runs), and thirty of the prefill, one for each number of prompts and rounded length of a piece. Forks need two (all rows, or a quarter) for
-each of these caches that they read, each rounded number of forks per trace, and each capacity that answers need. Nothing else about a
-request compiles anything.
+The admission policy:
 
-Invariant: neither the number of rows nor the order of the requests changes a token, as far as `decode.py` can promise it.
+1. A fixed number of rows decode together, in equal groups of neighbouring rows. A group holds one prompt, which is prefilled once and whose
+   cache its rows share. So samples of a prompt sit side by side.
+2. Within a prompt, requests get rows in the order of arrival. An idle row takes the next request of its group's prompt at the next step.
+3. A group whose rows are all idle, and whose prompt has no request left, takes the prompt that has waited longest and that no group holds.
+   If there is none, it takes a copy of the prompt with the most waiting requests. So no whole group idles while a request waits.
+4. While requests wait, a step ends early once an eighth of the rows are done, so that they are refilled. Otherwise it ends once all are.
+5. A finished trace whose request wants answers at other points keeps its row and waits to fork. Such traces fork together, when no row
+   decodes any more. If requests wait for rows, they fork once they fill a quarter of the rows. They also fork before the cache would have
+   to grow for them alone. Forks read their traces' caches in place, or copies if at most half of the rows fork. All answers of a fork are
+   decoded within one step; rows that still think wait for them.
+
+Shapes decide what is compiled: the number of rows per prompt, and buckets of the longest prompt, of the longest ignore string and of tokens
+per row. They are chosen from all waiting requests when requests have arrived and no row is in use. A request that arrives later and needs a
+larger bucket makes that bucket grow. Nothing else about a request compiles anything.
+
+Invariant: neither the number of rows nor the other requests nor the time of arrival change a token, as far as `loop.py` can promise it.
 """
 
 from __future__ import annotations
 
-import functools
 from collections import deque
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from s1jax.data.condition import Limits
-from s1jax.decode.batch import Log, RowBatch, power_of_two, round_up, round_up_finely
+from s1jax.decode.batch import Log, RowBatch
 from s1jax.decode.budget import End, Phase, find_end
-from s1jax.decode.loop import MOST_STEPS, Prompts, empty_prompts, prefill, put_prompts
+from s1jax.decode.loaded import LoadedModel
+from s1jax.decode.loop import MAX_STEPS
+from s1jax.decode.prefill import (
+    Prompts,
+    empty_prompts,
+    grow_prompts,
+    power_of_two,
+    prefill_prompts,
+    prefill_sizes,
+    prompt_bucket,
+    put_prompts,
+    round_up,
+    round_up_finely,
+    take_rows,
+)
 from s1jax.decode.request import Completion, Request
-from s1jax.model.cache import KVCache, pin
-from s1jax.runtime.sharding import ShardingRules
+from s1jax.model.cache import KVCache
+from s1jax.runtime.errors import UserError
 
-if TYPE_CHECKING:
-    from s1jax.decode.engine import Decoder
-
-# Of each prompt at a time.
-PREFILL_TOKENS = 512
-PREFILL_SIZES = (64, 8, 1)
-# Of all prompts prefilled together, since with `xla` each token's scores span its prompt's slots.
-MOST_PREFILL_SLOTS = 2**15
 Results = tuple[int, tuple[Completion, ...]]
+"""A ticket, and the completions of its request: one per point, or one of the whole trace if it has no points."""
 
 
-class Run:
-    """One call of `Decoder.stream`."""
+class State(Enum):
+    """Where a request is."""
 
-    def __init__(self, decoder: Decoder, requests: Sequence[Request], num_rows: int, split: int, scores: bool):
-        self.decoder, self.requests, self.scores = decoder, requests, scores
-        num_rows = -(-num_rows // split) * split
-        self.waiting: dict[tuple[int, ...], deque[int]] = {}
-        for i, request in enumerate(requests):
-            self.waiting.setdefault(request.prompt, deque()).append(i)
-        self.next_prompts = deque(self.waiting)
-        most_samples = max(len(indices) for indices in self.waiting.values())
-        # Rows side by side for one prompt: an even share of all, as many as keep them busy, and no more than it has samples.
-        most = min(most_samples, -(-num_rows // len(self.waiting)))
-        self.per_prompt = max(n for n in range(1, most + 1) if num_rows % n == 0)
-        num_prompts = num_rows // self.per_prompt
-        self.groups: list[tuple[int, ...] | None] = [None] * num_prompts
-        self.ignore_width = round_up(max(1, *(len(request.ignore_ids) for request in requests)), 8)
-        most_tokens = max(decoder.num_new_tokens(request) for request in requests)
-        self.traces = RowBatch(decoder, num_prompts * self.per_prompt, most_tokens, self.ignore_width, scores)
-        self.prompt_capacity = round_up_finely(max(len(prompt) for prompt in self.waiting), 16)
-        self.static = dict(config=decoder.config, rules=decoder.rules)
-        self.prompts = empty_prompts(**self.static, num_prompts=num_prompts, capacity=self.prompt_capacity)
-        self.unfinished = len(requests)
-        # Traces whose answers are decoded together, where not those of most rows are: an even share of the rows for each device.
-        self.few = -(-power_of_two(-(-num_rows // 4)) // split) * split
+    WAITING = "waiting"
+    THINKING = "thinking"
+    WAITING_TO_FORK = "waiting to fork"
+    ANSWERING = "answering"
+    """Writing the answer delimiter or an answer: the trace's own, or those of its forks."""
+    DONE = "done"
 
-    def round(self, most_steps: int) -> list[Results]:
-        """Fill idle rows, decode for some steps and return what is finished."""
+
+@dataclass
+class Job:
+    """A request on its way."""
+
+    ticket: int
+    request: Request
+    state: State = State.WAITING
+    row: int | None = None
+
+
+class Shapes(NamedTuple):
+    """What decides which programs are compiled."""
+
+    per_prompt: int
+    """Rows per group."""
+    prompt_capacity: int
+    ignore_width: int
+    max_tokens: int
+    """Tokens of a row since the prompt."""
+    max_answer_tokens: int
+
+
+class Scheduler:
+    """Requests on their way through a fixed number of rows."""
+
+    def __init__(self, model: LoadedModel, num_rows: int, scores: bool):
+        # Rows are split evenly over the devices of the batch axes.
+        split = model.rules.num_shards("batch", model.mesh.shape)
+        self.model, self.scores, self.num_rows = model, scores, -(-num_rows // split) * split
+        # At most this many traces fork as copies at a time.
+        self.fork_rows = -(-power_of_two(-(-self.num_rows // 4)) // split) * split
+        self.num_submitted = 0
+        self.jobs: dict[int, Job] = {}
+        """Unfinished requests, by ticket."""
+        self.waiting: dict[tuple[int, ...], deque[Job]] = {}
+        """Requests without a row, by prompt. No queue is empty."""
+        self.arrived: list[Request] = []
+        """Requests that came since shapes were chosen."""
+        self.shapes: Shapes | None = None
+        """None before the first step, as long as there are no rows, groups and prompts yet."""
+        self.traces: RowBatch
+        self.prompts: Prompts
+        self.groups: list[tuple[int, ...] | None] = []
+        """The prompt that each group of rows holds."""
+
+    def submit(self, request: Request) -> int:
+        """Queue a request and return its ticket: 0, 1, 2..."""
+        self.model.check(request)
+        job = Job(self.num_submitted, request)
+        self.num_submitted += 1
+        self.jobs[job.ticket] = job
+        self.waiting.setdefault(request.prompt, deque()).append(job)
+        self.arrived.append(request)
+        return job.ticket
+
+    def cancel(self, ticket: int) -> None:
+        """Drop an unfinished request. Raises UserError for any other ticket."""
+        job = self.jobs.pop(ticket, None)
+        if job is None:
+            raise UserError(
+                f"ticket {ticket} is no unfinished request: it was never given, or is finished or cancelled"
+            )
+        if job.row is not None:
+            self.traces.free(job.row)
+        else:
+            self.waiting[job.request.prompt].remove(job)
+            self._forget_if_empty(job.request.prompt)
+
+    def progress(self) -> dict[int, Completion]:
+        """Return what the unfinished traces that have a row have emitted so far, by ticket."""
+        return {log.ticket: log.completion() for log in self.traces.logs if log is not None} if self.shapes else {}
+
+    def step(self, max_steps: int) -> list[Results]:
+        """Fill idle rows, decode for at most `max_steps` steps and return what finished."""
+        if not self.jobs:
+            return []
+        self._choose_shapes()
         self._fill_groups()
         self._fill_rows()
         self._share_prompts()
-        traces, is_more = self.traces, any(self.waiting.values())
+        traces, is_more = self.traces, bool(self.waiting)
         if traces.live:
-            # With more requests to come, an eighth of the rows may idle before they are refilled.
             enough = max(1, len(traces.logs) // 8) if is_more else len(traces.logs)
-            traces.run(self.prompts, (self.prompts.cache,), most_steps, enough)
+            traces.run(self.prompts, (self.prompts.cache,), max_steps, enough)
         results: list[Results] = []
         forking: dict[int, Log] = {}
         for row, log in enumerate(traces.logs):
-            if log is None or log.phase != Phase.DONE:
+            if log is None:
                 continue
-            ends = self._ends(log)
-            if set(ends) == {self._own_end(log)}:
-                results.append((log.index, (log.completion(),) * len(ends)))
-                traces.logs[row] = None
+            job = self.jobs[log.ticket]
+            if log.phase != Phase.DONE:
+                job.state = State.THINKING if log.phase == Phase.THINK else State.ANSWERING
+            elif set(ends := _ends(log)) == {_own_end(log)}:
+                results.append(self._finish(job, (log.completion(),) * len(ends)))
             else:
+                job.state = State.WAITING_TO_FORK
                 forking[row] = log
-        # Forks are cheaper together: wait for the other traces, unless other requests wait for their rows or the cache would have to
-        # grow for them alone.
-        enough = min(self.few, len(traces.logs)) if is_more else len(traces.logs)
+        enough = min(self.fork_rows, len(traces.logs)) if is_more else len(traces.logs)
         if forking and (
-            not traces.live or len(forking) >= enough or max(traces.ages[list(forking)]) >= traces.most_capacity
+            not traces.live or len(forking) >= enough or max(traces.ages[list(forking)]) >= traces.max_capacity
         ):
             results += self._fork(forking)
-        self.unfinished -= len(results)
         return results
 
-    def progress(self) -> dict[int, Completion]:
-        """Return what the traces at work have emitted so far, by the index of their request."""
-        return {log.index: log.completion() for log in self.traces.logs if log is not None}
+    def _finish(self, job: Job, completions: tuple[Completion, ...]) -> Results:
+        assert job.row is not None
+        self.traces.free(job.row)
+        job.state = State.DONE
+        del self.jobs[job.ticket]
+        return job.ticket, completions
+
+    def _choose_shapes(self) -> None:
+        """Make the shapes fit the requests that arrived: new shapes if no row is in use, else larger buckets where needed."""
+        if not self.arrived:
+            return
+        in_use = self.shapes is not None and any(self.traces.logs)
+        requests = self.arrived if in_use else [job.request for queue in self.waiting.values() for job in queue]
+        self.arrived = []
+        needed = Shapes(
+            0,
+            prompt_bucket(max(len(request.prompt) for request in requests)),
+            round_up(max(1, *(len(request.ignore_ids) for request in requests)), 8),
+            max(self.model.num_new_tokens(request) for request in requests),
+            max(request.condition.max_answer_tokens for request in requests),
+        )
+        if not in_use:
+            self._rebuild(needed._replace(per_prompt=self._rows_per_prompt()))
+            return
+        assert self.shapes is not None
+        before, self.shapes = self.shapes, Shapes(*map(max, self.shapes, needed))
+        self.traces.allow(self.shapes.max_tokens, self.shapes.ignore_width)
+        if self.shapes.prompt_capacity > before.prompt_capacity:
+            self.prompts = grow_prompts(self.prompts, self.shapes.prompt_capacity, self.model.rules)
+
+    def _rows_per_prompt(self) -> int:
+        """Return the rows of a group: an even share for each waiting prompt, but no more than a prompt has requests."""
+        max_samples = max(len(queue) for queue in self.waiting.values())
+        most = min(max_samples, -(-self.num_rows // len(self.waiting)))
+        return max(n for n in range(1, most + 1) if self.num_rows % n == 0)
+
+    def _rebuild(self, shapes: Shapes) -> None:
+        """Make empty rows and prompts of these shapes, unless those at hand have them."""
+        if shapes == self.shapes:
+            return
+        if self.shapes is not None:
+            del self.traces, self.prompts  # so that the old and the new ones are never held together
+        self.shapes, num_groups = shapes, self.num_rows // shapes.per_prompt
+        self.groups = [None] * num_groups
+        self.traces = RowBatch(self.model, self.num_rows, shapes.max_tokens, shapes.ignore_width, self.scores)
+        self.prompts = empty_prompts(**self.model.static, num_prompts=num_groups, capacity=shapes.prompt_capacity)
+
+    def _rows_of(self, group: int) -> list[Log | None]:
+        assert self.shapes is not None
+        return self.traces.logs[group * self.shapes.per_prompt : (group + 1) * self.shapes.per_prompt]
 
     def _fill_groups(self) -> None:
-        """Give groups of rows whose prompt has no request left the next prompts, and prefill those."""
-        new = {}
-        for place in range(len(self.groups)):
-            rows = self.traces.logs[place * self.per_prompt : (place + 1) * self.per_prompt]
-            prompt = self.groups[place]
-            if self.next_prompts and not any(rows) and not (prompt and self.waiting[prompt]):
-                self.groups[place] = new[place] = self.next_prompts.popleft()
-        places = list(new)
-        while places:
-            fits = [size for size in PREFILL_SIZES if size == 1 or size * self.prompt_capacity <= MOST_PREFILL_SLOTS]
-            size = next(size for size in fits if len(places) > size // 2)
-            now, places = places[:size], places[size:]
-            self._prefill([new[place] for place in now], now, size)
-
-    def _prefill(self, prompts: list[tuple[int, ...]], places: list[int], size: int) -> None:
-        tokens, lengths = np.zeros((size, self.prompt_capacity), np.int32), np.ones(size, np.int32)
-        for i, prompt in enumerate(prompts):
-            tokens[i, : len(prompt)], lengths[i] = prompt, len(prompt)
-        new = empty_prompts(**self.static, num_prompts=size, capacity=self.prompt_capacity)
-        end = round_up_finely(int(lengths.max()), 16)
-        for begin in range(0, end, PREFILL_TOKENS):
-            chunk = tokens[:, begin : min(begin + PREFILL_TOKENS, end)]
-            new = prefill(self.decoder.params, new, chunk, lengths, **self.static, attention=self.decoder.attention)
-        nowhere = [len(self.groups)] * (size - len(places))
-        self.prompts = put_prompts(self.prompts, new, np.array(places + nowhere, np.int32), rules=self.decoder.rules)
+        """Give groups whose work is over the next prompts, and prefill those (rule 3)."""
+        assert self.shapes is not None
+        held = set(self.groups)
+        unheld = iter([prompt for prompt in self.waiting if prompt not in held])
+        new: dict[int, tuple[int, ...]] = {}
+        for group, prompt in enumerate(self.groups):
+            if prompt not in self.waiting and not any(self._rows_of(group)) and (following := next(unheld, None)):
+                self.groups[group] = new[group] = following
+        groups, prompts = list(new), list(new.values())
+        for size in prefill_sizes(len(new), self.shapes.prompt_capacity):
+            read = prefill_prompts(self.model, prompts[:size], size, self.shapes.prompt_capacity)
+            nowhere = [len(self.groups)] * (size - len(groups))
+            places = np.array(groups[:size] + nowhere, np.int32)
+            self.prompts = put_prompts(self.prompts, read, places, rules=self.model.rules)
+            groups, prompts = groups[size:], prompts[size:]
 
     def _fill_rows(self) -> None:
-        """Give idle rows the next requests of their prompts."""
+        """Give idle rows the next requests of their prompts (rule 2)."""
+        assert self.shapes is not None
         for row, log in enumerate(self.traces.logs):
-            prompt = self.groups[row // self.per_prompt]
-            if log is None and prompt and self.waiting[prompt]:
-                index = self.waiting[prompt].popleft()
-                request = self.requests[index]
-                phase = Phase.THINK if request.thinks else Phase.ANSWER
-                self.traces.start(row, request, Log(index), request.condition.limits, phase)
+            prompt = self.groups[row // self.shapes.per_prompt]
+            if log is None and prompt in self.waiting:
+                job = self.waiting[prompt].popleft()
+                self._forget_if_empty(prompt)
+                job.row, thinks = row, job.request.thinks
+                job.state = State.THINKING if thinks else State.ANSWERING
+                phase = Phase.THINK if thinks else Phase.ANSWER
+                self.traces.start(row, Log(job.ticket, job.request), job.request.condition.limits, phase)
 
     def _share_prompts(self) -> None:
-        """Give groups that are still without work a copy of the prompt with the most requests left."""
-        for place in range(len(self.groups)):
-            if any(self.traces.logs[place * self.per_prompt : (place + 1) * self.per_prompt]):
+        """Give groups that are still without work a copy of the prompt with the most requests left (rule 3)."""
+        for group in range(len(self.groups)):
+            if not self.waiting:
+                return
+            if any(self._rows_of(group)):
                 continue
             prompt = max(self.waiting, key=lambda prompt: len(self.waiting[prompt]))
-            if not self.waiting[prompt]:
-                return
-            held = _take(self.prompts, np.array([self.groups.index(prompt)], np.int32), self.decoder.rules)
-            self.prompts = put_prompts(self.prompts, held, np.array([place], np.int32), rules=self.decoder.rules)
-            self.groups[place] = prompt
+            read = take_rows(self.prompts, np.array([self.groups.index(prompt)], np.int32), self.model.rules)
+            self.prompts = put_prompts(self.prompts, read, np.array([group], np.int32), rules=self.model.rules)
+            self.groups[group] = prompt
             self._fill_rows()
 
-    def _own_end(self, log: Log) -> End:
-        limits = self.requests[log.index].condition.limits
-        return End(log.num_thinking, log.num_ignored, log.num_thinking < limits.max_thinking_tokens)
-
-    def _ends(self, log: Log) -> list[End]:
-        """Return where the request's points end the finished trace."""
-        own = self._own_end(log)
-        attempts = [*log.attempts, *([own.num_thinking] if own.is_natural else [])]
-        return [find_end(point, attempts) for point in self.requests[log.index].points] or [own]
+    def _forget_if_empty(self, prompt: tuple[int, ...]) -> None:
+        if not self.waiting[prompt]:
+            del self.waiting[prompt]
 
     def _fork(self, forking: dict[int, Log]) -> list[Results]:
-        """Decode the answers of finished traces, by row, at the ends their points ask for; free the rows.
-
-        Where most rows fork, all their caches are read in place; of a few, copies, so that the others' answers are not computed.
-        """
-        traces, rows, rules = self.traces, list(forking), self.decoder.rules
+        """Decode the answers of finished traces, by row, at the ends their points ask for (rule 5); free the rows."""
+        assert self.shapes is not None
+        traces, rows, rules = self.traces, list(forking), self.model.rules
         if 2 * len(rows) > len(traces.logs):
             return self._decode_forks(forking, list(range(len(traces.logs))), self.prompts, traces.state.cache)
         results = []
-        for begin in range(0, len(rows), self.few):
-            some = rows[begin : begin + self.few]
-            of_rows = np.array(some + some[-1:] * (self.few - len(some)), np.int32)
-            prompts, cache = (
-                _take(self.prompts, of_rows // self.per_prompt, rules), _take(traces.state.cache, of_rows, rules)
-            )  # fmt: skip
+        for begin in range(0, len(rows), self.fork_rows):
+            some = rows[begin : begin + self.fork_rows]
+            of_rows = np.array(some + some[-1:] * (self.fork_rows - len(some)), np.int32)
+            prompts = take_rows(self.prompts, of_rows // self.shapes.per_prompt, rules)
+            cache = take_rows(traces.state.cache, of_rows, rules)
             results += self._decode_forks({row: forking[row] for row in some}, of_rows.tolist(), prompts, cache)
         return results
 
     def _decode_forks(
         self, forking: dict[int, Log], rows: list[int], prompts: Prompts, trace_cache: KVCache
     ) -> list[Results]:
-        traces = self.traces
-        ends = {row: sorted(set(self._ends(trace)) - {self._own_end(trace)}) for row, trace in forking.items()}
+        """Decode the forks of some traces. `rows` are the rows whose prompts and caches are given."""
+        assert self.shapes is not None
+        ends = {row: sorted(set(_ends(trace)) - {_own_end(trace)}) for row, trace in forking.items()}
         per_trace = round_up_finely(max(len(new) for new in ends.values()))
-        most_tokens = (
-            max(request.condition.max_answer_tokens for request in self.requests) + self.decoder.longest_delimiter + 1
-        )
-        forks = RowBatch(self.decoder, len(rows) * per_trace, most_tokens, self.ignore_width, self.scores)
-        results: dict[int, dict[End, Log]] = {}
+        max_tokens = self.shapes.max_answer_tokens + self.model.longest_delimiter + 1
+        forks = RowBatch(self.model, len(rows) * per_trace, max_tokens, self.shapes.ignore_width, self.scores)
+        answers: dict[int, dict[End, Log]] = {}
         for row, trace in forking.items():
-            results[row] = {self._own_end(trace): trace}
+            self.jobs[trace.ticket].state = State.ANSWERING
+            answers[row] = {_own_end(trace): trace}
             for place, end in enumerate(ends[row], rows.index(row) * per_trace):
                 phase = Phase.FORCE if end.is_natural else Phase.THINK
-                log = results[row][end] = trace.fork(end)
-                forks.start(place, self.requests[trace.index], log, Limits(end.num_thinking), phase)
+                log = answers[row][end] = trace.fork(end)
+                forks.start(place, log, Limits(end.num_thinking), phase)
         while forks.live:
-            forks.run(prompts, (prompts.cache, trace_cache), MOST_STEPS, len(forks.logs))
+            forks.run(prompts, (prompts.cache, trace_cache), MAX_STEPS, len(forks.logs))
+        results = []
         for row, trace in forking.items():
             for end in ends[row]:
-                # A fork begins without the hidden state that this one is computed from.
+                # A fork begins without the hidden state that this log-probability is computed from.
                 first = slice(end.num_thinking, end.num_thinking + 1)
-                results[row][end].end_logprobs[first] = trace.end_logprobs[first]
-            traces.logs[row] = None
-        return [
-            (trace.index, tuple(results[row][end].completion() for end in self._ends(trace)))
-            for row, trace in forking.items()
-        ]
+                answers[row][end].end_logprobs[first] = trace.end_logprobs[first]
+            completions = tuple(answers[row][end].completion() for end in _ends(trace))
+            results.append(self._finish(self.jobs[trace.ticket], completions))
+        return results
 
 
-@functools.partial(jax.jit, static_argnames="rules")
-def _take(tree: Any, rows: jax.Array, rules: ShardingRules) -> Any:
-    """Return these rows of all arrays that have rows."""
-    return pin(jax.tree.map(lambda x: jnp.take(x, rows, axis=0) if x.ndim else x, tree), rules)
+def _own_end(log: Log) -> End:
+    """Return where a finished trace ended."""
+    limits = log.request.condition.limits
+    return End(log.num_thinking, log.num_ignored, log.num_thinking < limits.max_thinking_tokens)
+
+
+def _ends(log: Log) -> list[End]:
+    """Return where the request's points end the finished trace; without points, where it ended."""
+    own = _own_end(log)
+    attempts = [*log.attempts, *([own.num_thinking] if own.is_natural else [])]
+    return [find_end(point, attempts) for point in log.request.points] or [own]

@@ -21,8 +21,8 @@ from typing import Any
 from s1jax.checkpoint.source import Source, resolve_source
 from s1jax.data.chat import ChatFormat
 from s1jax.data.condition import Condition
-from s1jax.decode.engine import Decoder
-from s1jax.decode.load import load_decoder
+from s1jax.decode.engine import Engine
+from s1jax.decode.load import load_engine
 from s1jax.decode.request import Completion, Request
 from s1jax.evaluate.conditions import DecodingConfig, EvaluateConfig, Trace
 from s1jax.evaluate.problems import Problem, read_problems
@@ -78,13 +78,13 @@ def write_samples(config: DecodingConfig, trace: Trace, num_samples: int = 1) ->
         return output
     # The longest traces begin first, so that none is left alone at the end.
     jobs.sort(key=lambda job: -job.trace.condition.max_thinking_tokens)
-    decoder, chat, requests = _prepare(config, source, trace.condition, jobs)
+    engine, chat, requests = _prepare(config, source, trace.condition, jobs)
     num_rows = num_done + sum(len(job.trace.conditions) for job in jobs)
     with (
         jsonl.Appender(output) as file,
         progress(num_rows, "decode", "row", initial=num_done, hidden=not writes) as bar,
     ):
-        for index, completions in decoder.stream(requests, num_rows=config.num_rows):
+        for index, completions in engine.stream(requests, num_rows=config.num_rows):
             if writes:
                 job = jobs[index]
                 file.append(
@@ -125,7 +125,7 @@ def _sample_row(
         "num_forced_tokens": completion.num_forced,
         "num_ignored": completion.num_ignored,
         "num_answer_tokens": completion.num_answer,
-        "finish_reason": "stop" if completion.stopped else "length",
+        "finish_reason": completion.finish_reason,
         "thinking": thinking,
         "answer_text": answer_text,
         "extracted": extracted,
@@ -172,9 +172,9 @@ def _rows_of(output: Path) -> list[SampleRow]:
 
 def _prepare(
     config: DecodingConfig, source: Source, condition: Condition, jobs: Sequence[_Job]
-) -> tuple[Decoder, ChatFormat, list[Request]]:
+) -> tuple[Engine, ChatFormat, list[Request]]:
     """Return the engine, the chat format, and a request for each job. Raises UserError if a request does not fit the model."""
-    decoder, chat = load_decoder(source, condition.dtype, config.mesh, config.rules, condition.int8, config.attention)
+    engine, chat = load_engine(source, condition.dtype, config.mesh, config.rules, condition.int8, config.attention)
     ignore_ids = tuple(chat.encode_text(condition.ignore_text))
     questions = {job.problem.problem_id: job.problem.question for job in jobs}
     prompts = {name: tuple(chat.encode_prompt(question)) for name, question in questions.items()}
@@ -191,8 +191,8 @@ def _prepare(
             sample=job.sample_index,
         )
         try:
-            decoder.check(request)
+            engine.check(request)
         except UserError as error:
             raise UserError(f"problem {job.problem.problem_id}: {error}") from None
         requests.append(request)
-    return decoder, chat, requests
+    return engine, chat, requests

@@ -1,4 +1,4 @@
-"""Benchmarks of decoding: a decoder and a workload -> speed, as `launch/benchmark.py decode` and `sweep` print it.
+"""Benchmarks of decoding: an engine and a workload -> speed, as `launch/benchmark.py decode` and `sweep` print it.
 
 Speeds are those of whole calls, with prefill and without compilation. A decode step reads every weight once, and the keys and values of all
 tokens in the cache. `bandwidth_fraction` is the rate of these reads, relative to the rate at which a plain sum reads memory on the same
@@ -8,7 +8,6 @@ machine in the same run.
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import dataclasses
 import math
 import os
@@ -22,7 +21,8 @@ import numpy as np
 
 from s1jax.data.chat import MADE_UP_DELIMITERS
 from s1jax.data.condition import Condition, Limits
-from s1jax.decode.engine import Decoder
+from s1jax.decode.engine import Engine
+from s1jax.decode.loaded import place_model
 from s1jax.decode.request import Completion, Request
 from s1jax.model.config import ModelConfig, qwen2_5
 from s1jax.model.qwen2 import init_params
@@ -49,44 +49,44 @@ def figures(args: Any) -> Iterator[Figures]:
     num_prompts = max(args.batch) if args.what == "decode" else args.problems
     if args.model:
         from s1jax.checkpoint.source import resolve_source
-        from s1jax.decode.load import load_decoder
+        from s1jax.decode.load import load_engine
 
         source, int8 = resolve_source(args.model), tuple(args.int8)
-        decoder, chat = load_decoder(source, args.dtype, mesh, int8=int8, attention=args.attention)
+        engine, chat = load_engine(source, args.dtype, mesh, int8=int8, attention=args.attention)
         questions = [f"What is {i + 12} times 17? Explain every step." for i in range(num_prompts)]
         prompts = [tuple(chat.encode_prompt(question)) for question in questions]
         wait = tuple(chat.encode_text("Wait"))
     else:
         config = dataclasses.replace(qwen2_5(args.size, args.dtype), int8=tuple(args.int8))
-        decoder, wait = random_decoder(config, mesh, args.attention), (7,)
-        prompts = random_prompts(decoder, num_prompts, args.prompt)
+        engine, wait = random_engine(config, mesh, args.attention), (7,)
+        prompts = random_prompts(engine, num_prompts, args.prompt)
     if args.what == "decode":
-        yield from decode_figures(decoder, prompts, args.batch, args.tokens, args.limit)
+        yield from decode_figures(engine, prompts, args.batch, args.tokens, args.limit)
         return
     points = [Limits(budget, budget) for budget in args.budgets]
     points += [Limits(max(args.budgets), num_ignore=ignores) for ignores in args.waits]
-    yield sweep_figures(decoder, prompts, points, wait, args.answer)
+    yield sweep_figures(engine, prompts, points, wait, args.answer)
 
 
-def random_decoder(config: ModelConfig, mesh: MeshConfig, attention: CacheBackend | None = None) -> Decoder:
-    """Return a decoder with random weights, in the storage that the config asks for, and made-up delimiters."""
+def random_engine(config: ModelConfig, mesh: MeshConfig, attention: CacheBackend | None = None) -> Engine:
+    """Return an engine with random weights, in the storage that the config asks for, and made-up delimiters."""
     rules, devices = ShardingRules(), make_mesh(mesh)
     with jax.set_mesh(devices):
         floats = dataclasses.replace(config, int8=())
         params = init_params(floats, rules, "per_layer", devices, seed=0, dtype=config.dtype)
         config, params = store_in_int8(floats, params, config.int8)
     newline = np.arange(config.vocab_size) == 4
-    return Decoder(config, params, rules, devices, MADE_UP_DELIMITERS, newline, attention)
+    return Engine(place_model(config, params, rules, devices, MADE_UP_DELIMITERS, newline, attention))
 
 
-def random_prompts(decoder: Decoder, num: int, length: int) -> list[tuple[int, ...]]:
+def random_prompts(engine: Engine, num: int, length: int) -> list[tuple[int, ...]]:
     """Return `num` prompts of `length` random ids."""
-    ids = np.random.default_rng(0).integers(8, min(decoder.config.vocab_size, 10_000), (num, length))
+    ids = np.random.default_rng(0).integers(8, min(engine.model.config.vocab_size, 10_000), (num, length))
     return [tuple(row) for row in ids.tolist()]
 
 
 def decode_figures(
-    decoder: Decoder,
+    engine: Engine,
     prompts: Sequence[tuple[int, ...]],
     batch_sizes: Sequence[int],
     num_tokens: int,
@@ -103,7 +103,7 @@ def decode_figures(
 
         def decode(count: int) -> list[Completion]:
             requests = [_request(prompt, i, limit or count) for i, prompt in enumerate(prompts[:batch])]  # noqa: B023
-            return _first_tokens(decoder, requests, count) if limit else decoder.decode(requests)
+            return _first_tokens(engine, requests, count) if limit else engine.decode(requests)
 
         first, _ = _seconds(lambda: decode(num_tokens))
         decode(earlier)
@@ -112,12 +112,12 @@ def decode_figures(
         step_s = (whole_s - earlier_s) / (num_tokens - earlier)
         bandwidth = read_bandwidth()
         cached = sum(len(prompt) + (num_tokens + earlier) // 2 for prompt in prompts[:batch])
-        num_bytes = step_bytes(decoder, cached)
+        num_bytes = step_bytes(engine, cached)
         yield dict(
             batch=batch,
-            dtype=decoder.config.dtype,
-            int8=decoder.config.int8,
-            attention=backend_of(decoder),
+            dtype=engine.model.config.dtype,
+            int8=engine.model.config.int8,
+            attention=backend_of(engine),
             tokens_per_s=round(sum(len(c.tokens) for c in completions) / whole_s, 1),
             # With very few tokens the difference is noise, and may be negative.
             step_ms=round(1e3 * step_s, 3) if step_s > 0 else None,
@@ -129,7 +129,7 @@ def decode_figures(
 
 
 def sweep_figures(
-    decoder: Decoder,
+    engine: Engine,
     prompts: Sequence[tuple[int, ...]],
     points: Sequence[Limits],
     ignore_ids: tuple[int, ...],
@@ -146,24 +146,24 @@ def sweep_figures(
 
     def curve() -> list[tuple[Completion, ...]]:
         forked = [dataclasses.replace(request, points=tuple(points)) for request in requests]
-        return [completions for _, completions in sorted(decoder.stream(forked))]
+        return [completions for _, completions in sorted(engine.stream(forked))]
 
     def one_at_a_time() -> list[tuple[Completion, ...]]:
-        singles = [decoder.decode([at_point(request, point) for request in requests]) for point in points]
+        singles = [engine.decode([at_point(request, point) for request in requests]) for point in points]
         return list(zip(*singles, strict=True))
 
     for warm_up in (curve, one_at_a_time):
         warm_up()
-    largest_s, _ = _seconds(lambda: decoder.decode(requests))
+    largest_s, _ = _seconds(lambda: engine.decode(requests))
     curve_s, forked = _seconds(curve)
     one_at_a_time_s, single = _seconds(one_at_a_time)
     return dict(
         points=len(points),
         problems=len(prompts),
         answer_tokens=answer_tokens,
-        dtype=decoder.config.dtype,
-        int8=decoder.config.int8,
-        attention=backend_of(decoder),
+        dtype=engine.model.config.dtype,
+        int8=engine.model.config.int8,
+        attention=backend_of(engine),
         curve_s=round(curve_s, 2),
         largest_point_s=round(largest_s, 2),
         one_at_a_time_s=round(one_at_a_time_s, 2),
@@ -178,33 +178,26 @@ def at_point(request: Request, point: Limits) -> Request:
     return dataclasses.replace(request, condition=dataclasses.replace(request.condition, **point._asdict()))
 
 
-class _Enough(Exception):
-    """Rows have emitted as much as was asked for."""
-
-
-def _first_tokens(decoder: Decoder, requests: Sequence[Request], num_tokens: int) -> list[Completion]:
-    """Return what the requests, all decoded together, have emitted after `num_tokens` steps, and leave them."""
+def _first_tokens(engine: Engine, requests: Sequence[Request], num_tokens: int) -> list[Completion]:
+    """Decode all requests together for `num_tokens` steps, and leave them; return what they have emitted."""
+    rows = Engine(engine.model, len(requests))
+    tickets = [rows.submit(request) for request in requests]
     emitted: list[Completion] = []
-
-    def look(progress: dict[int, Completion]) -> None:
-        emitted[:] = progress.values()
-        if all(len(completion.tokens) >= num_tokens for completion in emitted):
-            raise _Enough
-
-    with contextlib.suppress(_Enough):
-        list(decoder.stream(requests, steps_per_call=math.gcd(num_tokens, 64), on_progress=look))
+    while not emitted or any(len(completion.tokens) < num_tokens for completion in emitted):
+        rows.step(math.gcd(num_tokens, 64))
+        emitted = [rows.progress()[ticket] for ticket in tickets]
     return emitted
 
 
-def backend_of(decoder: Decoder) -> str:
-    """Return the name of the attention backend that a decoder uses."""
-    return decoder.attention or default_cache_backend(platform())
+def backend_of(engine: Engine) -> str:
+    """Return the name of the attention backend that an engine uses."""
+    return engine.model.attention or default_cache_backend(platform())
 
 
-def step_bytes(decoder: Decoder, num_cached: int) -> int:
+def step_bytes(engine: Engine, num_cached: int) -> int:
     """Return the bytes that a decode step must read: the weights on each device, and the keys and values of `num_cached` tokens."""
-    config = decoder.config
-    weights = dict(decoder.params)
+    config = engine.model.config
+    weights = dict(engine.model.params)
     if not config.tie_word_embeddings:
         weights.pop("embed_tokens")  # a step reads only a few rows of it
     # An int8 cache has a float32 scale per head and token.

@@ -13,7 +13,9 @@ import numpy as np
 from s1jax.data.chat import MADE_UP_DELIMITERS
 from s1jax.data.condition import Condition
 from s1jax.decode.batch import capacity_for
-from s1jax.decode.loop import advance, empty_prompts, empty_rows, empty_state, make_vocabulary
+from s1jax.decode.loaded import make_vocabulary
+from s1jax.decode.loop import advance, empty_rows, empty_state
+from s1jax.decode.prefill import empty_prompts
 from s1jax.evaluate.conditions import DecodingConfig
 from s1jax.model.cache import KVCache
 from s1jax.model.config import ModelConfig
@@ -36,8 +38,8 @@ def check_decode(
     """Compile the decode loop of a config for a topology. Return its memory and its least time per step, for `launch/preflight.py`.
 
     `condition` has the largest limits of all points. The figures are those of the end of a run: each of the `num_rows` rows has its own
-    prompt of 512 tokens and has used up its limits. Caches of forked answers are left out. Raises UserError if the loop does not fit and the compiler
-    gives up for that reason.
+    prompt of 512 tokens and has used up its limits. Caches of forked answers are left out. Raises UserError if the loop does not fit and
+    the compiler gives up for that reason.
     """
     devices = topology_devices(topology)
     mesh = make_mesh(share_out(config.mesh, model_config.num_kv_heads, len(devices)), devices)

@@ -268,9 +268,9 @@ def test_pretraining_texts_state_only_right_sums_unless_they_say_so():
 @pytest.fixture(scope="module")
 def base():
     from s1jax.checkpoint.source import resolve_source
-    from s1jax.decode.load import load_decoder
+    from s1jax.decode.load import load_engine
 
-    return load_decoder(resolve_source(BASE), dtype="float32")
+    return load_engine(resolve_source(BASE), dtype="float32")
 
 
 def test_the_committed_base_has_the_shape_its_config_says():
@@ -288,29 +288,29 @@ def test_transformers_computes_the_committed_base_the_same(base):
 
     from tests.support.decoding import make_request
 
-    decoder, chat = base
+    engine, chat = base
     prompt = chat.encode_chat(make_heldout(1, 0)[0].question)
     model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
     theirs = model.generate(torch.tensor([prompt]), max_new_tokens=8)[0, len(prompt) :].tolist()
-    ours = list(decoder.decode([make_request(tuple(prompt), max_answer_tokens=8, thinks=False)])[0].tokens)
+    ours = list(engine.decode([make_request(tuple(prompt), max_answer_tokens=8, thinks=False)])[0].tokens)
     assert theirs[: len(ours)] == ours
 
 
 def test_the_base_tokenizer_has_short_delimiters_single_digits_and_room_in_the_vocabulary(base):
-    decoder, chat = base
+    engine, chat = base
     assert len(chat.delimiters.think) == len(chat.delimiters.answer) == 2 and len(chat.encode_text("Wait")) == 1
     assert len(chat.encode_text("12345")) == 5
-    assert len(chat.tokenizer) < decoder.config.vocab_size
+    assert len(chat.tokenizer) < engine.model.config.vocab_size
 
 
 @pytest.mark.integration
 def test_what_the_difficulty_stage_drops_is_what_the_base_answers_rightly(base):
-    decoder, chat = base
+    engine, chat = base
     rows = rows_of(96, seed=11, num_steps=1)
-    solved = curate.solved_by(decoder, chat, rows, max_answer_tokens=8, num_rows=96)
+    solved = curate.solved_by(engine, chat, rows, max_answer_tokens=8, num_rows=96)
     wrong_references = [row | {"reference": "1000"} for row in rows]
     assert 24 < sum(solved) < 72
-    assert not any(curate.solved_by(decoder, chat, wrong_references, max_answer_tokens=8, num_rows=96))
+    assert not any(curate.solved_by(engine, chat, wrong_references, max_answer_tokens=8, num_rows=96))
 
 
 @pytest.mark.integration

@@ -1,4 +1,4 @@
-"""`generate.py`: the streamed text with its parts told apart, and what is refused."""
+"""`generate.py`: the streamed text with its parts marked, and what is refused."""
 
 import io
 import itertools
@@ -30,7 +30,7 @@ def transcript(out, thinking, delimiter, answer):
     )
     stream = generate.TranscriptStream(tokenizer, out)
     for n in range(1, len(tokens) + 1):
-        completion = Completion(tokens[:n], forced[:n], min(n, len(ids[0])), 0, 0, False)
+        completion = Completion(tokens[:n], forced[:n], min(n, len(ids[0])), 0, 0, "unfinished")
         stream.show(completion, whole=n == len(tokens))
     stream.close()
     return out.getvalue()
@@ -70,7 +70,7 @@ def test_a_terminal_has_colours_without_empty_runs_unless_they_are_unwanted(monk
     ],
 )
 def test_a_bad_setting_is_refused_before_the_model_is_loaded(changes, message, monkeypatch):
-    monkeypatch.setattr(generate, "load_decoder", None)
+    monkeypatch.setattr(generate, "load_engine", None)
     with pytest.raises(ValueError, match=message):
         prompt = changes.pop("prompt", "1 + 1?")
         condition = Condition(**dict(max_thinking_tokens=8) | changes)
@@ -98,5 +98,5 @@ def test_streaming_a_character_waits_for_all_its_bytes():
     out = io.StringIO()
     stream = generate.TranscriptStream(tokenizer, out)
     for n in range(1, len(ids) + 1):
-        stream.show(Completion(tuple(ids[:n]), (False,) * n, n, 0, 0, False))
+        stream.show(Completion(tuple(ids[:n]), (False,) * n, n, 0, 0, "unfinished"))
     assert out.getvalue() == "--- thinking ---\né→🙂"

@@ -1,5 +1,6 @@
 """`decode.py` on a tiny random model: against one full forward per token, and against itself under other batches."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -10,9 +11,9 @@ from flax import nnx
 
 from s1jax.checkpoint.source import resolve_source
 from s1jax.data.condition import Limits
-from s1jax.decode import batch, loop, scheduler
-from s1jax.decode.engine import Decoder
-from s1jax.decode.load import load_decoder
+from s1jax.decode import batch, loop, prefill
+from s1jax.decode.engine import Engine
+from s1jax.decode.load import load_engine
 from s1jax.model.qwen2 import graphdef
 from s1jax.ops import cached_attention
 from s1jax.runtime.sharding import MeshConfig
@@ -20,7 +21,6 @@ from tests.support.decoding import (
     COMMA,
     CONFIG,
     DELIMITERS,
-    NEWLINE,
     NUM_TOKENS,
     RULES,
     START,
@@ -28,18 +28,18 @@ from tests.support.decoding import (
     WAIT,
     at_point,
     changed,
-    make_decoder,
+    make_engine,
     make_request,
 )
 
 pytestmark = pytest.mark.integration
 
-COMPILED = (loop.prefill, loop.put_prompts, loop.start_rows, loop.advance)
+COMPILED = (prefill.prefill, prefill.put_prompts, loop.start_rows, loop.advance)
 
 
 @pytest.fixture(scope="module")
-def decoder():
-    return make_decoder()
+def engine():
+    return make_engine()
 
 
 def requests(n=8, **changes):
@@ -61,9 +61,9 @@ def requests(n=8, **changes):
     return [make_request(**{**f, **changes}) for f in fields]
 
 
-def test_greedy_decode_without_ignores_equals_one_full_forward_per_token(decoder):
+def test_greedy_decode_without_ignores_equals_one_full_forward_per_token(engine):
     prompt = (9, 21, 33, START, THINK)
-    (completion,) = decoder.decode([make_request(prompt=prompt, max_thinking_tokens=20, max_answer_tokens=10)])
+    (completion,) = engine.decode([make_request(prompt=prompt, max_thinking_tokens=20, max_answer_tokens=10)])
     model_of = graphdef(CONFIG, RULES, "per_layer")
 
     @jax.jit
@@ -75,7 +75,7 @@ def test_greedy_decode_without_ignores_equals_one_full_forward_per_token(decoder
 
     ids = list(prompt)
     for token, forced in zip(completion.tokens, completion.forced, strict=True):
-        logits = last_logits(decoder.params, jnp.zeros(64, jnp.int32).at[: len(ids)].set(jnp.array(ids)), len(ids))
+        logits = last_logits(engine.model.params, jnp.zeros(64, jnp.int32).at[: len(ids)].set(jnp.array(ids)), len(ids))
         greedy = int(jnp.argmax(logits[:NUM_TOKENS]))
         if not forced:
             assert token == greedy
@@ -83,96 +83,101 @@ def test_greedy_decode_without_ignores_equals_one_full_forward_per_token(decoder
     assert not all(completion.forced) and any(completion.forced)
 
 
-def test_batch_mates_and_padding_change_no_token(decoder):
-    together = decoder.decode(requests())
-    alone = [decoder.decode([request])[0] for request in requests()]
-    padded = decoder.decode(requests(), num_rows=11)
-    shuffled = decoder.decode(requests()[::-1])[::-1]
+def test_batch_mates_and_padding_change_no_token(engine):
+    together = engine.decode(requests())
+    alone = [engine.decode([request])[0] for request in requests()]
+    padded = engine.decode(requests(), num_rows=11)
+    shuffled = engine.decode(requests()[::-1])[::-1]
     assert together == alone == padded == shuffled
     assert len({completion.tokens for completion in together}) == len(together)
 
 
-def test_returning_to_the_host_between_steps_changes_no_token_and_shows_growing_prefixes(decoder):
-    whole = decoder.decode(requests())
-    seen = []
-    assert decoder.decode(requests(), steps_per_call=7, on_progress=seen.append) == whole
+def test_returning_to_the_host_between_steps_changes_no_token_and_shows_growing_prefixes(engine):
+    whole = engine.decode(requests())
+    seen, completions, rows = [], {}, Engine(engine.model, num_rows=8)
+    for request in requests():
+        rows.submit(request)
+    while rows.num_unfinished:
+        completions |= dict(rows.step(7))
+        seen.append(rows.progress())
+    assert [completions[ticket][0] for ticket in range(8)] == whole
     assert len(seen) > 3
     for earlier, later in itertools.pairwise(seen):
         for index in earlier.keys() & later.keys():
             assert later[index].tokens[: len(earlier[index].tokens)] == earlier[index].tokens
 
 
-def test_thinking_never_passes_the_budget_and_meets_it_where_the_budget_ended_it(decoder):
-    for request, completion in zip(requests(16), decoder.decode(requests(16)), strict=True):
+def test_thinking_never_passes_the_budget_and_meets_it_where_the_budget_ended_it(engine):
+    for request, completion in zip(requests(16), engine.decode(requests(16)), strict=True):
         after = completion.tokens[completion.num_thinking :]
         out_of_budget = DELIMITERS.final_answer in (after[:5], after[1:6])
-        assert completion.num_thinking <= request.max_thinking_tokens
-        assert out_of_budget == (completion.num_thinking == request.max_thinking_tokens)
+        assert completion.num_thinking <= request.condition.max_thinking_tokens
+        assert out_of_budget == (completion.num_thinking == request.condition.max_thinking_tokens)
         assert completion.num_forced == sum(completion.forced)
-        assert completion.num_answer <= request.max_answer_tokens
+        assert completion.num_answer <= request.condition.max_answer_tokens
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_the_trace_of_a_smaller_budget_is_a_prefix_of_the_larger_ones(decoder, temperature):
+def test_the_trace_of_a_smaller_budget_is_a_prefix_of_the_larger_ones(engine, temperature):
     base = make_request(
         prompt=(9, 21, START, THINK), num_ignore=9, ignore_ids=(WAIT,), temperature=temperature, max_answer_tokens=4
     )
     budgets = (0, 1, 4, 9, 30, 60)
-    completions = decoder.decode([changed(base, max_thinking_tokens=b) for b in budgets])
+    completions = engine.decode([changed(base, max_thinking_tokens=b) for b in budgets])
     traces = [c.tokens[: c.num_thinking] for c in completions]
     for small, large in itertools.pairwise(traces):
         assert large[: len(small)] == small
     assert len(traces[-1]) > 9
 
 
-def test_ids_without_text_are_never_drawn(decoder):
-    completions = decoder.decode(requests(16, temperature=30.0))
+def test_ids_without_text_are_never_drawn(engine):
+    completions = engine.decode(requests(16, temperature=30.0))
     assert max(max(c.tokens) for c in completions) < NUM_TOKENS
 
 
-def test_budgets_counts_strings_and_sampling_recompile_nothing(decoder):
-    decoder.decode(requests(8))
+def test_budgets_counts_strings_and_sampling_recompile_nothing(engine):
+    engine.decode(requests(8))
     before = [f._cache_size() for f in COMPILED]
-    decoder.decode(requests(8, max_thinking_tokens=33, min_thinking_tokens=2, num_ignore=5, temperature=0.3, top_p=0.5))
-    decoder.decode(requests(8, max_thinking_tokens=7, min_thinking_tokens=0, ignore_ids=(8, 9, 10), top_k=3, seed=8))
+    engine.decode(requests(8, max_thinking_tokens=33, min_thinking_tokens=2, num_ignore=5, temperature=0.3, top_p=0.5))
+    engine.decode(requests(8, max_thinking_tokens=7, min_thinking_tokens=0, ignore_ids=(8, 9, 10), top_k=3, seed=8))
     assert [f._cache_size() for f in COMPILED] == before
 
 
 @pytest.mark.parametrize("mesh", [None, pytest.param(MeshConfig(data=4, fsdp=1, tensor=2), marks=pytest.mark.slow)])
 def test_the_loop_is_compiled_once_for_a_shape(mesh):
     """However its state was made: empty, begun by `start_rows`, grown, shrunk, or as the loop before left it."""
-    decoder, before = make_decoder(mesh), batch.advance._cache_size()
+    engine, before = make_engine(mesh), batch.advance._cache_size()
     capacities = []
     with pytest.MonkeyPatch.context() as patch:
         advance = batch.advance
         patch.setattr(batch, "advance", lambda *a, **k: capacities.append(a[5].cache.capacity) or advance(*a, **k))
-        list(decoder.stream(requests(8), num_rows=3))
+        list(engine.stream(requests(8), num_rows=3))
         long = requests(3, max_thinking_tokens=150, min_thinking_tokens=140, num_ignore=40)
-        list(decoder.stream([*long, *requests(5, max_thinking_tokens=40)], num_rows=3))
+        list(engine.stream([*long, *requests(5, max_thinking_tokens=40)], num_rows=3))
     assert capacities.count(64) > 3 and capacities.count(192) > 0
     assert batch.advance._cache_size() == before + len(set(capacities))
 
 
-def test_the_loop_ends_when_every_row_is_done(decoder, monkeypatch):
+def test_the_loop_ends_when_every_row_is_done(engine, monkeypatch):
     steps = []
     advance = batch.advance
     monkeypatch.setattr(batch, "advance", lambda *a, **k: steps.append(advance(*a, **k)) or steps[-1])
-    completions = decoder.decode(requests(4, max_thinking_tokens=6, min_thinking_tokens=0))
+    completions = engine.decode(requests(4, max_thinking_tokens=6, min_thinking_tokens=0))
     assert int(steps[-1].num_steps) == max(len(c.tokens) for c in completions) < steps[-1].emitted.tokens.shape[1]
 
 
-def test_rows_that_do_not_think_answer_at_once(decoder):
-    (completion,) = decoder.decode([make_request(prompt=(9, 21, 33), thinks=False, max_answer_tokens=6)])
+def test_rows_that_do_not_think_answer_at_once(engine):
+    (completion,) = engine.decode([make_request(prompt=(9, 21, 33), thinks=False, max_answer_tokens=6)])
     assert completion.num_thinking == completion.num_forced == 0
-    assert completion.num_answer + completion.stopped == len(completion.tokens)
+    assert completion.num_answer + (completion.finish_reason == "stop") == len(completion.tokens)
 
 
 @pytest.mark.parametrize(
     "sizes", [dict(data=4, fsdp=1, tensor=2), pytest.param(dict(data=2, fsdp=2, tensor=2), marks=pytest.mark.slow)]
 )
-def test_eight_devices_emit_what_one_does(decoder, sizes):
-    sharded = make_decoder(MeshConfig(**sizes))
-    assert sharded.decode(requests(8)) == decoder.decode(requests(8))
+def test_eight_devices_emit_what_one_does(engine, sizes):
+    sharded = make_engine(MeshConfig(**sizes))
+    assert sharded.decode(requests(8)) == engine.decode(requests(8))
 
 
 @pytest.mark.parametrize(
@@ -192,37 +197,37 @@ def test_a_bad_request_is_refused_by_name(changes, message):
         make_request(**{"prompt": (1,), **changes})
 
 
-def test_a_request_longer_than_the_context_is_refused(decoder):
+def test_a_request_longer_than_the_context_is_refused(engine):
     with pytest.raises(ValueError, match="the model has 256"):
-        decoder.decode([make_request(prompt=(1,) * 200, max_thinking_tokens=60)])
+        engine.decode([make_request(prompt=(1,) * 200, max_thinking_tokens=60)])
 
 
 # -- slots
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 3, 8])
-def test_the_number_of_rows_and_the_order_of_requests_change_no_token(decoder, num_rows):
-    wanted = decoder.decode(requests(16))
-    assert decoder.decode(requests(16), num_rows=num_rows) == wanted
-    assert decoder.decode(requests(16)[::-1], num_rows=num_rows)[::-1] == wanted
+def test_the_number_of_rows_and_the_order_of_requests_change_no_token(engine, num_rows):
+    wanted = engine.decode(requests(16))
+    assert engine.decode(requests(16), num_rows=num_rows) == wanted
+    assert engine.decode(requests(16)[::-1], num_rows=num_rows)[::-1] == wanted
 
 
-def test_a_finished_row_is_refilled_while_the_others_go_on(decoder):
+def test_a_finished_row_is_refilled_while_the_others_go_on(engine):
     long = make_request(
         prompt=(9, 21, START, THINK), max_thinking_tokens=150, min_thinking_tokens=150, max_answer_tokens=1
     )
     short = [
         changed(request, max_answer_tokens=4) for request in requests(4, max_thinking_tokens=8, min_thinking_tokens=0)
     ]
-    order = [index for index, _ in decoder.stream([long, *short], num_rows=2)]
+    order = [index for index, _ in engine.stream([long, *short], num_rows=2)]
     assert order[-1] == 0 and sorted(order) == list(range(5))
 
 
-def test_samples_of_one_prompt_are_prefilled_once_and_share_one_copy_of_its_cache(decoder, monkeypatch):
+def test_samples_of_one_prompt_are_prefilled_once_and_share_one_copy_of_its_cache(engine, monkeypatch):
     """64 samples of 200 tokens: no array but the prompt's one cache is long enough to hold the prompt."""
     prefilled, held = [], []
-    prefill, advance = scheduler.prefill, batch.advance
-    monkeypatch.setattr(scheduler, "prefill", lambda *a, **k: prefilled.append(a[2].shape) or prefill(*a, **k))
+    prefill_once, advance = prefill.prefill, batch.advance
+    monkeypatch.setattr(prefill, "prefill", lambda *a, **k: prefilled.append(a[2].shape) or prefill_once(*a, **k))
 
     def count(*args, **how):
         state = advance(*args, **how)
@@ -236,13 +241,13 @@ def test_samples_of_one_prompt_are_prefilled_once_and_share_one_copy_of_its_cach
         make_request(prompt=prompt, max_thinking_tokens=9, max_answer_tokens=9, temperature=1.0, sample=i)
         for i in range(64)
     ]
-    completions = decoder.decode(samples)
+    completions = engine.decode(samples)
     assert prefilled == [(1, 256)] and len(set(completions)) > 32 and set(held) == {2 * CONFIG.num_layers}
     monkeypatch.undo()
-    assert completions[::16] == [decoder.decode([sample])[0] for sample in samples[::16]]
+    assert completions[::16] == [engine.decode([sample])[0] for sample in samples[::16]]
 
 
-def test_prompts_are_prefilled_in_pieces_of_few_lengths(decoder, monkeypatch):
+def test_prompts_are_prefilled_in_pieces_of_few_lengths(engine, monkeypatch):
     rng = np.random.default_rng(1)
     several = [
         make_request(
@@ -250,62 +255,62 @@ def test_prompts_are_prefilled_in_pieces_of_few_lengths(decoder, monkeypatch):
         )
         for n in (14, 46, 130)
     ]
-    at_once = [decoder.decode([request])[0] for request in several]
+    at_once = [engine.decode([request])[0] for request in several]
     pieces = []
-    prefill = scheduler.prefill
-    monkeypatch.setattr(scheduler, "prefill", lambda *a, **k: pieces.append(a[2].shape[1]) or prefill(*a, **k))
-    monkeypatch.setattr(scheduler, "PREFILL_TOKENS", 64)
-    assert [decoder.decode([request])[0] for request in several] == at_once
+    prefill_once = prefill.prefill
+    monkeypatch.setattr(prefill, "prefill", lambda *a, **k: pieces.append(a[2].shape[1]) or prefill_once(*a, **k))
+    monkeypatch.setattr(prefill, "PREFILL_TOKENS", 64)
+    assert [engine.decode([request])[0] for request in several] == at_once
     assert pieces == [16, 48, 64, 64, 64]
 
 
-def test_a_cache_that_grows_and_shrinks_and_a_ring_that_wraps_change_no_token(decoder, monkeypatch):
+def test_a_cache_that_grows_and_shrinks_and_a_ring_that_wraps_change_no_token(engine, monkeypatch):
     long = requests(6, max_thinking_tokens=200, num_ignore=40, min_thinking_tokens=180, max_answer_tokens=2)
     asked = [*long, *requests(12)]
-    alone = [decoder.decode([row])[0] for row in asked]
+    alone = [engine.decode([row])[0] for row in asked]
     capacities, advance = [], batch.advance
     monkeypatch.setattr(batch, "advance", lambda *a, **k: capacities.append(a[5].cache.capacity) or advance(*a, **k))
-    assert decoder.decode(asked, num_rows=3) == alone
+    assert engine.decode(asked, num_rows=3) == alone
     grown = capacities.index(256)
     assert 128 in capacities[:grown] and capacities[-1] == 128
 
 
-def test_no_row_idles_while_a_prompt_has_samples_left(decoder, monkeypatch):
+def test_no_row_idles_while_a_prompt_has_samples_left(engine, monkeypatch):
     """A prompt of many samples is copied, not prefilled again, to the rows of those that have no more."""
     base = make_request(prompt=(9, START, THINK), max_thinking_tokens=20, min_thinking_tokens=20, max_answer_tokens=1)
     asked = [changed(base, temperature=1.0, sample=i) for i in range(14)]
     asked += [changed(base, prompt=(9, i, START, THINK)) for i in (21, 33)]
     prefilled, steps = [], []
-    prefill, advance = scheduler.prefill, batch.advance
+    prefill_once, advance = prefill.prefill, batch.advance
 
     def count(*args, **how):
         state = advance(*args, **how)
         steps.append(int(state.num_steps))
         return state
 
-    monkeypatch.setattr(scheduler, "prefill", lambda *a, **k: prefilled.append(a[2].shape) or prefill(*a, **k))
+    monkeypatch.setattr(prefill, "prefill", lambda *a, **k: prefilled.append(a[2].shape) or prefill_once(*a, **k))
     monkeypatch.setattr(batch, "advance", count)
-    together = decoder.decode(asked, num_rows=3)
+    together = engine.decode(asked, num_rows=3)
     assert prefilled == [(1, 16)] * 3
     length = max(len(completion.tokens) for completion in together)
     assert sum(steps) <= 6 * length
     monkeypatch.undo()
-    assert together == decoder.decode(asked)
+    assert together == engine.decode(asked)
 
 
-def test_a_model_that_gives_nan_is_refused(decoder):
-    params = decoder.params | {"norm": {"weight": decoder.params["norm"]["weight"] * np.nan}}
-    damaged = Decoder(CONFIG, params, RULES, decoder.mesh, DELIMITERS, np.arange(NUM_TOKENS) == NEWLINE)
+def test_a_model_that_gives_nan_is_refused(engine):
+    params = engine.model.params | {"norm": {"weight": engine.model.params["norm"]["weight"] * np.nan}}
+    damaged = Engine(dataclasses.replace(engine.model, params=params))
     with pytest.raises(ValueError, match="NaN or infinity for request 0"):
         damaged.decode(requests(1, max_thinking_tokens=9))
 
 
-def test_a_limit_takes_no_room_before_it_is_used(decoder, monkeypatch):
+def test_a_limit_takes_no_room_before_it_is_used(engine, monkeypatch):
     capacities = []
     advance = batch.advance
     monkeypatch.setattr(batch, "advance", lambda *a, **k: capacities.append(a[5].cache.capacity) or advance(*a, **k))
     ends_early = make_request(prompt=(9, 21, START, THINK), max_thinking_tokens=230, max_answer_tokens=6)
-    (completion,) = decoder.decode([ends_early])
+    (completion,) = engine.decode([ends_early])
     assert len(completion.tokens) <= 128 and set(capacities) == {128}
 
 
@@ -315,8 +320,8 @@ def test_a_limit_takes_no_room_before_it_is_used(decoder, monkeypatch):
 @pytest.mark.parametrize("num_rows", [2, 6])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
-def test_forked_answers_equal_single_runs_token_for_token(decoder, temperature, num_rows, dtype):
-    decoder = decoder if dtype == "float32" else make_decoder(dtype=dtype)
+def test_forked_answers_equal_single_runs_token_for_token(engine, temperature, num_rows, dtype):
+    engine = engine if dtype == "float32" else make_engine(dtype=dtype)
     grid = [
         Limits(*point) for point in itertools.product((0, 1, 7, 30, 60), (0, 5, 20), (0, 1, 3)) if point[1] <= point[0]
     ]
@@ -329,16 +334,16 @@ def test_forked_answers_equal_single_runs_token_for_token(decoder, temperature, 
         )
         for ignore, i in shapes * 2
     ]  # fmt: skip
-    forked = dict(decoder.stream(sweeps, num_rows=num_rows))
+    forked = dict(engine.stream(sweeps, num_rows=num_rows))
     for i, request in enumerate(sweeps):
-        single = decoder.decode([at_point(request, point) for point in grid])
+        single = engine.decode([at_point(request, point) for point in grid])
         assert list(forked[i]) == single
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_real_models_curve_equals_its_points_one_at_a_time(real_model, temperature):
-    real, chat = load_decoder(resolve_source(real_model), "float32")
+    real, chat = load_engine(resolve_source(real_model), "float32")
     grid = [Limits(*p) for p in ((0,), (16,), (40, 24), (64,), (64, 48), (96, 0, 1), (96, 32, 2), (96, 96), (96, 0, 4))]
     sweeps = [
         make_request(
@@ -356,7 +361,7 @@ def test_a_real_models_curve_equals_its_points_one_at_a_time(real_model, tempera
         assert [forked[i][grid.index(point)] for i in range(len(sweeps))] == single
 
 
-def test_the_kernel_over_caches_computes_prompts_rows_and_forks(decoder, monkeypatch):
+def test_the_kernel_over_caches_computes_prompts_rows_and_forks(engine, monkeypatch):
     traced = set()
     kernel = cached_attention.cached_attention
     monkeypatch.setattr(
@@ -373,30 +378,30 @@ def test_the_kernel_over_caches_computes_prompts_rows_and_forks(decoder, monkeyp
         )
         for i in range(2)
     ]  # fmt: skip
-    assert dict(make_decoder(attention="pallas").stream(asked)) == dict(decoder.stream(asked))
+    assert dict(make_engine(attention="pallas").stream(asked)) == dict(engine.stream(asked))
     # A prompt sees itself; a row its prompt too, and a fork its trace besides.
     assert traced == {(True, 1), (False, 2), (False, 3)}
 
 
-def test_a_trace_that_waits_for_its_answers_while_other_rows_go_round_the_ring_is_kept(decoder):
+def test_a_trace_that_waits_for_its_answers_while_other_rows_go_round_the_ring_is_kept(engine):
     waits = make_request(
         prompt=(9, 21, START, THINK), max_thinking_tokens=12, min_thinking_tokens=12, max_answer_tokens=7,
         points=(Limits(5, 5), Limits(12, 12)),
     )  # fmt: skip
     others = requests(60, max_thinking_tokens=30, min_thinking_tokens=30, max_answer_tokens=7)
-    forked = dict(decoder.stream([waits, *others], num_rows=8))
-    assert list(forked[0]) == decoder.decode([at_point(waits, point) for point in waits.points])
-    assert [forked[i + 1][0] for i in range(60)] == decoder.decode(others)
+    forked = dict(engine.stream([waits, *others], num_rows=8))
+    assert list(forked[0]) == engine.decode([at_point(waits, point) for point in waits.points])
+    assert [forked[i + 1][0] for i in range(60)] == engine.decode(others)
 
 
-def test_log_probabilities_are_the_models_whoever_decoded_the_token(decoder):
+def test_log_probabilities_are_the_models_whoever_decoded_the_token(engine):
     request = make_request(
         prompt=(9, 21, START, THINK), max_thinking_tokens=40, num_ignore=2, ignore_ids=(WAIT,), max_answer_tokens=6,
         points=(Limits(40, 0, 2), Limits(9), Limits(40)), temperature=1.0,
     )  # fmt: skip
-    ((_, forked),) = decoder.stream([request], scores=True)
+    ((_, forked),) = engine.stream([request], scores=True)
     for completion, point in zip(forked, request.points, strict=True):
-        (single,) = decoder.decode([at_point(request, point)], scores=True)
+        (single,) = engine.decode([at_point(request, point)], scores=True)
         np.testing.assert_allclose(completion.logprobs, single.logprobs, atol=1e-5)
         np.testing.assert_allclose(completion.end_logprobs, single.end_logprobs, atol=1e-5)
         assert all((p == 0) == f for p, f in zip(single.logprobs, single.forced, strict=True))

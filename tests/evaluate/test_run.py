@@ -19,7 +19,7 @@ from s1jax.checkpoint.export import save_hf
 from s1jax.checkpoint.source import load_model, resolve_source
 from s1jax.data.condition import Condition
 from s1jax.decode import batch, engine
-from s1jax.decode.load import load_decoder
+from s1jax.decode.load import load_engine
 from s1jax.evaluate.conditions import DecodingConfig, EvaluateConfig, Trace
 from s1jax.evaluate.run import evaluate
 from s1jax.evaluate.sweep import SweepConfig, grid, sweep
@@ -159,8 +159,8 @@ def test_a_killed_run_goes_on_where_it_stopped(config, monkeypatch):
     torn = "".join(whole[:8]) + whole[8][:40]
     Path(config.decoding.output).write_text(torn)
     decoded = []
-    check = engine.Decoder.check
-    monkeypatch.setattr(engine.Decoder, "check", lambda self, request: decoded.append(request) or check(self, request))
+    check = engine.Engine.check
+    monkeypatch.setattr(engine.Engine, "check", lambda self, request: decoded.append(request) or check(self, request))
     sweep(config)
     assert sorted(Path(config.decoding.output).read_text().splitlines(keepends=True)) == sorted(whole)
     assert sum(len(request.points) for request in set(decoded)) == len(whole) - 8
@@ -323,26 +323,26 @@ def test_more_rows_than_requests_are_not_allocated(config):
 
 
 @pytest.mark.parametrize("num_rows", [0, -1])
-def test_a_decoder_without_rows_is_refused(tiny_model, num_rows):
-    decoder, _ = load_decoder(resolve_source(tiny_model), "float32")
+def test_an_engine_without_rows_is_refused(tiny_model, num_rows):
+    loaded, _ = load_engine(resolve_source(tiny_model), "float32")
     with pytest.raises(ValueError, match=f"num_rows is {num_rows}"):
-        decoder.decode([make_request(prompt=(1,))], num_rows=num_rows)
+        loaded.decode([make_request(prompt=(1,))], num_rows=num_rows)
 
 
 def test_a_request_past_the_context_names_what_to_lower(tiny_model):
-    decoder, _ = load_decoder(resolve_source(tiny_model), "float32")
+    loaded, _ = load_engine(resolve_source(tiny_model), "float32")
     fitting = make_request(prompt=(1,), max_thinking_tokens=400, max_answer_tokens=8)
-    spare = 512 - 1 - decoder.num_new_tokens(fitting)
-    decoder.check(changed(fitting, max_thinking_tokens=400 + spare))
+    spare = 512 - 1 - loaded.model.num_new_tokens(fitting)
+    loaded.check(changed(fitting, max_thinking_tokens=400 + spare))
     message = "has 512, its context length: lower max_thinking_tokens or max_answer_tokens, by 1 together"
     with pytest.raises(ValueError, match=message):
-        decoder.check(changed(fitting, max_thinking_tokens=401 + spare))
+        loaded.check(changed(fitting, max_thinking_tokens=401 + spare))
 
 
 @pytest.mark.parametrize("output", ["sums.jsonl/rows.jsonl", "directory", "/proc/rows.jsonl", "/dev/null", "x" * 300])
 def test_an_impossible_output_is_refused_before_the_model_is_loaded(config, output, tmp_path, monkeypatch):
     (tmp_path / "directory").mkdir()
-    monkeypatch.setattr("s1jax.evaluate.run.load_decoder", None)
+    monkeypatch.setattr("s1jax.evaluate.run.load_engine", None)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ValueError, match=f"{output} cannot be written"):
         sweep(replace(config, decoding=replace(config.decoding, output=str(tmp_path / output))))
@@ -356,7 +356,7 @@ def test_an_error_before_the_first_row_leaves_no_file_and_is_not_followed_by_pro
         raise OSError("no rows")
         yield
 
-    monkeypatch.setattr(engine.Decoder, "stream", stream)
+    monkeypatch.setattr(engine.Engine, "stream", stream)
     decoding = replace(config.decoding, output=str(tmp_path / "new" / "rows.jsonl"))
     with pytest.raises(OSError, match="no rows"):
         sweep(replace(config, decoding=decoding))
@@ -392,4 +392,4 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tiny_model, tmp_path):
     params = random_params(config, "stacked", mesh)
     save_hf(tmp_path / "hf", config, params, "float32", Path(tiny_model))
     with pytest.raises(ValueError, match="the tokenizer has 259 ids, the model only 200"):
-        load_decoder(resolve_source(tmp_path / "hf"), "float32")
+        load_engine(resolve_source(tmp_path / "hf"), "float32")

@@ -12,14 +12,15 @@ from flax import nnx
 from s1jax.checkpoint.export import save_hf
 from s1jax.checkpoint.source import load_model, resolve_source
 from s1jax.data.condition import Limits
-from s1jax.decode.load import load_decoder
+from s1jax.decode.engine import Engine
+from s1jax.decode.load import load_engine
 from s1jax.model import storage
 from s1jax.model.qwen2 import abstract_params, graphdef, init_cache, unstack
 from s1jax.model.storage import quantize_matrices, store_in_int8
 from s1jax.ops.quantization import dequantize, quantize, quantize_nf4
 from s1jax.runtime.sharding import MeshConfig, make_mesh
 from tests.support.attention import over_caches, random_mask_inputs, random_qkv
-from tests.support.decoding import CONFIG, RULES, WAIT, at_point, make_decoder, make_request
+from tests.support.decoding import CONFIG, RULES, WAIT, at_point, make_engine, make_request
 from tests.support.models import in_nf4, random_params
 
 
@@ -129,10 +130,10 @@ def test_a_model_computes_with_what_its_stored_weights_stand_for(tied):
     np.testing.assert_allclose(logits(int8, stored), logits(config, floats(stored)), atol=2e-6)
 
 
-def int8_decoder(*int8, mesh_config=None):
-    decoder = make_decoder(mesh_config)
-    decoder.config, decoder.params = store_in_int8(decoder.config, decoder.params, int8)
-    return decoder
+def int8_engine(*int8, mesh_config=None):
+    model = make_engine(mesh_config).model
+    config, params = store_in_int8(model.config, model.params, int8)
+    return Engine(dataclasses.replace(model, config=config, params=params))
 
 
 def test_what_cannot_be_stored_in_eight_bits_is_refused():
@@ -147,7 +148,7 @@ def test_what_cannot_be_stored_in_eight_bits_is_refused():
     ids="+".join,
 )
 def test_forks_rows_and_devices_change_no_token_in_eight_bits_but_where_the_cache_tips_one(int8):
-    decoder = int8_decoder(*int8)
+    engine = int8_engine(*int8)
     points = (Limits(40, 0, 2), Limits(9), Limits(40), Limits(30, 20))
     requests = [
         make_request(
@@ -156,12 +157,11 @@ def test_forks_rows_and_devices_change_no_token_in_eight_bits_but_where_the_cach
         )
         for i in range(5)
     ]  # fmt: skip
-    forked = dict(decoder.stream(requests, num_rows=3))
+    forked = dict(engine.stream(requests, num_rows=3))
     single = {
-        i: tuple(decoder.decode([at_point(request, point)])[0] for point in points)
-        for i, request in enumerate(requests)
+        i: tuple(engine.decode([at_point(request, point)])[0] for point in points) for i, request in enumerate(requests)
     }
-    sharded = dict(int8_decoder(*int8, mesh_config=MeshConfig(data=4, fsdp=1, tensor=2)).stream(requests))
+    sharded = dict(int8_engine(*int8, mesh_config=MeshConfig(data=4, fsdp=1, tensor=2)).stream(requests))
     # Of 5 traces, of which a tipped one may change all of its points.
     most = 1 if "cache" in int8 else 0
     for others in (single, sharded):
@@ -179,17 +179,17 @@ def test_a_real_model_says_nearly_the_same_in_eight_bits(real_model, shared, int
     question = json.loads((shared / "data" / "gsm8k_test.jsonl").read_text().splitlines()[0])["question"]
 
     def log_probabilities(int8):
-        decoder, chat = load_decoder(resolve_source(real_model), "float32", int8=int8)
+        engine, chat = load_engine(resolve_source(real_model), "float32", int8=int8)
         tokens = jnp.array([chat.encode_prompt(question)])
         positions = jnp.arange(tokens.shape[1])[None]
 
         @jax.jit
         def compute(params):
-            model = nnx.merge(graphdef(decoder.config, RULES, "per_layer"), params)
-            cache = init_cache(decoder.config, 1, 256, RULES)
+            model = nnx.merge(graphdef(engine.model.config, RULES, "per_layer"), params)
+            cache = init_cache(engine.model.config, 1, 256, RULES)
             return jax.nn.log_softmax(model.logits(model(tokens, positions, jnp.ones_like(tokens), cache)[0])[0])
 
-        return compute(decoder.params)
+        return compute(engine.model.params)
 
     wanted, ours = log_probabilities(()), log_probabilities(int8)
     divergence = float((jnp.exp(wanted) * (wanted - ours)).sum(axis=-1).mean())

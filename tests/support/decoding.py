@@ -1,4 +1,4 @@
-"""A tiny decoder with random weights, whose every token comes up."""
+"""A tiny engine with random weights, whose every token comes up."""
 
 import dataclasses
 
@@ -7,7 +7,8 @@ import numpy as np
 
 from s1jax.data.chat import Delimiters
 from s1jax.data.condition import Condition
-from s1jax.decode.engine import Decoder
+from s1jax.decode.engine import Engine
+from s1jax.decode.loaded import place_model
 from s1jax.decode.request import Request
 from s1jax.model.config import ModelConfig
 from s1jax.model.qwen2 import unstack
@@ -32,14 +33,20 @@ CONFIG = ModelConfig(
 RULES = ShardingRules()
 
 
-def make_decoder(mesh_config=None, attention=None, dtype="float32"):
+def to_text(ids):
+    """One letter for each id."""
+    return "".join(chr(ord("A") + i) for i in ids)
+
+
+def make_engine(mesh_config=None, attention=None, dtype="float32", **options):
     mesh = make_mesh(mesh_config or MeshConfig(fsdp=1), jax.devices()[: 8 if mesh_config else 1])
     params = random_params(CONFIG, "stacked", mesh)
     # Larger weights than at initialisation, so that logits differ and every id, the ends included, comes up.
     params = jax.tree.map(lambda x: (x * 4 if x.ndim > 1 else x).astype(dtype), params)
     newline = np.arange(NUM_TOKENS) == NEWLINE
     config = dataclasses.replace(CONFIG, dtype=dtype)
-    return Decoder(config, unstack(params, CONFIG.num_layers), RULES, mesh, DELIMITERS, newline, attention)
+    layers = unstack(params, CONFIG.num_layers)
+    return Engine(place_model(config, layers, RULES, mesh, DELIMITERS, newline, attention, to_text), **options)
 
 
 def make_request(prompt, **fields):

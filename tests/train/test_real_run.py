@@ -10,7 +10,7 @@ from s1jax.checkpoint.source import resolve_source
 from s1jax.data.chat import ChatFormat
 from s1jax.data.examples import DataConfig
 from s1jax.decode import load
-from s1jax.decode.load import load_decoder
+from s1jax.decode.load import load_engine
 from s1jax.runtime.preemption import Preemption
 from s1jax.runtime.sharding import MeshConfig, make_mesh
 from s1jax.train import run
@@ -90,9 +90,9 @@ def test_a_run_on_real_rows_lowers_held_out_loss_and_its_export_thinks_under_tra
     think = list(chat.delimiters.think)
     opening = under_transformers(chat.encode_chat(question), len(think) + 1)
     assert opening[: len(think)] == think and tokenizer.decode(opening[len(think) :]) == "\n"
-    decoder, _ = load_decoder(resolve_source(hf), "float32", MeshConfig(fsdp=-1))
+    engine, _ = load_engine(resolve_source(hf), "float32", MeshConfig(fsdp=-1))
     prompt = tuple(chat.encode_prompt(question))
-    (ours,) = decoder.decode([make_request(prompt, NUM_TOKENS, max_answer_tokens=1)])
+    (ours,) = engine.decode([make_request(prompt, NUM_TOKENS, max_answer_tokens=1)])
     theirs = under_transformers(list(prompt), NUM_TOKENS)
     print(tokenizer.decode(theirs))
     assert list(ours.tokens[:NUM_TOKENS]) == theirs

@@ -1,0 +1,168 @@
+"""Scoring: (prompt, continuation) pairs of ids -> the log-probability of each id of the continuation.
+
+These are the plain model's: a float32 log-softmax over its whole vocabulary, as in Hugging Face transformers. Temperature, filters and the
+mask of ids without text, which decoding applies, have no part in it.
+
+A prompt that several pairs share is read once per `MAX_CONTINUATIONS` of them. Its continuations sit side by side and read its cache in
+place, as in decoding. Logits exist for few positions at a time.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from s1jax.decode.loaded import LoadedModel
+from s1jax.decode.prefill import (
+    PREFILL_TOKENS,
+    empty_prompts,
+    power_of_two,
+    prefill_prompts,
+    prefill_sizes,
+    prompt_bucket,
+)
+from s1jax.model.cache import KVCache
+from s1jax.model.config import ModelConfig
+from s1jax.model.qwen2 import Params, graphdef
+from s1jax.ops.attention import CacheBackend
+from s1jax.runtime.errors import UserError
+from s1jax.runtime.sharding import ShardingRules
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int
+
+Pair = tuple[Sequence[int], Sequence[int]]
+"""Ids of a prompt and of its continuation."""
+MAX_CONTINUATIONS = 8
+"""Continuations per copy of a prompt."""
+MAX_LOGITS = 256
+"""Positions whose logits exist at a time."""
+
+
+class _Shapes(NamedTuple):
+    """What decides which program is compiled."""
+
+    num_continuations: int
+    prompt_capacity: int
+    capacity: int
+    """Slots per continuation."""
+
+
+def score_all(model: LoadedModel, pairs: Sequence[Pair]) -> list[Float[np.ndarray, " n"]]:
+    """Return the log-probabilities of each continuation. Call it under the model's mesh.
+
+    Raises UserError for an empty prompt, for an id that the model does not have, or for a pair that is longer than its context.
+    """
+    for prompt, continuation in pairs:
+        _check(model.config, prompt, continuation)
+    scores = [np.zeros(len(continuation), np.float32) for _, continuation in pairs]
+    by_prompt: dict[tuple[int, ...], list[int]] = {}
+    for i, (prompt, continuation) in enumerate(pairs):
+        if len(continuation):
+            by_prompt.setdefault(tuple(prompt), []).append(i)
+    groups = [
+        (prompt, indices[begin : begin + MAX_CONTINUATIONS])
+        for prompt, indices in by_prompt.items()
+        for begin in range(0, len(indices), MAX_CONTINUATIONS)
+    ]
+
+    def shapes(group: tuple[tuple[int, ...], list[int]]) -> _Shapes:
+        prompt, indices = group
+        longest = max(len(pairs[i][1]) for i in indices)
+        return _Shapes(power_of_two(len(indices)), prompt_bucket(len(prompt)), prompt_bucket(longest))
+
+    for shape, alike in itertools.groupby(sorted(groups, key=shapes), key=shapes):
+        rest = list(alike)
+        for size in prefill_sizes(len(rest), shape.num_continuations * (shape.prompt_capacity + shape.capacity)):
+            some, rest = rest[:size], rest[size:]
+            continuations = [[pairs[i][1] for i in indices] for _, indices in some]
+            found = _score_batch(model, [prompt for prompt, _ in some], continuations, size, shape)
+            for place, (_, indices) in enumerate(some):
+                for row, i in enumerate(indices, place * shape.num_continuations):
+                    scores[i] = found[row, : len(scores[i])]
+    return scores
+
+
+def _check(config: ModelConfig, prompt: Sequence[int], continuation: Sequence[int]) -> None:
+    if not len(prompt):
+        raise UserError("the prompt is empty: a continuation is scored after at least one id")
+    if (total := len(prompt) + len(continuation)) > config.context_length:
+        raise UserError(
+            f"a prompt of {len(prompt)} tokens and a continuation of {len(continuation)} need {total} positions; the model has "
+            f"{config.context_length}, its context length: shorten one of them"
+        )
+    outside = [i for i in (*prompt, *continuation) if not 0 <= i < config.vocab_size]
+    if outside:
+        raise UserError(f"the model has ids from 0 to {config.vocab_size - 1}; {outside[0]} is none of them")
+
+
+def _score_batch(
+    model: LoadedModel,
+    prompts: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[Sequence[int]]],
+    num_prompts: int,
+    shapes: _Shapes,
+) -> Float[np.ndarray, "B S"]:
+    """Return the log-probabilities of the continuations of each prompt, row by row; what is past their ends means nothing."""
+    num_rows = num_prompts * shapes.num_continuations
+    tokens, lengths = np.zeros((num_rows, shapes.capacity), np.int32), np.zeros(num_rows, np.int32)
+    for place, ofs in enumerate(continuations):
+        for row, ids in enumerate(ofs, place * shapes.num_continuations):
+            tokens[row, : len(ids)], lengths[row] = ids, len(ids)
+    read = prefill_prompts(model, prompts, num_prompts, shapes.prompt_capacity)
+    hidden, prompt_lengths = (jnp.repeat(x, shapes.num_continuations, axis=0) for x in (read.hidden, read.length))
+    cache = empty_prompts(**model.static, num_prompts=num_rows, capacity=shapes.capacity).cache
+    scores = []
+    for begin in range(0, int(lengths.max()), PREFILL_TOKENS):
+        piece = tokens[:, begin : begin + PREFILL_TOKENS]
+        found, hidden, cache = _score_piece(
+            model.params, read.cache, prompt_lengths, cache, hidden, piece, lengths,
+            **model.static, attention=model.attention,
+        )  # fmt: skip
+        scores.append(found)
+    return np.concatenate(model.fetch(scores), axis=1)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "rules", "attention"), donate_argnames="cache")
+def _score_piece(
+    params: Params,
+    prompts: KVCache,
+    prompt_lengths: Int[Array, " B"],
+    cache: KVCache,
+    hidden_before: Float[Array, "B D"],
+    tokens: Int[Array, "B T"],
+    lengths: Int[Array, " B"],
+    *,
+    config: ModelConfig,
+    rules: ShardingRules,
+    attention: CacheBackend | None,
+) -> tuple[Float[Array, "B T"], Float[Array, "B D"], KVCache]:
+    """Score the next T tokens of continuations: return their log-probabilities, the last hidden state and the cache, which is donated.
+
+    `hidden_before` is the final hidden state of the token before the first of them. `lengths` are whole continuations.
+    """
+    B, T = tokens.shape
+    model = nnx.merge(graphdef(config, rules, "per_layer"), params)
+    place = cache.num_written + jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, T))
+    segment_ids = (place < lengths[:, None]).astype(jnp.int32)
+    positions = prompt_lengths[:, None] + place
+    hidden, cache = model(tokens, positions, segment_ids, cache, (prompts,), prompt_lengths, attention=attention)
+    before = jnp.concatenate([hidden_before[:, None], hidden[:, :-1]], axis=1)
+    width = math.gcd(T, max(1, MAX_LOGITS // B))
+
+    def log_probabilities(begin: Int[Array, ""]) -> Float[Array, "B C"]:
+        here = [jax.lax.dynamic_slice_in_dim(x, begin, width, axis=1) for x in (before, tokens)]
+        logits = model.logits(here[0])
+        of_token = jnp.take_along_axis(logits, here[1][:, :, None], axis=2)[:, :, 0]
+        return of_token - jax.nn.logsumexp(logits, axis=-1)
+
+    pieces = jax.lax.map(log_probabilities, jnp.arange(0, T, width))
+    return pieces.swapaxes(0, 1).reshape(B, T), hidden[:, -1], cache
