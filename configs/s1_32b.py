@@ -8,7 +8,7 @@ minutes, were communication free).
 20,000 tokens, for want of memory; here none is cut.
 
 A row holds several examples and lies on 8 GPUs, since 16 examples on 16 GPUs would all wait for the longest. Compiled ahead of time for
-16 H100 a step needs 43 GiB of each (`docs/benchmarks.md`); on one host of 8, add `--param-dtype bfloat16`. With the loss in chunks of 256
+16 H100 a step needs 43 GiB of each (`docs/performance.md`); on one host of 8, add `--param-dtype bfloat16`. With the loss in chunks of 256
 positions it fits a v6e 4x8 too. `--mesh.sequence` times `--mesh.tensor` must divide the 40 heads.
 
     python launch/train.py s1_32b

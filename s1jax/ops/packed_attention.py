@@ -41,7 +41,7 @@ class Tiles(NamedTuple):
     """Tiles on their way from memory at a time."""
 
 
-# The fastest of nine to thirteen each on an H100 (docs/benchmarks.md); compiled for an A100's shared memory (163 KiB) they fit too.
+# The fastest of nine to thirteen each on an H100 (docs/lab-log.md); compiled for an A100's shared memory (163 KiB) they fit too.
 FORWARD, BACKWARD_KEYS, BACKWARD_QUERIES = Tiles(128, 64, 8, 3), Tiles(64, 128, 8, 3), Tiles(128, 128, 8, 2)
 LARGEST_TILE = 128
 """Lengths are padded to a multiple of it."""
