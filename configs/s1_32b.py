@@ -2,14 +2,14 @@
 
 Expected (the paper's, AIME24 / MATH500 / GPQA Diamond): with s1K, the first release's data, 50.0 / 92.6 / 56.6 without budget
 forcing and 56.7 / 93.0 / 59.6 with it (table 1); with s1K-1.1, the default here, 56.7 / 95.4 / 63.6 with it.
-Hardware and hours: 16 H100 for 26 minutes in the paper (7 H100-hours); here not yet run (slices of it on one H100 foretell 12.4
-minutes, were communication free).
+Hardware and hours: 16 H100 for 26 minutes in the paper (7 H100-hours); here not yet run. Computed from slices of it on one H100,
+it would take 12.4 minutes if communication took no time.
 `--data.source simplescaling/s1K` is the first release, a path is a local file. With s1K-1.1 the paper's authors cut examples at
 20,000 tokens, for want of memory; here none is cut.
 
-A row holds several examples and lies on 8 GPUs, since 16 examples on 16 GPUs would all wait for the longest. Compiled ahead of time for
-16 H100 a step needs 43 GiB of each (`docs/performance.md`); on one host of 8, add `--param-dtype bfloat16`. With the loss in chunks of 256
-positions it fits a v6e 4x8 too. `--mesh.sequence` times `--mesh.tensor` must divide the 40 heads.
+A row holds several examples and is split over 8 GPUs. With one example per GPU, all GPUs would wait for the longest example. Compiled
+ahead of time for 16 H100, a step needs 43 GiB of each (`docs/performance.md`). On one host of 8, add `--param-dtype bfloat16`. With the
+loss in chunks of 256 positions it also fits a v6e 4x8. `--mesh.sequence` times `--mesh.tensor` must divide the 40 heads.
 
     python launch/train.py s1_32b
 """
