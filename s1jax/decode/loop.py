@@ -253,7 +253,8 @@ def advance(
 ) -> DecodeState:
     """Decode until every row is done, `most_steps` steps are made or `most_done` rows are done; the state is donated.
 
-    `prefixes` are what came before the rows' own tokens (`attention.Prefix`). With `scores` the log-probabilities are kept too.
+    `prefixes` hold the tokens before the rows' own, one cache per group of rows (`ops/attention.py`). With
+    `scores` the log-probabilities are kept too.
     """
     model = nnx.merge(graphdef(config, rules, "per_layer"), params)
     row_keys = sampling.row_keys(*rows.seeds.T)

@@ -266,8 +266,9 @@ class Qwen2(nnx.Module):
                 raise UserError("a cache needs the per-layer layout: unstack the parameters first")
             x = self._scan_layers(x, rotation, positions, segment_ids, remat, attention, packed)
         else:
-            tokens_of_x = (rotation, positions, segment_ids)
-            x, cache = self._walk_layers(x, *tokens_of_x, cache, prefixes, prefix_end, attention, packed)
+            x, cache = self._walk_layers(
+                x, rotation, positions, segment_ids, cache, prefixes, prefix_end, attention, packed
+            )
         return self.norm(x), cache
 
     def _scan_layers(self, x, rotation, positions, segment_ids, remat, backend, packed):

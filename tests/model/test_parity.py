@@ -173,7 +173,7 @@ def test_rotary_embeddings_equal_hugging_faces(size, scaling):
         tx = torch.from_numpy(x).swapaxes(1, 2)
         cos, sin = rotary(tx, torch.from_numpy(positions)[None])
         theirs = transformers.models.qwen2.modeling_qwen2.apply_rotary_pos_emb(tx, tx, cos, sin)[0].swapaxes(1, 2)
-        rotation = rotation_at(positions[None], config.head_dim, config.rope_theta, config.yarn)
+        rotation = rotation_at(jnp.asarray(positions[None]), config.head_dim, config.rope_theta, config.yarn)
         assert relative_error(apply_rope(jnp.asarray(x), rotation), theirs) < tolerance
 
 
