@@ -201,8 +201,8 @@ def advance(
 ) -> DecodeState:
     """Decode until all sequences are done, or `max_done` of them, or for `max_steps` steps; return the new state. `state` is donated.
 
-    `prefixes` are the caches of what came before the sequences' own tokens (`attention.py`). With `scores` the log-probabilities are
-    kept too.
+    `prefixes` hold the tokens before the sequences' own, one cache per group of sequences (`ops/attention.py`). With `scores` the
+    log-probabilities are kept too.
     """
     model = nnx.merge(graphdef(config, rules, "per_layer"), params)
     row_keys = sampling.row_keys(*rows.seeds.T)

@@ -28,7 +28,7 @@ from s1jax.ops.bits import take_layer
 from s1jax.ops.blocked_attention import saves_attention
 from s1jax.ops.embedding import embed
 from s1jax.ops.keys_values import KeysValues
-from s1jax.ops.matmul import matmul, stored_matmul, trained_matmul
+from s1jax.ops.matmul import matmul, stored_matmul
 from s1jax.ops.quantization import Quantized, nf4_shapes, quantize
 from s1jax.ops.rope import Rotation, apply_rope, rotation_at
 from s1jax.runtime.errors import UserError
@@ -72,7 +72,6 @@ class Projection(nnx.Module):
         has_bias: bool = False,
     ):
         self.num_in, self.dtype = num_in, config.dtype
-        self.is_trained = config.lora is None
         self.shape, self.names = shape, names
         kernel_shape, scale_shape, scale_names = shape, shape[:-num_in], names[:-num_in]
         if config.nf4:
@@ -96,8 +95,7 @@ class Projection(nnx.Module):
         x = x.reshape(*x.shape[:2], -1).astype(self.dtype)
         if self.scale is None:
             kernel = self.kernel[...]
-            multiply = trained_matmul if self.is_trained else matmul
-            y = multiply(x, kernel.reshape(*kernel.shape[: -self.num_in], -1), dtype=self.dtype)
+            y = matmul(x, kernel.reshape(*kernel.shape[: -self.num_in], -1), dtype=self.dtype)
         else:
             y = stored_matmul(x, self.kernel[...], self.scale[...], self.num_in)
         if self.lora_a is not None and self.lora_b is not None:
@@ -249,7 +247,7 @@ class Qwen2(nnx.Module):
         """Return the final hidden states and, if a cache is given, the cache with these T tokens appended.
 
         `prefixes` are caches of earlier tokens, read in place and shared by consecutive rows. `prefix_end` is the exclusive end of the
-        positions that each row sees in them (`ops/attention.py`). A cache needs the per-layer layout, and Raises UserError without it.
+        positions that each row sees in them (`ops/attention.py`). A cache needs the per-layer layout, and UserError is raised without it.
         `attention` is the backend, and `packed` the promise of `self_attention`.
 
         `remat` (stacked layout only) says what the forward pass saves per layer. The backward pass recomputes the rest. The numbers saved
@@ -268,8 +266,9 @@ class Qwen2(nnx.Module):
                 raise UserError("a cache needs the per-layer layout: unstack the parameters first")
             x = self._scan_layers(x, rotation, positions, segment_ids, remat, attention, packed)
         else:
-            tokens_of_x = (rotation, positions, segment_ids)
-            x, cache = self._walk_layers(x, *tokens_of_x, cache, prefixes, prefix_end, attention, packed)
+            x, cache = self._walk_layers(
+                x, rotation, positions, segment_ids, cache, prefixes, prefix_end, attention, packed
+            )
         return self.norm(x), cache
 
     def _scan_layers(self, x, rotation, positions, segment_ids, remat, backend, packed):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Real
 
-from s1jax.ops.cpu import trained_product, transposed_product
+from s1jax.ops.cpu import transposed_product
 from s1jax.ops.quantization import dequantize
 from s1jax.runtime.hardware import platform
 
@@ -28,14 +28,6 @@ def matmul(
     else:
         y = jnp.einsum("BTI,OI->BTO", x, weight.reshape(-1, I), preferred_element_type=dtype)
     return y.reshape(B, T, *outer)
-
-
-def trained_matmul(x: Float[Array, "B T I"], weight: Float[Array, "*O I"], dtype: Any) -> Float[Array, "B T *O"]:
-    """Return `matmul` for a weight that may be trained."""
-    if platform() != "cpu" or x.shape[1] == 1 or x.dtype != dtype:
-        return matmul(x, weight, None, dtype)
-    y = trained_product(x, weight.reshape(-1, weight.shape[-1]).astype(dtype))
-    return y.reshape(*x.shape[:2], *weight.shape[:-1])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

@@ -9,7 +9,6 @@ from pathlib import Path
 import jax
 import jax.extend
 import jax.numpy as jnp
-import model_cases
 import numpy as np
 import optax
 import pytest
@@ -23,6 +22,7 @@ from s1jax.model.qwen2 import abstract_params, graphdef
 from s1jax.model.storage import store_in_int8
 from s1jax.ops.quantization import dequantize
 from s1jax.runtime.sharding import MeshConfig, make_mesh
+from tests.support import models
 from tests.support.models import RULES, in_nf4, one_device, random_tokens
 
 pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.integration]
@@ -76,12 +76,13 @@ def random_adapters(config=CONFIG, mesh=None):
     return numbers(abstract_adapters(config, mesh or one_device()), 1, 0.1)
 
 
-full_logits = jax.jit(model_cases.full_logits, static_argnums=(0, 1))
+full_logits = jax.jit(models.full_logits, static_argnums=(0, 1))
 
 
 def loss_of(config, params, tokens, remat="full"):
     model = nnx.merge(graphdef(config, RULES, "stacked"), params)
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    tokens = jnp.asarray(tokens)
     hidden, _ = model(tokens, positions, jnp.ones_like(tokens), remat=remat)
     losses = optax.softmax_cross_entropy_with_integer_labels(model.logits(hidden)[:, :-1], tokens[:, 1:])
     return losses.mean()

@@ -120,10 +120,11 @@ def test_every_submodule_equals_hugging_faces(name, pair_of):
     layer, hf_layer = ours.layers[index], hf.layers[index]
     tokens = random_tokens(config, (B, T))
     x = np.random.default_rng(1).standard_normal((B, T, config.embed_dim)).astype(np.float32)
-    positions = np.tile(np.arange(T, dtype=np.int32), (B, 1))
-    segment_ids, tx = np.ones_like(positions), torch.from_numpy(x)
+    tx, x = torch.from_numpy(x), jnp.asarray(x)
+    positions = jnp.tile(jnp.arange(T, dtype=jnp.int32), (B, 1))
+    segment_ids = jnp.ones_like(positions)
     rotation = rotation_at(positions, config.head_dim, config.rope_theta, config.yarn)
-    rotary = hf.rotary_emb(tx, torch.from_numpy(positions).long())
+    rotary = hf.rotary_emb(tx, torch.from_numpy(np.array(positions)).long())
     mask = torch.full((T, T), -torch.inf).triu(1)[None, None]
     attended = hf_layer.self_attn(tx, position_embeddings=rotary, attention_mask=mask)[0]
     block = hf_layer(tx, position_embeddings=rotary, attention_mask=mask)
@@ -176,7 +177,7 @@ def test_rotary_embeddings_equal_hugging_faces(size, scaling):
         tx = torch.from_numpy(x).swapaxes(1, 2)
         cos, sin = rotary(tx, torch.from_numpy(positions)[None])
         theirs = transformers.models.qwen2.modeling_qwen2.apply_rotary_pos_emb(tx, tx, cos, sin)[0].swapaxes(1, 2)
-        rotation = rotation_at(positions[None], config.head_dim, config.rope_theta, config.yarn)
+        rotation = rotation_at(jnp.asarray(positions[None]), config.head_dim, config.rope_theta, config.yarn)
         assert relative_error(apply_rope(jnp.asarray(x), rotation), theirs) < tolerance
 
 

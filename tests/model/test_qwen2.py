@@ -112,11 +112,12 @@ def test_stacked_and_per_layer_layouts_give_the_same_logits():
 
 
 def test_remat_changes_no_gradient():
-    tokens, positions, ones = random_tokens(TINY, (2, 8)), np.tile(np.arange(8), (2, 1)), np.ones((2, 8), np.int32)
+    tokens = jnp.asarray(random_tokens(TINY, (2, 8)))
+    positions, ones = jnp.tile(jnp.arange(8), (2, 1)), jnp.ones((2, 8), jnp.int32)
 
     def loss(params, remat):
         model = nnx.merge(graphdef(TINY, RULES, "stacked"), params)
-        return (model(jnp.asarray(tokens), positions, ones, remat=remat)[0] ** 2).mean()
+        return (model(tokens, positions, ones, remat=remat)[0] ** 2).mean()
 
     gradient = jax.jit(jax.grad(loss), static_argnums=1)
     jax.tree.map(assert_same, gradient(tiny_params("stacked"), "full"), gradient(tiny_params("stacked"), "none"))
