@@ -1,6 +1,6 @@
-"""Stream one budget-forced answer to the terminal: thinking, injected text and answer told apart.
+"""Stream one budget-forced answer to the terminal.
 
-On a terminal thinking is dim, an injected "Wait" yellow and a forced "Final Answer:" green; elsewhere these two are in [[ ]].
+On a terminal the thinking is dim, an injected "Wait" yellow and a forced "Final Answer:" green. Elsewhere the latter two are in [[ ]].
 """
 
 import sys

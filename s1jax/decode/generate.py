@@ -1,4 +1,4 @@
-"""One question to one model: a budget-forced answer, streamed as it is decoded, with thinking, injected text and answer told apart."""
+"""One question to one model: its budget-forced answer is streamed as it is decoded. Thinking, injected text and answer look different."""
 
 from __future__ import annotations
 
@@ -33,15 +33,14 @@ class GenerateConfig:
     condition: Annotated[Condition, tyro.conf.arg(name="")] = field(
         default_factory=lambda: Condition(max_thinking_tokens=2048)
     )
-    """How to think and answer."""
     seed: int = 0
-    """What tokens are drawn from at a temperature above 0."""
+    """Seed of the random draws at a temperature above 0."""
     attention: CacheBackend | None = None
-    """What computes attention over caches; default: `pallas` on a GPU, elsewhere `xla`, for which any card's shared memory will do."""
+    """Backend of attention over caches. Default: `pallas` on a GPU, `xla` elsewhere. `xla` runs on every device."""
 
 
 def generate(config: GenerateConfig, out: TextIO) -> Completion:
-    """Decode the answer, streaming its text to `out` and a summary to standard error."""
+    """Decode the answer; stream its text to `out`, and write a summary to standard error."""
     condition = config.condition
     check_integer("seed", config.seed)
     check_text("the prompt", config.prompt)
@@ -73,9 +72,10 @@ def generate(config: GenerateConfig, out: TextIO) -> Completion:
 
 
 class TranscriptStream:
-    """Writes a growing completion as text: thinking dim, injected text marked, the answer under its own heading.
+    """Writes a growing completion as text, with a heading above the thinking and one above the answer.
 
-    On a terminal the parts are told apart by colour; elsewhere, or with NO_COLOR set, injected text is put in [[double brackets]].
+    On a terminal the thinking is dim and injected text has a colour. Elsewhere, or if NO_COLOR is set, injected text stands in
+    [[double brackets]].
     """
 
     def __init__(self, tokenizer: Any, out: TextIO):
@@ -88,9 +88,9 @@ class TranscriptStream:
         self.answered = False
 
     def show(self, completion: Completion, whole: bool = False) -> None:
-        """Write the tokens that came since the last call; a character or forced string that is not yet whole waits for its rest.
+        """Write the tokens that came since the last call. An incomplete character or injected string waits for the rest of it.
 
-        With `whole` nothing more will come.
+        `whole` says that the completion is finished.
         """
         while self.shown < len(completion.tokens):
             kind = self._kind(completion, self.shown)
@@ -99,7 +99,7 @@ class TranscriptStream:
                 end += 1
             growing = end == len(completion.tokens) and not whole
             if growing and kind in ("injected", "delimiter"):
-                break  # it is marked as a whole, once the token after it is there
+                break  # it is marked as a whole, so it waits for the token after it
             text = self._text(completion, end, kind)
             while growing and text.endswith("\ufffd"):
                 end -= 1
@@ -123,7 +123,7 @@ class TranscriptStream:
 
     @staticmethod
     def _kind(completion: Completion, index: int) -> str:
-        """Return what a token is part of: thinking, injected (into the thinking), delimiter or answer."""
+        """Return the part that a token belongs to: thinking, injected (into the thinking), delimiter or answer."""
         if index < completion.num_thinking:
             return "injected" if completion.forced[index] else "thinking"
         return "delimiter" if completion.forced[index] else "answer"
