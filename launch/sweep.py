@@ -14,7 +14,7 @@ def main() -> None:
 
     config = parse_command(__doc__, SweepConfig)
     start_processes()
-    with Preemption() as preemption, preemption.nothing_to_save("decoding"):  # rows are written as they finish
+    with Preemption() as preemption, preemption.nothing_to_save("decoding"):  # rows are written as they are finished
         rows = sweep(config)
     if is_first_process():
         print(format_thinking_table(read_samples(rows)))

@@ -15,7 +15,8 @@ from s1jax.runtime.errors import UserError
 from s1jax.runtime.precision import DType, Int8
 
 LARGEST = 2**31 - 1
-"""The largest integer that a device takes."""
+"""The largest integer that devices hold: counts and seeds are int32."""
+
 Method = Literal["budget_forcing"]
 
 
@@ -83,6 +84,6 @@ class Condition:
 
 
 def check_integer(name: str, value: int, least: int = 0) -> None:
-    """Raise UserError unless `least <= value <= LARGEST`."""
+    """Raise UserError, with the name of the value, unless `least <= value <= LARGEST`."""
     if not least <= value <= LARGEST:
         raise UserError(f"{name} is {value}; it must be from {least} to {LARGEST}")

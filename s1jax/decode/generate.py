@@ -1,4 +1,4 @@
-"""Generate: one question to one model -> a budget-forced answer, streamed with thinking, injected text and answer marked."""
+"""One question to one model: its budget-forced answer is streamed as it is decoded. Thinking, injected text and answer look different."""
 
 from __future__ import annotations
 
@@ -33,15 +33,14 @@ class GenerateConfig:
     condition: Annotated[Condition, tyro.conf.arg(name="")] = field(
         default_factory=lambda: Condition(max_thinking_tokens=2048)
     )
-    """How to think and answer."""
     seed: int = 0
     """Seed of the random draws at a temperature above 0."""
     attention: CacheBackend | None = None
-    """Backend of attention over caches. Default: `pallas` on a GPU, `xla` elsewhere. `xla` fits any card's shared memory."""
+    """Backend of attention over caches. Default: `pallas` on a GPU, `xla` elsewhere. `xla` runs on every device."""
 
 
 def generate(config: GenerateConfig, out: TextIO) -> Completion:
-    """Decode the answer and return it. Its text is streamed to `out`, a summary goes to standard error."""
+    """Decode the answer; stream its text to `out`, and write a summary to standard error."""
     condition = config.condition
     check_integer("seed", config.seed)
     check_text("the prompt", config.prompt)
@@ -71,9 +70,10 @@ def generate(config: GenerateConfig, out: TextIO) -> Completion:
 
 
 class TranscriptStream:
-    """Writes a growing completion as text: thinking dim, injected text marked, the answer under its own heading.
+    """Writes a growing completion as text, with a heading above the thinking and one above the answer.
 
-    On a terminal colours mark the parts. Elsewhere, or if NO_COLOR is set, injected text stands in [[double brackets]].
+    On a terminal the thinking is dim and injected text has a colour. Elsewhere, or if NO_COLOR is set, injected text stands in
+    [[double brackets]].
     """
 
     def __init__(self, tokenizer: Any, out: TextIO):
@@ -86,9 +86,9 @@ class TranscriptStream:
         self.answered = False
 
     def show(self, completion: Completion, whole: bool = False) -> None:
-        """Write the tokens that came since the last call. An incomplete character or forced string waits for its rest.
+        """Write the tokens that came since the last call. An incomplete character or injected string waits for the rest of it.
 
-        `whole` says that no more tokens will come.
+        `whole` says that the completion is finished.
         """
         while self.shown < len(completion.tokens):
             kind = self._kind(completion, self.shown)
@@ -97,7 +97,7 @@ class TranscriptStream:
                 end += 1
             growing = end == len(completion.tokens) and not whole
             if growing and kind in ("injected", "delimiter"):
-                break  # it is marked as a whole, when the token after it has come
+                break  # it is marked as a whole, so it waits for the token after it
             text = self._text(completion, end, kind)
             while growing and text.endswith("\ufffd"):
                 end -= 1

@@ -11,7 +11,7 @@ other conditions change it.
 
 from __future__ import annotations
 
-import sys
+import logging
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +34,8 @@ from s1jax.runtime.files import check_writable
 from s1jax.runtime.git import commit
 from s1jax.runtime.processes import check_same, everywhere, from_first_process, is_first_process
 from s1jax.runtime.progress import progress
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,7 @@ def write_samples(config: DecodingConfig, trace: Trace, num_samples: int = 1) ->
         if any(row)
     ]
     if not jobs:
-        if writes:
-            print(f"{output} has all {num_done} rows already", file=sys.stderr)
+        logger.info("%s has all %d rows already", output, num_done)
         return output
     # The longest traces begin first, so that none is left alone at the end.
     jobs.sort(key=lambda job: -job.trace.condition.max_thinking_tokens)

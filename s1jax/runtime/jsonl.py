@@ -9,8 +9,8 @@ is whole JSON. `Appender` mends the file: it adds the missing line break to a li
 from __future__ import annotations
 
 import json
+import logging
 import os
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,11 +18,13 @@ from typing import Any, BinaryIO
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.files import write_file
 
+logger = logging.getLogger(__name__)
+
 
 def read(path: str | Path) -> list[tuple[int, Any]]:
     """Return the number (from 1) and the value of every line that is not blank.
 
-    A torn line is left out, with a note on standard error. Raises OSError if the file cannot be read, and UserError, with the line
+    A torn line is left out, with a warning. Raises OSError if the file cannot be read, and UserError, with the line
     number, for any other line that is not JSON.
     """
     rows: list[tuple[int, Any]] = []
@@ -35,7 +37,7 @@ def read(path: str | Path) -> list[tuple[int, Any]]:
         except (ValueError, RecursionError) as error:
             if number <= len(whole):
                 raise UserError(f"{path}: line {number} is not JSON ({error})") from None
-            print(f"{path}: line {number} was cut off while it was written; it is left out", file=sys.stderr)
+            logger.warning("%s: line %d was cut off while it was written; it is left out", path, number)
     return rows
 
 
