@@ -1,11 +1,11 @@
 """Budget forcing (paper section 3): (row settings, row state, sampled token) -> (emitted token, row state), for B rows at once.
 
-A row thinks, is then made to write the answer delimiter, answers, and is done. Two rules steer the thinking: at `max_thinking_tokens` the
-delimiter with "Final Answer:" is forced, and an attempt to end thinking is replaced by an ignore string ("Wait") while ignores are left or
-the minimum is not reached. Everything is integers: no model, cache or tokenizer is known here.
+A row thinks, writes the answer delimiter, answers, and is done. The delimiter is forced. Two rules steer the thinking. At
+`max_thinking_tokens` the delimiter with "Final Answer:" is forced. While ignores are left or the minimum is not reached, an attempt to end
+thinking is replaced by an ignore string ("Wait"). Everything is integers: this file knows no model, cache or tokenizer.
 
-Invariant: `num_thinking` counts every token between the think and the answer delimiter, sampled or injected, so it never passes
-`max_thinking_tokens` and equals it whenever the budget ended the thinking. A swapped-out token does not exist.
+Invariant: `num_thinking` counts every token between the think and the answer delimiter, sampled or injected. It never exceeds
+`max_thinking_tokens`, and equals it if the budget ended the thinking. A swapped-out token is not part of the trace.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Phase(IntEnum):
-    """What a row is doing; FORCE is writing the answer delimiter."""
+    """Phase of a row. In FORCE it writes the answer delimiter."""
 
     THINK = 0
     FORCE = 1
@@ -50,7 +50,7 @@ class Vocabulary(NamedTuple):
 
 
 class RowSettings(NamedTuple):
-    """What is asked of each row; all int32."""
+    """Budget-forcing settings of each row; all int32."""
 
     max_thinking_tokens: Int[Array, " B"]
     min_thinking_tokens: Int[Array, " B"]
@@ -58,12 +58,12 @@ class RowSettings(NamedTuple):
     ignore_ids: Int[Array, "B W"]
     """The ignore string, padded on the right."""
     ignore_length: Int[Array, " B"]
-    """Its length; 0 draws another token instead."""
+    """Length of the ignore string. If it is 0, another token is drawn instead."""
     max_answer_tokens: Int[Array, " B"]
 
 
 class RowState(NamedTuple):
-    """Where each row is."""
+    """Budget-forcing state of each row."""
 
     phase: Int[Array, " B"]
     num_thinking: Int[Array, " B"]
@@ -82,7 +82,7 @@ class RowState(NamedTuple):
     just_injected: Bool[Array, " B"]
     """Whether the last token ended an ignore string: the next may not end thinking."""
     stopped: Bool[Array, " B"]
-    """Whether the answer was ended by the model, not by its limit."""
+    """Whether the model ended the answer. False if its limit did."""
 
 
 class End(NamedTuple):
@@ -91,14 +91,14 @@ class End(NamedTuple):
     num_thinking: int
     num_ignored: int
     is_natural: bool
-    """Whether the model ended it; False: the budget did."""
+    """Whether the model ended it. False if the budget did."""
 
 
 def find_end(limits: Limits, attempts: Sequence[int]) -> End:
     """Return where a trace ends under `limits`, given how many tokens stood before each attempt to end it, ascending.
 
-    The trace may have been decoded under other limits, none of them lower: up to this end it is the same trace, since a budget only cuts
-    it, and each ignored attempt goes on alike. So one trace serves every lower limit.
+    The trace may have been decoded under higher limits. Up to this end it is the same trace: a budget only cuts it, and it continues in
+    the same way after each ignored attempt. So one trace serves every lower limit.
     """
     for num_ignored, position in enumerate(attempts):
         if position >= limits.max_thinking_tokens:
@@ -115,9 +115,9 @@ def init_state(
     phase: Int[Array, " B"] | int = Phase.THINK,
     num_thinking: Int[Array, " B"] | int = 0,
 ) -> RowState:
-    """Return the state of rows that begin in `phase` after `num_thinking` tokens of thinking, the last token being `last_token`.
+    """Return the state of rows that begin in `phase` after `num_thinking` thinking tokens; `last_token` is the one before.
 
-    FORCE begins the delimiter of thinking that ended by itself; THINK at the budget will force the other one.
+    FORCE begins the delimiter of thinking that the model ended. THINK at the budget will force the other delimiter.
     """
     zeros = jnp.zeros_like(settings.max_thinking_tokens)
     is_natural_end = zeros + phase == Phase.FORCE

@@ -1,4 +1,4 @@
-"""`decode.py` on a tiny random model: against one full forward per token, and against itself under other batches."""
+"""Decoding with a tiny random model: against one full forward per token, and against itself under other batches."""
 
 import dataclasses
 import itertools
@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
+<<<<<<< HEAD
 from s1jax.checkpoint.source import resolve_source
 from s1jax.data.condition import Limits
+=======
+>>>>>>> engine
 from s1jax.decode import batch, loop, prefill
 from s1jax.decode.engine import Engine
-from s1jax.decode.load import load_engine
 from s1jax.model.qwen2 import graphdef
-from s1jax.ops import cached_attention
 from s1jax.runtime.sharding import MeshConfig
 from tests.support.decoding import (
-    COMMA,
     CONFIG,
     DELIMITERS,
     NUM_TOKENS,
@@ -26,10 +26,10 @@ from tests.support.decoding import (
     START,
     THINK,
     WAIT,
-    at_point,
     changed,
     make_engine,
     make_request,
+    mixed_requests,
 )
 
 pytestmark = pytest.mark.integration
@@ -40,25 +40,6 @@ COMPILED = (prefill.prefill, prefill.put_prompts, loop.start_rows, loop.advance)
 @pytest.fixture(scope="module")
 def engine():
     return make_engine()
-
-
-def requests(n=8, **changes):
-    rng = np.random.default_rng(0)
-    fields = [
-        dict(
-            prompt=(*rng.integers(8, 40, size=3 + 5 * (i % 4)).tolist(), START, THINK),
-            max_thinking_tokens=[0, 5, 17, 40][i % 4],
-            min_thinking_tokens=[0, 0, 10][i % 3] if i % 4 > 1 else 0,
-            num_ignore=i % 3,
-            ignore_ids=[(), (WAIT,), (WAIT, COMMA)][i % 3],
-            max_answer_tokens=12,
-            temperature=[1.0, 0.0, 0.7][i % 3],
-            problem=i,
-            seed=3,
-        )
-        for i in range(n)
-    ]
-    return [make_request(**{**f, **changes}) for f in fields]
 
 
 def test_greedy_decode_without_ignores_equals_one_full_forward_per_token(engine):
@@ -84,18 +65,18 @@ def test_greedy_decode_without_ignores_equals_one_full_forward_per_token(engine)
 
 
 def test_batch_mates_and_padding_change_no_token(engine):
-    together = engine.decode(requests())
-    alone = [engine.decode([request])[0] for request in requests()]
-    padded = engine.decode(requests(), num_rows=11)
-    shuffled = engine.decode(requests()[::-1])[::-1]
+    together = engine.decode(mixed_requests())
+    alone = [engine.decode([request])[0] for request in mixed_requests()]
+    padded = engine.decode(mixed_requests(), num_rows=11)
+    shuffled = engine.decode(mixed_requests()[::-1])[::-1]
     assert together == alone == padded == shuffled
     assert len({completion.tokens for completion in together}) == len(together)
 
 
 def test_returning_to_the_host_between_steps_changes_no_token_and_shows_growing_prefixes(engine):
-    whole = engine.decode(requests())
+    whole = engine.decode(mixed_requests())
     seen, completions, rows = [], {}, Engine(engine.model, num_rows=8)
-    for request in requests():
+    for request in mixed_requests():
         rows.submit(request)
     while rows.num_unfinished:
         completions |= dict(rows.step(7))
@@ -108,7 +89,7 @@ def test_returning_to_the_host_between_steps_changes_no_token_and_shows_growing_
 
 
 def test_thinking_never_passes_the_budget_and_meets_it_where_the_budget_ended_it(engine):
-    for request, completion in zip(requests(16), engine.decode(requests(16)), strict=True):
+    for request, completion in zip(mixed_requests(16), engine.decode(mixed_requests(16)), strict=True):
         after = completion.tokens[completion.num_thinking :]
         out_of_budget = DELIMITERS.final_answer in (after[:5], after[1:6])
         assert completion.num_thinking <= request.condition.max_thinking_tokens
@@ -131,15 +112,19 @@ def test_the_trace_of_a_smaller_budget_is_a_prefix_of_the_larger_ones(engine, te
 
 
 def test_ids_without_text_are_never_drawn(engine):
-    completions = engine.decode(requests(16, temperature=30.0))
+    completions = engine.decode(mixed_requests(16, temperature=30.0))
     assert max(max(c.tokens) for c in completions) < NUM_TOKENS
 
 
 def test_budgets_counts_strings_and_sampling_recompile_nothing(engine):
-    engine.decode(requests(8))
+    engine.decode(mixed_requests(8))
     before = [f._cache_size() for f in COMPILED]
-    engine.decode(requests(8, max_thinking_tokens=33, min_thinking_tokens=2, num_ignore=5, temperature=0.3, top_p=0.5))
-    engine.decode(requests(8, max_thinking_tokens=7, min_thinking_tokens=0, ignore_ids=(8, 9, 10), top_k=3, seed=8))
+    engine.decode(
+        mixed_requests(8, max_thinking_tokens=33, min_thinking_tokens=2, num_ignore=5, temperature=0.3, top_p=0.5)
+    )
+    engine.decode(
+        mixed_requests(8, max_thinking_tokens=7, min_thinking_tokens=0, ignore_ids=(8, 9, 10), top_k=3, seed=8)
+    )
     assert [f._cache_size() for f in COMPILED] == before
 
 
@@ -151,9 +136,9 @@ def test_the_loop_is_compiled_once_for_a_shape(mesh):
     with pytest.MonkeyPatch.context() as patch:
         advance = batch.advance
         patch.setattr(batch, "advance", lambda *a, **k: capacities.append(a[5].cache.capacity) or advance(*a, **k))
-        list(engine.stream(requests(8), num_rows=3))
-        long = requests(3, max_thinking_tokens=150, min_thinking_tokens=140, num_ignore=40)
-        list(engine.stream([*long, *requests(5, max_thinking_tokens=40)], num_rows=3))
+        list(engine.stream(mixed_requests(8), num_rows=3))
+        long = mixed_requests(3, max_thinking_tokens=150, min_thinking_tokens=140, num_ignore=40)
+        list(engine.stream([*long, *mixed_requests(5, max_thinking_tokens=40)], num_rows=3))
     assert capacities.count(64) > 3 and capacities.count(192) > 0
     assert batch.advance._cache_size() == before + len(set(capacities))
 
@@ -162,7 +147,7 @@ def test_the_loop_ends_when_every_row_is_done(engine, monkeypatch):
     steps = []
     advance = batch.advance
     monkeypatch.setattr(batch, "advance", lambda *a, **k: steps.append(advance(*a, **k)) or steps[-1])
-    completions = engine.decode(requests(4, max_thinking_tokens=6, min_thinking_tokens=0))
+    completions = engine.decode(mixed_requests(4, max_thinking_tokens=6, min_thinking_tokens=0))
     assert int(steps[-1].num_steps) == max(len(c.tokens) for c in completions) < steps[-1].emitted.tokens.shape[1]
 
 
@@ -177,7 +162,7 @@ def test_rows_that_do_not_think_answer_at_once(engine):
 )
 def test_eight_devices_emit_what_one_does(engine, sizes):
     sharded = make_engine(MeshConfig(**sizes))
-    assert sharded.decode(requests(8)) == engine.decode(requests(8))
+    assert sharded.decode(mixed_requests(8)) == engine.decode(mixed_requests(8))
 
 
 @pytest.mark.parametrize(
@@ -207,9 +192,9 @@ def test_a_request_longer_than_the_context_is_refused(engine):
 
 @pytest.mark.parametrize("num_rows", [1, 2, 3, 8])
 def test_the_number_of_rows_and_the_order_of_requests_change_no_token(engine, num_rows):
-    wanted = engine.decode(requests(16))
-    assert engine.decode(requests(16), num_rows=num_rows) == wanted
-    assert engine.decode(requests(16)[::-1], num_rows=num_rows)[::-1] == wanted
+    wanted = engine.decode(mixed_requests(16))
+    assert engine.decode(mixed_requests(16), num_rows=num_rows) == wanted
+    assert engine.decode(mixed_requests(16)[::-1], num_rows=num_rows)[::-1] == wanted
 
 
 def test_a_finished_row_is_refilled_while_the_others_go_on(engine):
@@ -217,7 +202,8 @@ def test_a_finished_row_is_refilled_while_the_others_go_on(engine):
         prompt=(9, 21, START, THINK), max_thinking_tokens=150, min_thinking_tokens=150, max_answer_tokens=1
     )
     short = [
-        changed(request, max_answer_tokens=4) for request in requests(4, max_thinking_tokens=8, min_thinking_tokens=0)
+        changed(request, max_answer_tokens=4)
+        for request in mixed_requests(4, max_thinking_tokens=8, min_thinking_tokens=0)
     ]
     order = [index for index, _ in engine.stream([long, *short], num_rows=2)]
     assert order[-1] == 0 and sorted(order) == list(range(5))
@@ -265,8 +251,8 @@ def test_prompts_are_prefilled_in_pieces_of_few_lengths(engine, monkeypatch):
 
 
 def test_a_cache_that_grows_and_shrinks_and_a_ring_that_wraps_change_no_token(engine, monkeypatch):
-    long = requests(6, max_thinking_tokens=200, num_ignore=40, min_thinking_tokens=180, max_answer_tokens=2)
-    asked = [*long, *requests(12)]
+    long = mixed_requests(6, max_thinking_tokens=200, num_ignore=40, min_thinking_tokens=180, max_answer_tokens=2)
+    asked = [*long, *mixed_requests(12)]
     alone = [engine.decode([row])[0] for row in asked]
     capacities, advance = [], batch.advance
     monkeypatch.setattr(batch, "advance", lambda *a, **k: capacities.append(a[5].cache.capacity) or advance(*a, **k))
@@ -302,7 +288,7 @@ def test_a_model_that_gives_nan_is_refused(engine):
     params = engine.model.params | {"norm": {"weight": engine.model.params["norm"]["weight"] * np.nan}}
     damaged = Engine(dataclasses.replace(engine.model, params=params))
     with pytest.raises(ValueError, match="NaN or infinity for request 0"):
-        damaged.decode(requests(1, max_thinking_tokens=9))
+        damaged.decode(mixed_requests(1, max_thinking_tokens=9))
 
 
 def test_a_limit_takes_no_room_before_it_is_used(engine, monkeypatch):
@@ -312,6 +298,7 @@ def test_a_limit_takes_no_room_before_it_is_used(engine, monkeypatch):
     ends_early = make_request(prompt=(9, 21, START, THINK), max_thinking_tokens=230, max_answer_tokens=6)
     (completion,) = engine.decode([ends_early])
     assert len(completion.tokens) <= 128 and set(capacities) == {128}
+<<<<<<< HEAD
 
 
 # -- points
@@ -405,3 +392,5 @@ def test_log_probabilities_are_the_models_whoever_decoded_the_token(engine):
         np.testing.assert_allclose(completion.logprobs, single.logprobs, atol=1e-5)
         np.testing.assert_allclose(completion.end_logprobs, single.end_logprobs, atol=1e-5)
         assert all((p == 0) == f for p, f in zip(single.logprobs, single.forced, strict=True))
+=======
+>>>>>>> engine

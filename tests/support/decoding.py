@@ -66,3 +66,23 @@ def changed(request, **fields):
 def at_point(request, point):
     """The request with the limits of a point, and no points."""
     return changed(request, points=(), **point._asdict())
+
+
+def mixed_requests(n=8, **changes):
+    """Requests that differ in prompt, limits, ignore string and temperature."""
+    rng = np.random.default_rng(0)
+    fields = [
+        dict(
+            prompt=(*rng.integers(8, 40, size=3 + 5 * (i % 4)).tolist(), START, THINK),
+            max_thinking_tokens=[0, 5, 17, 40][i % 4],
+            min_thinking_tokens=[0, 0, 10][i % 3] if i % 4 > 1 else 0,
+            num_ignore=i % 3,
+            ignore_ids=[(), (WAIT,), (WAIT, COMMA)][i % 3],
+            max_answer_tokens=12,
+            temperature=[1.0, 0.0, 0.7][i % 3],
+            problem=i,
+            seed=3,
+        )
+        for i in range(n)
+    ]
+    return [make_request(**{**f, **changes}) for f in fields]
