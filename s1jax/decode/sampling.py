@@ -86,13 +86,3 @@ def draw(
         return jnp.where(settings.temperature > 0, drawn, greedy())
 
     return jax.lax.cond(jnp.all(settings.temperature <= 0), greedy, sampled).astype(jnp.int32)
-<<<<<<< HEAD
-=======
-
-
-def _argmax(scores: Float[Array, "*B V"]) -> Int[Array, "*B"]:
-    """Return the first index of the largest score, or 0 for NaN. On a CPU this is several times faster than `jnp.argmax`."""
-    V = scores.shape[-1]
-    is_largest = scores == jnp.max(scores, axis=-1, keepdims=True)
-    return jnp.min(jnp.where(is_largest, jnp.arange(V, dtype=jnp.int32), V), axis=-1) % V
->>>>>>> engine
