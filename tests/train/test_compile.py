@@ -38,10 +38,10 @@ def test_a_step_compiles_ahead_for_the_batches_it_is_given():
     assert jax.tree.map(lambda x: x.sharding, state) == jax.tree.map(lambda x: x.sharding, program.state)
 
 
-@pytest.mark.parametrize("lengths", [[64] * 9, [64, 33, 32, 1, 5, 64], [20, 21, 22, 23]])
+@pytest.mark.parametrize("lengths", [[64] * 16, [64, 33, 32, 1, 5, 64], [20, 21, 22, 23]])
 @pytest.mark.parametrize("pack", [True, False])
 def test_the_preflights_step_is_at_least_as_large_as_every_step_of_a_run(lengths, pack):
-    program = program_of(replace(TRAIN, data=replace(DATA, pack=pack)))
+    program = program_of(replace(TRAIN, data=replace(DATA, pack=pack, batch_size=16)))
     packer = Packer(make_examples(lengths), program.config.data, *program.batch_shards())
     largest, *shorter = worst_case_shapes(program)
     num_positions = {
