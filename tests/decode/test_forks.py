@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from s1jax.data.chat import encode_prompt, encode_text
+from s1jax.checkpoint.source import resolve_source
 from s1jax.data.condition import Limits
 from s1jax.decode.load import load_engine
 from s1jax.ops import cached_attention
@@ -43,12 +43,12 @@ def test_forked_answers_equal_single_runs_token_for_token(engine, temperature, n
 @pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_real_models_curve_equals_its_points_one_at_a_time(real_model, temperature):
-    real, tokenizer = load_engine(str(real_model), "float32")
+    real, chat = load_engine(resolve_source(real_model), "float32")
     grid = [Limits(*p) for p in ((0,), (16,), (40, 24), (64,), (64, 48), (96, 0, 1), (96, 32, 2), (96, 96), (96, 0, 4))]
     sweeps = [
         make_request(
-            tuple(encode_prompt(tokenizer, f"What is {17 + i} times {12 + i}?")), max_thinking_tokens=96, min_thinking_tokens=96,
-            num_ignore=4, ignore_ids=tuple(encode_text(tokenizer, "Wait")), max_answer_tokens=16, points=tuple(grid),
+            tuple(chat.encode_prompt(f"What is {17 + i} times {12 + i}?")), max_thinking_tokens=96, min_thinking_tokens=96,
+            num_ignore=4, ignore_ids=tuple(chat.encode_text("Wait")), max_answer_tokens=16, points=tuple(grid),
             temperature=temperature, problem=i, sample=sample,
         )
         for i in range(3) for sample in range(2)

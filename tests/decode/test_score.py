@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from s1jax.checkpoint.source import resolve_source
 from s1jax.decode import prefill, score
 from s1jax.decode.load import load_engine
 from s1jax.model.qwen2 import Qwen2
@@ -104,8 +105,8 @@ def check_against_torch(directory, texts):
     import torch
     from transformers import AutoModelForCausalLM
 
-    engine, tokenizer = load_engine(str(directory), "float32")
-    pairs = [tuple(tokenizer(text, add_special_tokens=False)["input_ids"] for text in pair) for pair in texts]
+    engine, chat = load_engine(resolve_source(directory), "float32")
+    pairs = [tuple(chat.tokenizer(text, add_special_tokens=False)["input_ids"] for text in pair) for pair in texts]
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     for (prompt, continuation), found in zip(pairs, engine.score_all(pairs), strict=True):
         with torch.no_grad():
