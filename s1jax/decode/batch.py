@@ -24,6 +24,8 @@ from s1jax.decode.request import Completion, FinishReason, Request
 from s1jax.model.cache import KVCache, resize
 from s1jax.runtime.errors import UserError
 
+# Why caches grow, shrink, and end at 1.5 times a power of two: a step reads every slot. A 135M model in float32 with 8 rows on a 2-core CPU
+# takes 88 ms per step with 128 slots, 90 with 384, 122 with 512 and 197 with 1,024 (the fastest of six calls of four steps, noisy machine).
 SMALLEST_CAPACITY = 64
 
 
