@@ -1,4 +1,4 @@
-"""Stopping a run by SIGTERM (sent by Slurm and by TPU preemption) or Ctrl-C: it saves, then ends; or ends at once if nothing needs saving.
+"""Stopping a run by SIGTERM (from Slurm or TPU preemption) or Ctrl-C: it saves, then ends, or ends at once if nothing needs saving.
 
 A Python signal handler runs only in the main thread, and not while that thread is inside a long C++ call (compiling, waiting for a device).
 So the handler here does nothing. The interpreter also writes the number of each signal to a pipe; a thread reads the pipe and acts at once.
@@ -77,10 +77,9 @@ class Preemption:
 
     @contextlib.contextmanager
     def nothing_to_save(self, doing: str) -> Iterator[None]:
-        """Let a signal end the process at once while the body runs.
+        """Let a signal end the process at once, without exit handlers, while the body runs.
 
         `doing` names the work of the body ("compiling") in the message. The body must have nothing to save, and no save may be running.
-        Exit handlers are not run.
         """
         with self._lock:
             before, self._idle = self._idle, doing
@@ -93,10 +92,9 @@ class Preemption:
                 self._idle = before
 
     def requested(self) -> bool:
-        """Return whether to save and stop now.
+        """Return whether to save and stop now. A call takes microseconds.
 
-        All processes must call it equally often; the n-th call has the same answer in all. A call takes microseconds: make one after each
-        step, and one between the batches of an evaluation.
+        All processes must call it equally often; the n-th call has the same answer in all.
         """
         if self._tell_jax is None:
             return self._received is not None
@@ -148,10 +146,7 @@ def _write(message: str) -> None:
 
 
 def _jax_handler() -> tuple[Callable[[], None], Callable[[], None]]:
-    """Return a function that calls JAX's handler of SIGTERM, and one that installs the handler again. Python cannot see this handler.
-
-    Raises UserError if there is no such handler.
-    """
+    """Return a function that calls JAX's handler of SIGTERM, which Python cannot see, and one that installs it again."""
     libc = ctypes.CDLL(None)
     libc.signal.restype, libc.signal.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
     address = libc.signal(signal.SIGTERM, None)
