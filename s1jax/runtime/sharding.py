@@ -72,12 +72,10 @@ class ShardingRules:
         self, names: Sequence[str | None], shape: Sequence[int], mesh_shape: Mapping[str, int]
     ) -> list[tuple[str, ...]]:
         """Return, for each dimension of an array, the mesh axes that split it; a dimension with the name None is replicated."""
-
-        def axes_of(name: str | None, size: int) -> tuple[str, ...]:
-            axes = getattr(self, name) if name else ()
-            return axes if size % math.prod(mesh_shape[axis] for axis in axes) == 0 else ()
-
-        return [axes_of(name, size) for name, size in zip(names, shape, strict=True)]
+        return [
+            getattr(self, name) if name and size % self.num_shards(name, mesh_shape) == 0 else ()
+            for name, size in zip(names, shape, strict=True)
+        ]
 
     def spec(self, names: Sequence[str | None], shape: Sequence[int], mesh_shape: Mapping[str, int]) -> PartitionSpec:
         """Return the result of `axes` as a partition spec."""
