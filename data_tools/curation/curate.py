@@ -5,15 +5,14 @@ stage and the reason of its rejection; counts per stage on standard error. The s
 
 1. validity: a row has a question, a trace and an answer.
 2. copies: each question occurs once.
-3. decontamination: no question shares a run of `--ngram` words with a held-out question, or equals one. The paper uses 8 words (lowercase,
-   whitespace collapsed, punctuation kept; `--ngram 8`). The quickstart's stories come from templates, where nearly every question shares
-   8 words with another ("7 are sold. Order C: 4 arrive. Order"). The default is therefore a run of more than three steps.
+3. decontamination: no question shares a run of `--ngram` words with a held-out question, or equals one (lowercase, whitespace collapsed,
+   punctuation kept). The paper uses 8 words. The quickstart's stories come from templates, where nearly every question shares 8 words with
+   another, so the default is a run of more than three steps.
 4. quality: no missing images, no torn markup, an answer that agrees with the reference, a trace that reaches the answer.
 5. difficulty: the base model does not answer the question rightly without thinking.
 6. diversity: draw a domain uniformly, then one of its questions with weight 2^-rank, longest trace first, without replacement.
 
-Invariants: the selection depends on the set of rows and the seed, not on the order of the pool. Every row of the pool is in one of the two
-output files.
+Invariants: the selection does not depend on the order of the pool. Every row of the pool is in one of the two output files.
 """
 
 from __future__ import annotations
@@ -142,7 +141,7 @@ def _report(counts: list[tuple[str, int]], stage: str, rows: Sequence[Row], reas
 
 
 def normalise(question: str) -> str:
-    """Return the question in lower case with whitespace collapsed and punctuation kept (the paper's rule)."""
+    """Return the question in the form in which questions are compared: lowercase, whitespace collapsed (the paper's rule)."""
     return " ".join(question.lower().split())
 
 
@@ -153,17 +152,8 @@ def first_of_copies(rows: Sequence[Row]) -> Callable[[Row], Reason]:
         key = normalise(row["question"])
         if key not in kept or _content(row) < _content(kept[key]):
             kept[key] = row
-    remaining = {key: _content(row) for key, row in kept.items()}
-
-    def reason(row: Row) -> Reason:
-        key = normalise(row["question"])
-        if remaining.get(key) != _content(row):
-            return "copy of another row's question"
-        # The first of identical rows stays.
-        del remaining[key]
-        return None
-
-    return reason
+    stays = {id(row) for row in kept.values()}
+    return lambda row: None if id(row) in stays else "copy of another row's question"
 
 
 def _content(row: Row) -> tuple[str, ...]:

@@ -3,11 +3,10 @@
 A Python signal handler runs only in the main thread, and not while that thread is inside a long C++ call (compiling, waiting for a device).
 So the handler here does nothing. The interpreter also writes the number of each signal to a pipe; a thread reads the pipe and acts at once.
 
-Several processes must stop after the same step. JAX lets them agree on it (`reached_preemption_sync_point`) once one process has received
-the signal. JAX's own SIGTERM handler, a C function installed by `jax.distributed.initialize`, starts that; the thread here calls it.
+Several processes must stop after the same step. JAX lets them agree on it (`reached_preemption_sync_point`) once its own SIGTERM handler, a
+C function installed by `jax.distributed.initialize`, has run in one of them; the thread here calls that handler.
 
-Invariant: a process ends with exit code 143 (128 + 15) after SIGTERM and with 130 after Ctrl-C, never with 0. The run is not finished, so
-a job scheduler should restart it.
+Invariant: the exit code is 143 (128 + 15) after SIGTERM and 130 after Ctrl-C, so that a job scheduler restarts the unfinished run.
 """
 
 from __future__ import annotations
@@ -38,10 +37,7 @@ _calls = itertools.count(1)
 
 
 class Preemption:
-    """Context manager that listens to SIGTERM and SIGINT.
-
-    Only the main thread can enter it. In a run of several processes, enter it after `jax.distributed.initialize`.
-    """
+    """Context manager that listens to SIGTERM and SIGINT. Enter it in the main thread, and after `jax.distributed.initialize`."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
