@@ -5,14 +5,13 @@ On a terminal, thinking is dim, an injected "Wait" yellow and a forced "Final An
 
 import sys
 
+from s1jax.decode.generate import GenerateConfig, generate
 from s1jax.runtime.command import run_command
 from s1jax.runtime.config import parse_arguments
 
 
 def main() -> None:
     """Parse the arguments and stream the answer to standard output."""
-    from s1jax.decode.generate import GenerateConfig, generate
-
     generate(parse_arguments(__doc__ or "", GenerateConfig), sys.stdout)
 
 

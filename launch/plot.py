@@ -39,11 +39,8 @@ def main() -> None:
     config = parse_arguments(__doc__ or "", PlotConfig)
     rows = read_samples(config.rows)
     if copies := len(rows) - len(distinct_samples(rows)):
-        logger.info(
-            "%d of %d rows are copies of others (temperature 0, or an unused ignore text): left out\n",
-            copies,
-            len(rows),
-        )
+        why = "temperature 0, or an unused ignore text"
+        logger.info("%d of %d rows are copies of others (%s): left out\n", copies, len(rows), why)
     out = config.out or config.rows.parent
     figures = [out / "thinking.png"]
     check_writable(figures[0])

@@ -1,19 +1,18 @@
 """Choose a small training set from a pool, by the stages of s1K (arXiv 2501.19393, section 2) in a simple form.
 
-In: training rows of any quality, the held-out problems, a base model. Out: `--num` training rows; a file with all other rows, each with the
+In: training rows of any quality, held-out problems, a base model. Out: `--num` training rows; a file with all other rows, each with the
 stage and the reason of its rejection; counts per stage on standard error. The stages:
 
 1. validity: a row has a question, a trace and an answer.
 2. copies: each question occurs once.
-3. decontamination: no question shares a run of `--ngram` words with a held-out question, or equals one. The paper uses 8 words (lowercase,
-   whitespace collapsed, punctuation kept; `--ngram 8`). The quickstart's stories come from templates, where nearly every question shares
-   8 words with another ("7 are sold. Order C: 4 arrive. Order"). The default is therefore a run of more than three steps.
+3. decontamination: no question shares a run of `--ngram` words with a held-out question, or equals one (lowercase, whitespace collapsed,
+   punctuation kept). The paper uses 8 words. The quickstart's stories come from templates, where nearly every question shares 8 words with
+   another, so the default is a run of more than three steps.
 4. quality: no missing images, no torn markup, an answer that agrees with the reference, a trace that reaches the answer.
 5. difficulty: the base model does not answer the question rightly without thinking.
 6. diversity: draw a domain uniformly, then one of its questions with weight 2^-rank, longest trace first, without replacement.
 
-Invariants: the selection depends on the set of rows and the seed, not on the order of the pool. Every row of the pool is in one of the two
-output files.
+Invariants: the selection does not depend on the order of the pool. Every row of the pool is in one of the two output files.
 """
 
 from __future__ import annotations
@@ -26,9 +25,14 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from s1jax.checkpoint.source import resolve_source
+from s1jax.data.chat import ChatFormat
+from s1jax.data.condition import Condition
 from s1jax.data.rows import TrainingRow, read_rows, write_rejects
+from s1jax.decode.engine import Engine
+from s1jax.decode.load import load_engine
+from s1jax.decode.request import Request
 from s1jax.evaluate.problems import read_problems
 from s1jax.grading.extract import extract_answer
 from s1jax.grading.grade import grade
@@ -36,10 +40,7 @@ from s1jax.runtime import jsonl
 from s1jax.runtime.command import run_command
 from s1jax.runtime.config import parse_arguments
 from s1jax.runtime.errors import UserError
-
-if TYPE_CHECKING:
-    from s1jax.data.chat import ChatFormat
-    from s1jax.decode.engine import Engine
+from s1jax.runtime.progress import progress
 
 logger = logging.getLogger("data_tools.curation")
 
@@ -97,13 +98,10 @@ def curate(config: CurateConfig) -> list[tuple[str, int]]:
     if config.num < 1 or config.ngram < 1:
         raise UserError(f"--num {config.num} and --ngram {config.ngram} must be positive")
     check_paths(config)
-    from s1jax.checkpoint.source import resolve_source
-    from s1jax.decode.load import load_engine
-
     questions = [problem.question for problem in read_problems(config.heldout)]
     rows, rejects = read_rows(config.pool)
     counts = [("pool", len(rows) + len(rejects))]
-    logger.info(f"pool            {counts[0][1]:6} rows of {config.pool}")
+    logger.info(f"{'pool':15} {counts[0][1]:6} rows of {config.pool}")
     rejects = [{"stage": "validity"} | reject for reject in rejects]
     _report(counts, "validity", rows, Counter(reject["reason"] for reject in rejects))
 
@@ -111,12 +109,11 @@ def curate(config: CurateConfig) -> list[tuple[str, int]]:
         nonlocal rows
         kept, reasons = [], Counter[str]()
         for row in rows:
-            reason = reason_of(row)
-            if reason is None:
-                kept.append(row)
-            else:
+            if reason := reason_of(row):
                 reasons[reason] += 1
                 rejects.append({"stage": stage, "reason": reason, **row})
+            else:
+                kept.append(row)
         rows = kept
         _report(counts, stage, rows, reasons)
 
@@ -144,7 +141,7 @@ def _report(counts: list[tuple[str, int]], stage: str, rows: Sequence[Row], reas
 
 
 def normalise(question: str) -> str:
-    """Return the question in lower case with whitespace collapsed and punctuation kept (the paper's rule)."""
+    """Return the question in the form in which questions are compared: lowercase, whitespace collapsed (the paper's rule)."""
     return " ".join(question.lower().split())
 
 
@@ -155,17 +152,8 @@ def first_of_copies(rows: Sequence[Row]) -> Callable[[Row], Reason]:
         key = normalise(row["question"])
         if key not in kept or _content(row) < _content(kept[key]):
             kept[key] = row
-    remaining = {key: _content(row) for key, row in kept.items()}
-
-    def reason(row: Row) -> Reason:
-        key = normalise(row["question"])
-        if remaining.get(key) != _content(row):
-            return "copy of another row's question"
-        # The first of identical rows stays.
-        del remaining[key]
-        return None
-
-    return reason
+    stays = {id(row) for row in kept.values()}
+    return lambda row: None if id(row) in stays else "copy of another row's question"
 
 
 def _content(row: Row) -> tuple[str, ...]:
@@ -216,17 +204,9 @@ def _with_label(answer: str) -> str:
 
 
 def solved_by(
-    engine: Engine,
-    chat: ChatFormat,
-    rows: Sequence[Row],
-    max_answer_tokens: int,
-    num_rows: int,
+    engine: Engine, chat: ChatFormat, rows: Sequence[Row], max_answer_tokens: int, num_rows: int
 ) -> list[bool]:
     """Return, for each row, whether the model answers its question rightly by greedy decoding without thinking."""
-    from s1jax.data.condition import Condition
-    from s1jax.decode.request import Request
-    from s1jax.runtime.progress import progress
-
     condition = Condition(0, max_answer_tokens=max_answer_tokens)
     requests = [Request(tuple(chat.encode_chat(row["question"])), condition, thinks=False) for row in rows]
     solved = [False] * len(rows)
@@ -239,10 +219,9 @@ def solved_by(
 
 
 def draw_diverse(rows: Sequence[Row], lengths: Mapping[str, int], num: int, seed: int) -> list[Row]:
-    """Draw `num` rows: a domain uniformly, then one of its rows with weight 2^-rank, longest trace first, without replacement.
+    """Draw `num` rows as the diversity stage does (algorithm 1 of the paper); `lengths` holds trace lengths by row id.
 
-    `lengths` holds trace lengths by row id. A domain without rows is dropped. Raises UserError if there are fewer than `num` rows.
-    Source: algorithm 1 of the paper.
+    A domain without rows is dropped. Raises UserError if there are fewer than `num` rows.
     """
     if len(rows) < num:
         raise UserError(f"only {len(rows)} rows are left to draw {num} from: give a larger pool or a smaller --num")

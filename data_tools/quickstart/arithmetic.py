@@ -1,8 +1,7 @@
 """A small world of word problems with reasoning traces: seed -> a dirty pool of training rows, and clean held-out problems.
 
-A problem is a story (a bus, a bank, a lift ...) in which one number changes step by step, so more steps need more reasoning. A trace works
-through the steps, one short line each. Like the traces of s1K (arXiv 2501.19393, section 2), a trace sometimes checks itself: after a
-"Wait" it repeats the last sum, or corrects a slip:
+A problem is a story in which one number changes step by step, so more steps need more reasoning. A trace works through the steps, one short
+line each. Like the traces of s1K (arXiv 2501.19393, section 2), a trace sometimes checks itself:
 
     Stop A: 5 get off, 45-5=40
     Stop B: 8 board, 40+8=49
@@ -12,8 +11,7 @@ through the steps, one short line each. Like the traces of s1K (arXiv 2501.19393
     Wait, 48*2=96, yes
     Answer: 96
 
-The pool is as dirty as a scraped one: copies, rows without a part, missing images, answers that contradict their trace, problems too easy
-to teach anything, and some held-out problems. `data_tools.curation.curate` must find them.
+The pool is as dirty as a scraped one: it has copies, defects, trivial and held-out problems. `data_tools.curation.curate` must find them.
 
 Invariants: everything is a function of the seed. The trace of a clean row ends in its answer.
 """
@@ -21,6 +19,7 @@ Invariants: everything is a function of the seed. The trace of a clean row ends 
 from __future__ import annotations
 
 import hashlib
+import operator
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,115 +41,46 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Story:
-    """The words of one domain. `{n}` is the first number, `{x}` the change of a step, `{label}` the letter of the last step."""
+    """The words of one domain."""
 
     name: str
     starts: tuple[str, ...]
+    """Sentences with the first number, `{n}`."""
     unit: str
     """Name of a step."""
-    changes: dict[str, tuple[str, ...]]
-    """Words for each operation: `+` and `-` change the number by {x}, `*` and `/` always by 2."""
+    more: tuple[str, ...]
+    less: tuple[str, ...]
+    """Words of a step that changes the number by `{x}`."""
+    amount: str
+    """What follows "twice" or "half" in the words of a step."""
     ask: str
+    """The question, up to the name of the last step."""
+
+    @property
+    def changes(self) -> dict[str, tuple[str, ...]]:
+        """Words for each operation: `+` and `-` change the number by {x}, `*` and `/` always by 2."""
+        return {"+": self.more, "-": self.less, "*": (f"twice {self.amount}",), "/": (f"half {self.amount}",)}
 
 
 STORIES = (
-    Story(
-        "bus",
-        ("A bus has {n} passengers.", "There are {n} people on a bus."),
-        "stop",
-        {
-            "+": ("{x} get on", "{x} board"),
-            "-": ("{x} get off", "{x} leave"),
-            "*": ("twice as many",),
-            "/": ("half as many",),
-        },
-        "How many are there after stop {label}?",
-    ),
-    Story(
-        "shop",
-        ("A shop has {n} boxes.", "There are {n} boxes in a shop."),
-        "order",
-        {
-            "+": ("{x} come in", "{x} arrive"),
-            "-": ("{x} go out", "{x} are sold"),
-            "*": ("twice as many",),
-            "/": ("half as many",),
-        },
-        "How many are there after order {label}?",
-    ),
-    Story(
-        "lift",
-        ("A lift waits on floor {n}.", "Ann calls a lift on floor {n}."),
-        "ride",
-        {
-            "+": ("{x} up", "{x} floors up"),
-            "-": ("{x} down", "{x} floors down"),
-            "*": ("twice as high",),
-            "/": ("half as high",),
-        },
-        "Which floor is it on after ride {label}?",
-    ),
-    Story(
-        "weather",
-        ("A thermometer shows {n} degrees.", "It is {n} degrees outside."),
-        "hour",
-        {
-            "+": ("{x} warmer", "{x} degrees up"),
-            "-": ("{x} colder", "{x} degrees down"),
-            "*": ("twice as warm",),
-            "/": ("half as warm",),
-        },
-        "How many degrees is it after hour {label}?",
-    ),
-    Story(
-        "bank",
-        ("Mia has {n} dollars.", "Ben owns {n} dollars."),
-        "week",
-        {
-            "+": ("{x} paid in", "{x} saved"),
-            "-": ("{x} paid out", "{x} spent"),
-            "*": ("twice as much",),
-            "/": ("half as much",),
-        },
-        "How much is left after week {label}?",
-    ),
-    Story(
-        "game",
-        ("Tom starts with {n} points.", "Eva has {n} points in a game."),
-        "round",
-        {
-            "+": ("{x} won", "{x} points won"),
-            "-": ("{x} lost", "{x} points lost"),
-            "*": ("twice the score",),
-            "/": ("half the score",),
-        },
-        "What is the score after round {label}?",
-    ),
-    Story(
-        "tank",
-        ("A tank holds {n} litres.", "There are {n} litres in a tank."),
-        "pump",
-        {
-            "+": ("{x} litres in", "{x} added"),
-            "-": ("{x} litres out", "{x} used"),
-            "*": ("twice as much",),
-            "/": ("half as much",),
-        },
-        "How much is left after pump {label}?",
-    ),
-    Story(
-        "library",
-        ("A shelf holds {n} books.", "There are {n} books on a shelf."),
-        "visit",
-        {
-            "+": ("{x} returned", "{x} brought back"),
-            "-": ("{x} borrowed", "{x} taken out"),
-            "*": ("twice as many",),
-            "/": ("half as many",),
-        },
-        "How many are there after visit {label}?",
-    ),
-)
+    Story("bus", ("A bus has {n} passengers.", "There are {n} people on a bus."), "stop",
+          ("{x} get on", "{x} board"), ("{x} get off", "{x} leave"), "as many", "How many are there"),
+    Story("shop", ("A shop has {n} boxes.", "There are {n} boxes in a shop."), "order",
+          ("{x} come in", "{x} arrive"), ("{x} go out", "{x} are sold"), "as many", "How many are there"),
+    Story("lift", ("A lift waits on floor {n}.", "Ann calls a lift on floor {n}."), "ride",
+          ("{x} up", "{x} floors up"), ("{x} down", "{x} floors down"), "as high", "Which floor is it on"),
+    Story("weather", ("A thermometer shows {n} degrees.", "It is {n} degrees outside."), "hour",
+          ("{x} warmer", "{x} degrees up"), ("{x} colder", "{x} degrees down"), "as warm", "How many degrees is it"),
+    Story("bank", ("Mia has {n} dollars.", "Ben owns {n} dollars."), "week",
+          ("{x} paid in", "{x} saved"), ("{x} paid out", "{x} spent"), "as much", "How much is left"),
+    Story("game", ("Tom starts with {n} points.", "Eva has {n} points in a game."), "round",
+          ("{x} won", "{x} points won"), ("{x} lost", "{x} points lost"), "the score", "What is the score"),
+    Story("tank", ("A tank holds {n} litres.", "There are {n} litres in a tank."), "pump",
+          ("{x} litres in", "{x} added"), ("{x} litres out", "{x} used"), "as much", "How much is left"),
+    Story("library", ("A shelf holds {n} books.", "There are {n} books on a shelf."), "visit",
+          ("{x} returned", "{x} brought back"), ("{x} borrowed", "{x} taken out"), "as many", "How many are there"),
+)  # fmt: skip
+_OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
 
 
 @dataclass(frozen=True)
@@ -165,11 +95,7 @@ class Step:
     @property
     def after(self) -> int:
         """The right result."""
-        if self.operation == "+":
-            return self.before + self.operand
-        if self.operation == "-":
-            return self.before - self.operand
-        return self.before * self.operand if self.operation == "*" else self.before // self.operand
+        return _OPERATIONS[self.operation](self.before, self.operand)
 
     def sum(self, after: int | None = None) -> str:
         """Return the step as a sum, with the result `after` if it is given."""
@@ -193,7 +119,7 @@ class Problem:
     def question(self) -> str:
         """The story and its question."""
         steps = [f"{self.name(i).title()}: {step.words}." for i, step in enumerate(self.steps)]
-        return " ".join([self.start, *steps, self.story.ask.format(label=LABELS[len(self.steps) - 1])])
+        return " ".join([self.start, *steps, f"{self.story.ask} after {self.name(len(self.steps) - 1)}?"])
 
     def name(self, i: int) -> str:
         """Return the name of step `i`, counted from 0."""
@@ -208,9 +134,9 @@ def make_problem(rng: random.Random, num_steps: int, story: Story | None = None)
     steps = []
     for _ in range(num_steps):
         choices = []
-        for operation, operand in [("+", rng.randint(2, 9)), ("-", rng.randint(2, 9))]:
-            after = value + operand if operation == "+" else value - operand
-            choices += [(operation, operand)] * 4 if 0 <= after <= MAX_VALUE else []
+        for operation in "+-":
+            operand = rng.randint(2, 9)
+            choices += [(operation, operand)] * 4 if 0 <= _OPERATIONS[operation](value, operand) <= MAX_VALUE else []
         choices += [("*", 2)] if 5 <= value <= MAX_VALUE // 2 else []
         choices += [("/", 2)] if value >= 10 and value % 2 == 0 else []
         operation, operand = rng.choice(choices)
@@ -229,8 +155,8 @@ def slip_of(step: Step, rng: random.Random) -> int:
 def write_trace(problem: Problem, rng: random.Random) -> str:
     """Return a trace: a line for each step, then the answer.
 
-    One step in ten is checked in the next line; one check in eight corrects a slip. Half of the traces check the answer again, up to three
-    times. Budget forcing will put its "Wait" at that place.
+    One step in ten is checked in the next line; one check in eight corrects a slip. Half of the traces check the answer up to three times:
+    there budget forcing will put its "Wait".
     """
     lines = []
     for i, step in enumerate(problem.steps):
@@ -263,45 +189,18 @@ def question_id(question: str) -> str:
     return hashlib.sha256(question.encode()).hexdigest()[:16]
 
 
-def _without_trace(row: Row, rng: random.Random) -> Row:
-    return row | {"thinking": rng.choice(["", "  \n", None])}
-
-
-def _without_question(row: Row, rng: random.Random) -> Row:
-    return row | {"question": ""}
-
-
-def _without_reference(row: Row, rng: random.Random) -> Row:
-    return {name: value for name, value in row.items() if name != "reference"}
-
-
-def _with_wrong_answer(row: Row, rng: random.Random) -> Row:
-    return row | {"answer": f"Final Answer: {int(row['reference']) + rng.choice([-10, -1, 1, 10])}"}
-
-
-def _with_cut_trace(row: Row, rng: random.Random) -> Row:
-    thinking = row["thinking"]
-    return row | {"thinking": thinking[: rng.randint(1, max(1, len(thinking) // 2))]}
-
-
-def _with_image(row: Row, rng: random.Random) -> Row:
-    return row | {"question": "![Image](figure-1.png) " + row["question"]}
-
-
-def _with_torn_bold(row: Row, rng: random.Random) -> Row:
-    head, tail = row["thinking"][:3], row["thinking"][3:]
-    return row | {"thinking": f"**{head}{tail}"}
-
-
 DEFECTS: dict[str, Callable[[Row, random.Random], Row]] = dict(
-    no_trace=_without_trace,
-    no_question=_without_question,
-    no_reference=_without_reference,
-    wrong_answer=_with_wrong_answer,
-    cut_trace=_with_cut_trace,
-    image=_with_image,
-    torn_bold=_with_torn_bold,
+    no_trace=lambda row, rng: row | {"thinking": rng.choice(["", "  \n", None])},
+    no_question=lambda row, rng: row | {"question": ""},
+    no_reference=lambda row, rng: {name: value for name, value in row.items() if name != "reference"},
+    wrong_answer=lambda row, rng: (
+        row | {"answer": f"Final Answer: {int(row['reference']) + rng.choice([-10, -1, 1, 10])}"}
+    ),
+    cut_trace=lambda row, rng: row | {"thinking": row["thinking"][: rng.randint(1, max(1, len(row["thinking"]) // 2))]},
+    image=lambda row, rng: row | {"question": "![Image](figure-1.png) " + row["question"]},
+    torn_bold=lambda row, rng: row | {"thinking": "**" + row["thinking"]},
 )
+"""What spoils a row: a function of a clean row and a random source."""
 
 
 def make_heldout(num: int, seed: int) -> list[Problem]:

@@ -1,8 +1,8 @@
 """Make the quickstart's base model: a seed -> a tokenizer and a Qwen2.5-shaped model of under a million parameters.
 
-`python -m data_tools.quickstart.tiny_base tiny_base` rebuilds the folder `tiny_base/` beside this file. `configs/tiny_base.py` holds the
-settings and the record of the run. The tokenizer is a small byte-level BPE with Qwen2.5's splitting rule (each digit is a token), special
-tokens and chat template. The texts come from `tiny_texts.py`. Muon trains the matrices (Jordan et al. 2024).
+`python -m data_tools.quickstart.tiny_base tiny_base` rebuilds the folder `tiny_base/` beside this file; `configs/tiny_base.py` holds the
+settings and the record of the run. The tokenizer is a small byte-level BPE with Qwen2.5's splitting rule, special tokens and chat template.
+The texts come from `tiny_texts.py`. Muon trains the matrices (Jordan et al. 2024).
 
 Invariant: the base never sees the format that fine-tuning teaches, and sees a held-out problem only by chance.
 """
@@ -17,11 +17,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from optax.contrib import MuonDimensionNumbers, muon
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from data_tools.quickstart.arithmetic import LABELS
 from data_tools.quickstart.tiny_texts import END_OF_TEXT, SYSTEM_PROMPT, make_text
@@ -33,10 +36,6 @@ from s1jax.runtime.config import parse_command
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.sharding import MeshConfig, ShardingRules, make_mesh
 from s1jax.train.step import StepConfig, TrainState, make_train_step
-
-if TYPE_CHECKING:
-    import optax
-    from tokenizers import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -95,8 +94,6 @@ class TinyBaseConfig:
 
 def make_tokenizer(seed: int, vocab_size: int) -> Tokenizer:
     """Train the byte-level BPE on the pretraining texts: whole words, at most `vocab_size` tokens."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     words = pre_tokenizers.Split(Regex(SPLIT), "isolated")
@@ -153,34 +150,27 @@ def encoded_texts(tokenizer: Tokenizer, config: TinyBaseConfig) -> Iterator[tupl
 def packed_batches(tokenizer: Tokenizer, config: TinyBaseConfig) -> Iterator[tuple[dict[str, np.ndarray]]]:
     """Yield batches in the form of `s1jax.data.packing`. Each text goes whole into the first row with room for it."""
     texts = encoded_texts(tokenizer, config)
-    waiting: tuple[list[int], list[float]] | None = None
+    ids, weights = next(texts)
     while True:
         shape = (config.batch_size, config.length)
         names = ("tokens", "targets", "positions", "segment_ids")
         batch = {name: np.zeros(shape, np.int32) for name in names} | {"loss_weights": np.zeros(shape, np.float32)}
         used, num_texts = [0] * config.batch_size, [0] * config.batch_size
-        while True:
-            ids, weights = waiting or next(texts)
-            n = len(ids) - 1
-            row = next((b for b in range(config.batch_size) if used[b] + n <= config.length), None)
-            if row is None:
-                waiting = (ids, weights)
-                break
-            waiting = None
+        while rooms := [b for b in range(config.batch_size) if used[b] + len(ids) - 1 <= config.length]:
+            row, n = rooms[0], len(ids) - 1
             span = slice(used[row], used[row] + n)
             num_texts[row] += 1
             used[row] += n
             batch["tokens"][row, span], batch["targets"][row, span] = ids[:-1], ids[1:]
             batch["positions"][row, span], batch["segment_ids"][row, span] = np.arange(n), num_texts[row]
             batch["loss_weights"][row, span] = weights[1:]
+            ids, weights = next(texts)
         batch["loss_weights"] = batch["loss_weights"] / batch["loss_weights"].sum()
         yield ({name: x[None] for name, x in batch.items()} | {"num_micro_batches": np.array(1, np.int32)},)
 
 
 def make_pretraining_optimizer(config: TinyBaseConfig) -> optax.GradientTransformation:
     """Return Muon for the matrices and AdamW for embeddings, biases and norms, on one schedule."""
-    import optax
-    from optax.contrib import MuonDimensionNumbers, muon
 
     def matrices(params: Params) -> Any:
         """Return the input and output dimensions of each stacked kernel, and None for all other parameters."""

@@ -1,9 +1,10 @@
 """Pretraining texts of the quickstart's tiny base model: seed -> worked arithmetic in prose, and chats with direct answers.
 
 The texts teach what a pretrained model knows: right and wrong sums, looking things up, stories worked through in prose, and answers in a
-chat. They never show the format that fine-tuning teaches: no think delimiter, no trace in lines, no "Wait".
+chat.
 
-Invariants: a text is a function of its seed and index. No text holds the delimiters `<|im_start|>think` and `<|im_start|>answer`.
+Invariants: a text is a function of its seed and index. None shows the format that fine-tuning teaches: no think or answer delimiter, no
+trace in lines, no "Wait".
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import sys
 import time
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TextIO
@@ -17,6 +17,8 @@ from s1jax.decode.load import load_engine
 from s1jax.decode.request import Completion, Request
 from s1jax.ops.attention import CacheBackend
 from s1jax.runtime.command import counted
+
+logger = logging.getLogger(__name__)
 
 STEPS_PER_UPDATE = 8
 RESET, DIM, BOLD, YELLOW, GREEN = "\x1b[0m", "\x1b[2m", "\x1b[1m", "\x1b[1;33m", "\x1b[1;32m"
@@ -40,7 +42,7 @@ class GenerateConfig:
 
 
 def generate(config: GenerateConfig, out: TextIO) -> Completion:
-    """Decode the answer; stream its text to `out`, and write a summary to standard error."""
+    """Decode the answer; stream its text to `out`, and log a summary."""
     condition = config.condition
     check_integer("seed", config.seed)
     check_text("the prompt", config.prompt)
@@ -60,11 +62,10 @@ def generate(config: GenerateConfig, out: TextIO) -> Completion:
     finally:
         stream.close()
     ended = "the budget" if completion.num_thinking == condition.max_thinking_tokens else "the model"
-    print(
+    logger.info(
         f"{counted(completion.num_thinking, 'thinking token')} (budget {condition.max_thinking_tokens}), ended by {ended}; "
         f"{counted(completion.num_ignored, 'stop')} ignored; {counted(completion.num_answer, 'answer token')}; "
-        f"{seconds:.1f} s, compilation included",
-        file=sys.stderr,
+        f"{seconds:.1f} s, compilation included"
     )
     return completion
 

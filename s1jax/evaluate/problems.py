@@ -1,7 +1,5 @@
 """Benchmarks: questions with gold answers.
 
-In: the name of a public benchmark, or any JSONL file with one question and answer per line. Out: `Problem`s in file order.
-
 The prompt is the bare question (paper, section 4.1), so a problem needs only an id, a question and an answer. A multiple-choice question
 has its choices below it, and its answer is a letter.
 
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from s1jax.data.chat import check_text
+from s1jax.runtime.command import counted
 from s1jax.runtime.errors import UserError
 
 
@@ -38,20 +37,13 @@ class Problem:
         return hashlib.sha256(json.dumps([self.question, self.answer]).encode()).hexdigest()[:12]
 
 
-@dataclass(frozen=True)
-class _HubBenchmark:
-    path: str
-    split: str
-    config: str | None = None
-    size: int = 0
-
-
+# Path on the hub, configuration, split and number of problems.
 _HUB = {
-    "aime24": _HubBenchmark("HuggingFaceH4/aime_2024", "train", size=30),
-    "aime25": _HubBenchmark("math-ai/aime25", "test", size=30),
-    "math500": _HubBenchmark("HuggingFaceH4/MATH-500", "test", size=500),
-    "gpqa_diamond": _HubBenchmark("Idavidrein/gpqa", "train", config="gpqa_diamond", size=198),
-    "gsm8k": _HubBenchmark("openai/gsm8k", "test", config="main", size=1319),
+    "aime24": ("HuggingFaceH4/aime_2024", None, "train", 30),
+    "aime25": ("math-ai/aime25", None, "test", 30),
+    "math500": ("HuggingFaceH4/MATH-500", None, "test", 500),
+    "gpqa_diamond": ("Idavidrein/gpqa", "gpqa_diamond", "train", 198),
+    "gsm8k": ("openai/gsm8k", "main", "test", 1319),
 }
 
 # Names of these columns in public files. The first one that a row has is used.
@@ -64,11 +56,10 @@ _ERRORS_SHOWN = 5
 
 
 def read_problems(source: str) -> list[Problem]:
-    """Read the problems of a JSONL file or a named benchmark.
+    """Return the problems of a benchmark of the hub, or of a JSONL file, in order. A file's benchmark is called by its stem.
 
-    A line is UTF-8 JSON. It needs a question and an answer, each text or a finite number. If it has no id, its id is
-    "<benchmark>/<line number>". The benchmark is called by the name given, or by the file's stem. A row with GPQA's columns (one right
-    and three wrong answers) becomes a question with the choices A) to D).
+    A line needs a question and an answer, each text or a finite number. Without an id, its id is "<benchmark>/<line number>". A row with
+    GPQA's columns (one right and three wrong answers) becomes a question with the choices A) to D).
 
     Raises FileNotFoundError if the file is missing or the hub cannot provide the benchmark. Raises UserError for an unknown name, an
     empty file, or bad lines: it counts them all and shows the first few.
@@ -90,15 +81,15 @@ def read_problems(source: str) -> list[Problem]:
 def _read_hub(name: str) -> Iterable[dict[str, Any]]:
     import datasets  # slow, and only benchmarks of the hub need it
 
-    benchmark = _HUB[name]
+    path, config, split, size = _HUB[name]
     try:
-        rows = datasets.load_dataset(benchmark.path, benchmark.config, split=benchmark.split)
+        rows = datasets.load_dataset(path, config, split=split)
     except OSError as error:  # such as: no such dataset, no access to it, no connection
         raise FileNotFoundError(
-            f"the hub does not provide benchmark {name} ({benchmark.path}): {error}. You can give its problems as a .jsonl file instead"
+            f"the hub does not provide benchmark {name} ({path}): {error}. You can give its problems as a .jsonl file instead"
         ) from error
-    if len(rows) != benchmark.size:
-        raise UserError(f"{benchmark.path} holds {len(rows)} rows, but {name} has {benchmark.size} problems")
+    if len(rows) != size:
+        raise UserError(f"{path} holds {len(rows)} rows, but {name} has {size} problems")
     return rows
 
 
@@ -123,7 +114,7 @@ def _to_problems(
         problems.append(problem)
     if errors:
         shown = "; ".join(errors[:_ERRORS_SHOWN]) + ("; ..." if len(errors) > _ERRORS_SHOWN else "")
-        raise UserError(f"{source}: {len(errors)} bad {unit}{'s' if len(errors) > 1 else ''}: {shown}")
+        raise UserError(f"{source}: {counted(len(errors), f'bad {unit}')}: {shown}")
     if not problems:
         raise UserError(f"{source} holds no problems")
     return problems

@@ -1,19 +1,18 @@
 """Evaluation: a model, problems and conditions -> sample rows in a JSONL file.
 
-Each condition, problem and sample makes one row. Conditions that differ only in their limits share a thinking trace (`Trace`), from which
-their answers are forked. Rows are appended as they are finished. A run computes the rows whose keys (`row_key`) the file lacks and leaves
-all others alone, so an interrupted run resumes, and one file can hold a whole study. If there are several processes, the first one reads
-and writes the file.
+Each condition, problem and sample makes one row, which is appended when it is finished. Conditions that differ only in their limits share a
+thinking trace (`Trace`), from which their answers are forked. A run computes the rows whose keys (`row_key`) the file lacks, so an
+interrupted run resumes, and one file can hold a whole study. If there are several processes, the first one reads and writes the file.
 
-Invariant: the randomness of a row is a function of (seed, problem, sample) and positions. So neither the rows decoded beside it nor the
-other conditions change it.
+Invariant: the randomness of a row is a function of (seed, problem, sample) and positions, so no other row changes it.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,11 +27,13 @@ from s1jax.evaluate.conditions import DecodingConfig, EvaluateConfig, Trace
 from s1jax.evaluate.problems import Problem, read_problems
 from s1jax.grading.grade import grade
 from s1jax.results.samples import COLUMNS, SampleRow, is_whole, read_samples, row_key
+from s1jax.results.tables import format_thinking_table
 from s1jax.runtime import jsonl
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.files import check_writable
 from s1jax.runtime.git import commit
-from s1jax.runtime.processes import check_same, everywhere, from_first_process, is_first_process
+from s1jax.runtime.preemption import Preemption
+from s1jax.runtime.processes import check_same, everywhere, from_first_process, is_first_process, start_processes
 from s1jax.runtime.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,18 @@ class _Job:
     trace: Trace
 
 
+def write_and_show(write: Callable[[], Path]) -> None:
+    """Join the processes of the run, call `write`, and print the curves of the file of sample rows that it returns.
+
+    A signal ends the process at once, since rows are saved as they are finished.
+    """
+    start_processes()
+    with Preemption() as preemption, preemption.nothing_to_save("decoding"):
+        rows = write()
+    if is_first_process():
+        print(format_thinking_table(read_samples(rows)))
+
+
 def evaluate(config: EvaluateConfig) -> Path:
     """Decode and grade one condition; return the file of sample rows."""
     return write_samples(config.decoding, Trace((config.condition,)), config.num_samples)
@@ -55,8 +68,8 @@ def evaluate(config: EvaluateConfig) -> Path:
 def write_samples(config: DecodingConfig, trace: Trace, num_samples: int = 1) -> Path:
     """Decode and grade what `config.output` lacks of every condition, problem and sample, and append its rows; return the file.
 
-    Raises UserError if the file cannot be written or is not one of sample rows, if the benchmark was edited since its rows were written,
-    or if a request does not fit the model.
+    Raises UserError if the file cannot be written, is not one of sample rows, or has the earlier format, if a problem was edited since its
+    rows of this model were written, or if a request does not fit the model.
     """
     output, writes = Path(config.output), is_first_process()
     every_problem = everywhere(lambda: read_problems(config.benchmark))
@@ -68,19 +81,19 @@ def write_samples(config: DecodingConfig, trace: Trace, num_samples: int = 1) ->
     jobs = [_Job(problem, sample, trace) for problem in problems for sample in range(num_samples)]
     keys = [[row_key(_key_columns(job, condition, shared)) for condition in trace.conditions] for job in jobs]
     missing = from_first_process(lambda: _find_missing(output, keys, every_problem, config.model))
-    num_done = sum(not is_missing for row in missing for is_missing in row)
+    num_rows = len(jobs) * len(trace.conditions)
     jobs = [
-        replace(job, trace=Trace(tuple(c for c, is_missing in zip(trace.conditions, row, strict=True) if is_missing)))
+        replace(job, trace=Trace(tuple(itertools.compress(trace.conditions, row))))
         for job, row in zip(jobs, missing, strict=True)
         if any(row)
     ]
     if not jobs:
-        logger.info("%s has all %d rows already", output, num_done)
+        logger.info("%s has all %d rows already", output, num_rows)
         return output
     # The longest traces begin first, so that none is left alone at the end.
     jobs.sort(key=lambda job: -job.trace.condition.max_thinking_tokens)
     engine, chat, requests = _prepare(config, source, trace.condition, jobs)
-    num_rows = num_done + sum(len(job.trace.conditions) for job in jobs)
+    num_done = num_rows - sum(len(job.trace.conditions) for job in jobs)
     with (
         jsonl.Appender(output) as file,
         progress(num_rows, "decode", "row", initial=num_done, hidden=not writes) as bar,
@@ -138,13 +151,11 @@ def _sample_row(
 def _find_missing(
     output: Path, keys: Sequence[Sequence[tuple[Any, ...]]], problems: Sequence[Problem], model: str
 ) -> list[list[bool]]:
-    """Return which of the rows with these keys a file lacks.
-
-    Raises UserError if rows cannot be added to the file: it cannot be written, is not one of sample rows, has the earlier format, or holds
-    rows of this model for a problem that has changed since.
-    """
+    """Return which of the rows with these keys a file lacks. Raises UserError if rows cannot be added to it (`write_samples`)."""
     check_writable(output)
-    rows = _rows_of(output)
+    # No rows are in a file that is missing, empty or torn inside its first row.
+    is_empty = not output.exists() or jsonl.is_first_row_torn(output, f'{{"{next(iter(COLUMNS))}": "')
+    rows = [] if is_empty else read_samples(output)
     if not all(is_whole(row) for row in rows):
         raise UserError(
             f"{output} holds rows of an earlier format, whose settings are not all known: give another --decoding.output "
@@ -160,15 +171,6 @@ def _find_missing(
             )
     done = {row_key(row) for row in rows}
     return [[key not in done for key in group] for group in keys]
-
-
-def _rows_of(output: Path) -> list[SampleRow]:
-    """Return the rows of a file that may be missing, empty or torn inside its first row."""
-    if not output.exists() or not output.stat().st_size:
-        return []
-    if jsonl.is_first_row_torn(output, f'{{"{next(iter(COLUMNS))}": "'):
-        return []
-    return read_samples(output)
 
 
 def _prepare(

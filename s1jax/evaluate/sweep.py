@@ -3,8 +3,8 @@
 The sequential axis is the product of thinking budgets, minimums and numbers of ignored stops. The parallel axis is the number of samples.
 
 A smaller budget only cuts a trace short. Up to the next attempt to end the thinking, any number of ignored stops gives the same trace. So
-one trace per problem and sample, decoded under the largest of all limits, serves the whole grid. Only the answers are decoded per
-condition, as forks of the trace. A curve costs little more than its largest point, and equals its points decoded one at a time.
+one trace, decoded under the largest of all limits, serves the whole grid, and only the answers are decoded per condition. A curve costs
+little more than its largest point, and equals its points decoded one at a time.
 """
 
 from __future__ import annotations

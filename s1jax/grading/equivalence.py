@@ -1,8 +1,8 @@
 """Compare an extracted answer with the gold answer.
 
-Two answers are equal if their normalised LaTeX is equal, if both are numbers of exactly equal value (integers, decimals, fractions, mixed
-numbers), or if both are tuples, lists, sets or matrices with equal entries. Units, `$`, `%` and degree signs are dropped: 50% equals 50,
-not 0.5. If the gold answer is the letter of a choice, the extracted answer may add the choice's text ("C) 5 m") but not replace the letter.
+Two answers are equal if their normalised LaTeX is equal, if both are numbers of exactly equal value, or if both are tuples, lists, sets or
+matrices with equal entries. Units, `$`, `%` and degree signs are dropped: 50% equals 50, not 0.5. If the gold answer is the letter of a
+choice, the extracted answer may add the choice's text ("C) 5 m") but not replace the letter.
 
 Invariants: no text is ever executed. Only strings of bounded length are analysed, so no text can hang or crash the comparison. Nothing
 equals a missing or an empty answer.
@@ -27,7 +27,7 @@ def is_equivalent(extracted: str | None, gold: str) -> bool:
     if _LETTER.fullmatch(theirs) and (letter := _chosen_letter(extracted)):
         return letter == theirs
     # "x = 5" is as good an answer to "what is x" as "5". If both answers name a variable, the names must agree.
-    if _has_left_side(ours) != _has_left_side(theirs):
+    if bool(_LEFT_SIDE.match(ours)) != bool(_LEFT_SIDE.match(theirs)):
         ours, theirs = _LEFT_SIDE.sub("", ours), _LEFT_SIDE.sub("", theirs)
     return _equal_entries(ours, theirs) or _equal_collections(ours, theirs)
 
@@ -95,10 +95,6 @@ def _braced(group: str) -> str:
     return group if group.startswith("{") else "{" + group + "}"
 
 
-def _has_left_side(text: str) -> bool:
-    return _LEFT_SIDE.match(text) is not None
-
-
 _DECIMAL = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]*)?)"
 _NUMBER = re.compile(
     rf"(?P<sign>[+-]?)(?:(?P<whole>[0-9]+)?\\frac\{{(?P<top>[+-]?{_DECIMAL})\}}\{{(?P<bottom>[+-]?{_DECIMAL})\}}"
@@ -112,9 +108,8 @@ def _number(text: str) -> Fraction | None:
     match = _NUMBER.fullmatch(text)
     if match is None:
         return None
-    part = {
-        name: Fraction(value.replace(",", "")) for name, value in match.groupdict().items() if value and name != "sign"
-    }
+    groups = {name: value.replace(",", "") for name, value in match.groupdict().items() if value and name != "sign"}
+    part = {name: Fraction(value) for name, value in groups.items()}
     if "plain" in part:
         value = part["plain"] * Fraction(Fraction(10) ** int(part.get("power", 0)))
     else:
@@ -126,10 +121,8 @@ def _number(text: str) -> Fraction | None:
 
 
 def _equal_entries(ours: str, theirs: str) -> bool:
-    if not ours or not theirs:
-        return False
     if ours == theirs:
-        return True
+        return bool(ours)  # nothing equals an empty entry
     value = _number(ours)
     return value is not None and value == _number(theirs)
 

@@ -1,10 +1,4 @@
-r"""Find the final answer in a model's text.
-
-In: the text. Out: the answer, or None. Only the text after the last answer delimiter counts. The answer is the last `\boxed{...}` in it; if
-there is none, the line after the last `Answer:` (paper, section 4.1; the order is that of the released code).
-
-Invariant: extraction takes time linear in the text, so no text can hang a grader.
-"""
+r"""Find the final answer in a model's text, in time linear in the text (paper, section 4.1, in the order of the released code)."""
 
 from __future__ import annotations
 
@@ -23,9 +17,9 @@ _ANSWER_IS = re.compile(r"(?:the|my|so the)?\s*(?:final|correct)?\s*answer\s+is\
 def extract_answer(text: str) -> str | None:
     r"""Return the final answer that a model's text states, or None.
 
-    `text` holds thinking and answer, or the answer alone, including a "Final Answer:" that the budget inserted. The part after the last
-    answer delimiter counts, up to the first end-of-text token. The answer is the last non-empty `\boxed{...}` with matched braces in it; if
-    there is none, the first non-empty line after the last "Answer:".
+    `text` holds thinking and answer, or the answer alone. The part after the last answer delimiter counts, up to the first end-of-text
+    token. The answer is the last non-empty `\boxed{...}` with matched braces in it; if there is none, the first non-empty line after the
+    last "Answer:".
     """
     answer = _END_OF_ANSWER.split(text.rpartition(_ANSWER_DELIMITER)[2], maxsplit=1)[0]
     boxed = _last_boxed(answer)

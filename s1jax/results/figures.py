@@ -2,8 +2,6 @@
 
 *Sequential* scaling is accuracy against thinking tokens, on a log2 axis, since each doubling counts the same (paper, figures 1 and 4).
 *Parallel* scaling is majority voting over k samples. There is one panel per benchmark, and every point has its 95% interval over problems.
-The colours are those of Okabe and Ito, which readers with colour-blindness can tell apart. Each series has a marker as well. The pairs of
-colour and marker repeat after 56 series.
 
 Invariant: a figure shows exactly the points of its JSON, and a line joins only points of one series.
 """
@@ -32,6 +30,7 @@ from s1jax.results.tables import CurveNames, groups, quoted, setting_text, stop_
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.files import write_file
 
+# The colours of Okabe and Ito, which readers with colour-blindness can tell apart.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<")  # one more than there are colours, so that all 56 pairs come up
 # Columns that the points of one line, or of a line and the ignored stops that leave from it, share. A panel has one benchmark.
@@ -49,10 +48,8 @@ _STYLE: Any = {
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": "#E8E8E8",
-    "xtick.color": "#9A9A9A",
-    "ytick.color": "#9A9A9A",
-    "xtick.labelcolor": _INK,
-    "ytick.labelcolor": _INK,
+    **{f"{axis}tick.color": "#9A9A9A" for axis in "xy"},
+    **{f"{axis}tick.labelcolor": _INK for axis in "xy"},
     "legend.frameon": False,
     "legend.loc": "upper left",
     "legend.handlelength": 2.8,
@@ -71,9 +68,9 @@ def _drawing() -> Iterator[None]:
 def plot_thinking(rows: Sequence[SampleRow], path: str | Path) -> list[Point]:
     """Draw accuracy against mean thinking tokens, write the points beside it as JSON, and return the points.
 
-    The budgets of a curve form a solid line, one for each minimum. Points that ignore k attempts to stop ("Wait" x k) form a dashed line,
-    which leaves from the same setting without ignored stops. A point without thinking has no place on a log axis, and becomes a dotted
-    level. A curve of a single point, such as samples drawn for voting, is left out if another curve has more points.
+    The budgets of a curve form a solid line per minimum. Points that ignore k attempts to stop ("Wait" x k) form a dashed line from the
+    same setting without ignored stops. A point without thinking, which a log axis cannot show, becomes a dotted level. A curve of a single
+    point, such as samples drawn for voting, is left out if another curve has more points.
     """
     points = thinking_curve(rows)
     points = [p for curve in groups(points, *CURVE) if len(curve) > 1 for p in curve] or points
@@ -81,9 +78,7 @@ def plot_thinking(rows: Sequence[SampleRow], path: str | Path) -> list[Point]:
         page = _Page(points, "Sequential scaling: accuracy against thinking time")
         for ax, panel in page.panels:
             _log2_axis(ax, [p["mean_thinking_tokens"] for p in panel], "thinking tokens, mean per problem (log scale)")
-            _percent_axis(
-                ax, [p["accuracy_low"] for p in panel], [p["accuracy_high"] for p in panel], "problems solved"
-            )
+            _percent_axis(ax, [p["accuracy_low"] for p in panel], [p["accuracy_high"] for p in panel])
             for group in groups(panel, *_SERIES):
                 waits = [p for p in group if p["num_ignore"] and p["mean_thinking_tokens"] > 0]
                 budgets = [p for p in group if p not in waits]
@@ -111,7 +106,7 @@ def plot_voting(rows: Sequence[SampleRow], path: str | Path) -> list[Point]:
         for ax, panel in page.panels:
             highs = [max(p["pass_at_k"], p["maj_at_k_high"]) for p in panel]
             _log2_axis(ax, [p["k"] for p in panel], "samples per problem, k (log scale)")
-            _percent_axis(ax, [p["maj_at_k_low"] for p in panel], highs, "problems solved")
+            _percent_axis(ax, [p["maj_at_k_low"] for p in panel], highs)
             settings = groups(panel, *SETTING)
             for i, group in enumerate(settings):
                 # Series that share each k stand a little apart, and together stay within the axis.
@@ -152,7 +147,7 @@ def _draw_waits(page: _Page, ax: Axes, start: list[Point], points: list[Point]) 
     page.draw(ax, x[-len(points) :], points, "accuracy", style, joined=False)
     for point in points:
         at = (point["mean_thinking_tokens"], point["accuracy_high"])
-        page.annotate(ax, at, f"×{point['num_ignore']}", style["color"])
+        page.notes.append((ax, at, f"×{point['num_ignore']}", style["color"]))
 
 
 # ---- axes ----
@@ -176,8 +171,8 @@ def _log2_axis(ax: Axes, values: list[float], label: str) -> None:
     ax.set_xlabel(label)
 
 
-def _percent_axis(ax: Axes, lows: list[float], highs: list[float], label: str) -> None:
-    """Set an axis of shares in percent that holds all intervals, with at most eight ticks, at round numbers."""
+def _percent_axis(ax: Axes, lows: list[float], highs: list[float]) -> None:
+    """Set the axis of solved problems, in percent, so that it holds all intervals, with at most eight ticks, at round numbers."""
     span = max(highs) - min(lows)
     step = next(step for step in (0.02, 0.05, 0.1, 0.2) if span / step <= 6 or step == 0.2)
     low, high = math.floor(min(lows) / step + 1e-9), math.ceil(max(highs) / step - 1e-9)
@@ -188,7 +183,7 @@ def _percent_axis(ax: Axes, lows: list[float], highs: list[float], label: str) -
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}%"))
     ax.tick_params(length=0)
     if (place := ax.get_subplotspec()) is not None and place.is_first_col():
-        ax.set_ylabel(label)
+        ax.set_ylabel("problems solved")
 
 
 # ---- page ----
@@ -217,7 +212,8 @@ class _Page:
         self.handles: dict[str, Any] = {}
         self._has_bars = False
         self._indices: dict[str, int] = {}
-        self._notes: list[tuple[Axes, tuple[float, float], str, str]] = []
+        self.notes: list[tuple[Axes, tuple[float, float], str, str]] = []
+        """Axes, place in data coordinates, text and colour of small texts. One that would cover an earlier one is left out."""
         self._title = title
         if len(benchmarks) > 1:
             self._title_panels()
@@ -285,10 +281,6 @@ class _Page:
         for bar in drawn.lines[2]:
             bar.set_alpha(0.35)
 
-    def annotate(self, ax: Axes, at: tuple[float, float], text: str, color: str) -> None:
-        """Write a small text above a place in data coordinates, unless it would cover an earlier one."""
-        self._notes.append((ax, at, text, color))
-
     def write(self, path: str | Path) -> None:
         """Lay out the page, and write the PNG and the points as JSON beside it, each whole or not at all."""
         figure, width = self.figure, self.figure.get_figwidth()
@@ -317,7 +309,7 @@ class _Page:
         figure.text(left, 1 - 0.2 / height, self._title, fontsize=13.5, fontweight="bold", va="top")
         figure.text(left, 1 - 0.5 / height, self._subject(), fontsize=10, color=_GREY, va="top")
         foot = ["Vertical bars: 95% interval over problems."] if self._has_bars else []
-        foot += ["×k: the first k attempts to stop were prevented."] if self._notes else []
+        foot += ["×k: the first k attempts to stop were prevented."] if self.notes else []
         figure.text(left, 0.16 / height, "   ".join(foot), fontsize=8.5, color=_GREY)
         self._place_notes()
         path = Path(path)
@@ -336,7 +328,7 @@ class _Page:
 
     def _place_notes(self) -> None:
         placed: list[tuple[float, float]] = []
-        for ax, at, text, color in self._notes:
+        for ax, at, text, color in self.notes:
             x, y = ax.transData.transform(at) / self.figure.dpi * 72
             if all(abs(x - x0) > 17 or abs(y - y0) > 12 for x0, y0 in placed):
                 placed.append((x, y))

@@ -1,15 +1,11 @@
-"""Metrics: sample rows -> points of the scaling curves, and the paper's figures of merit.
+"""Metrics: sample rows -> points of the scaling curves, and Control, Scaling and Performance (paper, section 3.2), as fractions of 1.
 
-In: sample rows, one per generated answer. Out: points of the sequential curve (accuracy against thinking tokens), points of the parallel
-curve (maj@k and pass@k against samples), and Control, Scaling and Performance (paper, section 3.2). Every share is a fraction of 1.
-
-Invariants: a statistic is first taken per problem, then averaged over problems, so a problem does not weigh more for having more samples.
-Intervals are over problems, as if the problems had been drawn at random. Rows that differ in any column of `SETTING` are never pooled.
-Copies of a sample count once (`distinct_samples`).
+Invariants: a statistic is first taken per problem, then averaged over problems. Intervals are over problems, as if the problems had been
+drawn at random. Rows that differ in any column of `SETTING` are never pooled. Copies of a sample count once (`distinct_samples`).
 
 How samples vote (maj@k): the answer that most of k samples gave wins. Equal answers vote together, however they are spelled. A sample
-without an answer does not vote, so "none" never wins. A tie is broken by a uniform draw. maj@k and pass@k are exact expectations over
-all subsets of k of the n samples, and over the draws of ties.
+without an answer does not vote. A tie is broken by a uniform draw. maj@k and pass@k are exact expectations over all subsets of k of the n
+samples, and over the draws of ties.
 """
 
 from __future__ import annotations
@@ -36,9 +32,8 @@ def mean_interval(values: Sequence[float], num_units: float | None = None) -> tu
     """Return the mean over problems of a statistic in [0, 1], with its 95% interval: (mean, low, high).
 
     `num_units` is an upper bound on the number of independent draws behind the values (default: one per problem). The interval is
-    Wilson's at the effective number of draws, mean (1 - mean) / (variance / problems), which is Kish's design effect. With one graded
-    sample per problem it is exactly Wilson's. With several samples it is narrower if the samples of a problem differ. Unlike a
-    bootstrap interval it is not empty at 0% or 100%.
+    Wilson's at the effective number of draws, mean (1 - mean) / (variance / problems), which is Kish's design effect. Unlike a bootstrap
+    interval it is not empty at 0% or 100%.
     """
     count, mean = len(values), statistics.fmean(values)
     max_draws = max(count, num_units or count)
@@ -129,24 +124,15 @@ def control(thinking_tokens: Sequence[float], bounds: Sequence[tuple[float, floa
     return statistics.fmean(low <= t <= high for t, (low, high) in zip(thinking_tokens, bounds, strict=True))
 
 
-def scaling(
-    thinking_tokens: Sequence[float], accuracies: Sequence[float], per: Literal["doubling", "token"] = "doubling"
-) -> float:
-    """Return the mean slope over all pairs of points with different token counts (equation 2).
+def scaling(thinking_tokens: Sequence[float], accuracies: Sequence[float]) -> float | None:
+    """Return the mean slope over all pairs of points with different token counts (equation 2), in accuracy per doubling of the tokens.
 
-    The unit is accuracy per doubling of the tokens, as in the paper's tables, or accuracy per token. Raises UserError if no two counts
-    differ, or if a count of 0 has no logarithm.
+    Points without thinking have no logarithm and are left out. None if no two counts differ.
     """
-    if per == "doubling" and min(thinking_tokens, default=1) <= 0:
-        raise UserError(
-            f"a point with {min(thinking_tokens)} thinking tokens has no place on a log2 axis: leave it out"
-        )
-    x = [math.log2(tokens) if per == "doubling" else tokens for tokens in thinking_tokens]
-    pairs = itertools.combinations(zip(x, accuracies, strict=True), 2)
+    points = [(math.log2(t), accuracy) for t, accuracy in zip(thinking_tokens, accuracies, strict=True) if t > 0]
+    pairs = itertools.combinations(points, 2)
     slopes = [(second[1] - first[1]) / (second[0] - first[0]) for first, second in pairs if first[0] != second[0]]
-    if not slopes:
-        raise UserError(f"a slope needs two points with different thinking tokens, got {list(thinking_tokens)}")
-    return statistics.fmean(slopes)
+    return statistics.fmean(slopes) if slopes else None
 
 
 def performance(accuracies: Sequence[float]) -> float:
@@ -171,39 +157,35 @@ def _means(problems: list[list[SampleRow]], column: Literal["correct", "num_thin
     return [statistics.fmean(row[column] for row in group) for group in problems]
 
 
+def _with_interval(name: str, values: Sequence[float], num_units: float) -> dict[str, float]:
+    return dict(zip((name, f"{name}_low", f"{name}_high"), mean_interval(values, num_units), strict=True))
+
+
 def thinking_curve(rows: Sequence[SampleRow]) -> list[Point]:
     """Return one point of the sequential curve per setting, sorted by setting.
 
     A point has `n` samples of `num_problems` problems, `accuracy` with its interval (`accuracy_low`, `accuracy_high`),
-    `mean_thinking_tokens`, `num_budget_ended` (samples whose thinking reached the budget), and `num_over_budget` (samples whose thinking
-    went past it).
+    `mean_thinking_tokens`, and the numbers of samples whose thinking reached the budget (`num_budget_ended`) or went past it
+    (`num_over_budget`).
     """
     points = []
     for setting, problems in _by_setting(rows):
         samples = [row for group in problems for row in group]
-        accuracy, low, high = mean_interval(_means(problems, "correct"), len(samples))
         budget = setting["max_thinking_tokens"]
-        points.append(
-            setting
-            | dict(
-                n=len(samples),
-                num_problems=len(problems),
-                accuracy=accuracy,
-                accuracy_low=low,
-                accuracy_high=high,
-                mean_thinking_tokens=statistics.fmean(_means(problems, "num_thinking_tokens")),
-                num_budget_ended=sum(row["num_thinking_tokens"] >= budget for row in samples),
-                num_over_budget=sum(row["num_thinking_tokens"] > budget for row in samples),
-            )
-        )
+        point = setting | {"n": len(samples), "num_problems": len(problems)}
+        point |= _with_interval("accuracy", _means(problems, "correct"), len(samples))
+        point["mean_thinking_tokens"] = statistics.fmean(_means(problems, "num_thinking_tokens"))
+        point["num_budget_ended"] = sum(row["num_thinking_tokens"] >= budget for row in samples)
+        point["num_over_budget"] = sum(row["num_thinking_tokens"] > budget for row in samples)
+        points.append(point)
     return points
 
 
 def voting_curve(rows: Sequence[SampleRow]) -> list[Point]:
-    """Return the points of the parallel curves, for k = 1, 2, 4, ... samples.
+    """Return the points of the parallel curves, for k = 1, 2, 4, ... up to `num_samples`, the samples that each problem has.
 
-    The largest k of a setting is at most the number of samples that each of its problems has, `num_samples`. A setting with one sample
-    of some problem has no points. A point has `maj_at_k` and `pass_at_k` over `num_problems` problems, each with its interval.
+    A setting with one sample of some problem has no points. A point has `maj_at_k` and `pass_at_k` over `num_problems` problems, each with
+    its interval.
     """
     points = []
     for setting, problems in _by_setting(rows):
@@ -214,30 +196,16 @@ def voting_curve(rows: Sequence[SampleRow]) -> list[Point]:
         for k in (2**i for i in range(num_samples.bit_length())):
             num_votes = sum(len(group) // k for group in problems)
             passes = [pass_at_k(len(g), count[0], k) for g, count in zip(problems, counts, strict=True)]
-            maj, maj_low, maj_high = mean_interval([_elected(*count, k) for count in counts], num_votes)
-            passed, pass_low, pass_high = mean_interval(passes, num_votes)
-            points.append(
-                setting
-                | dict(
-                    k=k,
-                    num_problems=len(problems),
-                    num_samples=num_samples,
-                    maj_at_k=maj,
-                    maj_at_k_low=maj_low,
-                    maj_at_k_high=maj_high,
-                    pass_at_k=passed,
-                    pass_at_k_low=pass_low,
-                    pass_at_k_high=pass_high,
-                )
-            )
+            point = setting | {"k": k, "num_problems": len(problems), "num_samples": num_samples}
+            point |= _with_interval("maj_at_k", [_elected(*count, k) for count in counts], num_votes)
+            points.append(point | _with_interval("pass_at_k", passes, num_votes))
     return points
 
 
 def summarise_curves(rows: Sequence[SampleRow]) -> list[dict[str, Any]]:
     """Return the columns of `CURVE` and the figures of merit (equations 1 to 3) of each curve, in the order of `thinking_curve`.
 
-    `control` is the share of points whose mean thinking tokens keep to their bounds, as in the paper, and `control_per_sample` the share of
-    samples. `scaling_per_doubling` leaves out points without thinking tokens. A slope is None if fewer than two points differ in tokens.
+    `control` is the share of points whose mean thinking tokens keep to their bounds, as in the paper, `control_per_sample` that of samples.
     """
     rows, summaries = distinct_samples(rows), []
     for curve, group in itertools.groupby(thinking_curve(rows), key=lambda point: pick(point, CURVE)):
@@ -249,8 +217,7 @@ def summarise_curves(rows: Sequence[SampleRow]) -> list[dict[str, Any]]:
             | dict(
                 control=control(tokens, [_bounds(point) for point in points]),
                 control_per_sample=control([r["num_thinking_tokens"] for r in samples], [_bounds(r) for r in samples]),
-                scaling_per_doubling=_slope(tokens, accuracies, "doubling"),
-                scaling_per_token=_slope(tokens, accuracies, "token"),
+                scaling_per_doubling=scaling(tokens, accuracies),
                 performance=performance(accuracies),
             )
         )
@@ -259,10 +226,3 @@ def summarise_curves(rows: Sequence[SampleRow]) -> list[dict[str, Any]]:
 
 def _bounds(row: dict[str, Any]) -> tuple[int, int]:
     return row["min_thinking_tokens"], row["max_thinking_tokens"]
-
-
-def _slope(tokens: list[float], accuracies: list[float], per: Literal["doubling", "token"]) -> float | None:
-    points = [(t, a) for t, a in zip(tokens, accuracies, strict=True) if t > 0 or per == "token"]
-    if len({t for t, _ in points}) < 2:
-        return None
-    return scaling([t for t, _ in points], [a for _, a in points], per)

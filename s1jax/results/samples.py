@@ -72,9 +72,9 @@ def is_whole(row: SampleRow) -> bool:
 def read_samples(path: str | Path) -> list[SampleRow]:
     """Read sample rows. Columns that are not in `COLUMNS` are left out.
 
-    A last line that a crash cut off is left out, with a warning. Raises OSError if the file cannot be read. Raises
-    UserError, with the line number, for any other line that is not JSON, for a column that is missing, mistyped or impossible, for a
-    sample that is there twice, and for a file without rows.
+    A last line that a crash cut off is left out, with a warning. Raises OSError if the file cannot be read, and UserError, with the line
+    number, for any other line that is not JSON, a column that is missing, mistyped or impossible, a sample that is there twice, and for a
+    file without rows.
     """
     if Path(path).is_dir():
         raise UserError(f"{path} is a directory; name the file of sample rows in it")

@@ -1,4 +1,4 @@
-"""Words and text tables: sample rows -> tables of the curves for terminals, and short names of curves and settings."""
+"""Sample rows -> tables of the curves for terminals, and short names of curves and settings."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Any
 from s1jax.results.metrics import Point, summarise_curves, thinking_curve, voting_curve
 from s1jax.results.samples import CURVE, SETTING, SampleRow, pick
 
-HASH_DIGITS = 6
-"""How many digits of a fingerprint are shown."""
 # Columns that name the fingerprint's owner: the fingerprint is shown only if one owner has several.
 _OWNERS = {"weights": ("model",), "tokenizer": ("model", "weights")}
 
@@ -25,9 +23,8 @@ def groups(points: Sequence[Point], *columns: str) -> list[list[Point]]:
 class CurveNames:
     """Names the curves of some points by what sets them apart.
 
-    The parts of a name are keyed by column. A column has a part if its known values differ between the points. A fingerprint has a part
-    only for a model whose name stands for several. A point that lacks columns, as rows of an earlier format do, has a part "unknown" if
-    other points have these columns.
+    A column has a part in a name if its known values differ between the points. A fingerprint has one only for a model whose name stands
+    for several. A point that lacks columns, as rows of an earlier format do, has a part "unknown" if other points have these columns.
     """
 
     def __init__(self, points: Sequence[Point]):
@@ -71,7 +68,7 @@ def _column_text(name: str, value: Any) -> str:
     if name in ("benchmark", "model", "method", "dtype"):
         return str(value)
     if name in ("weights", "tokenizer"):
-        return f"{name} {value[:HASH_DIGITS]}"
+        return f"{name} {value[:6]}"
     if name == "int8":
         return f"int8 {' and '.join(value)}" if value else "no int8"
     text = f"{value:g}" if isinstance(value, float) else f"{value}"
@@ -82,8 +79,10 @@ def setting_text(point: Point) -> str:
     """Name the limits of a point in a few words, such as `budget 4,096, "Wait" x2`."""
     minimum, num_ignore = point["min_thinking_tokens"], point["num_ignore"]
     parts = [f"budget {point['max_thinking_tokens']:,}"]
-    parts += [f"at least {minimum:,}"] if minimum else []
-    parts += [stop_text(point) + (f" x{num_ignore}" if num_ignore else "")] if minimum or num_ignore else []
+    if minimum:
+        parts.append(f"at least {minimum:,}")
+    if minimum or num_ignore:
+        parts.append(stop_text(point) + (f" x{num_ignore}" if num_ignore else ""))
     return ", ".join(parts)
 
 

@@ -1,7 +1,7 @@
-"""What every command does around its work: environment, messages on standard error, exit codes.
+"""What every command does around its work: environment, messages on standard error, exit codes (0, 1 for an error, 130 for Ctrl-C).
 
-In: the `main` function of a command. Out: exit code 0 for success, 1 for an error, 130 for Ctrl-C. A `UserError` is shown as one line,
-without a traceback. Modules report through `logging.getLogger(__name__)`; standard output is only for results.
+A `UserError` is shown as one line, without a traceback. Modules report through `logging.getLogger(__name__)`; standard output is only for
+results.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ def counted(number: int, noun: str) -> str:
 
 
 class _StderrHandler(logging.Handler):
-    """Writes messages to standard error: warnings and errors from every process, other messages only from the first.
+    """Writes messages to standard error. A process other than the first writes only warnings and errors.
 
-    The prefix of a line names its level if that is a warning or worse, and its process if there are several.
+    The prefix of a line names the process if there are several, and the level of a warning or an error.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -75,8 +75,8 @@ def configure_logging() -> None:
 def run_command(main: Callable[[], None]) -> None:
     """Run a command. A UserError, an OSError or a device that ran out of memory becomes one message and exit code 1.
 
-    With `S1JAX_TRACEBACK=1` in the environment, such an error keeps its traceback. Compiled programs are stored for later runs in the
-    user's cache folder, or in JAX_COMPILATION_CACHE_DIR (an empty value turns this off).
+    With `S1JAX_TRACEBACK=1` in the environment, such an error keeps its traceback. Compiled programs are kept in the user's cache folder,
+    or in JAX_COMPILATION_CACHE_DIR (empty: nowhere).
     """
     configure_logging()
     # JAX's default is three quarters of a GPU's memory.
@@ -109,9 +109,9 @@ def run_command(main: Callable[[], None]) -> None:
 
 
 def _keep_compiled_programs() -> None:
-    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     directory = os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(caches) / "s1jax" / "compiled")
     if "jax" in sys.modules:  # JAX reads the variable only when it is imported
         sys.modules["jax"].config.update("jax_compilation_cache_dir", directory)
@@ -129,17 +129,13 @@ def _process_of_several() -> int | None:
 def _is_own_process() -> bool:
     """Return whether this process was started to run one of our commands, rather than a program (such as pytest) that calls one."""
     script, spec = (getattr(sys.modules["__main__"], name, None) for name in ("__file__", "__spec__"))
-    is_main = script in sys.orig_argv or (spec is not None and spec.name in sys.orig_argv)
-    path = Path(script or "").resolve()
-    return is_main and any(path.is_relative_to(ROOT / folder) for folder in ("launch", "data_tools"))
+    if script not in sys.orig_argv and (spec is None or spec.name not in sys.orig_argv):
+        return False
+    return any(Path(script or "").resolve().is_relative_to(ROOT / folder) for folder in ("launch", "data_tools"))
 
 
 def _exit_failed() -> NoReturn:
-    """Exit with code 1.
-
-    A process of our own exits without its exit handlers: JAX would wait there for other processes, which may wait for this one, and Orbax
-    for its threads.
-    """
+    """Exit with code 1; in a process of our own without exit handlers, where JAX would wait for other processes and Orbax for threads."""
     if _is_own_process():
         sys.stdout.flush()
         sys.stderr.flush()

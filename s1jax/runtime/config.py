@@ -1,26 +1,24 @@
-"""Configs by name, and typed overrides from the command line.
+"""Configs by name, and typed overrides from the command line: `CONFIG [--field value ...]` -> a frozen dataclass.
 
-In: `CONFIG [--field value ...]`. Out: a frozen dataclass. A config is a module `configs/NAME.py` with one dataclass instance `CONFIG`; its
-type belongs to the module that uses it. `tyro` makes the options and the help from the types and docstrings of the fields.
-
-Only the first argument, the config, is read here. `tyro.extras.overridable_config_cli` could read it too, but needs all configs in memory:
-it would import every file, so that a mistake in one breaks all commands, and it could not take the path of a file outside `configs/`.
+A config is a module `configs/NAME.py` with one dataclass instance `CONFIG`. `tyro` makes the options and the help from the types and
+docstrings of its fields. Only the name of the config is read here: `tyro.extras.overridable_config_cli` would import every config, so that
+a mistake in one breaks all commands, and takes no path of a file outside `configs/`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import importlib.util
 import io
-import json
 import re
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+
+import tyro
 
 from s1jax.runtime.command import program
 from s1jax.runtime.errors import UserError
@@ -30,7 +28,7 @@ Config = TypeVar("Config")
 
 
 def config_names(config_type: type[Any] | tuple[type[Any], ...] = object) -> list[str]:
-    """Return the names of the project's configs of this type, or of one of these types."""
+    """Return the names of the project's configs of this type (or of one of these types)."""
 
     def fits(name: str) -> bool:
         try:
@@ -88,9 +86,9 @@ def _describe_mistake(path: Path, error: Exception) -> str:
 def parse_command(
     description: str, config_type: type[Config] | tuple[type[Config], ...], argv: Sequence[str] | None = None
 ) -> Config:
-    """Parse `CONFIG [--field value ...]`: load the config, which has this type or one of these, and apply the overrides.
+    """Load the config that the first argument names, and apply the other arguments as overrides.
 
-    Prints help and exits for `--help`. Raises UserError for an unknown config, listing the known ones, and as `parse_arguments` does.
+    Prints help and exits for `--help`. Raises UserError as `load_config` and `parse_arguments` do.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and not argv[0].startswith("-"):
@@ -113,11 +111,8 @@ def parse_arguments(
 ) -> Config:
     """Parse `--field value` arguments into a `config_type`; fields that are not given come from `default` if there is one.
 
-    Prints help and exits for `--help`. Raises UserError for an unknown or missing field and for a value of the wrong type. Its message is
-    tyro's, as one line.
+    Prints help and exits for `--help`. Raises UserError, with tyro's message, for an unknown or missing field or a value of the wrong type.
     """
-    import tyro
-
     keywords: dict[str, Any] = {} if default is None else {"default": default}
     errors = io.StringIO()
     try:
@@ -135,14 +130,3 @@ def _as_one_line(text: str) -> str:
     rows = [row if row.strip("─-+╰╯") else "\0" for row in rows]  # a ruled line separates two parts
     parts = (" ".join(part.split()) for part in " ".join(rows).split("\0"))
     return "; ".join(part for part in parts if part)
-
-
-def to_json(config: Any) -> str:
-    """Return the resolved config as JSON."""
-    return json.dumps(dataclasses.asdict(config), indent=2)
-
-
-def config_hash(config: Any, exclude: Sequence[str] = (), **also: str) -> str:
-    """Return 12 hex digits that identify a config, except its top-level fields in `exclude`, together with the values in `also`."""
-    fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in exclude} | also
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]

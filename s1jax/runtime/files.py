@@ -24,7 +24,7 @@ def write_file(path: str | Path, text: str) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Raise UserError unless a file can be written at `path`. Its directories need not exist yet, and none are made."""
+    """Raise UserError unless a file can be written at `path`. Its directories need not exist, and none are made."""
     try:
         with contextlib.suppress(FileNotFoundError):
             if not stat.S_ISREG(path.stat().st_mode) or not os.access(path, os.W_OK):

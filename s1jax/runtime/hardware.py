@@ -4,50 +4,35 @@ from __future__ import annotations
 
 import jax
 
-# Dense bfloat16 operations per second, from the makers' data sheets. A key is the start of `jax.Device.device_kind`; the longest key
-# that fits applies.
-PEAK_FLOPS = {
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA B200": 2250e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU7x": 2307e12,
-}
-
-
-# Bytes per second that a device reads from its memory, with the same keys and sources.
-PEAK_BANDWIDTH = {
-    "NVIDIA A100": 2039e9,
-    "NVIDIA H100 PCIe": 2000e9,
-    "NVIDIA H100": 3350e9,
-    "NVIDIA H200": 4800e9,
-    "NVIDIA B200": 8000e9,
-    "TPU v4": 1228e9,
-    "TPU v5 lite": 819e9,
-    "TPU v5": 2765e9,
-    "TPU v6 lite": 1640e9,
-    "TPU7x": 7380e9,
+# Per device, from the makers' data sheets: dense bfloat16 operations per second, and bytes per second that it reads from its memory. A key
+# is the start of `jax.Device.device_kind`; the longest key that fits applies.
+_PEAKS = {
+    "NVIDIA A100": (312e12, 2039e9),
+    "NVIDIA H100 PCIe": (756e12, 2000e9),
+    "NVIDIA H100": (989e12, 3350e9),
+    "NVIDIA H200": (989e12, 4800e9),
+    "NVIDIA B200": (2250e12, 8000e9),
+    "TPU v4": (275e12, 1228e9),
+    "TPU v5 lite": (197e12, 819e9),
+    "TPU v5": (459e12, 2765e9),
+    "TPU v6 lite": (918e12, 1640e9),
+    "TPU7x": (2307e12, 7380e9),
 }
 
 
 def peak_flops(device_kind: str, dtype: str) -> float | None:
     """Return the peak operations per second of one device; None for an unknown device and for float32."""
-    return _of_kind(PEAK_FLOPS, device_kind) if dtype == "bfloat16" else None
+    return _peaks(device_kind)[0] if dtype == "bfloat16" else None
 
 
 def peak_bandwidth(device_kind: str) -> float | None:
     """Return the peak memory bandwidth of one device in bytes per second; None for an unknown device."""
-    return _of_kind(PEAK_BANDWIDTH, device_kind)
+    return _peaks(device_kind)[1]
 
 
-def _of_kind(table: dict[str, float], device_kind: str) -> float | None:
-    kinds = [kind for kind in table if device_kind.startswith(kind)]
-    return table[max(kinds, key=len)] if kinds else None
+def _peaks(device_kind: str) -> tuple[float | None, float | None]:
+    kinds = [kind for kind in _PEAKS if device_kind.startswith(kind)]
+    return _PEAKS[max(kinds, key=len)] if kinds else (None, None)
 
 
 def platform() -> str:

@@ -1,6 +1,4 @@
-"""JSON lines: reading them, writing a whole file, and appending rows that survive a crash.
-
-In: a path, and rows that JSON can hold. Out: UTF-8 text with one JSON value per line.
+"""JSON lines (UTF-8): reading them, writing a whole file, and appending rows that survive a crash.
 
 A process that is killed while it appends leaves a last line without its line break: a torn line. `read` leaves a torn line out unless it
 is whole JSON. `Appender` mends the file: it adds the missing line break to a line that is whole, and cuts off any other.
@@ -24,18 +22,17 @@ logger = logging.getLogger(__name__)
 def read(path: str | Path) -> list[tuple[int, Any]]:
     """Return the number (from 1) and the value of every line that is not blank.
 
-    A torn line is left out, with a warning. Raises OSError if the file cannot be read, and UserError, with the line
-    number, for any other line that is not JSON.
+    A torn line is left out, with a warning. Raises OSError if the file cannot be read, and UserError for any other line that is not JSON.
     """
     rows: list[tuple[int, Any]] = []
-    *whole, last = _lines(path)
-    for number, line in enumerate([*whole, last], start=1):
+    lines = _lines(path)
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             rows.append((number, json.loads(line)))
         except (ValueError, RecursionError) as error:
-            if number <= len(whole):
+            if number < len(lines):
                 raise UserError(f"{path}: line {number} is not JSON ({error})") from None
             logger.warning("%s: line %d was cut off while it was written; it is left out", path, number)
     return rows
@@ -49,15 +46,14 @@ def is_first_row_torn(path: str | Path, beginning: str) -> bool:
 
 
 def write(path: str | Path, rows: Iterable[Any]) -> None:
-    """Write a file of rows whole or not at all, over one that may be there. The directory is made if needed."""
+    """Write a file of rows atomically, replacing an existing one; a missing directory is made."""
     write_file(path, "".join(_to_line(row) for row in rows))
 
 
 class Appender:
-    """Appends rows to a file, which is made, or mended, when the first row arrives.
+    """Context manager that appends rows to a file, which is made or mended when the first row arrives.
 
-    Use it as a context manager. Rows survive a crash of this process once `append` returns, and a crash of the machine once the
-    context has ended.
+    Rows survive a crash of this process once `append` returns, and a crash of the machine once the context has ended.
     """
 
     def __init__(self, path: str | Path):
@@ -84,14 +80,12 @@ class Appender:
 
 def _to_line(row: Any) -> str:
     """Return a row as one line. Values that JSON does not know, such as dates, become text."""
-    line = json.dumps(row, ensure_ascii=False, default=str) + "\n"
+    line = json.dumps(row, ensure_ascii=False, default=str)
     try:
         line.encode()
-    except (
-        UnicodeEncodeError
-    ):  # a lone surrogate, as in text read from bytes that are not UTF-8: only an escape can write it
-        return json.dumps(row, default=str) + "\n"
-    return line
+    except UnicodeEncodeError:  # a lone surrogate, from bytes that are not UTF-8, can only be written as an escape
+        line = json.dumps(row, default=str)
+    return line + "\n"
 
 
 def _mend(path: Path) -> None:
@@ -109,7 +103,7 @@ def _mend(path: Path) -> None:
 
 
 def _lines(path: str | Path) -> list[bytes]:
-    """Return the lines of a file as bytes, since a line may be torn inside a character; the last one is empty unless it is torn."""
+    """Return the lines of a file as bytes: one may be torn inside a character. The last one is empty unless it is torn."""
     try:
         return Path(path).read_bytes().split(b"\n")
     except OSError as error:

@@ -1,13 +1,12 @@
-"""Stopping a run by SIGTERM (sent by Slurm and by TPU preemption) or Ctrl-C: it saves, then ends; or ends at once if nothing needs saving.
+"""Stopping a run by SIGTERM (from Slurm or TPU preemption) or Ctrl-C: it saves, then ends, or ends at once if nothing needs saving.
 
 A Python signal handler runs only in the main thread, and not while that thread is inside a long C++ call (compiling, waiting for a device).
 So the handler here does nothing. The interpreter also writes the number of each signal to a pipe; a thread reads the pipe and acts at once.
 
-Several processes must stop after the same step. JAX lets them agree on it (`reached_preemption_sync_point`) once one process has received
-the signal. JAX's own SIGTERM handler, a C function installed by `jax.distributed.initialize`, starts that; the thread here calls it.
+Several processes must stop after the same step. JAX lets them agree on it (`reached_preemption_sync_point`) once its own SIGTERM handler, a
+C function installed by `jax.distributed.initialize`, has run in one of them; the thread here calls that handler.
 
-Invariant: a process ends with exit code 143 (128 + 15) after SIGTERM and with 130 after Ctrl-C, never with 0. The run is not finished, so
-a job scheduler should restart it.
+Invariant: the exit code is 143 (128 + 15) after SIGTERM and 130 after Ctrl-C, so that a job scheduler restarts the unfinished run.
 """
 
 from __future__ import annotations
@@ -38,10 +37,7 @@ _calls = itertools.count(1)
 
 
 class Preemption:
-    """Context manager that listens to SIGTERM and SIGINT.
-
-    Only the main thread can enter it. In a run of several processes, enter it after `jax.distributed.initialize`.
-    """
+    """Context manager that listens to SIGTERM and SIGINT. Enter it in the main thread, and after `jax.distributed.initialize`."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -77,10 +73,9 @@ class Preemption:
 
     @contextlib.contextmanager
     def nothing_to_save(self, doing: str) -> Iterator[None]:
-        """Let a signal end the process at once while the body runs.
+        """Let a signal end the process at once, without exit handlers, while the body runs.
 
         `doing` names the work of the body ("compiling") in the message. The body must have nothing to save, and no save may be running.
-        Exit handlers are not run.
         """
         with self._lock:
             before, self._idle = self._idle, doing
@@ -93,10 +88,9 @@ class Preemption:
                 self._idle = before
 
     def requested(self) -> bool:
-        """Return whether to save and stop now.
+        """Return whether to save and stop now. A call takes microseconds.
 
-        All processes must call it equally often; the n-th call has the same answer in all. A call takes microseconds: make one after each
-        step, and one between the batches of an evaluation.
+        All processes must call it equally often; the n-th call has the same answer in all.
         """
         if self._tell_jax is None:
             return self._received is not None
@@ -148,10 +142,7 @@ def _write(message: str) -> None:
 
 
 def _jax_handler() -> tuple[Callable[[], None], Callable[[], None]]:
-    """Return a function that calls JAX's handler of SIGTERM, and one that installs the handler again. Python cannot see this handler.
-
-    Raises UserError if there is no such handler.
-    """
+    """Return a function that calls JAX's handler of SIGTERM, which Python cannot see, and one that installs it again."""
     libc = ctypes.CDLL(None)
     libc.signal.restype, libc.signal.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
     address = libc.signal(signal.SIGTERM, None)

@@ -1,7 +1,4 @@
-"""The processes of one run: how they join, which one writes, and how they divide work on the host.
-
-`sharding.py` divides arrays over devices; `preemption.py` lets the processes agree on a signal.
-"""
+"""The processes of one run: how they join, which one writes, and how they divide work on the host."""
 
 from __future__ import annotations
 
@@ -60,10 +57,9 @@ def barrier(name: str) -> None:
 
 
 def everywhere(function: Callable[[], T]) -> T:
-    """Call `function` in every process, wait for all, and return this process's result.
+    """Call `function`, which must not wait for other processes, in every process; wait for all, and return this process's result.
 
     All processes must call this. If the function fails in one, all raise: that one its own error, the others a UserError with its message.
-    The function must not wait for other processes.
     """
     if jax.process_count() == 1:
         return function()
@@ -96,8 +92,7 @@ def check_same(value: Any, what: str) -> None:
 def map_over_processes(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
     """Return `[function(item) for item in items]`; each process computes a share of it and sends that to the others.
 
-    All processes must call this with the same items (`check_same`). Raises UserError if a share is larger than 2 GB, and the errors of
-    `function` as `everywhere` does.
+    All processes must call this with the same items (`check_same`). Raises UserError if a share is larger than 2 GB, and as `everywhere`.
     """
     num_processes = jax.process_count()
     if num_processes == 1:

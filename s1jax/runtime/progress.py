@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from tqdm import tqdm
+
 SECONDS_BETWEEN_LINES = 10
 BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {speed}{postfix}]"
 FIRST_LINE = "{desc}: {n_fmt} of {total_fmt}"
@@ -12,10 +14,7 @@ LINE = FIRST_LINE + ", {speed}, {remaining} left{postfix}"
 
 
 class _Lines:
-    """Writes each state of a bar as a line of its own, in place of the carriage returns that redraw a bar.
-
-    The lines are no log messages: `hidden` keeps them to one process, and they show without `run_command` too.
-    """
+    """Writes each state of a bar as a line of its own. The lines are no log messages, so they show without `run_command` too."""
 
     def write(self, text: str) -> None:
         text = text.strip("\r\n ")
@@ -27,12 +26,10 @@ class _Lines:
 
 
 def progress(total: int, description: str, unit: str, *, initial: int = 0, hidden: bool = False, **options: Any) -> Any:
-    """Return a `tqdm` bar over `total` units of work, `initial` of which are done already.
+    """Return a `tqdm` bar, with these further options, over `total` units of work, `initial` of which are done already.
 
-    `options` are passed on to tqdm. If an exception ends the work, the bar writes nothing more, so that the error is the last line.
+    If an exception ends the work, the bar writes nothing more, so that the error is the last line.
     """
-    from tqdm import tqdm
-
     on_terminal = sys.stderr.isatty()
 
     class Bar(tqdm):

@@ -1,10 +1,7 @@
-"""Device meshes, and the sharding of arrays with named dimensions.
-
-In: sizes of the mesh axes (`MeshConfig`). Out: a `jax.sharding.Mesh` with the axes `data, fsdp, sequence, tensor`, and shardings for arrays
-with named dimensions (`batch`, `embed`, `heads`, ...). `ShardingRules` maps the names to mesh axes.
+"""Device meshes with the axes `data, fsdp, sequence, tensor`, and shardings of arrays with named dimensions (`batch`, `heads`, ...).
 
 Invariants: the mesh always has four axes, so one set of rules serves a laptop (1 x 1 x 1 x 1) and a pod. A dimension is replicated if the
-sizes of its mesh axes do not divide it (`sharding_for`), so that three key/value heads run on eight devices.
+sizes of its mesh axes do not divide it, so that three key/value heads run on eight devices.
 """
 
 from __future__ import annotations
@@ -75,12 +72,10 @@ class ShardingRules:
         self, names: Sequence[str | None], shape: Sequence[int], mesh_shape: Mapping[str, int]
     ) -> list[tuple[str, ...]]:
         """Return, for each dimension of an array, the mesh axes that split it; a dimension with the name None is replicated."""
-
-        def axes_of(name: str | None, size: int) -> tuple[str, ...]:
-            axes = getattr(self, name) if name else ()
-            return axes if size % math.prod(mesh_shape[axis] for axis in axes) == 0 else ()
-
-        return [axes_of(name, size) for name, size in zip(names, shape, strict=True)]
+        return [
+            getattr(self, name) if name and size % self.num_shards(name, mesh_shape) == 0 else ()
+            for name, size in zip(names, shape, strict=True)
+        ]
 
     def spec(self, names: Sequence[str | None], shape: Sequence[int], mesh_shape: Mapping[str, int]) -> PartitionSpec:
         """Return the result of `axes` as a partition spec."""
@@ -88,10 +83,7 @@ class ShardingRules:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Return a mesh of the configured sizes over `devices` (default: all devices).
-
-    Raises UserError if the product of the sizes is not the number of devices.
-    """
+    """Return a mesh over `devices` (default: all). Raises UserError if the product of the sizes is not their number."""
     devices = jax.devices() if devices is None else devices
     sizes = [getattr(config, axis) for axis in MESH_AXES]
     shown = " x ".join(f"{axis} {size}" for axis, size in zip(MESH_AXES, sizes, strict=True))

@@ -77,10 +77,9 @@ def test_training_resolves_once_and_records_the_commit_whose_weights_it_trained(
 def test_evaluation_resolves_once_and_builds_one_format_for_all_rows(hub, formats, tmp_path):
     problems, output = tmp_path / "sums.jsonl", tmp_path / "rows.jsonl"
     problems.write_text("".join(json.dumps(dict(question=f"{i} + 1?", answer=str(i + 1))) + "\n" for i in range(3)))
-    decoding = DecodingConfig(
-        model="a/b", benchmark=str(problems), output=str(output), max_answer_tokens=4, dtype="float32"
-    )
-    config = SweepConfig(decoding=decoding, max_thinking_tokens=(0, 5), num_ignore=(0,))
+    decoding = DecodingConfig(model="a/b", benchmark=str(problems), output=str(output))
+    condition = Condition(0, max_answer_tokens=4, dtype="float32")
+    config = SweepConfig(decoding=decoding, max_thinking_tokens=(0, 5), condition=condition)
     sweep(config)
     assert len(output.read_text().splitlines()) == 6
     assert_resolved_once(hub)

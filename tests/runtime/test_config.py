@@ -1,6 +1,7 @@
 """`config.py`: configs by name, overrides by field, and one message for every mistake."""
 
 import ast
+import dataclasses
 import json
 import re
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ def record(name):
 
 @pytest.mark.parametrize("name", config.config_names())
 def test_every_config_gives_the_command_that_runs_it(name):
-    assert isinstance(json.loads(config.to_json(config.load_config(name, object))), dict)
+    assert isinstance(json.loads(json.dumps(dataclasses.asdict(config.load_config(name, object)))), dict)
     (line,) = [line for line in record(name).splitlines() if line.strip().startswith("python ")]
     _, script, *argv = line.split()
     if script == "-m":
@@ -44,11 +45,11 @@ def test_every_config_gives_the_command_that_runs_it(name):
 def test_every_config_of_the_paper_is_a_full_record(name):
     text = " ".join(record(name).split())
     assert re.search(r"\(paper,? (section|figure|table) \d", text.partition("Expected")[0]), "what it reproduces"
-    expected = re.search(r"Expected( \(the paper's.*?\))?: (.*?)Hardware and hours: (.*)", text)
+    expected = re.search(r"Expected([^:]*): (.*?)Hardware and hours: (.*)", text)
     assert expected, "Expected: ..., then Hardware and hours: ..."
     number, hardware = expected[2], expected[3]
     assert "no published figure" in number or (re.search(r"\d\d\.\d", number) and "paper" in expected[0])
-    assert "not yet run" in hardware or "Run on" in hardware
+    assert re.search(r"not (yet|been) run|Run on", hardware)
 
 
 def test_the_curves_of_the_paper_are_one_axis_each():
@@ -169,10 +170,3 @@ def test_help_explains_every_field(config_type, capsys):
     help_text = capsys.readouterr().out
     for flag in field_flags(config_type):
         assert flag in help_text
-
-
-def test_the_hash_changes_with_a_field_and_not_with_an_excluded_one():
-    a = config.load_config("s1_32b", TrainConfig)
-    b = config.load_config("s1_14b", TrainConfig)
-    assert config.config_hash(a) != config.config_hash(b)
-    assert config.config_hash(a, exclude=("model", "output")) == config.config_hash(b, exclude=("model", "output"))

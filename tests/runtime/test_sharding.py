@@ -94,7 +94,7 @@ def random_params(mesh, layout: str):
     leaves, tree = jax.tree.flatten(abstract_params(CONFIG, RULES, "stacked", one_device))
     rng = np.random.default_rng(0)
     params = jax.tree.unflatten(tree, [0.2 * rng.standard_normal(x.shape).astype(np.float32) for x in leaves])
-    params = params if layout == "stacked" else unstack(params, CONFIG.num_layers)
+    params = params if layout == "stacked" else unstack(jax.tree.map(jnp.asarray, params), CONFIG.num_layers)
     return jax.device_put(params, jax.tree.map(lambda x: x.sharding, abstract_params(CONFIG, RULES, layout, mesh)))
 
 
