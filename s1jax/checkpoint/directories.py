@@ -1,7 +1,5 @@
 """New directories that appear whole or not at all."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil
@@ -15,10 +13,9 @@ from s1jax.runtime.processes import barrier, from_first_process, is_first_proces
 
 
 def check_destination(directory: str | Path, overwrite: bool = False) -> Path:
-    """Return the absolute path of a directory that may be written.
+    """Return the absolute path of a directory that may be written: it is absent or empty and can be made.
 
-    Raises UserError if the name is empty, if it is the name of a file or a symbolic link, if nothing can be made there, or if the directory
-    is not empty. With `overwrite`, a directory that holds a checkpoint may be written too.
+    With `overwrite`, it may also hold a checkpoint. Otherwise this raises UserError.
     """
     if not str(directory).strip():
         raise UserError("the name of the directory to write is empty")
@@ -49,8 +46,8 @@ def check_destination(directory: str | Path, overwrite: bool = False) -> Path:
 def new_directory(directory: str | Path, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary directory, and rename it to `directory` at the end. After an error the temporary directory is removed.
 
-    If the process is killed, `directory` is either the old one or the new one. It may be absent if the kill came between two renames;
-    the next call then restores the old one. All processes call this together. Raises UserError as `check_destination` does.
+    If the process is killed, `directory` is the old one or the new one, or absent; if absent, the next call restores the old one. All
+    processes call this together. Raises UserError as `check_destination` does.
     """
     destination = Path(os.path.abspath(Path(directory).expanduser()))
     partial, replaced = (_beside(destination, state) for state in ("partial", "replaced"))

@@ -1,9 +1,6 @@
 """Writes models: a Hugging Face directory or a pre-sharded Orbax checkpoint, each with config.json and tokenizer files."""
 
-from __future__ import annotations
-
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -15,8 +12,6 @@ from s1jax.model.qwen2 import Params
 from s1jax.runtime.files import write_file
 from s1jax.runtime.processes import is_first_process
 
-MAX_SHARD_BYTES = 5_000_000_000
-
 
 def save_hf(
     directory: str | Path,
@@ -25,13 +20,13 @@ def save_hf(
     dtype: str | None,
     files: Path | None,
     overwrite: bool = False,
-    max_shard_bytes: int = MAX_SHARD_BYTES,
+    max_shard_bytes: int = 5_000_000_000,
 ) -> None:
     """Export parameters of either layout as a Hugging Face directory: safetensors, config.json and tokenizer files.
 
-    `dtype` None keeps each array's own dtype. `files` is the directory whose tokenizer files are copied (`Source.files`); None copies none.
-    Parameters may be functions that compute an array when it is written (`lora.Merged`). All processes call this together, and they gather
-    one tensor at a time. Raises UserError if the directory is not empty. `overwrite` replaces it if it holds a checkpoint.
+    `dtype` None keeps each array's own dtype. The tokenizer files are copied from `files`, if given (`Source.files`). `overwrite` replaces
+    a directory that holds a checkpoint. All processes call this together, and gather one tensor at a time. Parameters may be functions that
+    compute an array when it is written (`lora.Merged`). Raises UserError if the directory is not empty.
     """
     with new_directory(directory, overwrite) as partial:
         stored = huggingface.export_weights(partial, config, params, dtype, max_shard_bytes)
@@ -39,10 +34,7 @@ def save_hf(
 
 
 def save_params(directory: str | Path, config: ModelConfig, params: Params, files: Path | None) -> None:
-    """Write stacked parameters as a pre-sharded checkpoint, with the tokenizer files of the directory `files` (None: without).
-
-    All processes call this together. Raises UserError if the directory is not empty.
-    """
+    """Write stacked parameters as a pre-sharded checkpoint, with tokenizer files and errors as in `save_hf`. All processes call this."""
     with new_directory(directory) as partial:
         orbax.write_params(partial / "params", params)
         write_model_files(partial, config, files, params["norm"]["weight"].dtype.name)
@@ -51,10 +43,10 @@ def save_params(directory: str | Path, config: ModelConfig, params: Params, file
 def write_model_files(
     directory: str | Path, config: ModelConfig, files: Path | None, stored_dtype: str | None = None
 ) -> None:
-    """Write config.json and copy the tokenizer files of the directory `files`, which may be `directory` itself.
+    """Write config.json and copy the tokenizer files of the directory `files`, which may be `directory` itself. Process 0 writes.
 
-    If the config.json in `files` describes the same model, all its fields are kept. `stored_dtype` is the dtype of the weights that lie in
-    `directory`, for config.json to name. Process 0 writes.
+    If the config.json in `files` describes the same model, all its fields are kept. `stored_dtype` is the dtype of the weights in
+    `directory`, which config.json then names.
     """
     directory = Path(directory)
     if not is_first_process():
@@ -67,8 +59,9 @@ def write_model_files(
             hf = original if ModelConfig.from_hf(original, config.dtype) == config else hf
         for name in TOKENIZER_FILES:
             if (files / name).is_file() and files.resolve() != directory.resolve():
-                shutil.copyfile(files / name, directory / f".{name}.partial")
-                os.replace(directory / f".{name}.partial", directory / name)
+                partial = directory / f".{name}.partial"
+                shutil.copyfile(files / name, partial)
+                partial.replace(directory / name)
     if stored_dtype is not None:
         # transformers 5 reads `dtype`. Older versions and other readers read `torch_dtype`.
         names = [name for name in ("dtype", "torch_dtype") if name in hf] or ["torch_dtype"]

@@ -1,20 +1,16 @@
-"""The weights of a Hugging Face Qwen2 checkpoint <-> this project's sharded parameters. One table serves both directions.
+"""The weights of a Hugging Face Qwen2 checkpoint <-> the sharded parameter tree of `model/qwen2.py`, in either layout.
 
-In: a directory of safetensors (one file, or shards with an index). Out: the parameter tree of `model/qwen2.py`, in either layout.
-`LAYER_WEIGHTS` and the constants after it give, for every tensor, its Hugging Face name, its path in our tree, and how the dimensions
-correspond. Import handles one tensor at a time. Each process reads the blocks that its devices hold, as parts of a global array in Hugging
-Face's layout. The devices then rearrange the array. In the stacked layout they write it into the stack in place. Export does the reverse.
+`LAYER_WEIGHTS` and the constants after it serve both directions. Import handles one tensor at a time: each process reads the blocks that
+its devices hold, as parts of a global array in Hugging Face's layout, which the devices rearrange. Export does the reverse.
 
-Invariants:
-- A process reads only bytes that its devices hold. Beyond its devices' shards, it has at most one tensor in host memory.
-- If the dtype does not change, every bit survives (`ops/bits.py`). If it changes, a finite number that it cannot hold is an error.
+Invariants: a process reads only bytes that its devices hold, and has at most one tensor in host memory. If the dtype does not change,
+every bit survives (`ops/bits.py`). If it changes, a finite number that it cannot hold is an error.
 """
-
-from __future__ import annotations
 
 import functools
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from s1jax.checkpoint import safetensors
@@ -87,25 +84,32 @@ class Slot(NamedTuple):
     path: tuple[str | int, ...]
     layer: int | None
 
+    def hf_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the tensor's Hugging Face shape, from the shape of our leaf."""
+        ours = shape if self.layer is None else shape[1:]
+        return tuple(math.prod(ours[i] for i in group) for group in self.weight.groups())
+
+    def hf_sharding(self, sharding: NamedSharding) -> NamedSharding:
+        """Return the sharding of Hugging Face's layout that puts the same numbers on each device as `sharding` does for our leaf."""
+        axes = (*sharding.spec[0 if self.layer is None else 1 :], None, None, None)
+        # Only the first of several merged dimensions is ever sharded. Otherwise the blocks would not be contiguous.
+        return NamedSharding(sharding.mesh, PartitionSpec(*(axes[group[0]] for group in self.weight.groups())))
+
 
 def slots(config: ModelConfig, layout: Layout) -> Iterator[Slot]:
     """Yield the slots of a model's tensors, in the order in which the model computes with them."""
-    yield Slot(EMBEDDING.hf_name, EMBEDDING, tuple(EMBEDDING.path.split(".")), None)
+
+    def alone(weight: Weight) -> Slot:
+        return Slot(weight.hf_name, weight, tuple(weight.path.split(".")), None)
+
+    yield alone(EMBEDDING)
     for layer in range(config.num_layers):
         for weight in LAYER_WEIGHTS:
-            keys = weight.path.split(".")
-            if layout == "stacked":
-                yield Slot(weight.hf_name.format(layer), weight, ("layers", *keys), layer)
-            else:
-                yield Slot(weight.hf_name.format(layer), weight, ("layers", layer, *keys), None)
-    yield Slot(NORM.hf_name, NORM, tuple(NORM.path.split(".")), None)
+            place, index = (("layers",), layer) if layout == "stacked" else (("layers", layer), None)
+            yield Slot(weight.hf_name.format(layer), weight, (*place, *weight.path.split(".")), index)
+    yield alone(NORM)
     if not config.tie_word_embeddings:
-        yield Slot(LM_HEAD.hf_name, LM_HEAD, tuple(LM_HEAD.path.split(".")), None)
-
-
-def layout_of(params: Params) -> Layout:
-    """Return the layout of a parameter tree."""
-    return "per_layer" if 0 in params["layers"] else "stacked"
+        yield alone(LM_HEAD)
 
 
 def get_leaf(tree: Any, path: tuple[str | int, ...]) -> Any:
@@ -120,62 +124,38 @@ def set_leaf(tree: Any, path: tuple[str | int, ...], leaf: Any) -> None:
     tree[path[-1]] = leaf
 
 
-def hf_shape(weight: Weight, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the Hugging Face shape of a weight that has `shape` in our tree (without the layers of a stack)."""
-    return tuple(math.prod(shape[i] for i in group) for group in weight.groups())
-
-
-def hf_spec(weight: Weight, spec: PartitionSpec) -> PartitionSpec:
-    """Return the sharding of Hugging Face's layout that puts the same numbers on each device as `spec` does in our layout.
-
-    Only the first of several merged dimensions may be sharded: with another one, the blocks would not be contiguous.
-    Raises UserError otherwise.
-    """
-    axes = [*spec, *(None for _ in range(8))]
-    groups = weight.groups()
-    if any(axes[i] is not None for group in groups for i in group[1:]):
-        raise UserError(f"{weight.hf_name}: head_dim may not be sharded, but the sharding is {spec}")
-    return PartitionSpec(*[axes[group[0]] for group in groups])
-
-
 @functools.lru_cache(maxsize=256)
-def _importer(weight: Weight, target: jax.ShapeDtypeStruct, stacked: bool):
-    """Return a jitted function: (stack or None, tensor in Hugging Face's layout, layer) -> our leaf. It updates the stack in place."""
-    shape = target.shape[1:] if stacked else target.shape
+def _importer(target: jax.ShapeDtypeStruct):
+    """Return a jitted function: (stack or None, Hugging Face's tensor, layer or None) -> our leaf. A stack is updated in place."""
 
-    def run(stack, x, index):
-        bits = as_bits(x.astype(target.dtype)).reshape(shape)
-        if stacked:
-            bits = jax.lax.dynamic_update_index_in_dim(as_bits(stack), bits, index, 0)
+    def run(stack, x, layer):
+        bits = as_bits(x.astype(target.dtype)).reshape(target.shape if layer is None else target.shape[1:])
+        if layer is not None:
+            held = jnp.zeros(target.shape, bits.dtype) if stack is None else as_bits(stack)
+            bits = jax.lax.dynamic_update_index_in_dim(held, bits, layer, 0)
         return jax.lax.bitcast_convert_type(bits, target.dtype)
 
     return jax.jit(run, donate_argnums=0, out_shardings=target.sharding)
 
 
 @functools.lru_cache(maxsize=256)
-def _exporter(weight: Weight, dtype: Any, stacked: bool, sharding: NamedSharding | None):
-    """Return a jitted function: (leaf, layer) -> bits of the tensor in Hugging Face's layout."""
+def _exporter(hf_shape: tuple[int, ...], dtype: np.dtype, sharding: NamedSharding | None):
+    """Return a jitted function: (leaf, layer or None) -> bits of the tensor in Hugging Face's layout."""
 
-    def run(leaf, index):
+    def run(leaf, layer):
         bits = as_bits(leaf)
-        if stacked:
-            bits = jax.lax.dynamic_index_in_dim(bits, index, 0, keepdims=False)
+        if layer is not None:
+            bits = jax.lax.dynamic_index_in_dim(bits, layer, 0, keepdims=False)
         if leaf.dtype != dtype:
             bits = as_bits(jax.lax.bitcast_convert_type(bits, leaf.dtype).astype(dtype))
-        return bits.reshape(hf_shape(weight, bits.shape))
+        return bits.reshape(hf_shape)
 
     return jax.jit(run, out_shardings=sharding)
 
 
-@functools.lru_cache(maxsize=256)
-def _zeros(target: jax.ShapeDtypeStruct):
-    return jax.jit(lambda: jnp.zeros(target.shape, target.dtype), out_shardings=target.sharding)
-
-
 def find_tensors(directory: Path) -> tuple[dict[str, TensorInfo], set[str], list[str]]:
-    """Find the tensors of a directory, from its one file or from its index.
+    """Return a directory's tensors by name, the names of tensors in absent or corrupt shards, and one message per problem.
 
-    Returns the tensors by name, the names of tensors in absent or corrupt shards, and one message per problem.
     Raises UserError if the one file or the index cannot be read.
     """
     if (directory / FILE_NAME).is_file():
@@ -195,23 +175,18 @@ def find_tensors(directory: Path) -> tuple[dict[str, TensorInfo], set[str], list
     problems = []
     for file in sorted(set(weight_map.values())):
         names = {name for name, holder in weight_map.items() if holder == file}
-        if Path(file).name != file or not (directory / file).is_file():
-            problems.append(f"the index places {len(names)} tensors in {file}, which is absent")
-            unreadable |= names
-            continue
         try:
+            if Path(file).name != file or not (directory / file).is_file():
+                raise UserError(f"the index places {len(names)} tensors in {file}, which is absent")
             header = safetensors.read_header(directory / file)
         except ValueError as error:
             problems.append(str(error))
             unreadable |= names
             continue
-        problems += [
-            f"the index places {name} in {file}, which does not hold it" for name in sorted(names - set(header))
-        ]
-        problems += [
-            f"{file} holds {name}, which the index does not place there" for name in sorted(set(header) - names)
-        ]
-        unreadable |= names - set(header)
+        lost, extra = sorted(names - set(header)), sorted(set(header) - names)
+        problems += [f"the index places {name} in {file}, which does not hold it" for name in lost]
+        problems += [f"{file} holds {name}, which the index does not place there" for name in extra]
+        unreadable.update(lost)
         tensors |= {name: header[name] for name in names & set(header)}
     return tensors, unreadable, problems
 
@@ -240,8 +215,7 @@ def check_tensors(
     for name, slot in needed.items():
         if name not in tensors:
             continue
-        info, shape = tensors[name], get_leaf(target, slot.path).shape
-        expected = hf_shape(slot.weight, shape if slot.layer is None else shape[1:])
+        info, expected = tensors[name], slot.hf_shape(get_leaf(target, slot.path).shape)
         if info.shape != expected:
             problems.append(f"{name} has shape {list(info.shape)}, the config asks for {list(expected)}")
         if info.dtype in FLOAT_DTYPES:
@@ -262,10 +236,7 @@ def check_tensors(
 
 
 def read_tensor(name: str, info: TensorInfo, sharding: NamedSharding, cast: str | None = None) -> jax.Array:
-    """Read a tensor as a global array. This process reads the blocks of its own devices, each once.
-
-    If `cast` names a dtype, the host converts to it. Raises UserError if the dtype cannot hold a number.
-    """
+    """Read a tensor as a global array: each process reads the blocks of its own devices, once. The host converts to `cast`, if given."""
 
     def block_of(index: tuple[slice, ...] | None) -> Block:
         assert index is not None
@@ -300,9 +271,8 @@ def import_weights(
 ) -> Params:
     """Load the safetensors of a directory onto a mesh, in `param_dtype` (None: each tensor's own dtype).
 
-    `store` says how matrices are stored (None: as floats). With `store`, the devices hold at most one parameter as floats at a time: one
-    layer's, or a stack of all layers. Raises one UserError with all problems of the tensors (`check_tensors`), or a UserError if the dtype
-    cannot hold a number.
+    With `store`, matrices are quantized one parameter at a time: one layer's, or a stack of all layers. Raises one UserError with all
+    problems of the tensors (`check_tensors`), or a UserError if the dtype cannot hold a number.
     """
     stacked_target = abstract_params(config, rules, "stacked", mesh)
     tensors = check_tensors(directory, config, stacked_target, param_dtype)
@@ -310,21 +280,16 @@ def import_weights(
     params: Params = {}
     with _bar(sum(info.nbytes for info in tensors.values()), "load") as bar:
         # In the stacked layout, one stack is filled before the next begins.
-        found = sorted(slots(config, layout), key=lambda slot: slot.path if layout == "stacked" else ())
-        for slot in found:
+        for slot in sorted(slots(config, layout), key=lambda slot: slot.path if layout == "stacked" else ()):
             info, leaf = tensors[slot.hf_name], get_leaf(target, slot.path)
-            stacked = slot.layer is not None
             dtype = jnp.dtype(param_dtype or FLOAT_DTYPES[info.dtype])
             leaf = jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
-            spec = hf_spec(slot.weight, PartitionSpec(*leaf.sharding.spec[1:]) if stacked else leaf.sharding.spec)
             # JAX has no float64 by default, so the host rounds it, once.
             cast = param_dtype if info.dtype == "F64" else None
-            x = read_tensor(slot.hf_name, info, NamedSharding(mesh, spec), cast)
+            x = read_tensor(slot.hf_name, info, slot.hf_sharding(leaf.sharding), cast)
             check_range(slot.hf_name, x, dtype)
-            stack = None
-            if stacked:
-                stack = get_leaf(params, slot.path) if slot.layer else _zeros(leaf)()
-            result = _importer(slot.weight, leaf, stacked)(stack, x, slot.layer)
+            stack = get_leaf(params, slot.path) if slot.layer else None
+            result = _importer(leaf)(stack, x, slot.layer)
             # Without this wait the host would read ahead of the devices and hold many tensors.
             set_leaf(params, slot.path, jax.block_until_ready(result))
             del x, stack, result
@@ -342,16 +307,18 @@ def export_weights(
 
     `dtype` None keeps each array's dtype. Parameters may be functions that compute an array when it is written (`lora.Merged`). All
     processes gather each tensor, and process 0 writes it. Returns the numpy name of the dtype that the most bytes have.
-    Raises UserError, before anything is written, if safetensors does not support the dtype or if the dtype cannot hold a number.
+    Raises UserError, before anything is written, if safetensors has no such dtype or the dtype cannot hold a number.
     """
-    found = list(slots(config, layout_of(params)))
+    found = list(slots(config, "per_layer" if 0 in params["layers"] else "stacked"))
     specs: dict[str, tuple[str, tuple[int, ...]]] = {}
     sizes: dict[str, int] = {}
+    bytes_by_dtype: Counter[str] = Counter()
     for slot in found:
         leaf = get_leaf(params, slot.path)
         name = safetensors.dtype_name(dtype or leaf.dtype)
-        specs[slot.hf_name] = (name, hf_shape(slot.weight, leaf.shape if slot.layer is None else leaf.shape[1:]))
+        specs[slot.hf_name] = name, slot.hf_shape(leaf.shape)
         sizes[slot.hf_name] = math.prod(specs[slot.hf_name][1]) * FLOAT_DTYPES[name].itemsize
+        bytes_by_dtype[name] += sizes[slot.hf_name]
         if narrows(leaf.dtype, FLOAT_DTYPES[name]):
             check_range(slot.hf_name, _array(leaf), FLOAT_DTYPES[name], slot.layer)
     shards: list[list[Slot]] = [[]]
@@ -359,9 +326,9 @@ def export_weights(
         if shards[-1] and sum(sizes[s.hf_name] for s in shards[-1]) + sizes[slot.hf_name] > max_shard_bytes:
             shards.append([])
         shards[-1].append(slot)
-    files = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
-    if len(shards) == 1:
-        files = [FILE_NAME]
+    files = [FILE_NAME]
+    if len(shards) > 1:
+        files = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
     with _bar(sum(sizes.values()), "save") as bar:
         for file, shard in zip(files, shards, strict=True):
             # Wider dtypes come first, so that every tensor is aligned. The sort is stable.
@@ -381,9 +348,7 @@ def export_weights(
         weight_map = {slot.hf_name: file for file, shard in zip(files, shards, strict=True) for slot in shard}
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
         write_file(directory / INDEX_NAME, json.dumps(index, indent=2) + "\n")
-    dtypes = {dtype for dtype, _ in specs.values()}
-    totals = {dtype: sum(sizes[name] for name in specs if specs[name][0] == dtype) for dtype in dtypes}
-    return FLOAT_DTYPES[max(totals, key=lambda dtype: totals[dtype])].name
+    return FLOAT_DTYPES[bytes_by_dtype.most_common(1)[0][0]].name
 
 
 def _array(leaf: Any) -> jax.Array:
@@ -392,14 +357,8 @@ def _array(leaf: Any) -> jax.Array:
 
 def _gather(slot: Slot, leaf: jax.Array, dtype: np.dtype) -> np.ndarray:
     """Return one whole tensor in Hugging Face's layout, on every process."""
-    from jax.experimental import multihost_utils
-
-    stacked = slot.layer is not None
-    sharding = None
-    if isinstance(leaf.sharding, NamedSharding):
-        spec = PartitionSpec(*leaf.sharding.spec[1:]) if stacked else leaf.sharding.spec
-        sharding = NamedSharding(leaf.sharding.mesh, hf_spec(slot.weight, spec))
-    x = _exporter(slot.weight, jnp.dtype(dtype), stacked, sharding)(leaf, slot.layer)
+    sharding = slot.hf_sharding(leaf.sharding) if isinstance(leaf.sharding, NamedSharding) else None
+    x = _exporter(slot.hf_shape(leaf.shape), dtype, sharding)(leaf, slot.layer)
     bits = np.asarray(x) if x.is_fully_addressable else multihost_utils.process_allgather(x, tiled=True)
     return bits.view(dtype)
 

@@ -1,13 +1,10 @@
 """Parameters in Orbax directories: writing them, reading them onto any mesh, and finding damage.
 
-The parameters have stacked layers. They lie alone in a directory (a pre-sharded checkpoint), or as the `params` of a train state, whose
-optimizer state is then not read. They are written in small chunks, so that any mesh can read its own part. A file beside them records the
-sizes of all files, so that a truncated or lost file is found before anything is read.
+The parameters have stacked layers. They lie alone in a directory (a pre-sharded checkpoint), or as the `params` of a train state. A file
+beside them records the sizes of all files, so that a truncated or lost file is found before anything is read.
 
 Invariant: names and shapes are compared with the model's before anything is read, and one error lists all differences.
 """
-
-from __future__ import annotations
 
 import contextlib
 import json
@@ -47,40 +44,39 @@ def record_files(directory: Path, checksums: bool = False) -> None:
     # Orbax changes its metadata when it commits, and an evaluation may write its loss later.
     changing = {FILES_NAME, STEP_METADATA_NAME, EVAL_LOSS.name}
     files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name not in changing)
-    names = [path.relative_to(directory).as_posix() for path in files]
-    record: dict[str, int | list[int]] = {name: path.stat().st_size for name, path in zip(names, files, strict=True)}
+    record: dict[str, Any] = {path.relative_to(directory).as_posix(): path.stat().st_size for path in files}
     if checksums:
-        own = [
-            (name, path) for name, path in zip(names, files, strict=True) if not FILE_OF_ANOTHER_PROCESS.search(name)
-        ]
-        with ThreadPoolExecutor() as threads:
-            for (name, path), checksum in zip(own, threads.map(_checksum, [path for _, path in own]), strict=True):
-                record[name] = [path.stat().st_size, checksum]
+        own = [name for name in record if not FILE_OF_ANOTHER_PROCESS.search(name)]
+        for name, checksum in _checksums(directory, own).items():
+            record[name] = [record[name], checksum]
     write_file(directory / FILES_NAME, json.dumps(record, indent=0))
 
 
 def find_damage(directory: Path, checksums: bool = False) -> str | None:
-    """Return what is wrong with the first file that differs from the record of `record_files`.
+    """Return what is wrong with the first file that differs from the record of `record_files`, or None if no file differs.
 
-    Returns None if no file differs, or if there is no record. Sizes are always compared. With `checksums`, recorded checksums are compared
-    too, which reads the files whole.
+    Without a record no file differs. With `checksums`, files with a recorded checksum are read whole to compare it.
     """
     record = directory / FILES_NAME
-    files: dict[str, int | list[int]] = json.loads(record.read_text()) if record.is_file() else {}
+    files: dict[str, Any] = json.loads(record.read_text()) if record.is_file() else {}
     files.pop(EVAL_LOSS.as_posix(), None)  # older records contain it
-    with_checksum = {name: value for name, value in files.items() if isinstance(value, list)}
+    with_checksum = {name: value[1] for name, value in files.items() if isinstance(value, list)}
     for name, value in files.items():
-        path, size = directory / name, value[0] if isinstance(value, list) else value
-        found = path.stat().st_size if path.is_file() else None
-        if found != size:
-            return f"{name} is absent" if found is None else f"{name} has {found} bytes, not {size}"
+        path, size = directory / name, value[0] if name in with_checksum else value
+        if not path.is_file():
+            return f"{name} is absent"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes, not {size}"
     if checksums:
-        with ThreadPoolExecutor() as threads:
-            found_sums = threads.map(_checksum, [directory / name for name in with_checksum])
-            for (name, (_, checksum)), found in zip(with_checksum.items(), found_sums, strict=True):
-                if found != checksum:
-                    return f"the content of {name} is not what was written"
+        for name, checksum in _checksums(directory, list(with_checksum)).items():
+            if checksum != with_checksum[name]:
+                return f"the content of {name} is not what was written"
     return None
+
+
+def _checksums(directory: Path, names: list[str]) -> dict[str, int]:
+    with ThreadPoolExecutor() as threads:
+        return dict(zip(names, threads.map(lambda name: _checksum(directory / name), names), strict=True))
 
 
 def _checksum(path: Path) -> int:
@@ -92,10 +88,7 @@ def _checksum(path: Path) -> int:
 
 
 def find_fault(step_directory: Path) -> str | None:
-    """Return why a step's directory is not a finished checkpoint, or None if it is one.
-
-    A finished checkpoint was committed by Orbax, has all its parts, and has files of the recorded sizes.
-    """
+    """Return why a step's directory is not a finished checkpoint (committed, with all parts, in files of the recorded sizes), or None."""
     try:
         if not json.loads((step_directory / STEP_METADATA_NAME).read_text())["commit_timestamp_nsecs"]:
             return "it was not committed"
@@ -105,11 +98,6 @@ def find_fault(step_directory: Path) -> str | None:
         return find_damage(step_directory)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
-
-
-def is_finished(step_directory: Path) -> bool:
-    """Return whether a step's directory is a finished checkpoint (`find_fault` finds no fault)."""
-    return find_fault(step_directory) is None
 
 
 def step_directories(directory: Path) -> list[Path]:
@@ -122,7 +110,7 @@ def step_directories(directory: Path) -> list[Path]:
 
 def finished_steps(directory: Path) -> list[int]:
     """Return the finished steps in a directory of checkpoints, in order."""
-    return [int(path.name) for path in step_directories(directory) if is_finished(path)]
+    return [int(path.name) for path in step_directories(directory) if find_fault(path) is None]
 
 
 def newest_step(directory: Path) -> int | None:
@@ -133,12 +121,12 @@ def newest_step(directory: Path) -> int | None:
     skipped: list[tuple[Path, str]] = []
     for path in reversed(step_directories(directory)):
         fault = find_fault(path)
-        if fault is None:
-            if is_first_process():
-                for newer, its_fault in skipped:
-                    logger.warning("%s is not a finished checkpoint and is skipped: %s", newer, its_fault)
-            return int(path.name)
-        skipped.append((path, fault))
+        if fault is not None:
+            skipped.append((path, fault))
+            continue
+        for newer, its_fault in skipped if is_first_process() else ():
+            logger.warning("%s is not a finished checkpoint and is skipped: %s", newer, its_fault)
+        return int(path.name)
     return None
 
 
@@ -181,8 +169,8 @@ def read_params(
 ) -> Params:
     """Read parameters onto a mesh, in `param_dtype` (None: as stored).
 
-    If `is_train_state`, the directory holds a train state, and only its `params` are read.
-    Raises UserError if the directory is damaged, or with every difference from the model of `config`.
+    From a train state (`is_train_state`), only the parameters are read. Raises UserError if the directory is damaged, or with every
+    difference from the model of `config`.
     """
     import orbax.checkpoint as ocp
 

@@ -2,21 +2,15 @@
 
 A name is a directory or a hub id. The content of the directory decides what kind of source it is:
 
-    hugging_face   config.json, model.safetensors (or shards with an index), tokenizer files. A hub id is always of this kind.
-    params         config.json, params/ (Orbax, stacked layers), tokenizer files. `save_params` and launch/convert.py write it.
-    state          config.json, checkpoints/STEP/{state,metadata} (Orbax: params, opt_state, step; and JSON), tokenizer files.
-                   The directory of a training run stands for its newest finished step. The directory of one step also works.
-                   The optimizer state is not read.
+    hugging_face   model.safetensors (or shards with an index). A hub id is always of this kind.
+    params         params/ (Orbax, stacked layers), written by `save_params` and launch/convert.py.
+    state          checkpoints/STEP/{state,metadata} (Orbax and JSON). The directory of a training run stands for its newest finished
+                   step. The directory of one step also works. The optimizer state is not read.
 
-Every kind has Hugging Face's config.json, and fields that this project does not know are carried along. Only safetensors and Orbax
-arrays are read: no pickle, no remote code. `huggingface.py` and `orbax.py` translate the weights.
+Every kind has Hugging Face's config.json and tokenizer files. Only safetensors and Orbax arrays are read: no pickle, no remote code.
 
-Invariants:
-- The hub is asked once for the commit of a hub id. Whatever is downloaded later is of the same commit.
-- A half-written step is never taken for a checkpoint.
+Invariants: whatever is downloaded of a hub id is of one commit. A half-written step is never taken for a checkpoint.
 """
-
-from __future__ import annotations
 
 import contextlib
 import hashlib
@@ -32,7 +26,6 @@ import jax
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
 from s1jax.checkpoint import huggingface, orbax
-from s1jax.checkpoint.orbax import find_fault, newest_step
 from s1jax.model.config import ModelConfig
 from s1jax.model.qwen2 import Layout, Params
 from s1jax.model.storage import Storage, quantize_matrices
@@ -80,25 +73,19 @@ class Source:
         except ValueError as error:
             raise UserError(f"{self.files / CONFIG_NAME}: {error}") from error
 
-    def with_weights(self) -> Source:
-        """Return this source with its weights, which are downloaded if the source is a hub id.
-
-        Raises UserError if a directory has no weights, or if the hub does not give them.
-        """
+    def with_weights(self) -> "Source":
+        """Return this source with its weights, downloaded if it is a hub id. Raises UserError if there are none."""
         if self.weights is not None:
             return self
-        if self.revision is None:
-            return _describe(self.name, self.directory, None, weights=True)
-        directory = _download(self.name, self.revision, weights=True)
+        directory = _download(self.name, self.revision, weights=True) if self.revision else self.directory
         return _describe(self.name, directory, self.revision, weights=True)
 
     @cached_property
     def fingerprint(self) -> str:
         """An identifier of the weights and the config: the commit of a hub id, or 12 hex digits for a directory.
 
-        The digits are a hash of config.json and of the name, the size and 16 blocks of each weight file. A block has 4 KiB, and the blocks
-        are spread evenly over the file. Any training changes some of them, and little has to be read.
-        Raises UserError if a directory has no weights.
+        The digits are a hash of config.json and of the name, the size and 16 evenly spread blocks (4 KiB) of each weight file. Any training
+        changes some of them, and little has to be read. Raises UserError if a directory has no weights.
         """
         if self.revision is not None:
             return self.revision
@@ -133,8 +120,8 @@ class Source:
 def resolve_source(name: str | Path, weights: bool = True) -> Source:
     """Find the model of a name: a directory, a hub id, or NAME@REVISION, where the revision is a branch, tag or commit of the hub id.
 
-    If `weights` is False, the weights may be absent, and those of a hub id are not downloaded; `Source.with_weights` does that later.
-    Call this once per command: the commit of a branch may change between two calls.
+    Without `weights`, the weights may be absent, and those of a hub id are downloaded later, by `Source.with_weights`. Call this once per
+    command: the commit of a branch may change between two calls.
     Raises UserError if there is neither such a directory nor such a hub id, or if the directory is not a checkpoint.
     """
     path = Path(name).expanduser()
@@ -159,10 +146,10 @@ def _download(name: str, revision: str | None, weights: bool) -> Path:
     hub_id = name.partition("@")[0]
     try:
         # The attribute is looked up at each call, so that a test can replace it.
-        snapshot = huggingface_hub.snapshot_download(
-            hub_id, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]
+        path = huggingface_hub.snapshot_download(
+            hub_id, revision=revision, allow_patterns=patterns, ignore_patterns="*/*"
         )
-        return Path(snapshot)
+        return Path(path)
     # The hub's errors have no common base class, and those of its HTTP package vary with its version.
     except Exception as error:
         if isinstance(error, LocalEntryNotFoundError):
@@ -196,18 +183,17 @@ def _find_weights(directory: Path) -> tuple[Kind, Path]:
     if (directory / "params").is_dir():
         return "params", directory / "params"
     if (directory / "checkpoints").is_dir():
-        step = newest_step(directory / "checkpoints")
+        step = orbax.newest_step(directory / "checkpoints")
         if step is None:
             raise UserError(f"{directory} is a training run without a finished checkpoint")
         return "state", directory / "checkpoints" / str(step) / "state"
     if _run_of(directory):
-        if fault := find_fault(directory):
+        if fault := orbax.find_fault(directory):
             raise UserError(f"{directory} is not a finished checkpoint: {fault}")
         return "state", directory / "state"
-    expected = f"{huggingface.FILE_NAME}, {huggingface.INDEX_NAME}, params/ or checkpoints/"
     pickled = next(directory.glob("*.bin"), None)
     raise UserError(
-        f"{directory} is not a checkpoint: it has no {expected}"
+        f"{directory} is not a checkpoint: it has no {huggingface.FILE_NAME}, {huggingface.INDEX_NAME}, params/ or checkpoints/"
         + (f". {pickled.name} cannot be read: convert it to safetensors" if pickled else "")
     )
 
@@ -233,10 +219,7 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def stored_dtype(directory: Path) -> str | None:
-    """Return the dtype that the config of a Hugging Face directory gives for its weights.
-
-    Returns None if the directory is absent or one of its files is damaged.
-    """
+    """Return the dtype that the config of a Hugging Face directory gives for its weights, or None if it is absent or damaged."""
     if not (directory / CONFIG_NAME).is_file():
         return None
     try:
@@ -259,9 +242,8 @@ def load_model(
 ) -> tuple[ModelConfig, Params]:
     """Load a model onto a mesh. Return its config, which computes in `dtype`, and its parameters in `param_dtype` (None: as stored).
 
-    `store` says how to store the matrices; None keeps floats. With `store`, a Hugging Face source is quantized while it is read, so its
-    float weights never fill the devices. Each process reads what its devices hold.
-    Raises UserError if the source has no weights, or with everything that is wrong with them.
+    `store` says how to store the matrices; None keeps floats. A Hugging Face source is quantized while it is read, so its float weights
+    never fill the devices. Each process reads what its devices hold. Raises UserError with everything that is wrong with the weights.
     """
     source = source.with_weights()
     assert source.weights is not None

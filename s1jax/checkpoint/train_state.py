@@ -3,13 +3,9 @@
     DIRECTORY/STEP/    state/ (arrays), metadata/ (a JSON object), metrics/ (the evaluation loss), s1jax_files.json (sizes and checksums)
     DIRECTORY/         STEP.orbax-checkpoint-tmp (being written), removed/ (being removed), STEP.damaged (set aside)
 
-A step is written under a temporary name, and the sizes and checksums of its files are recorded there. A rename then makes it a checkpoint.
-Only after that is an older checkpoint removed. So from the first save on there is always a whole checkpoint, whatever ends the process.
-
-Invariant: no error of a save is lost. The next `save`, `wait` or `close` raises it.
+A step is complete, with sizes and checksums, before a rename makes it a checkpoint, and only then is an older one removed. So from the
+first save on there is always a whole checkpoint, whatever ends the process. The next `save`, `wait` or `close` raises the error of a save.
 """
-
-from __future__ import annotations
 
 import contextlib
 import functools
@@ -23,15 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from s1jax.checkpoint import orbax
-from s1jax.checkpoint.orbax import (
-    FILES_NAME,
-    find_damage,
-    find_fault,
-    finished_steps,
-    newest_step,
-    read_eval_loss,
-    write_eval_loss,
-)
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.processes import barrier, is_first_process
 
@@ -42,17 +29,16 @@ REMOVED = "removed"
 
 
 class StateStore:
-    """Keeps the last `keep` checkpoints of a run. With `keep_best` it also keeps the one with the lowest evaluation loss.
+    """The last `keep` checkpoints of a run and, with `keep_best`, the one with the lowest evaluation loss.
 
-    Saving copies the state to the host, and the copy is written in the background. All processes call every method, and the directory is
-    shared by all of them.
+    All processes call every method and share the directory. Saving copies the state to the host, and the copy is written in the background.
     """
 
     def __init__(self, directory: str | Path, keep: int = 2, keep_best: bool = False):
         """Open or make the directory.
 
-        Damaged steps are renamed to STEP.damaged, and half-written ones are removed, each with a warning. The newest step whose files have
-        the recorded sizes is read whole to compare checksums. If they differ, the one before it is read, and so on.
+        Damaged steps are renamed to STEP.damaged, and half-written ones are removed, each with a warning. The newest step is read whole to
+        compare checksums. If they differ, the one before it is read, and so on.
         """
         import orbax.checkpoint as ocp
         from orbax.checkpoint import checkpoint_managers as policies
@@ -87,14 +73,13 @@ class StateStore:
     def save(self, step: int, state: Any, metadata: dict[str, Any], eval_loss: float | None = None) -> None:
         """Wait for the previous save, then begin to save a pytree of arrays and a JSON object.
 
-        A step without an `eval_loss`, or with one that is not finite, is never the best. Raises UserError if the step exists already, and
-        OSError if this save or the previous one failed (for example because the disk is full). A failure leaves older checkpoints as they
-        are.
+        A step without a finite `eval_loss` is never the best. Raises UserError if the step exists already, and OSError if this save or the
+        previous one failed. A failure leaves older checkpoints as they are.
         """
         import orbax.checkpoint as ocp
 
         self.wait()
-        if step in finished_steps(self.directory):
+        if step in orbax.finished_steps(self.directory):
             raise UserError(f"{self.directory} already has step {step}")
         self._set_damaged_aside()
         self._saving = step
@@ -109,24 +94,24 @@ class StateStore:
         """Add the evaluation loss of a finished step that was saved without one. Raises UserError if there is no such step."""
         path = self._finished(step)
         if is_first_process():
-            write_eval_loss(path, eval_loss)
+            orbax.write_eval_loss(path, eval_loss)
         barrier(f"evaluated {path}")
 
     def eval_loss(self, step: int) -> float | None:
         """Return the evaluation loss of a step, or None if it has none."""
-        return read_eval_loss(self.directory / str(step))
+        return orbax.read_eval_loss(self.directory / str(step))
 
     def saved_at(self, step: int) -> float:
         """Return when a finished step was written, in seconds since the epoch, by the clock of the file system."""
-        return (self._finished(step) / FILES_NAME).stat().st_mtime
+        return (self._finished(step) / orbax.FILES_NAME).stat().st_mtime
 
     def latest_step(self) -> int | None:
         """Return the newest finished step, or None if there is none."""
-        return newest_step(self.directory)
+        return orbax.newest_step(self.directory)
 
     def best_step(self) -> int | None:
         """Return the finished step with the lowest evaluation loss (the newest of equals), or None if no step has a finite loss."""
-        ranks = {step: _rank({"eval_loss": self.eval_loss(step)}) for step in finished_steps(self.directory)}
+        ranks = {step: _rank({"eval_loss": self.eval_loss(step)}) for step in orbax.finished_steps(self.directory)}
         ranked = [step for step, rank in ranks.items() if rank < math.inf]
         return min(ranked, key=lambda step: (ranks[step], -step), default=None)
 
@@ -142,7 +127,7 @@ class StateStore:
         import orbax.checkpoint as ocp
 
         path = self._finished(step)
-        others = [other for other in finished_steps(self.directory) if other != step]
+        others = [other for other in orbax.finished_steps(self.directory) if other != step]
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
         with orbax.named_errors(path, f"; its other steps: {others}"):
             return self._manager.restore(step, args=args)["state"]
@@ -162,20 +147,20 @@ class StateStore:
             self._manager.close()
 
     def _finished(self, step: int) -> Path:
-        steps = finished_steps(self.directory)
+        steps = orbax.finished_steps(self.directory)
         if step not in steps:
             raise UserError(f"{self.directory} has no step {step}; it has {steps or 'none'}")
         return self.directory / str(step)
 
     def _empty_removed(self) -> None:
-        if is_first_process() and (self.directory / REMOVED).is_dir():
-            shutil.rmtree(self.directory / REMOVED)
+        if is_first_process():
+            shutil.rmtree(self.directory / REMOVED, ignore_errors=True)
 
     def _set_damaged_aside(self, checksums: bool = False) -> None:
         """Rename damaged steps. With `checksums`, read steps whole, the newest first, until the checksums of one are right."""
         if is_first_process():
             for path in reversed(orbax.step_directories(self.directory)):
-                fault = find_fault(path) or (find_damage(path, checksums=True) if checksums else None)
+                fault = orbax.find_fault(path) or (orbax.find_damage(path, checksums=True) if checksums else None)
                 if fault is None:
                     checksums = False
                     continue

@@ -4,8 +4,7 @@ In each step, all rows write the same slot, `num_written % S`. So appending is o
 the rows have different lengths. `positions` and `segment_ids` say which token a slot holds (see `ops/attention.py`). A free slot has
 segment 0. A row that is not decoding leaves its slot free: the keys and values written there have no meaning.
 
-Invariant: every step of decoding writes one slot of every row, and prefill writes T slots at once. So all tokens of a row are kept for S
-steps after the row began, whether it is still decoding or not.
+Invariant: all tokens of a row are kept for S steps after the row began, because prefill writes T slots and each step of decoding one.
 """
 
 import functools
@@ -70,9 +69,8 @@ def write(held: Any, new: Any, slot: Int[Array, ""], axis: int) -> Any:
 def without_row(cache: KVCache) -> KVCache:
     """Return a cache of one row with keys and values that lack the dimension of rows. A cache of several rows is returned unchanged.
 
-    A loop carries a single row in this form. With the dimension, XLA for CPU keeps the cache in two shapes and copies it in every step:
-    with 4,096 slots, a step of a 135M model in float32 then takes 145 ms of processor time instead of 66 ms (medians of five runs in
-    turn, two cores).
+    A loop carries a single row in this form. With the dimension, XLA for CPU copies the cache in every step: with 4,096 slots, a step of a
+    135M model in float32 takes 145 ms of processor time instead of 66 ms (medians of five runs in turn, two cores).
     """
     if cache.positions.shape[0] > 1:
         return cache
@@ -98,9 +96,9 @@ def pin(tree: Any, rules: ShardingRules) -> Any:
 
 
 def resize(cache: KVCache, capacity: int, rules: ShardingRules) -> KVCache:
-    """Return the cache with `capacity` slots per row. If these are fewer than before, they hold the newest tokens.
+    """Return the cache with `capacity` slots per row, which hold the newest tokens if they are fewer than before.
 
-    Layers are resized one by one, and the old arrays are deleted on the way, so that memory never holds two whole caches.
+    The old arrays are deleted layer by layer, so that memory never holds two whole caches.
     """
     turn = int(cache.num_written) % cache.capacity
     k, v = list(cache.k), list(cache.v)

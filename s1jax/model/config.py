@@ -11,8 +11,22 @@ from s1jax.ops.rope import YarnConfig
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.precision import Int8
 
+# Our fields by their names in a config.json.
+HF_NAMES = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "embed_dim",
+    "intermediate_size": "mlp_dim",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "num_key_value_heads": "num_kv_heads",
+    "head_dim": "head_dim",
+    "rope_theta": "rope_theta",
+    "rms_norm_eps": "rms_norm_eps",
+    "max_position_embeddings": "max_position_embeddings",
+    "tie_word_embeddings": "tie_word_embeddings",
+}
 # Numbers of a config.json. REQUIRED must be present, OPTIONAL may be absent or null, and SCALES need not be whole numbers.
-REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+REQUIRED = tuple(HF_NAMES)[:5]
 OPTIONAL = ("num_key_value_heads", "head_dim", "max_position_embeddings", "original_max_position_embeddings")
 SCALES = ("rms_norm_eps", "rope_theta", "factor", "beta_fast", "beta_slow", "attention_factor")
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -34,8 +48,7 @@ class LoraConfig:
 
     By default all projections have adapters, because adapters on attention alone learn less than full fine-tuning at any rank. The
     learning rate should be about ten times that of full fine-tuning (both: https://thinkingmachines.ai/blog/lora). With the factor
-    alpha / rank, as in PEFT, the best learning rate hardly depends on the rank. rsLoRA's alpha / sqrt(rank) (arXiv 2312.03732) equals a
-    different alpha at a fixed rank.
+    alpha / rank, as in PEFT, the best learning rate hardly depends on the rank.
     """
 
     rank: int = 32
@@ -92,87 +105,57 @@ class ModelConfig:
     @classmethod
     def from_hf(cls, hf: dict[str, Any], dtype: str = "bfloat16") -> "ModelConfig":
         """Return the config for the dict of a Hugging Face `config.json`. Raises UserError for a setting that this decoder lacks."""
-        problems = []
-        if hf.get("model_type") != "qwen2":
-            problems.append(f"model_type is {hf.get('model_type')!r}, not 'qwen2'")
-        if hf.get("hidden_act", "silu") != "silu":
-            problems.append(f"hidden_act is {hf['hidden_act']!r}, not 'silu'")
-        if hf.get("use_sliding_window"):
-            problems.append("use_sliding_window is set")
-        problems += [f"{name} is missing" for name in REQUIRED if name not in hf]
         # `rope_parameters` is the newer form of `rope_theta` and `rope_scaling`.
-        rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
-        if not isinstance(rope, dict):
-            problems.append(f"rope_parameters or rope_scaling is {rope!r}: it must be an object")
-            rope = {}
-        bad_numbers = _bad_numbers(hf) + _bad_numbers(rope)
-        problems += bad_numbers
+        rope_field = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+        rope = rope_field if isinstance(rope_field, dict) else {}
         rope_type = rope.get("rope_type") or rope.get("type") or "default"
-        if rope_type not in ("default", "yarn"):
-            problems.append(f"rope type is {rope_type!r}, not 'default' or 'yarn'")
-        if rope_type == "yarn" and rope.get("factor") is None:
-            problems.append("yarn without a factor")
-        if rope.get("mscale") or rope.get("mscale_all_dim"):
-            problems.append("yarn with mscale or mscale_all_dim")
-        if rope.get("truncate") is False:
-            problems.append("yarn with truncate false")
-        if (rope.get("partial_rotary_factor") or hf.get("partial_rotary_factor") or 1) != 1:
-            problems.append("partial_rotary_factor is not 1")
-        num_heads, num_kv_heads = hf.get("num_attention_heads"), hf.get("num_key_value_heads")
-        if num_heads and num_kv_heads and not bad_numbers and num_heads % num_kv_heads:
-            problems.append(f"num_key_value_heads {num_kv_heads} does not divide num_attention_heads {num_heads}")
-        if problems:
+        rotary_factor = rope.get("partial_rotary_factor") or hf.get("partial_rotary_factor") or 1
+        num_heads, num_kv_heads = hf.get("num_attention_heads") or 0, hf.get("num_key_value_heads")
+        bad_numbers = _bad_numbers(hf) + _bad_numbers(rope)
+        has_remainder = not bad_numbers and num_kv_heads and num_heads % num_kv_heads
+        is_problem = {
+            f"model_type is {hf.get('model_type')!r}, not 'qwen2'": hf.get("model_type") != "qwen2",
+            f"hidden_act is {hf.get('hidden_act')!r}, not 'silu'": hf.get("hidden_act", "silu") != "silu",
+            "use_sliding_window is set": hf.get("use_sliding_window"),
+            **{f"{name} is missing": name not in hf for name in REQUIRED},
+            f"rope_parameters or rope_scaling is {rope_field!r}: it must be an object": rope is not rope_field,
+            **dict.fromkeys(bad_numbers, True),
+            f"rope type is {rope_type!r}, not 'default' or 'yarn'": rope_type not in ("default", "yarn"),
+            "yarn without a factor": rope_type == "yarn" and rope.get("factor") is None,
+            "yarn with mscale or mscale_all_dim": rope.get("mscale") or rope.get("mscale_all_dim"),
+            "yarn with truncate false": rope.get("truncate") is False,
+            "partial_rotary_factor is not 1": rotary_factor != 1,
+            f"num_key_value_heads {num_kv_heads} does not divide num_attention_heads {num_heads}": has_remainder,
+        }
+        if problems := [problem for problem, holds in is_problem.items() if holds]:
             raise UserError(f"not a Qwen2.5 config: {'; '.join(problems)}")
-        head_dim = hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"]
-        if head_dim == 0 or head_dim % 2:
-            raise UserError(f"head_dim is {head_dim}: it must be even, since its dimensions turn in pairs")
-        max_position_embeddings = hf.get("max_position_embeddings") or 32768
+        values: dict[str, Any] = {
+            "num_key_value_heads": num_heads,
+            "head_dim": hf["hidden_size"] // num_heads,
+            "rope_theta": 10000.0,
+            "rms_norm_eps": 1e-6,
+            "max_position_embeddings": 32768,
+            "tie_word_embeddings": False,
+        } | {name: value for name, value in hf.items() if value}
+        values["rope_theta"] = rope.get("rope_theta") or values["rope_theta"]
+        if values["head_dim"] % 2 or not values["head_dim"]:
+            raise UserError(f"head_dim is {values['head_dim']}: it must be even, since its dimensions turn in pairs")
         yarn = None
         if rope_type == "yarn":
-            yarn = YarnConfig(
-                factor=float(rope["factor"]),
-                original_max_position_embeddings=rope.get("original_max_position_embeddings")
-                or max_position_embeddings,
-                beta_fast=float(rope.get("beta_fast") or 32.0),
-                beta_slow=float(rope.get("beta_slow") or 1.0),
-                attention_factor=rope.get("attention_factor"),
-            )
-        return cls(
-            vocab_size=hf["vocab_size"],
-            embed_dim=hf["hidden_size"],
-            mlp_dim=hf["intermediate_size"],
-            num_layers=hf["num_hidden_layers"],
-            num_heads=hf["num_attention_heads"],
-            num_kv_heads=num_kv_heads or hf["num_attention_heads"],
-            head_dim=head_dim,
-            rope_theta=float(rope.get("rope_theta") or hf.get("rope_theta") or 10000.0),
-            rms_norm_eps=hf.get("rms_norm_eps") or 1e-6,
-            max_position_embeddings=max_position_embeddings,
-            tie_word_embeddings=bool(hf.get("tie_word_embeddings")),
-            yarn=yarn,
-            dtype=dtype,
-        )
+            given = {field.name: rope[field.name] for field in fields(YarnConfig) if rope.get(field.name)}
+            yarn = YarnConfig(**{"original_max_position_embeddings": values["max_position_embeddings"]} | given)
+        return cls(**{ours: values[theirs] for theirs, ours in HF_NAMES.items()}, yarn=yarn, dtype=dtype)
 
     def to_hf(self) -> dict[str, Any]:
         """Return the dict of a Hugging Face `config.json` from which `from_hf` returns this config."""
-        hf: dict[str, Any] = dict(
-            architectures=["Qwen2ForCausalLM"],
-            model_type="qwen2",
-            vocab_size=self.vocab_size,
-            hidden_size=self.embed_dim,
-            intermediate_size=self.mlp_dim,
-            num_hidden_layers=self.num_layers,
-            num_attention_heads=self.num_heads,
-            num_key_value_heads=self.num_kv_heads,
-            head_dim=self.head_dim,
-            hidden_act="silu",
-            rms_norm_eps=self.rms_norm_eps,
-            rope_theta=self.rope_theta,
-            max_position_embeddings=self.max_position_embeddings,
-            tie_word_embeddings=self.tie_word_embeddings,
-            use_sliding_window=False,
-            attention_dropout=0.0,
-        )
+        hf: dict[str, Any] = {
+            "architectures": ["Qwen2ForCausalLM"],
+            "model_type": "qwen2",
+            **{theirs: getattr(self, ours) for theirs, ours in HF_NAMES.items()},
+            "hidden_act": "silu",
+            "use_sliding_window": False,
+            "attention_dropout": 0.0,
+        }
         if self.yarn is not None:
             yarn = {f.name: getattr(self.yarn, f.name) for f in fields(self.yarn)}
             hf["rope_scaling"] = {"rope_type": "yarn"} | {k: v for k, v in yarn.items() if v is not None}

@@ -1,18 +1,11 @@
 """Low-rank fine-tuning: a frozen model and a small tree of adapters -> one tree to compute with, and finally a merged model.
 
 A projection computes W x + (alpha / rank) B A x (arXiv 2106.09685; `qwen2.Projection`). W may be stored in 8 or 4 bits (QLoRA,
-arXiv 2305.14314; `storage.py`). `ModelConfig.lora` says which projections have adapters. Only adapters are trained: a float32 tree in
-the stacked layout. Gradients, optimizer state and checkpoints hold nothing else.
+arXiv 2305.14314). Only the adapters of `ModelConfig.lora` are trained: a float32 tree in the stacked layout. Gradients, optimizer state
+and checkpoints hold nothing else. With B = 0 the model equals the base model exactly. A step computes no merged weight.
 
-    def loss_fn(adapters, frozen, batch):
-        model = nnx.merge(graphdef(config, rules, "stacked"), combine(frozen, adapters))
-        ...
-    grads = jax.grad(loss_fn)(adapters, frozen, batch)
-
-This does not use qwix's `LoraProvider`, which creates adapters while the model runs, from the arrays that it sees multiplied. It fails
-inside the scan over layers, and it silently skips kernels that are reshaped before their product, which are all of attention's.
-
-Invariants: with B = 0 the model equals the base model exactly. A step computes no merged weight and no gradient of one.
+qwix's `LoraProvider` is not used: it fails inside the scan over layers, and it silently skips kernels that are reshaped before their
+product, which are all of attention's.
 """
 
 import dataclasses
@@ -71,13 +64,11 @@ def merge(
 ) -> tuple[ModelConfig, Params]:
     """Return a plain model that equals the frozen weights with their adapters: its config and its per-layer parameters.
 
-    W + (alpha / rank) B A is computed in float32, layer by layer, and rounded to `dtype` (None: the dtype of the parameters that are not
-    quantized). With `lazily`, each parameter is a `Merged`, which is computed when it is called, and the frozen stacks are deleted. Then
-    memory never holds the whole merged model.
+    W + (alpha / rank) B A is computed in float32, layer by layer, and rounded to `dtype` (None: that of the final norm). With `lazily`,
+    each parameter is a `Merged` and the frozen stacks are deleted, so that memory never holds the whole merged model.
 
     Quantized weights are dequantized and then merged, because the adapters were trained and evaluated on these numbers and partly correct
-    their error. If adapters were added to the original weights instead, that correction would itself be an error, and nobody would have
-    measured the exported model. (To do it anyway, pass the original weights, and their config with the same `lora`.)
+    their error. With the original weights, that correction would itself be an error.
     """
     lora = _check(config)
     num_layers, dtype = config.num_layers, dtype or frozen["norm"]["weight"].dtype.name
@@ -93,10 +84,8 @@ def merge(
                 result[name] = finish(node[name], delta.get(name, {}), wanted)
                 continue
             parts = (None, None, None) if name == "bias" else (node.get("scale"), *(delta.get(key) for key in NAMES))
-            leaf = Merged(
-                wanted.shape, wanted.dtype, functools.partial(_merger(lora.scale, wanted), node[name], *parts)
-            )
-            result[name] = leaf if lazily else leaf()
+            compute = functools.partial(_merger(lora.scale, wanted), node[name], *parts)
+            result[name] = Merged(wanted.shape, wanted.dtype, compute) if lazily else compute()
         return result
 
     target = abstract_params(plain, rules, "per_layer", mesh, dtype)

@@ -1,7 +1,7 @@
 """Parameters: the declarations of modules -> arrays, created in place on the devices that hold them.
 
-Modules are built abstractly (`nnx.eval_shape`). A declaration says a parameter's shape, the names of its dimensions and its initial
-distribution. Values are created later, from a seed. One program is compiled per shape, and many parameters share a shape.
+Modules are built abstractly (`nnx.eval_shape`) and declare each parameter's shape, names of dimensions and initial distribution. Values
+are created later, from a seed. One program is compiled per shape, and many parameters share a shape.
 
 Invariant: a parameter's initial value depends on the seed and on the order of declarations, but not on the mesh.
 """
@@ -41,10 +41,7 @@ class ParamFactory:
 
 
 def create(target: Any, initial: Any, seed: int) -> Any:
-    """Return arrays for a tree of `jax.ShapeDtypeStruct`s with shardings. `initial` is a tree of `Initial`s of the same structure.
-
-    The arrays are created one after another. `seed` must be at least 0 and below 2**32.
-    """
+    """Return arrays for `jax.ShapeDtypeStruct`s with shardings and a tree of `Initial`s, one after another. `seed` is a uint32."""
 
     def leaf(wanted: jax.ShapeDtypeStruct, initial: Initial) -> jax.Array:
         make = _maker(wanted.shape, wanted.dtype.name, wanted.sharding, initial.scale)

@@ -1,11 +1,9 @@
 """The Qwen2.5 decoder: token ids, positions and segments -> hidden states, logits and a key/value cache.
 
-The NNX modules hold the parameters under Hugging Face's submodule names and define the forward pass. Jitted functions take the
-parameters as a plain nested dict (`abstract_params`, `init_params`) and merge them with `graphdef(...)`. Layers have one of two layouts.
-`stacked`: arrays [L, ...], run by `jax.lax.scan`, for training. `per_layer`: one array per layer, run by a Python loop, for decoding,
-where slicing a stack would copy the weights in every step.
-
-Invariant: softmax, norms, rotations and logits are float32 for every compute dtype.
+The NNX modules hold the parameters under Hugging Face's submodule names. Jitted functions take the parameters as a plain nested dict
+(`abstract_params`, `init_params`) and merge them with `graphdef(...)`. Layers have one of two layouts. `stacked`: arrays [L, ...], run by
+`jax.lax.scan`, for training. `per_layer`: one array per layer, run by a Python loop, for decoding, where slicing a stack would copy the
+weights in every step. Softmax, norms, rotations and logits are float32 for every compute dtype.
 """
 
 import dataclasses
@@ -54,10 +52,7 @@ def init_cache(config: ModelConfig, batch_size: int, capacity: int, rules: Shard
 
 
 class Projection(nnx.Module):
-    """A linear map with a kernel [*O, *I], where I are the last `num_in` dimensions, and an optional bias [*O].
-
-    It may have a low-rank adapter, whose parameters are float32. Products are in the compute dtype.
-    """
+    """A linear map with a kernel [*O, *I], where I are the last `num_in` dimensions, an optional bias [*O] and an optional adapter."""
 
     lora_a: nnx.Param | None = None
     lora_b: nnx.Param | None = None
@@ -71,8 +66,7 @@ class Projection(nnx.Module):
         num_in: int = 1,
         has_bias: bool = False,
     ):
-        self.num_in, self.dtype = num_in, config.dtype
-        self.shape, self.names = shape, names
+        self.num_in, self.dtype, self.shape, self.names = num_in, config.dtype, shape, names
         kernel_shape, scale_shape, scale_names = shape, shape[:-num_in], names[:-num_in]
         if config.nf4:
             (kernel_shape, scale_shape), scale_names = nf4_shapes(shape), names
@@ -83,9 +77,8 @@ class Projection(nnx.Module):
 
     def add_adapter(self, param: ParamFactory, lora: LoraConfig) -> None:
         """Add A, normal with the variance of PEFT's uniform distribution, and B = 0."""
-        num_out = len(self.shape) - self.num_in
-        outer, inner = self.shape[:num_out], self.shape[num_out:]
-        outer_names, inner_names = self.names[:num_out], self.names[num_out:]
+        outer, inner = self.shape[: -self.num_in], self.shape[-self.num_in :]
+        outer_names, inner_names = self.names[: -self.num_in], self.names[-self.num_in :]
         self.lora_scale = lora.scale
         self.lora_a = param((lora.rank, *inner), (None, *inner_names), scale=(3 * math.prod(inner)) ** -0.5)
         self.lora_b = param((*outer, lora.rank), (*outer_names, None), scale=0)
@@ -225,12 +218,8 @@ class Qwen2(nnx.Module):
         else:
             self.layers = nnx.List([Block(config, rules, param) for _ in range(config.num_layers)])
         self.norm = RMSNorm(param, config.embed_dim, config.rms_norm_eps)
-        self.lm_head: Projection | None
-        if config.tie_word_embeddings:
-            self.lm_head = None
-        else:
-            shape, names = (config.vocab_size, config.embed_dim), ("vocab", "embed")
-            self.lm_head = Projection(param, shape, names, dataclasses.replace(config, nf4=False))
+        head = (config.vocab_size, config.embed_dim), ("vocab", "embed"), dataclasses.replace(config, nf4=False)
+        self.lm_head = None if config.tie_word_embeddings else Projection(param, *head)
 
     def __call__(
         self,
@@ -246,18 +235,15 @@ class Qwen2(nnx.Module):
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
         """Return the final hidden states and, if a cache is given, the cache with these T tokens appended.
 
-        `prefixes` are caches of earlier tokens, read in place and shared by consecutive rows. `prefix_end` is the exclusive end of the
-        positions that each row sees in them (`ops/attention.py`). A cache needs the per-layer layout, and UserError is raised without it.
-        `attention` is the backend, and `packed` the promise of `self_attention`.
+        `prefixes` are caches of earlier tokens, which consecutive rows share and read in place up to their `prefix_end` (exclusive).
+        `attention` is the backend; see `ops/attention.py` for all of these. A cache needs the per-layer layout: UserError otherwise.
 
         `remat` (stacked layout only) says what the forward pass saves per layer. The backward pass recomputes the rest. The numbers saved
         per token and layer are:
         `none`: everything that the backward pass needs.
-        `dots`: D for the layer's input, (N + 2 K) H + 2 F + 2 D for products with weights, and the result of attention as below. Only
-        norms, rotations and the activation are recomputed.
-        `attention`: D for the layer's input, N H for the result of attention and N float32 of its softmax. Everything except attention is
-        recomputed.
-        `full`: D for the layer's input. The whole forward pass is recomputed.
+        `dots`: D for the layer's input, (N + 2 K) H + 2 F + 2 D for products with weights, and the result of attention as below.
+        `attention`: D for the layer's input, N H for the result of attention and N float32 of its softmax.
+        `full`: D for the layer's input.
         """
         x = constrain(self.embed_tokens(tokens), self.rules, "batch", "length", None)
         rotation = rotation_at(positions, self.config.head_dim, self.config.rope_theta, self.config.yarn)
@@ -375,7 +361,7 @@ def init_params(
     dtype: str = "float32",
     part: Callable[[Params], Params] = lambda tree: tree,
 ) -> Params:
-    """Return random parameters, created in place on the devices that hold them. `part` selects the parameters to create from their tree."""
+    """Return random parameters, created in place on the devices that hold them. `part` selects from their tree what to create."""
     target = part(abstract_params(config, rules, layout, mesh, dtype))
     return create(target, part(_abstract(config, rules, layout)[3]), seed)
 

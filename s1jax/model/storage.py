@@ -1,8 +1,4 @@
-"""Parameter trees whose matrices are stored in 8 or 4 bits.
-
-In: a tree of float parameters in either layout. Out: the same tree, in which each stored matrix is a `kernel` (or `weight`) of small
-integers and a `scale`. The arithmetic is in `ops/quantization.py`.
-"""
+"""Parameter trees of either layout whose matrices are small integers with a `scale`: stored in 8 or 4 bits (`ops/quantization.py`)."""
 
 import dataclasses
 import functools
@@ -21,10 +17,7 @@ Storage = Literal["int8", "nf4"]
 
 
 def quantize_matrices(params: dict[str, Any], kind: Storage) -> dict[str, Any]:
-    """Return parameters with their matrices stored as `kind`. The float matrices are removed from `params` one after another.
-
-    `int8` stores all matrices, `nf4` only those of the layers, as in QLoRA. A stack is converted layer by layer.
-    """
+    """Return parameters with all matrices as `int8`, or those of layers as `nf4` (as in QLoRA). The floats are removed from `params`."""
     rest = {name: value for name, value in params.items() if name != "layers"}
     layers = _quantize_tree(params["layers"], kind, ("layers",))
     return (_quantize_tree(rest, kind, ()) if kind == "int8" else rest) | {"layers": layers}
@@ -50,8 +43,7 @@ def _is_stored(path: tuple[str | int, ...], kind: Storage) -> bool:
 def quantize_leaf(path: tuple[str | int, ...], leaf: jax.Array, kind: Storage) -> dict[str, jax.Array]:
     """Return the arrays that replace a parameter, by name: values and a scale if `kind` stores it, otherwise `leaf` itself.
 
-    This waits for the result. So a caller with many parameters can free each before the next, and the collectives of one parameter do not
-    overlap with those of the next.
+    This waits for the result, so that a caller can free each float parameter before the next, and their collectives do not overlap.
     """
     name = str(path[-1])
     if not _is_stored(path, kind):

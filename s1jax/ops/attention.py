@@ -1,11 +1,8 @@
 """Attention: one mask contract, two functions, and the choice of a backend.
 
-`self_attention` is for rows whose queries read the keys of the same row, as in training.
-`attention_over_caches` is for queries that read cached keys: prefill, decoding, and forks of a trace.
-
 Mask contract: a query sees a key if both have the same segment and the key's position is not after the query's position.
-Segment 0 is padding: a query of segment 0 gets finite values without meaning.
-This one rule serves packed training (several segments per row), padded prefill, and decoding, because free slots of a cache have segment 0.
+Segment 0 is padding or a free slot: a query of segment 0 gets finite values without meaning. This one rule serves packed training
+(several segments per row), padded prefill and decoding.
 
 Rows may share a prefix, such as a prompt or a thinking trace. Row `a` of A prefix rows serves the rows `a * B / A` to
 `(a + 1) * B / A` of the B query rows, which read it in place. A query sees the keys of its segment at positions before its row's
@@ -14,6 +11,7 @@ Rows may share a prefix, such as a prompt or a thinking trace. Row `a` of A pref
 Scores are q k^T / sqrt(H). Each key/value head serves N / K query heads. Scores and softmax are float32; the output has the dtype of `q`.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args
@@ -73,7 +71,7 @@ def self_attention(
     packed: bool = True,
     rules: ShardingRules | None = None,
 ) -> Float[Array, "B T N H"]:
-    """Return the attention of each row over itself, by the module's mask contract. No backend holds all scores of a long row.
+    """Return the attention of each row over itself, as in training. No backend holds all scores of a long row.
 
     `backend` is by default the platform's `default_backend`. `packed=False` promises one segment per row, followed only by padding.
     On a mesh, `rules` say how batch and heads are split over devices, and each device runs a kernel on whole rows of its heads. If the
@@ -90,7 +88,7 @@ def self_attention(
             )
         if q.dtype not in (jnp.bfloat16, jnp.float16):
             raise UserError(f"attention backend cudnn computes in bfloat16 or float16, not {q.dtype}: take pallas")
-    kernel = _kernel(backend, interpret=platform() == "cpu")
+    kernel = functools.partial(_on_one_device, backend, platform() == "cpu")
     mesh = jax.sharding.get_abstract_mesh()
     if rules is None or mesh.size <= 1:
         return kernel(q, k, v, positions, segment_ids)
@@ -107,7 +105,7 @@ def attention_over_caches(
     backend: str | None = None,
     rules: ShardingRules | None = None,
 ) -> Float[Array, "B T N H"]:
-    """Return the attention of each query over its row of `cache` and over the row's prefixes, by the module's mask contract.
+    """Return the attention of each query over its row of `cache` and over the row's prefixes: prefill, decoding, forks of a trace.
 
     `cache` has B rows and already holds the keys and values of the queries' own tokens. `prefix_end` is required if there are prefixes.
     Keys and values may be quantized. `backend` is by default the platform's `default_cache_backend`; `pallas` has no backward pass.
@@ -149,27 +147,25 @@ def _causal_mask(positions, segment_ids, keys: KeysValues) -> jax.Array:
     return causal & (segment_ids[:, :, None] == keys.segment_ids[:, None, :])
 
 
-def _kernel(backend: Backend, interpret: bool) -> Callable[..., jax.Array]:
-    """Return the function (q, k, v, positions, segment_ids) -> output of a backend, for whole rows on one device."""
-
-    def kernel(q, k, v, positions, segment_ids):
-        match backend:
-            case "xla" if q.shape[1] > MAX_BLOCK:
-                return blocked_attention(q, k, v, positions, segment_ids)
-            case "xla":
-                keys_values = KeysValues(k, v, positions, segment_ids)
-                return dense_attention(q, [keys_values], [_causal_mask(positions, segment_ids, keys_values)])
-            case "cudnn":
-                return cudnn_attention(q, k, v, positions, segment_ids)
-            case "pallas":
-                return packed_attention(q, k, v, positions, segment_ids, interpret=interpret)
-            case "splash":
-                return splash_attention(q, k, v, positions, segment_ids, interpret=interpret)
-
-    return kernel
+def _on_one_device(backend: Backend, interpret: bool, q, k, v, positions, segment_ids) -> jax.Array:
+    """Return the attention of whole rows over themselves, by a backend."""
+    match backend:
+        case "xla" if q.shape[1] > MAX_BLOCK:
+            return blocked_attention(q, k, v, positions, segment_ids)
+        case "xla":
+            keys_values = KeysValues(k, v, positions, segment_ids)
+            return dense_attention(q, [keys_values], [_causal_mask(positions, segment_ids, keys_values)])
+        case "cudnn":
+            return cudnn_attention(q, k, v, positions, segment_ids)
+        case "pallas":
+            return packed_attention(q, k, v, positions, segment_ids, interpret)
+        case "splash":
+            return splash_attention(q, k, v, positions, segment_ids, interpret)
 
 
-def _sharded(kernel, q, k, v, positions, segment_ids, mesh, rules: ShardingRules) -> jax.Array:
+def _sharded(
+    kernel: Callable[..., jax.Array], q, k, v, positions, segment_ids, mesh, rules: ShardingRules
+) -> jax.Array:
     """Run a kernel on every device of a mesh, each on whole rows of its share of batch and heads."""
     num_heads, num_kv_heads = q.shape[2], k.shape[1]
     axes = (*rules.heads, *rules.length)
@@ -184,14 +180,11 @@ def _sharded(kernel, q, k, v, positions, segment_ids, mesh, rules: ShardingRules
         axes, shards = (), 1
     # Each device starts with the tokens that it projected. Then XLA can turn the split of the length into one of heads by one all-to-all.
     q = constrain(q, rules, "batch", "length", "heads", None)
-    k, v = (
-        constrain(k, rules, "batch", "kv_heads", None, "length"),
-        constrain(v, rules, "batch", "kv_heads", "length", None),
-    )
+    k = constrain(k, rules, "batch", "kv_heads", None, "length")
+    v = constrain(v, rules, "batch", "kv_heads", "length", None)
     # Copy key/value heads until each device can have one of its own. Their number then still divides the number of query heads.
     if (copies := math.lcm(num_kv_heads, shards) // num_kv_heads) > 1:
-        k, v = (constrain(x, rules, "batch", "kv_heads", None, None) for x in (k, v))
-        k, v = (jnp.repeat(x, copies, axis=1) for x in (k, v))
+        k, v = (jnp.repeat(constrain(x, rules, "batch", "kv_heads", None, None), copies, axis=1) for x in (k, v))
     (batch,) = rules.spec(("batch",), q.shape[:1], mesh.shape)
     q_spec, kv_spec, token_spec = PartitionSpec(batch, None, axes), PartitionSpec(batch, axes), PartitionSpec(batch)
     # check_vma=False: the kernels define their own gradients, which the check of varying mesh axes cannot follow.

@@ -1,7 +1,4 @@
-"""The bits of arrays, and the range of dtypes.
-
-Arrays are moved as unsigned integers so that every bit survives: a CPU would change the payload of bfloat16 NaNs.
-"""
+"""The bits of arrays, moved as unsigned integers because a CPU would change the payload of bfloat16 NaNs, and the range of dtypes."""
 
 import functools
 from typing import Any

@@ -1,8 +1,7 @@
 """Attention of rows over themselves in XLA, forward and backward, with memory that grows linearly with the length.
 
-In: q, k, v, positions and segment ids of whole rows on one device. Out: attention by the mask contract of `attention.py`, for any
-positions and segments. A row is cut into blocks, and only pairs of blocks are visited that hold a query and a key that may see each
-other. So the cost of a packed row is the cost of its segments. Outputs of padding are finite and have no meaning.
+A row is cut into blocks, and only pairs of blocks are visited that hold a query and a key that may see each other by the mask contract of
+`attention.py`. So the cost of a packed row is the cost of its segments. Outputs of padding are finite and have no meaning.
 """
 
 import functools
@@ -46,10 +45,7 @@ def blocked_attention(
     segment_ids: Int[Array, "B T"],
     max_block: int = MAX_BLOCK,
 ) -> Float[Array, "B T N H"]:
-    """Return attention with an online softmax over blocks (arXiv 2205.14135), on any platform.
-
-    In addition to inputs and outputs, memory holds the float32 scores of one pair of blocks [K, N / K * s, s].
-    """
+    """Return attention with an online softmax over blocks (arXiv 2205.14135), with the scores of one pair of blocks in memory at a time."""
     (B, T, N, H), K = q.shape, k.shape[1]
     num_blocks = -(-T // max_block)
     size = -(-T // num_blocks)
@@ -74,9 +70,8 @@ def blocked_attention(
 def _needed_pairs(positions: Int[Array, "Bn s"], segment_ids: Int[Array, "Bn s"], B: int) -> Bool[Array, "B n n"]:
     """Return which query blocks must visit which key blocks.
 
-    The test uses only each block's first and last token in the order of (segment, position). A visible key has a segment between those of
-    the block's first and last query, and comes no later than the last query. The result holds every needed pair. If the segments of a
-    row come in order, it holds no other pair.
+    A visible key has a segment between those of the block's first and last query, and comes no later than the last query. The result holds
+    every needed pair and, if the segments of a row come in order, no other pair.
     """
     largest = jnp.iinfo(jnp.int32).max
     real = segment_ids > 0

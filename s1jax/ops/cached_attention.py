@@ -1,19 +1,15 @@
 """Attention of queries over caches by a GPU kernel that never writes scores to memory: queries and caches -> output, forward only.
 
 The mask contract is that of `attention.py`. Slots may lie in any order. All queries that read the same keys and values form one matrix:
-the query heads of a key/value head, and the rows that share a prefix. In decoding these matrices are too few to keep a GPU busy.
-So the slots are split into chunks, and each chunk has its own program and online softmax (arXiv 2205.14135; chunks as in Flash-Decoding,
-https://pytorch.org/blog/flash-decoding). For each query a chunk returns its largest score m, the sum l of the weights
-exp(score - m), and the sum o of the weighted values. With M the largest m of all chunks of all caches:
+the query heads of a key/value head, and the rows that share a prefix. To keep a GPU busy while decoding, the slots are split into chunks,
+each with its own program and online softmax (arXiv 2205.14135; chunks as in Flash-Decoding, https://pytorch.org/blog/flash-decoding).
+For each query a chunk returns its largest score m, the sum l of the weights exp(score - m), and the sum o of the weighted values.
+With M the largest m of all chunks of all caches:
 
     output = sum(o exp(m - M)) / sum(l exp(m - M))
 
-A program visits the blocks of its chunk from the first to the last that holds a slot which a query of its row may see. So a step costs
-what is filled, and a row that is done costs nothing.
-
-Invariant: a slot that a query may not see has weight exactly 0, and a query that sees nothing gets output 0.
-
-A quantized cache has one scale per slot. Scores are multiplied by the scale of the key, weights by the scale of the value.
+A program visits only blocks between the first and the last slot that its row may see, so a step costs what is filled. Invariant: a slot
+that a query may not see has weight exactly 0, and a query that sees nothing gets output 0.
 """
 
 import functools
@@ -51,13 +47,11 @@ def cached_attention(
     """Return softmax(q k^T / sqrt(H)) v over the slots of all caches that each query sees.
 
     A query sees the slots of `caches[i]` in its segment at positions before `ends[i]`. A cache of A rows serves B / A consecutive rows
-    each. The softmax is float32, and the output has the dtype of `q`. Products use JAX's default precision, which is TF32 for float32 on
-    a GPU. On a mesh, each device computes for the rows and key/value heads of a cache that it holds by `rules`, so no cache is gathered.
+    each. Products use JAX's default precision, which is TF32 for float32 on a GPU. On a mesh, each device computes for the rows and
+    key/value heads of a cache that it holds by `rules`, so no cache is gathered.
     """
-    outputs, largests, totals = zip(
-        *[_over_cache(q, segment_ids, x, end, rules, interpret) for x, end in zip(caches, ends, strict=True)],
-        strict=True,
-    )
+    results = [_over_cache(q, segment_ids, x, end, rules, interpret) for x, end in zip(caches, ends, strict=True)]
+    outputs, largests, totals = zip(*results, strict=True)
     largest = functools.reduce(jnp.maximum, [m.max(axis=0) for m in largests])
     # The barrier prevents NaN from XLA for GPU in the following lines, as jax's own `decode_attention` says.
     largest = jax.lax.optimization_barrier(largest)
@@ -81,13 +75,9 @@ def _over_cache(
     mesh = jax.sharding.get_abstract_mesh()
     if rules is not None and mesh.size > 1:
         rows, heads = rules.spec(("batch", "kv_heads"), (A, K), mesh.shape)
-        head_spec, row_spec, result_spec = (
-            PartitionSpec(rows, heads),
-            PartitionSpec(rows),
-            PartitionSpec(None, rows, heads),
-        )
+        head_spec, row_spec = PartitionSpec(rows, heads), PartitionSpec(rows)
         specs = (head_spec, row_spec, row_spec, head_spec, head_spec, row_spec, row_spec)
-        kernel = jax.shard_map(kernel, in_specs=specs, out_specs=result_spec, check_vma=False)
+        kernel = jax.shard_map(kernel, in_specs=specs, out_specs=PartitionSpec(None, *head_spec), check_vma=False)
     results = kernel(q, end, segment_ids, k, v, cache.positions, cache.segment_ids)
     unfolded = [jnp.moveaxis(x.reshape(-1, A, K, F, T, G, *x.shape[4:]), 2, 4) for x in results]
     return [x.reshape(-1, B, T, N, *x.shape[6:]) for x in unfolded]
@@ -132,18 +122,7 @@ def _over_chunks(
     return pl.pallas_call(
         functools.partial(_attend, Q=Q, H=H, S=S, chunk=chunk),
         grid=(num_tiles, num_chunks, A, K),
-        in_specs=[
-            chunk_spec,
-            chunk_spec,
-            q_spec,
-            query_spec,
-            query_spec,
-            k_spec,
-            v_spec,
-            *scale_specs,
-            slot_spec,
-            slot_spec,
-        ],
+        in_specs=[*[chunk_spec] * 2, q_spec, *[query_spec] * 2, k_spec, v_spec, *scale_specs, *[slot_spec] * 2],
         out_specs=[output_spec, sum_spec, sum_spec],
         out_shape=[jax.ShapeDtypeStruct((num_chunks, A, K, Q, *rest), jnp.float32) for rest in ((H,), (), ())],
         compiler_params=triton.CompilerParams(num_warps=warps, num_stages=stages),

@@ -1,12 +1,11 @@
 """The loss: final hidden states, the output layer's weight and targets -> weighted cross-entropy, with its gradients.
 
 The vocabulary has 152 thousand entries. So each device computes logits for only `chunk` positions at a time, and only for positions whose
-loss weight is not zero: these are sorted to the front, and chunks after them are skipped. The gradients of a chunk are computed while its
-logits are in memory, so logits are computed only once (as in Liger, arXiv 2410.10989, section 3.2).
+loss weight is not zero. The gradients of a chunk are computed while its logits are in memory (as in Liger, arXiv 2410.10989, section 3.2).
 
-Invariant: on a mesh no device holds the whole weight or its whole gradient, except under rules that split columns over axes that do not
-split positions. Devices that split the weight's columns exchange them for a share of the vocabulary. Then they work together on the chunks
-of all of them, each on its share of the vocabulary.
+On a mesh, devices that split the weight's columns exchange them for a share of the vocabulary. Then they work together on the chunks of
+all of them. So no device holds the whole weight or its whole gradient, except under rules that split columns over axes that do not split
+positions.
 """
 
 import functools
@@ -40,8 +39,7 @@ def weighted_cross_entropy(
 ) -> Float[Array, ""]:
     """Return the sum of loss_weight * -log softmax(weight hidden)[target] over all positions, in float32.
 
-    `chunk` is the number of positions per device whose logits are in memory at a time. Products are in the dtype of `hidden`. Under
-    `jax.set_mesh` the work is split by `rules`. Differentiable in `hidden` and `weight`.
+    Products are in the dtype of `hidden`. Under `jax.set_mesh` the work is split by `rules`. Differentiable in `hidden` and `weight`.
     """
     mesh = jax.sharding.get_abstract_mesh()
     axes, specs = _Axes(), None
@@ -74,15 +72,13 @@ _loss.defvjp(_loss_forward, _loss_backward)
 
 def _on_mesh(hidden, weight, targets, loss_weights, chunk, axes, specs, with_gradients):
     """Run `_on_one_device` on each device of the mesh."""
-    local = functools.partial(_on_one_device, chunk=chunk, axes=axes, with_gradients=with_gradients)
-    if specs is None:
-        return local(hidden, weight, targets, loss_weights)
-    hidden_spec, weight_spec, position_spec = specs
-    out_specs = (PartitionSpec(), hidden_spec, weight_spec) if with_gradients else (PartitionSpec(),)
-    in_specs = (hidden_spec, weight_spec, position_spec, position_spec)
-    return jax.shard_map(local, in_specs=in_specs, out_specs=out_specs, check_vma=False)(
-        hidden, weight, targets, loss_weights
-    )
+    local: Any = functools.partial(_on_one_device, chunk=chunk, axes=axes, with_gradients=with_gradients)
+    if specs is not None:
+        hidden_spec, weight_spec, position_spec = specs
+        in_specs = (hidden_spec, weight_spec, position_spec, position_spec)
+        out_specs = (PartitionSpec(), hidden_spec, weight_spec) if with_gradients else (PartitionSpec(),)
+        local = jax.shard_map(local, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+    return local(hidden, weight, targets, loss_weights)
 
 
 def _on_one_device(hidden, weight, targets, loss_weights, *, chunk: int, axes: _Axes, with_gradients: bool):

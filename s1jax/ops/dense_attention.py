@@ -1,7 +1,4 @@
-"""Attention that holds all scores at once: for short rows, and for queries over caches where XLA computes them.
-
-All parts (a row's own cache and its prefixes) share one softmax, which is normalised at the end.
-"""
+"""Attention that holds all scores at once: for short rows, and for queries over caches where XLA computes them."""
 
 from collections.abc import Sequence
 
@@ -17,50 +14,43 @@ from s1jax.ops.quantization import values_and_scale
 def dense_attention(
     q: Float[Array, "B T N H"], caches: Sequence[KeysValues], masks: Sequence[Bool[Array, "B T _"]]
 ) -> Float[Array, "B T N H"]:
-    """Return softmax(q k^T / sqrt(H)) v over the keys that each query sees in all `caches` together.
+    """Return softmax(q k^T / sqrt(H)) v over the slots of all `caches` together that each query sees by `masks` [B, T, S].
 
-    `masks[i]` [B, T, S] says which slots of `caches[i]` each query sees. A cache of A rows serves B / A consecutive rows each.
+    A cache of A rows serves B / A consecutive rows each.
     """
-    B, T, N, H = q.shape
-    q = q.reshape(B, T, caches[0].k.shape[1], -1, H)
-    parts = [_Part(q, cache, mask) for cache, mask in zip(caches, masks, strict=True)]
-    largest = jax.lax.stop_gradient(jnp.stack([part.largest() for part in parts]).max(axis=0))
-    sums, outputs = zip(*[part.weighted(largest) for part in parts], strict=True)
-    return (sum(outputs) / sum(sums)[..., None]).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H).astype(q.dtype)
+    scores = [_scores(q, cache, mask) for cache, mask in zip(caches, masks, strict=True)]
+    largest = jax.lax.stop_gradient(jnp.stack([_by_row(x.max(axis=-1)) for x in scores]).max(axis=0))
+    parts = [_weighted(x, largest, cache, q.dtype) for x, cache in zip(scores, caches, strict=True)]
+    sums, outputs = zip(*parts, strict=True)
+    return (sum(outputs) / sum(sums)[..., None]).transpose(0, 3, 1, 2, 4).reshape(q.shape).astype(q.dtype)
 
 
-class _Part:
-    """The scores of queries [B, T, K, G, H] for one cache. G = N / K is the number of query heads per key/value head."""
+def _scores(q: Float[Array, "B T N H"], cache: KeysValues, mask: Bool[Array, "B T S"]) -> Float[Array, "A K F G T S"]:
+    """Return masked scores for the A rows of a cache, each of which serves F = B / A rows with G = N / K query heads per head."""
+    (B, T, N, H), (keys, scale) = q.shape, values_and_scale(cache.k)
+    A, K = keys.shape[:2]
+    # All queries of a key/value head form one matrix [F * G * T, H], because batched products of this plain form are fast.
+    q = q.reshape(A, B // A, T, K, N // K, H).transpose(0, 3, 1, 4, 2, 5)
+    flat = q.reshape(A, K, -1, H)
+    scores = jnp.einsum("AKQH,AKHS->AKQS", flat, keys.astype(q.dtype), preferred_element_type=jnp.float32) * H**-0.5
+    if scale is not None:
+        scores *= scale
+    return jnp.where(mask.reshape(A, 1, B // A, 1, T, -1), scores.reshape(*q.shape[:-1], -1), MASKED_SCORE)
 
-    def __init__(self, q: Float[Array, "B T K G H"], cache: KeysValues, mask: Bool[Array, "B T S"]):
-        B, T, K, G, H = q.shape
-        A, self.v, self.shape = cache.k.shape[0], cache.v, (B, K, G, T)
-        self.folded = (A, K, B // A, G, T)
-        # All queries of a key/value head form one matrix [B / A * G * T, H], because batched products of this plain form are fast.
-        self.dtype, (keys, scale) = q.dtype, values_and_scale(cache.k)
-        q = q.reshape(A, B // A, T, K, G, H).transpose(0, 3, 1, 4, 2, 5).reshape(A, K, -1, H)
-        scores = jnp.einsum("AKQH,AKHS->AKQS", q, keys.astype(q.dtype), preferred_element_type=jnp.float32) * H**-0.5
-        if scale is not None:
-            scores *= scale
-        mask = mask.reshape(A, 1, B // A, 1, T, -1)
-        self.scores = jnp.where(mask, scores.reshape(*self.folded, -1), MASKED_SCORE)
 
-    def largest(self) -> Float[Array, "B K G T"]:
-        """Return each query's largest score."""
-        return self._unfold(self.scores.max(axis=-1))
+def _weighted(
+    scores: Float[Array, "A K F G T S"], largest: Float[Array, "B K G T"], cache: KeysValues, dtype: jnp.dtype
+) -> tuple[Float[Array, "B K G T"], Float[Array, "B K G T H"]]:
+    """Return the sum of the weights exp(score - largest) and the sum of the weighted values."""
+    A, K, F, G, T, S = scores.shape
+    weights = jnp.exp(scores - largest.reshape(A, F, K, G, T).swapaxes(1, 2)[..., None])
+    values, scale = values_and_scale(cache.v)
+    flat = weights.reshape(A, K, F * G * T, S)
+    if scale is not None:
+        flat *= scale.swapaxes(2, 3)
+    output = jnp.einsum("AKQS,AKSH->AKQH", flat.astype(dtype), values.astype(dtype), preferred_element_type=jnp.float32)
+    return _by_row(weights.sum(axis=-1)), _by_row(output.reshape(A, K, F, G, T, -1))
 
-    def weighted(self, largest: Float[Array, "B K G T"]) -> tuple[Float[Array, "B K G T"], Float[Array, "B K G T H"]]:
-        """Return the sum of the weights exp(score - largest) and the sum of the weighted values."""
-        A, K, F, G, T = self.folded
-        weights = jnp.exp(self.scores - largest.reshape(A, F, K, G, T).swapaxes(1, 2)[..., None])
-        values, scale = values_and_scale(self.v)
-        flat = weights.reshape(A, K, F * G * T, -1)
-        if scale is not None:
-            flat *= scale.swapaxes(2, 3)
-        output = jnp.einsum(
-            "AKQS,AKSH->AKQH", flat.astype(self.dtype), values.astype(self.dtype), preferred_element_type=jnp.float32
-        )
-        return self._unfold(weights.sum(axis=-1)), self._unfold(output.reshape(*self.folded, -1))
 
-    def _unfold(self, x: jax.Array) -> jax.Array:
-        return x.swapaxes(1, 2).reshape(*self.shape, *x.shape[5:])
+def _by_row(x: Float[Array, "A K F ..."]) -> Float[Array, "B K ..."]:
+    return x.swapaxes(1, 2).reshape(-1, x.shape[1], *x.shape[3:])

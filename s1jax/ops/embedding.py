@@ -1,9 +1,8 @@
 """Token ids -> rows of the embedding table, on a mesh without gathering the table.
 
-The table's columns are split over the same devices as the rows and the length of a batch. Each device looks up all tokens of the
-group in its own columns, and an all-to-all exchanges columns for positions. This moves as many bytes as the result has; gathering would
-move the whole table. If the vocabulary is split too (over `tensor`), each device looks up the ids that it holds,
-and the results are summed.
+Its columns are split over the same devices as the rows and the length of a batch. Each device looks up all tokens of the group in its own
+columns, and an all-to-all exchanges columns for positions. If the vocabulary is split too (over `tensor`), each device looks up the ids
+that it holds, and the results are summed.
 """
 
 import functools

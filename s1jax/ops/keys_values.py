@@ -8,10 +8,7 @@ from s1jax.ops.quantization import Quantized
 
 
 class KeysValues(NamedTuple):
-    """Keys and values of one layer: A rows of S slots, each slot for one token.
-
-    The order of the slots means nothing. `positions` and `segment_ids` say which token a slot holds. A free slot has segment 0.
-    """
+    """Keys and values of one layer: A rows of S slots in any order, each slot for one token. A free slot has segment 0."""
 
     k: Float[Array, "A K H S"] | Quantized
     """The slots are the last dimension, as the product with the queries reads them. A quantized `k` has one scale per slot."""

@@ -1,8 +1,7 @@
 """Attention of rows over themselves by kernels that come with JAX: splash attention (TPU) and cuDNN (GPU).
 
-Both kernels compare places in the row instead of positions. The result is the same if the segments of a row lie in the order of their ids
-and positions grow along each segment. A row that breaks this gives NaN, so that the loss shows it, instead of values under another mask.
-cuDNN knows no segments.
+Both compare places in the row instead of positions. The result is the same if the row is in order (`nan_unless_in_order`). Other rows give
+NaN, so that the loss shows it, instead of values under another mask.
 """
 
 from typing import Any

@@ -3,11 +3,9 @@
 If the segments of a row lie one after another, a query sees a range of places: from the first place of its segment to its own place.
 The kernels are written in Triton through Pallas, with the online softmax of arXiv 2205.14135 and the backward pass of arXiv 2307.08691.
 They visit only the tiles of these ranges, so the cost of a packed row is the cost of its segments. Tiles that are seen whole need no mask.
-The query heads of a key/value head read the same keys and values and add up their gradients. Keys and values are never copied per head.
 
 Invariants: a key that a query may not see has weight exactly 0, and a query that sees nothing (padding) gets output 0. Scores are never
-written to memory. In addition to inputs and output, the backward pass needs one number per query: log2(sum(2 ** score)), with scores in
-units of log(2).
+written to memory: the backward pass needs one number per query, log2(sum(2 ** score)), with scores in units of log(2).
 """
 
 import functools
@@ -62,10 +60,9 @@ def packed_attention(
     segment_ids: Int[Array, "B T"],
     interpret: bool,
 ) -> Float[Array, "B T N H"]:
-    """Return the attention of rows over themselves. The softmax is float32, and the output has the dtype of `q`.
+    """Return the attention of rows over themselves, with NaN in rows that are out of order (`nan_unless_in_order`).
 
-    A row whose segments are out of order gives NaN (`nan_unless_in_order`). Products use JAX's default precision, which is TF32 for
-    float32 on a GPU.
+    Products use JAX's default precision, which is TF32 for float32 on a GPU.
     """
     T, H = q.shape[1], q.shape[3]
     place = jnp.arange(T, dtype=jnp.int32)

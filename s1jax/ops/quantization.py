@@ -1,12 +1,11 @@
 """Quantization to 8 and 4 bits: an array -> small integers and their scales, and back.
 
-8 bits: int8 with one float32 scale per channel, set by the channel's largest magnitude. A product uses the integers directly and scales
-its result. A compiler that fuses the conversion into the product reads one byte per number. XLA for CPU writes the converted numbers to
-memory first, so on a CPU this saves memory but no time.
+8 bits: int8 with one float32 scale per channel. A product uses the integers directly and scales its result. On a CPU this saves memory
+but no time, because XLA writes the converted numbers to memory first.
 
-4 bits: NF4 (QLoRA, arXiv 2305.14314). Each number is an index into 16 levels of a normal distribution. Each tile of 64 numbers along the
-last dimension has one bfloat16 scale, so a number takes 4.25 bits. Two indices are packed into one uint8, because XLA for CPU widens a
-stack of uint4 before it slices it. A product dequantizes one matrix at a time.
+4 bits: NF4 (QLoRA, arXiv 2305.14314), indices into 16 levels of a normal distribution. Each tile of 64 numbers along the last dimension
+has one bfloat16 scale, so a number takes 4.25 bits. Two indices are packed into one uint8, because XLA for CPU widens a stack of uint4
+before it slices it.
 
 Invariant: quantized weights are never trained, and no backward pass keeps their dequantized floats.
 """
@@ -50,10 +49,7 @@ def values_and_scale(x: jax.Array | Quantized) -> tuple[jax.Array, jax.Array | N
 
 
 def nf4_shapes(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the shapes of the values and of the scales of an array of this shape in NF4.
-
-    Raises UserError if the last dimension is odd.
-    """
+    """Return the shapes of an array's values and scales in NF4. Raises UserError if the last dimension is odd."""
     tile = math.gcd(NF4_TILE, shape[-1])
     if tile % 2:
         raise UserError(f"an array of shape {shape} cannot be stored in NF4: its last dimension must be even")

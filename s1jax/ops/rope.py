@@ -1,7 +1,6 @@
-"""Rotary position embedding: positions -> rotation -> rotated queries and keys, with YaRN's extension to longer contexts.
+"""Rotary position embedding: positions -> rotation -> rotated queries and keys, in float32, with YaRN's extension to longer contexts.
 
 Sources: RoFormer (arXiv 2104.09864) and YaRN (arXiv 2309.00071). YaRN is static, as in Hugging Face: it also scales short texts.
-Invariant: angles and rotation are float32 for every compute dtype.
 """
 
 import math
