@@ -9,6 +9,7 @@ pip install libtpu, or jax-cuda12-plugin jax-cuda12-pjrt nvidia-cudnn-cu12 nvidi
 The exit code is 1 if the step does not fit.
 """
 
+import argparse
 import json
 import os
 import sys
@@ -32,17 +33,13 @@ def main() -> None:
     from s1jax.perf.training import check_train
     from s1jax.train.config import TrainConfig
 
-    argv = [part for arg in sys.argv[1:] for part in (arg.split("=", 1) if arg.startswith("--topology=") else [arg])]
-    if argv.count("--topology") > 1:
-        raise UserError("--topology is given more than once: give one")
-    if "--topology" in argv[:-1]:
-        place = argv.index("--topology")
-        topology, argv = argv[place + 1], argv[:place] + argv[place + 2 :]
-    elif {"--help", "-h"} & set(argv):
-        topology = ""
-    else:
-        raise UserError("which hardware? Give --topology, for example h100:2x8, v5p:2x2x4, v6e:4x8 or cpu:1")
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--topology", action="append", nargs="?", const="", default=[])
+    hardware, argv = parser.parse_known_args()
     config: Any = parse_command(__doc__ or "", (TrainConfig, EvaluateConfig, SweepConfig), argv)
+    if len(hardware.topology) != 1:
+        raise UserError("which hardware? Give --topology once, for example h100:2x8, v5p:2x2x4, v6e:4x8 or cpu:1")
+    (topology,) = hardware.topology
     if isinstance(config, TrainConfig):
         model = config.model
         figures = check_train(config, published_config(model, config.dtype), topology)

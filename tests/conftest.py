@@ -23,7 +23,7 @@ from filelock import FileLock
 from jaxtyping import install_import_hook
 
 # In these packages, every call in this process checks types and shapes against the annotations. An int counts as a float.
-CHECKED = ["s1jax.ops", "s1jax.model"]
+CHECKED = ["s1jax.ops", "s1jax.model", "s1jax.train"]
 install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 from tests.support.processes import processes  # noqa: E402, F401

@@ -1,17 +1,15 @@
 """Benchmark of conversion: a model on a mesh -> both forms of a checkpoint on disk, and back, as `launch/benchmark.py convert` prints it.
 
-Everything is written to a temporary directory (below `TMPDIR`). The disk and the devices need room for twice the weights: the disk for both
-forms, the devices to compare what was read with the original. Times are those of a first call,
-as in a command, so they include JAX's compilations. Files that were just written usually lie in the system's cache. `plain_read_s`, the
-time to read the same files and do nothing with them, shows that effect.
+Everything is written to a temporary directory (below `TMPDIR`). The disk needs room for both forms, and the devices for the weights twice.
+Times are those of a first call, as in a command, so they include JAX's compilations. Files that were just written usually lie in the
+system's cache. `plain_read_s`, the time to read the same files and do nothing with them, shows that effect.
 """
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from s1jax.checkpoint.source import load_model, resolve_source
 from s1jax.model.config import ModelConfig, qwen2_5
 from s1jax.model.qwen2 import Params, init_params
 from s1jax.ops.bits import as_bits
+from s1jax.perf.measure import timed
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.sharding import MeshConfig, ShardingRules, make_mesh
 
@@ -61,21 +60,13 @@ def convert_figures(config: ModelConfig, params: Params, mesh: jax.sharding.Mesh
     with tempfile.TemporaryDirectory() as directory:
         for name, write in forms.items():
             path = Path(directory) / name
-            measured[f"{name}_write_s"], _ = _timed(partial(write, path))
-            measured[f"{name}_plain_read_s"], _ = _timed(partial(_read_plainly, path))
+            measured[f"{name}_write_s"], _ = timed(partial(write, path))
+            measured[f"{name}_plain_read_s"], _ = timed(partial(_read_plainly, path))
             read = partial(load_model, resolve_source(path), mesh, RULES, "stacked", config.dtype, None)
-            measured[f"{name}_read_s"], (_, back) = _timed(read)
+            measured[f"{name}_read_s"], (_, back) = timed(read)
             measured["identical"] &= jax.tree.all(jax.tree.map(_same_bits, params, back))
             del back
-    return measured
-
-
-def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
-    """Return the seconds that a call takes, and its result."""
-    started = time.perf_counter()
-    result = call()
-    jax.block_until_ready(result)
-    return round(time.perf_counter() - started, 3), result
+    return {name: round(x, 3) if name.endswith("_s") else x for name, x in measured.items()}
 
 
 def _read_plainly(directory: Path) -> None:

@@ -7,27 +7,27 @@ machine in the same run.
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import math
-import os
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from s1jax.checkpoint.source import resolve_source
 from s1jax.data.chat import MADE_UP_DELIMITERS
 from s1jax.data.condition import Condition, Limits
 from s1jax.decode.engine import Engine
+from s1jax.decode.load import load_engine
 from s1jax.decode.loaded import place_model
 from s1jax.decode.request import Completion, Request
 from s1jax.model.config import ModelConfig, qwen2_5
 from s1jax.model.qwen2 import init_params
 from s1jax.model.storage import store_in_int8
 from s1jax.ops.attention import CacheBackend, check_cache_backend, default_cache_backend
+from s1jax.perf.measure import read_bandwidth, timed
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.hardware import platform
 from s1jax.runtime.sharding import MeshConfig, ShardingRules, make_mesh
@@ -48,9 +48,6 @@ def figures(args: Any) -> Iterator[Figures]:
     mesh = MeshConfig(data=-1, fsdp=1, tensor=args.tensor)
     num_prompts = max(args.batch) if args.what == "decode" else args.problems
     if args.model:
-        from s1jax.checkpoint.source import resolve_source
-        from s1jax.decode.load import load_engine
-
         source, int8 = resolve_source(args.model), tuple(args.int8)
         engine, chat = load_engine(source, args.dtype, mesh, int8=int8, attention=args.attention)
         questions = [f"What is {i + 12} times 17? Explain every step." for i in range(num_prompts)]
@@ -92,32 +89,31 @@ def decode_figures(
     num_tokens: int,
     limit: int | None = None,
 ) -> Iterator[Figures]:
-    """Yield, for each batch size, the speed of decoding `num_tokens` of thinking, and the time of a step.
+    """Yield, for each batch size, the speed of decoding `num_tokens` (at least 2) of thinking, and the time of a step.
 
-    With a `limit`, rows are allowed to think for so many tokens, and are stopped after `num_tokens`. Times are the fastest of three. The
-    time of a step is the difference between decoding all tokens and decoding the first half (with a `limit`: all except the last 64).
-    There must be at least as many prompts as the largest batch has rows, and at least 2 tokens.
+    With a `limit`, rows may think for so many tokens, and are stopped after `num_tokens`. Times are the fastest of three. The time of a
+    step is the difference between decoding all tokens and decoding the first half (with a `limit`: all except the last 64). There must be
+    a prompt for each row of the largest batch.
     """
     earlier = num_tokens // 2 if limit is None else max(num_tokens // 2, num_tokens - 64)
     for batch in batch_sizes:
 
         def decode(count: int) -> list[Completion]:
-            requests = [_request(prompt, i, limit or count) for i, prompt in enumerate(prompts[:batch])]  # noqa: B023
+            exactly = Condition(limit or count, limit or count, max_answer_tokens=1)
+            requests = [Request(prompt, exactly, problem=i) for i, prompt in enumerate(prompts[:batch])]  # noqa: B023
             return _first_tokens(engine, requests, count) if limit else engine.decode(requests)
 
-        first, _ = _seconds(lambda: decode(num_tokens))
+        first, _ = timed(lambda: decode(num_tokens))
         decode(earlier)
-        earlier_s, _ = _fastest(lambda: decode(earlier))
-        whole_s, completions = _fastest(lambda: decode(num_tokens))
+        earlier_s, _ = timed(lambda: decode(earlier), times=3)
+        whole_s, completions = timed(lambda: decode(num_tokens), times=3)
         step_s = (whole_s - earlier_s) / (num_tokens - earlier)
         bandwidth = read_bandwidth()
         cached = sum(len(prompt) + (num_tokens + earlier) // 2 for prompt in prompts[:batch])
         num_bytes = step_bytes(engine, cached)
         yield dict(
             batch=batch,
-            dtype=engine.model.config.dtype,
-            int8=engine.model.config.int8,
-            attention=backend_of(engine),
+            **_of_engine(engine),
             tokens_per_s=round(sum(len(c.tokens) for c in completions) / whole_s, 1),
             # With very few tokens the difference is noise, and may be negative.
             step_ms=round(1e3 * step_s, 3) if step_s > 0 else None,
@@ -135,35 +131,38 @@ def sweep_figures(
     ignore_ids: tuple[int, ...],
     answer_tokens: int,
 ) -> Figures:
-    """Return the seconds of a curve from one pass, of its largest point alone, and of its points one at a time; and if the tokens agree."""
+    """Return the seconds of a curve from one pass, of its largest point alone, and of its points one at a time.
+
+    `identical` says whether one pass gives the same tokens as the points one at a time.
+    """
     if not (prompts and points):
         raise UserError("a curve needs at least one problem and one point")
     largest = Limits(*(max(values) for values in zip(*points, strict=True)))
-    requests = [
-        Request(prompt, Condition(*largest, max_answer_tokens=answer_tokens), ignore_ids, problem=i)
-        for i, prompt in enumerate(prompts)
-    ]
+    whole = Condition(*largest, max_answer_tokens=answer_tokens)
+    requests = [Request(prompt, whole, ignore_ids, problem=i) for i, prompt in enumerate(prompts)]
 
     def curve() -> list[tuple[Completion, ...]]:
         forked = [dataclasses.replace(request, points=tuple(points)) for request in requests]
         return [completions for _, completions in sorted(engine.stream(forked))]
 
     def one_at_a_time() -> list[tuple[Completion, ...]]:
-        singles = [engine.decode([at_point(request, point) for request in requests]) for point in points]
+        conditions = [dataclasses.replace(whole, **point._asdict()) for point in points]
+        singles = [
+            engine.decode([dataclasses.replace(request, condition=condition) for request in requests])
+            for condition in conditions
+        ]
         return list(zip(*singles, strict=True))
 
     for warm_up in (curve, one_at_a_time):
         warm_up()
-    largest_s, _ = _seconds(lambda: engine.decode(requests))
-    curve_s, forked = _seconds(curve)
-    one_at_a_time_s, single = _seconds(one_at_a_time)
+    largest_s, _ = timed(lambda: engine.decode(requests))
+    curve_s, forked = timed(curve)
+    one_at_a_time_s, single = timed(one_at_a_time)
     return dict(
         points=len(points),
         problems=len(prompts),
         answer_tokens=answer_tokens,
-        dtype=engine.model.config.dtype,
-        int8=engine.model.config.int8,
-        attention=backend_of(engine),
+        **_of_engine(engine),
         curve_s=round(curve_s, 2),
         largest_point_s=round(largest_s, 2),
         one_at_a_time_s=round(one_at_a_time_s, 2),
@@ -173,13 +172,8 @@ def sweep_figures(
     )
 
 
-def at_point(request: Request, point: Limits) -> Request:
-    """Return the request with the limits of a point."""
-    return dataclasses.replace(request, condition=dataclasses.replace(request.condition, **point._asdict()))
-
-
 def _first_tokens(engine: Engine, requests: Sequence[Request], num_tokens: int) -> list[Completion]:
-    """Decode all requests together for `num_tokens` steps, and leave them; return what they have emitted."""
+    """Decode all requests together for `num_tokens` steps, and return the tokens so far."""
     rows = Engine(engine.model, len(requests))
     tickets = [rows.submit(request) for request in requests]
     emitted: list[Completion] = []
@@ -189,9 +183,10 @@ def _first_tokens(engine: Engine, requests: Sequence[Request], num_tokens: int) 
     return emitted
 
 
-def backend_of(engine: Engine) -> str:
-    """Return the name of the attention backend that an engine uses."""
-    return engine.model.attention or default_cache_backend(platform())
+def _of_engine(engine: Engine) -> Figures:
+    """Return the settings of an engine that its figures depend on."""
+    config, attention = engine.model.config, engine.model.attention
+    return dict(dtype=config.dtype, int8=config.int8, attention=attention or default_cache_backend(platform()))
 
 
 def step_bytes(engine: Engine, num_cached: int) -> int:
@@ -205,35 +200,3 @@ def step_bytes(engine: Engine, num_cached: int) -> int:
     per_token = 2 * config.num_layers * config.num_kv_heads * per_head
     shards = [shard for x in jax.tree.leaves(weights) for shard in x.addressable_shards]
     return sum(shard.data.nbytes for shard in shards) + num_cached * per_token
-
-
-def read_bandwidth(num_bytes: int = 2**30) -> float:
-    """Return the bytes per second that all devices of this process together read in a plain sum, the best of five."""
-    if jax.default_backend() == "cpu":
-        # One thread per core, so that all cores read at the same time.
-        parts = np.array_split(np.ones(num_bytes // 4, np.float32), os.cpu_count() or 1)
-        with concurrent.futures.ThreadPoolExecutor(len(parts)) as pool:
-            return num_bytes / min(_seconds(lambda: list(pool.map(np.sum, parts)))[0] for _ in range(5))
-    # Many sums in a row, so that starting the first and waiting for the last takes a small part of the time.
-    arrays = [jax.device_put(jnp.ones(num_bytes // 4, jnp.float32), device) for device in jax.local_devices()] * 16
-    total = jax.jit(jnp.sum)
-    jax.block_until_ready([total(array) for array in arrays])
-    best = min(_seconds(lambda: jax.block_until_ready([total(array) for array in arrays]))[0] for _ in range(5))
-    return num_bytes * len(arrays) / best
-
-
-def _request(prompt: tuple[int, ...], problem: int, num_tokens: int) -> Request:
-    """Return a request for exactly `num_tokens` of thinking."""
-    return Request(prompt, Condition(num_tokens, num_tokens, max_answer_tokens=1), problem=problem)
-
-
-def _fastest(call: Callable[[], Any], times: int = 3) -> tuple[float, Any]:
-    """Return the seconds of the fastest of several calls, and its result."""
-    return min((_seconds(call) for _ in range(times)), key=lambda timed: timed[0])
-
-
-def _seconds(call: Callable[[], Any]) -> tuple[float, Any]:
-    """Return the seconds of a call, and its result."""
-    started = time.perf_counter()
-    result = call()
-    return time.perf_counter() - started, result

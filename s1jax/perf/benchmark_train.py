@@ -17,7 +17,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from s1jax.checkpoint.source import load_model, resolve_source
@@ -27,6 +26,7 @@ from s1jax.model.config import ModelConfig, qwen2_5
 from s1jax.model.flops import train_flops
 from s1jax.model.qwen2 import Params, init_params
 from s1jax.perf.compiled import needed_bytes
+from s1jax.perf.measure import measured_flops, timed
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.hardware import peak_flops
 from s1jax.runtime.sharding import MeshConfig, make_mesh
@@ -109,10 +109,7 @@ def train_figures(
     packer = Packer(examples, config.data, *program.batch_shards(), steps)
     if params is None:
         params = init_params(model_config, config.rules, "stacked", mesh, seed=0)
-    lowered = program.lower_step(packer.shapes)
-    started = time.perf_counter()
-    compiled = lowered.compile()
-    compile_s = time.perf_counter() - started
+    compile_s, compiled = timed(program.lower_step(packer.shapes).compile)
     with jax.set_mesh(mesh):
         state = program.init_state(params)
         del params
@@ -149,15 +146,11 @@ def train_figures(
 
 
 def slice_figures(
-    config: TrainConfig,
-    model_config: ModelConfig,
-    lengths: Sequence[int] | np.ndarray,
-    num_layers: tuple[int, int],
+    config: TrainConfig, model_config: ModelConfig, lengths: Sequence[int] | np.ndarray, num_layers: tuple[int, int]
 ) -> Figures:
-    """Measure slices of the model with these two numbers of layers. Return the time of a step of the whole model, extrapolated from them.
+    """Measure slices of the model with two numbers of layers. Return the time of a step of the whole model, extrapolated from them.
 
-    The extrapolation assumes that a device has enough memory for the whole model. Raises UserError unless the second number is larger than
-    the first.
+    It is the time on devices with enough memory for the whole model. Raises UserError unless the second number is larger than the first.
     """
     small, large = num_layers
     if not 1 <= small < large <= model_config.num_layers:
@@ -190,16 +183,3 @@ def peak_bytes(compiled: jax.stages.Compiled) -> int:
     if stats and "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"]
     return needed_bytes(compiled)
-
-
-def measured_flops(dtype: str, size: int = 2048) -> float:
-    """Return the operations per second of a product of two square matrices on one device, the best of five."""
-    a = jnp.ones((size, size), dtype)
-    product = jax.jit(jnp.matmul)
-    jax.block_until_ready(product(a, a))
-    times = []
-    for _ in range(5):
-        started = time.perf_counter()
-        jax.block_until_ready(product(a, a))
-        times.append(time.perf_counter() - started)
-    return 2 * size**3 / min(times)

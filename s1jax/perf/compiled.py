@@ -1,4 +1,4 @@
-"""What a compiled program says about itself: the memory it needs, the arrays it writes in loops, and the compiler's warnings."""
+"""Facts about a compiled program: the memory it needs, the arrays it writes in loops, and the compiler's warnings."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from s1jax.perf.topology import MEMORY
 from s1jax.runtime.errors import UserError
 
 # XLA's warning that it copies a whole array to every device, because it found no better way from one sharding to another.
@@ -47,6 +48,21 @@ def needed_bytes(compiled: jax.stages.Compiled) -> int:
         memory.argument_size_in_bytes + memory.temp_size_in_bytes
         + memory.output_size_in_bytes - memory.alias_size_in_bytes
     )  # fmt: skip
+
+
+def memory_figures(compiled: jax.stages.Compiled, topology: str, arguments: str) -> dict[str, Any]:
+    """Return what a program needs of each device's memory in GiB, and whether it fits the topology (None if the limit is unknown).
+
+    `arguments` is the name of the figure for the program's arguments.
+    """
+    memory, total, limit = memory_of(compiled), needed_bytes(compiled), MEMORY.get(topology.partition(":")[0])
+    return {
+        arguments: to_gib(memory.argument_size_in_bytes),
+        "temporaries_gib": to_gib(memory.temp_size_in_bytes),
+        "total_gib": to_gib(total),
+        "memory_gib": None if limit is None else to_gib(limit),
+        "fits": None if limit is None else total < limit,
+    }
 
 
 @contextlib.contextmanager

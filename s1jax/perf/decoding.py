@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,8 +21,9 @@ from s1jax.model.cache import KVCache
 from s1jax.model.config import ModelConfig
 from s1jax.model.qwen2 import abstract_params
 from s1jax.ops.attention import CacheBackend
-from s1jax.perf.compiled import explain_lack_of_room, memory_of, mesh_text, to_gib, written_in_loops
-from s1jax.perf.topology import memory_limit, platform_of, topology_devices
+from s1jax.perf.compiled import explain_lack_of_room, memory_figures, memory_of, mesh_text, written_in_loops
+from s1jax.perf.measure import timed
+from s1jax.perf.topology import platform_of, topology_devices
 from s1jax.runtime.hardware import peak_bandwidth
 from s1jax.runtime.sharding import ShardingRules, make_mesh, sharding_for, share_out
 
@@ -47,30 +48,23 @@ def check_decode(
     capacity = capacity_for(condition.max_thinking_tokens + condition.max_answer_tokens + DELIMITER_TOKENS)
     num_shards = config.rules.num_shards("batch", mesh.shape)
     num_rows = -(-config.num_rows // num_shards) * num_shards  # rounded up as in `scheduler.py`
-    started = time.perf_counter()
+    shape = (num_rows, PROMPT_TOKENS, capacity)
+    compile_step = partial(compile_decode, model_config, topology, mesh, *shape, config.rules, config.attention)
     with explain_lack_of_room(topology):
-        compiled = compile_decode(
-            model_config, topology, mesh, num_rows, PROMPT_TOKENS, capacity, config.rules, config.attention
-        )
-    memory, limit = memory_of(compiled), memory_limit(topology)
-    bandwidth = peak_bandwidth(mesh.devices.flat[0].device_kind)
+        compile_s, compiled = timed(compile_step)
+    arguments, bandwidth = memory_of(compiled).argument_size_in_bytes, peak_bandwidth(mesh.devices.flat[0].device_kind)
     gathered = [num_bytes for _, kind, num_bytes in written_in_loops(compiled) if "all-gather" in kind]
-    total = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     return dict(
         topology=topology,
         devices=mesh.size,
         mesh=mesh_text(mesh),
         rows=num_rows,
         tokens_per_row=PROMPT_TOKENS + capacity,
-        weights_and_caches_gib=to_gib(memory.argument_size_in_bytes),
-        temporaries_gib=to_gib(memory.temp_size_in_bytes),
-        total_gib=to_gib(total),
-        memory_gib=None if limit is None else to_gib(limit),
-        fits=None if limit is None else total < limit,
+        **memory_figures(compiled, topology, "weights_and_caches_gib"),
         largest_gathered_mib=round(max(gathered, default=0) / 2**20, 2),
         # A step reads at least every weight and every cache entry once.
-        roofline_step_ms=None if bandwidth is None else round(1e3 * memory.argument_size_in_bytes / bandwidth, 2),
-        compile_s=round(time.perf_counter() - started, 1),
+        roofline_step_ms=None if bandwidth is None else round(1e3 * arguments / bandwidth, 2),
+        compile_s=round(compile_s, 1),
     )
 
 
@@ -98,17 +92,12 @@ def compile_decode(
 
     static = dict(config=config, rules=rules)
     with jax.set_mesh(mesh):
-        vocabulary, allowed = jax.eval_shape(
-            lambda: make_vocabulary(MADE_UP_DELIMITERS, np.zeros(config.vocab_size, bool), config.vocab_size)
-        )
-        rows = jax.eval_shape(lambda: empty_rows(num_rows, IGNORE_WIDTH))
-        prompts = jax.eval_shape(lambda: empty_prompts(**static, num_prompts=num_rows, capacity=prompt_capacity))
-        state = jax.eval_shape(
-            lambda vocabulary: empty_state(
-                vocabulary, **static, num_rows=num_rows, capacity=capacity, ignore_width=IGNORE_WIDTH
-            ),
-            vocabulary,
-        )
+        newline = np.zeros(config.vocab_size, bool)
+        vocabulary, allowed = jax.eval_shape(partial(make_vocabulary, MADE_UP_DELIMITERS, newline, config.vocab_size))
+        rows = jax.eval_shape(partial(empty_rows, num_rows, IGNORE_WIDTH))
+        prompts = jax.eval_shape(partial(empty_prompts, **static, num_prompts=num_rows, capacity=prompt_capacity))
+        sizes = dict(num_rows=num_rows, capacity=capacity, ignore_width=IGNORE_WIDTH)
+        state = jax.eval_shape(partial(empty_state, **static, **sizes), vocabulary)
         params = abstract_params(config, rules, "per_layer", mesh, config.dtype)
         count = jax.ShapeDtypeStruct((), jnp.int32)
         traced = advance.trace(

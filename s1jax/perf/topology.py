@@ -34,10 +34,8 @@ runtime_version { major: 12 minor: 9 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
 
-
 # Bytes of a device's memory that a program may use. GPU: the fraction that JAX reserves (`runtime/command.py`). TPU: the compiler's limit.
 MEMORY = {"h100": 0.95 * 80e9, "v5e": 15.75 * 2**30, "v5p": 95 * 2**30, "v6e": 31.25 * 2**30}
-
 
 COMPILERS = {
     "libtpu": "pip install libtpu",
@@ -46,7 +44,7 @@ COMPILERS = {
 
 
 def topology_devices(topology: str) -> Sequence[jax.Device]:
-    """Return the devices of `h100:HOSTSxGPUS`, of a TPU topology such as `v5p:2x2x1`, or for `cpu:N` the first N of this machine.
+    """Return the devices of `h100:HOSTSxGPUS`, of a TPU topology such as `v5p:2x2x1`, or (for `cpu:N`) the first N of this machine.
 
     Raises UserError if the name is malformed, or if the platform's compiler is not installed.
     """
@@ -86,8 +84,3 @@ def published_config(model: str, dtype: str) -> ModelConfig:
 def platform_of(topology: str) -> str:
     """Return the platform of a topology: "cpu", "cuda" or "tpu"."""
     return {"h100": "cuda", "cpu": "cpu"}.get(topology.partition(":")[0], "tpu")
-
-
-def memory_limit(topology: str) -> float | None:
-    """Return the bytes that a program may use on each device of a topology; None if unknown."""
-    return MEMORY.get(topology.partition(":")[0])

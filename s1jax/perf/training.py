@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import math
-import time
 from typing import Any
 
 from s1jax.data.packing import Shape, bucket_lengths, rows_per_micro_batch
 from s1jax.model.config import ModelConfig
 from s1jax.model.flops import train_flops
-from s1jax.perf.compiled import (
-    REMATERIALISATION,
-    explain_lack_of_room,
-    memory_of,
-    mesh_text,
-    needed_bytes,
-    stderr_to_text,
-    to_gib,
-)
-from s1jax.perf.topology import memory_limit, platform_of, topology_devices
+from s1jax.perf.compiled import REMATERIALISATION, explain_lack_of_room, memory_figures, mesh_text, stderr_to_text
+from s1jax.perf.measure import timed
+from s1jax.perf.topology import platform_of, topology_devices
 from s1jax.runtime.hardware import peak_flops
 from s1jax.runtime.sharding import make_mesh
 from s1jax.train.compile import TrainingProgram, training_program
@@ -33,10 +25,8 @@ def check_train(config: TrainConfig, model_config: ModelConfig, topology: str) -
     mesh = make_mesh(config.mesh, topology_devices(topology))
     program = training_program(config, model_config, mesh, num_steps=100)  # the number does not change the program
     largest, *shorter = worst_case_shapes(program)
-    started = time.perf_counter()
     with stderr_to_text() as text, explain_lack_of_room(topology):
-        compiled = program.lower_step([largest, *shorter], platform_of(topology)).compile()
-    memory, total, limit = memory_of(compiled), needed_bytes(compiled), memory_limit(topology)
+        compile_s, compiled = timed(lambda: program.lower_step([largest, *shorter], platform_of(topology)).compile())
     flops = train_flops(program.model_config, [largest.row_length] * config.data.batch_size)
     peak = peak_flops(mesh.devices.flat[0].device_kind, config.dtype)
     return dict(
@@ -47,15 +37,11 @@ def check_train(config: TrainConfig, model_config: ModelConfig, topology: str) -
         rows_per_micro_batch=largest.rows_per_micro_batch,
         row_length=largest.row_length,
         shorter_row_lengths=[shape.row_length for shape in shorter],
-        state_gib=to_gib(memory.argument_size_in_bytes),
-        temporaries_gib=to_gib(memory.temp_size_in_bytes),
-        total_gib=to_gib(total),
-        memory_gib=None if limit is None else to_gib(limit),
-        fits=None if limit is None else total < limit,
+        **memory_figures(compiled, topology, "state_gib"),
         step_pflops=float(f"{flops / 1e15:.5g}"),
         roofline_step_s=None if peak is None else round(flops / peak / mesh.size, 3),
         involuntary_rematerialisations=text().count(REMATERIALISATION),
-        compile_s=round(time.perf_counter() - started, 1),
+        compile_s=round(compile_s, 1),
     )
 
 

@@ -1,7 +1,7 @@
-"""The training step of a config: (config, model config, mesh) -> optimizer, abstract parameters and state, and the step itself.
+"""The training program of a config: (config, model config, mesh) -> optimizer, abstract state and the step, ready to be compiled.
 
 The run, the preflight and the benchmark all build their step here, so that each of them compiles the same program. The mesh may consist of
-devices that are not present: nothing here holds an array.
+devices that are not present, because nothing here holds an array.
 """
 
 from __future__ import annotations
@@ -18,14 +18,7 @@ from s1jax.model.config import ModelConfig
 from s1jax.model.qwen2 import Params, abstract_params
 from s1jax.train.config import TrainConfig, split_params, weight_dtype, with_adapters
 from s1jax.train.optimizer import make_optimizer
-from s1jax.train.step import (
-    TrainState,
-    abstract_batch,
-    abstract_state,
-    init_state,
-    make_loss_step,
-    make_train_step,
-)
+from s1jax.train.step import TrainState, abstract_batch, abstract_state, init_state, make_loss_step, make_train_step
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from s1jax.train.log import Tracker
 from s1jax.train.optimizer import OptimizerConfig
 from s1jax.train.step import StepConfig
 
+Frozen = Literal["float", "int8", "nf4"]
+
 # Fields that a resumed run may change: they affect only rounding, or a content hash covers them (`model` and `data.source`).
 NEUTRAL_FIELDS = {
     "model", "output", "data.source", "data.pack", "data.row_length", "data.rows_per_micro_batch", "data.pad_multiple",
@@ -47,7 +49,7 @@ class TrainConfig:
     rate. Default: train all weights."""
     lora_alpha: float = 32.0
     """LoRA scales its adapters by lora_alpha / lora_rank."""
-    frozen: Literal["float", "int8", "nf4"] = "float"
+    frozen: Frozen = "float"
     """Storage of LoRA's frozen weights: `float` is the compute dtype, `int8` is 8 bits, `nf4` is 4 bits (QLoRA)."""
     eval_source: str | None = None
     """Held-out rows on which the loss is measured: a source like `data.source`."""
@@ -67,11 +69,9 @@ class TrainConfig:
         for name in ("eval_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        for name in ("dtype", "param_dtype", "export_dtype"):
-            if getattr(self, name) not in get_args(DType):
-                raise UserError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(get_args(DType))}")
-        if self.frozen not in ("float", "int8", "nf4"):
-            raise UserError(f"frozen is {self.frozen!r}: choose one of float, int8, nf4")
+        for name, choices in dict(dtype=DType, param_dtype=DType, export_dtype=DType, frozen=Frozen).items():
+            if getattr(self, name) not in get_args(choices):
+                raise UserError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(get_args(choices))}")
         if self.lora is None and self.frozen != "float":
             raise UserError(
                 f"frozen is {self.frozen}, but without lora_rank all weights are trained: set lora_rank, or leave out frozen"
@@ -89,9 +89,9 @@ class TrainConfig:
 
 
 def identity_of(config: TrainConfig, examples: Examples, weights: str) -> dict[str, Any]:
-    """Return the identity of a run, which must equal that of the run it resumes: every field that affects the result, and content hashes.
+    """Return the identity of a run: every field that affects the result, and content hashes. A resumed run must have the same.
 
-    Nested fields are joined by a dot. `weights` is the fingerprint of the source model.
+    Nested names are joined by a dot. `weights` is the fingerprint of the source model.
     """
     fields: dict[str, Any] = {}
     for name, value in asdict(config).items():
@@ -101,7 +101,7 @@ def identity_of(config: TrainConfig, examples: Examples, weights: str) -> dict[s
 
 
 def with_adapters(config: TrainConfig, model_config: ModelConfig) -> ModelConfig:
-    """Return the config of the model as it is trained: with LoRA's adapters and quantised weights, if the config asks for them.
+    """Return the config of the model as it is trained, with LoRA's adapters and quantised weights if the config asks for them.
 
     Raises UserError if `lora_rank` is larger than the rank of the model's matrices.
     """

@@ -3,8 +3,7 @@
 In: the metrics of each step, in order. Out: `metrics.jsonl` with `step, loss, grad_norm, learning_rate, tokens, seconds, tokens_per_s`, and
 where they exist `mfu` and `eval_loss`. Trackers receive the same numbers.
 
-Metrics arrive one step late: `step` queues the metrics of a step and writes those of the step before, so that the devices compute one step
-while the host waits for the one before.
+Metrics arrive one step late: `step` queues a step and writes the one before, so that the devices never wait for the host.
 
 Invariant: the file holds each step once, even if a run was killed and resumed. A step whose loss or gradient is not finite is not written.
 """
@@ -13,32 +12,23 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import math
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import jax
 
+from s1jax.runtime import jsonl
 from s1jax.runtime.errors import UserError
-from s1jax.runtime.files import write_file
-from s1jax.runtime.processes import is_first_process
+from s1jax.runtime.processes import from_first_process, is_first_process
 from s1jax.runtime.progress import progress
 
 LOG_NAME = "metrics.jsonl"
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "trackio": "trackio"}
-
-
-class _TrackerRun(Protocol):
-    """A tracker that is running."""
-
-    def log(self, numbers: dict[str, float], step: int) -> None: ...
-
-    def finish(self) -> None: ...
 
 
 class StepRecord(NamedTuple):
@@ -84,15 +74,10 @@ class TrainLog:
         """
         self.path = output / LOG_NAME
         self.peak_flops = peak_flops
-        # The last line is dropped: it is empty, or a kill has torn it. A torn line belongs to a step after the checkpoint.
-        lines = self.path.read_text().split("\n")[:-1] if first_step and self.path.exists() else []
-        kept = [line for number, line in enumerate(lines, 1) if _step_of(self.path, number, line) < first_step]
         self.writes = is_first_process()
-        self.trackers: list[_TrackerRun] = []
-        if self.writes:
-            write_file(self.path, "".join(line + "\n" for line in kept))
-            self.file = self.path.open("a")
-            self.trackers = [_start_tracker(name, output, first_step, config) for name in trackers]
+        from_first_process(lambda: jsonl.write(self.path, _rows_before(self.path, first_step)))
+        self.file = jsonl.Appender(self.path)
+        self.trackers = [_start_tracker(name, output, first_step, config) for name in trackers if self.writes]
         self.bar = progress(num_steps, "train", "step", initial=first_step, hidden=not self.writes)
         self.queued: StepRecord | None = None
         self.began = time.monotonic()
@@ -104,8 +89,7 @@ class TrainLog:
 
     def __exit__(self, *_: Any) -> None:
         self.bar.close()
-        if self.writes:
-            self.file.close()
+        self.file.__exit__()
         for tracker in self.trackers:
             tracker.finish()
 
@@ -135,20 +119,22 @@ class TrainLog:
         loss, grad_norm = record.read()
         now = self.ended or time.monotonic()
         seconds, self.began, self.ended = now - self.began, now, None
-        mfu = None if self.peak_flops is None else record.flops / seconds / self.peak_flops
         tokens_per_s = record.num_tokens / seconds
+        shown = f"loss {loss:.3f}, {tokens_per_s:,.0f} tokens/s"
         row: dict[str, Any] = dict(
             step=record.step, loss=loss, grad_norm=grad_norm, learning_rate=record.learning_rate, tokens=record.num_tokens,
             seconds=round(seconds, 4), tokens_per_s=round(tokens_per_s, 1),
         )  # fmt: skip
-        row |= {} if mfu is None else {"mfu": round(mfu, 4)}
-        row |= {} if eval_loss is None else {"eval_loss": eval_loss}
+        if self.peak_flops is not None:
+            mfu = record.flops / seconds / self.peak_flops
+            row["mfu"] = round(mfu, 4)
+            shown += f", MFU {100 * mfu:.1f}%"
+        if eval_loss is not None:
+            row["eval_loss"] = eval_loss
         if self.writes:
-            self.file.write(json.dumps(row) + "\n")
-            self.file.flush()
+            self.file.append([row])
         for tracker in self.trackers:
             tracker.log({name: value for name, value in row.items() if name != "step"}, step=record.step)
-        shown = f"loss {loss:.3f}, {tokens_per_s:,.0f} tokens/s" + ("" if mfu is None else f", MFU {100 * mfu:.1f}%")
         self.bar.set_postfix_str(shown, refresh=False)
         self.bar.update()
 
@@ -157,13 +143,11 @@ class TrainLog:
         self.began = time.monotonic()
 
     def add_eval_loss(self, step: int, eval_loss: float) -> None:
-        """Add an evaluation loss to the line of an earlier step, or to a new line if that one was lost."""
+        """Add an evaluation loss to the line of an earlier step, or to a new line if that one was lost. Call it before the first `step`."""
         if self.writes:
-            self.file.close()
-            rows = {row["step"]: row for row in map(json.loads, self.path.read_text().splitlines())}
+            rows = {row["step"]: row for _, row in jsonl.read(self.path)}
             rows[step] = rows.get(step, {"step": step}) | {"eval_loss": eval_loss}
-            write_file(self.path, "".join(json.dumps(row) + "\n" for row in rows.values()))
-            self.file = self.path.open("a")
+            jsonl.write(self.path, rows.values())
         for tracker in self.trackers:
             tracker.log({"eval_loss": eval_loss}, step=step)
 
@@ -184,12 +168,13 @@ class _TensorBoard:
         self.writer.close()
 
 
-def _step_of(path: Path, number: int, line: str) -> int:
-    """Return the step of a line of metrics. Raises UserError if the line has none."""
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}, line {number} is not a JSON object with a step: remove that line") from error
+def _rows_before(path: Path, first_step: int) -> list[dict[str, Any]]:
+    """Return the rows of the steps before `first_step`. Raises UserError if a line has no step."""
+    rows = jsonl.read(path) if first_step and path.exists() else []
+    for number, row in rows:
+        if not (isinstance(row, dict) and isinstance(row.get("step"), int)):
+            raise UserError(f"{path}, line {number} is not a JSON object with a step: remove that line")
+    return [row for _, row in rows if row["step"] < first_step]
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -201,8 +186,8 @@ def check_trackers(names: Sequence[str]) -> None:
             raise UserError(f"tracker {name} needs the package {PACKAGES[name]}: pip install {PACKAGES[name]}")
 
 
-def _start_tracker(name: Tracker, output: Path, first_step: int, config: dict[str, Any]) -> _TrackerRun:
-    """Return a running tracker. In a resumed run it continues the tracker's run of the same directory."""
+def _start_tracker(name: Tracker, output: Path, first_step: int, config: dict[str, Any]) -> Any:
+    """Return a running tracker, which has `log(numbers, step)` and `finish()`. A resumed run continues the one of its directory."""
     if name == "tensorboard":
         return _TensorBoard(output / "tensorboard", first_step)
     run_id = hashlib.sha256(str(output.absolute()).encode()).hexdigest()[:12]

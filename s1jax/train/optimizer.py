@@ -9,14 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, BFloat16, Float, Float32, Key, PyTree
 
 from s1jax.model.qwen2 import Params
 from s1jax.runtime.errors import UserError
+
+Floats: TypeAlias = PyTree[Float[Array, " ..."]]
 
 
 @dataclass(frozen=True)
@@ -68,36 +71,33 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
 
         return jax.tree_util.tree_map_with_path(is_matrix, params)
 
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            learning_rate(config, num_steps),
-            b1=config.beta1,
-            b2=config.beta2,
-            eps=config.epsilon,
-            weight_decay=config.weight_decay,
-            mask=decays,
-        ),
+    schedule = learning_rate(config, num_steps)
+    adamw = optax.adamw(
+        schedule, config.beta1, config.beta2, config.epsilon, weight_decay=config.weight_decay, mask=decays
     )
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
 
 
 def update(
-    optimizer: optax.GradientTransformation, grads: Params, opt_state: Any, params: Params, key: jax.Array
-) -> tuple[Params, Any]:
+    optimizer: optax.GradientTransformation,
+    grads: Floats,
+    opt_state: PyTree[Array],
+    params: Floats,
+    key: Key[Array, ""],
+) -> tuple[Floats, PyTree[Array]]:
     """Return the new parameters and optimizer state, in the dtypes of the old ones. `key` drives the stochastic rounding to bfloat16."""
-    dtypes = jax.tree.map(lambda x: x.dtype, (params, opt_state))
+    dtypes = [x.dtype for x in jax.tree.leaves((params, opt_state))]
     grads, opt_state, params = jax.tree.map(_in_float32, (grads, opt_state, params))
     updates, opt_state = optimizer.update(grads, opt_state, params)
-    new = (optax.apply_updates(params, updates), opt_state)
-    leaves, tree = jax.tree.flatten(new)
+    leaves, tree = jax.tree.flatten((optax.apply_updates(params, updates), opt_state))
     rounded = [
         round_stochastically(x, jax.random.fold_in(key, i)) if dtype == jnp.bfloat16 else x
-        for i, (x, dtype) in enumerate(zip(leaves, jax.tree.leaves(dtypes), strict=True))
+        for i, (x, dtype) in enumerate(zip(leaves, dtypes, strict=True))
     ]
     return jax.tree.unflatten(tree, rounded)
 
 
-def round_stochastically(x: jax.Array, key: jax.Array) -> jax.Array:
+def round_stochastically(x: Float32[Array, "*shape"], key: Key[Array, ""]) -> BFloat16[Array, "*shape"]:
     """Return float32 `x` as bfloat16, rounded up or down at random such that the mean is `x`.
 
     A bfloat16 is the upper 16 bits of a float32. Adding 16 random bits carries into the upper half with the right probability.

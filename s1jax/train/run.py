@@ -1,10 +1,8 @@
 """A fine-tuning run: prepare (read and check everything), compile, load, fit (the loop over steps), export to Hugging Face's format.
 
-In: a training config. Out: a run directory with checkpoints, metrics and the export. The recipe is the paper's (appendix D,
-`configs/s1_32b.py`). `packing.py` chooses the examples of each step, `step.py` computes it, and `compile.py` compiles it.
+In: a training config. Out: a run directory with checkpoints, metrics and the export. The recipe is the paper's (appendix D).
 
-Invariant: a run that was stopped at any moment resumes from its last checkpoint and gives the same bits as an uninterrupted run on the same
-mesh. On another mesh it agrees up to rounding.
+Invariant: an interrupted run resumes from its last checkpoint, bit for bit on the same mesh. On another mesh it agrees up to rounding.
 """
 
 from __future__ import annotations
@@ -55,8 +53,8 @@ def train(config: TrainConfig) -> Path:
     """Run, or resume, the fine-tuning that `config` describes. Return the directory of the Hugging Face export.
 
     If the run directory holds a checkpoint, the run resumes from it; if it holds a finished run, nothing is done. SIGTERM and Ctrl-C save
-    and end the process (`preemption.py`). Raises UserError if the directory holds a run of another identity (`config.py`), or if examples,
-    model and mesh do not fit together.
+    and end the process. Raises UserError if the directory holds a run of another identity, or if examples, model and mesh do not fit
+    together.
     """
     with Preemption() as preemption:
         with preemption.nothing_to_save("starting"):
@@ -117,16 +115,16 @@ class Run:
 
     def is_finished(self) -> bool:
         """Return whether all steps are made, evaluated and exported as the config asks."""
-
-        def is_finished() -> bool:
-            if self.store is None or self.first_step != self.num_steps or self.needs_evaluation(self.num_steps):
-                return False
-            if stored_dtype(self.export_path) != self.config.export_dtype:
-                return False
-            # An older export belongs to an earlier run in the same directory, whose checkpoints were removed.
-            return self.export_path.stat().st_mtime >= self.store.saved_at(self.first_step)
-
-        return from_first_process(is_finished)
+        store = self.store
+        if store is None or self.first_step != self.num_steps or self.needs_evaluation(self.num_steps):
+            return False
+        # An older export belongs to an earlier run in the same directory, whose checkpoints were removed.
+        return from_first_process(
+            lambda: (
+                stored_dtype(self.export_path) == self.config.export_dtype
+                and self.export_path.stat().st_mtime >= store.saved_at(self.first_step)
+            )
+        )
 
 
 # Prepare
@@ -135,7 +133,7 @@ class Run:
 def prepare(config: TrainConfig) -> Run:
     """Read the source model's config, the tokenizer, the rows and the state of the run directory, and check that all of it fits together.
 
-    It writes nothing into a new run directory. Raises UserError for whatever does not fit.
+    It writes nothing into a new run directory. Raises UserError if something does not fit.
     """
     output = Path(config.output)
     if output.resolve() == Path(config.model).expanduser().resolve():
@@ -154,8 +152,7 @@ def prepare(config: TrainConfig) -> Run:
         eval_examples, more_rejects = read_examples(held_out, chat, model_config, output)
         eval_packer = Packer(eval_examples, held_out, *program.batch_shards())
         rejects += more_rejects
-    identity = identity_of(config, examples, source.fingerprint)
-    identity["tokenizer"] = source.tokenizer_fingerprint
+    identity = identity_of(config, examples, source.fingerprint) | {"tokenizer": source.tokenizer_fingerprint}
     check_trackers(config.trackers)
     store = open_store(config) if (output / "checkpoints").is_dir() else None
     first_step = 0 if store is None else find_first_step(store, output, identity)
@@ -191,8 +188,7 @@ def read_examples(
 
 def open_store(config: TrainConfig) -> StateStore:
     """Open the checkpoints of a run directory, or create their directory."""
-    keep_best = config.eval_source is not None
-    return StateStore(Path(config.output) / "checkpoints", keep=config.keep, keep_best=keep_best)
+    return StateStore(Path(config.output) / "checkpoints", config.keep, keep_best=config.eval_source is not None)
 
 
 def find_first_step(store: StateStore, output: Path, identity: dict[str, Any]) -> int:
@@ -272,7 +268,7 @@ def load_weights(run: Run) -> Params:
 
 
 def write_run_files(run: Run) -> None:
-    """Write the files of the run directory that do not change during the run. Nothing can be refused any more by then."""
+    """Write the files of the run directory that do not change during the run, once nothing can be refused any more."""
     write_model_files(run.output, run.program.model_config, run.source.files)
     if is_first_process():
         write_rejects(run.output / REJECTS_NAME, run.rejects)
@@ -285,16 +281,11 @@ def write_run_files(run: Run) -> None:
 
 
 def fit(
-    run: Run,
-    compiled: CompiledRun,
-    store: StateStore,
-    frozen: Params,
-    state: TrainState,
-    preemption: Preemption,
+    run: Run, compiled: CompiledRun, store: StateStore, frozen: Params, state: TrainState, preemption: Preemption
 ) -> TrainState:
     """Make the steps that are left, with their evaluations and checkpoints. Return the last state."""
     config, packer, mesh = run.config, run.packer, run.program.mesh
-    # All rates are computed beforehand: a computation per step would wait for the steps that the devices have still to finish.
+    # All rates are computed beforehand: a computation per step would wait for the devices.
     rates = jax.device_get(jax.vmap(learning_rate(config.optimizer, run.num_steps))(jnp.arange(run.num_steps)))
     peak = peak_flops(jax.devices()[0].device_kind, config.dtype)
     peak = None if peak is None else peak * mesh.size
@@ -311,21 +302,18 @@ def fit(
             batch = to_device(packer.make_batch(indices), mesh, config.rules)
             state, metrics = compiled.step(state, frozen, batch)
             lengths = packer.examples.lengths[indices]
-            train_log.step(
-                StepRecord(
-                    step, metrics, float(rates[step]), int(lengths.sum()), train_flops(run.program.model_config, lengths),
-                    row_ids=[packer.examples.row_ids[i] for i in indices],
-                )
-            )  # fmt: skip
+            flops = train_flops(run.program.model_config, lengths)
+            row_ids = [packer.examples.row_ids[i] for i in indices]
+            train_log.step(StepRecord(step, metrics, float(rates[step]), int(lengths.sum()), flops, row_ids))
             done = step + 1
             stops, evaluates = preemption.requested(), run.needs_evaluation(done)
             if not (stops or evaluates or done == run.num_steps or done % config.save_every == 0):
                 continue
             train_log.wait()
             check_finite(state.params, step)
-            eval_loss = (
-                evaluate(run, compiled.loss, state.params, frozen, preemption) if evaluates and not stops else None
-            )
+            eval_loss = None
+            if evaluates and not stops:
+                eval_loss = evaluate(run, compiled.loss, state.params, frozen, preemption)
             train_log.flush(eval_loss)
             stops = stops or preemption.requested()
             store.save(done, state, checkpoint_metadata(run, done), eval_loss)
@@ -376,9 +364,9 @@ def checkpoint_metadata(run: Run, step: int) -> dict[str, Any]:
 
 def export(run: Run, frozen: Params, params: Params) -> None:
     """Write the trained model as a Hugging Face directory, with LoRA's adapters merged."""
-    config, program, model_config = run.config, run.program, run.program.model_config
+    config, model_config, mesh = run.config, run.program.model_config, run.program.mesh
     if config.lora is not None:
         model_config, params = lora.merge(
-            model_config, config.rules, program.mesh, frozen, params, config.export_dtype, lazily=True
+            model_config, config.rules, mesh, frozen, params, config.export_dtype, lazily=True
         )
     save_hf(run.export_path, model_config, params, config.export_dtype, run.source.files, overwrite=True)

@@ -14,13 +14,14 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jaxtyping import Array, Float32, Int, PyTree
 
 from s1jax.data.packing import Batch, Shape
 from s1jax.model.config import ModelConfig
@@ -33,14 +34,11 @@ from s1jax.runtime.hardware import platform
 from s1jax.runtime.sharding import ShardingRules, sharding_for
 from s1jax.train.optimizer import update
 
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float
-
 DeviceMicroBatches = Mapping[str, jax.Array]
 """`packing.MicroBatches` on the devices."""
 DeviceBatch = tuple[DeviceMicroBatches, ...]
-Metrics = dict[str, jax.Array]
-"""float32 scalars `loss` and `grad_norm` (before clipping)."""
+Metrics = dict[str, Float32[Array, ""]]
+"""`loss` and `grad_norm` (before clipping)."""
 
 
 class TrainState(NamedTuple):
@@ -85,17 +83,17 @@ def make_train_step(
     seed: int = 0,
     shardings: TrainState | None = None,
 ) -> Any:
-    """Return the jitted step (state, frozen, batch) -> (state, metrics). Call both this function and the step under `jax.set_mesh`.
+    """Return the jitted step (state, frozen, batch) -> (state, metrics). Call this function and the step under `jax.set_mesh`.
 
-    The step donates the old state; the new state has the given `shardings`. `frozen` holds the parameters that are not trained (`lora.py`),
-    or {}. `packed=False` promises that every row holds one example. `seed` determines the stochastic rounding of bfloat16 state.
+    The step donates the old state; the new state has the given `shardings`. `frozen` holds the parameters that are not trained, or {}.
+    `packed=False` promises that every row holds one example. `seed` determines the stochastic rounding of bfloat16 state.
     """
 
-    def loss_and_grads(params: Params, frozen: Params, batch: DeviceBatch) -> tuple[jax.Array, Params]:
+    def loss_and_grads(params: Params, frozen: Params, batch: DeviceBatch) -> tuple[Float32[Array, ""], Params]:
         cast, frozen = _cast_matrices(params, config.dtype), _cast_matrices(frozen, config.dtype)
 
-        def of_micro_batch(arrays: DeviceMicroBatches, i: Any) -> tuple[jax.Array, Params]:
-            def of_params(params: Params) -> jax.Array:
+        def of_micro_batch(arrays: DeviceMicroBatches, i: Int[Array, ""] | int) -> tuple[Float32[Array, ""], Params]:
+            def of_params(params: Params) -> Float32[Array, ""]:
                 return _micro_batch_loss(config, rules, step_config, packed, combine(frozen, params), arrays, i)
 
             loss, grads = jax.value_and_grad(of_params)(cast)
@@ -104,7 +102,7 @@ def make_train_step(
         if [arrays["tokens"].shape[0] for arrays in batch] == [1]:  # nothing to add up
             return of_micro_batch(batch[0], 0)
 
-        def add(arrays: DeviceMicroBatches, i: jax.Array, total: Any) -> Any:
+        def add(arrays: DeviceMicroBatches, i: Int[Array, ""], total: Any) -> Any:
             loss, grads = jax.tree.map(jnp.add, total, of_micro_batch(arrays, i))
             return loss, constrain_params(grads, config, rules)
 
@@ -130,10 +128,10 @@ def make_train_step(
 def make_loss_step(config: ModelConfig, rules: ShardingRules, step_config: StepConfig, packed: bool = True) -> Any:
     """Return the jitted function (params, frozen, batch) -> loss of a batch, a float32 scalar. Call it under `jax.set_mesh`."""
 
-    def loss(params: Params, frozen: Params, batch: DeviceBatch) -> jax.Array:
+    def loss(params: Params, frozen: Params, batch: DeviceBatch) -> Float32[Array, ""]:
         whole = combine(_cast_matrices(frozen, config.dtype), _cast_matrices(params, config.dtype))
 
-        def add(arrays: DeviceMicroBatches, i: jax.Array, total: jax.Array) -> jax.Array:
+        def add(arrays: DeviceMicroBatches, i: Int[Array, ""], total: Float32[Array, ""]) -> Float32[Array, ""]:
             return total + _micro_batch_loss(config, rules, step_config, packed, whole, arrays, i)
 
         return _over_micro_batches(batch, add, jnp.zeros((), jnp.float32))
@@ -141,16 +139,14 @@ def make_loss_step(config: ModelConfig, rules: ShardingRules, step_config: StepC
     return jax.jit(loss)
 
 
-def _over_micro_batches(
-    batch: DeviceBatch, add: Callable[[DeviceMicroBatches, jax.Array, Any], Any], total: Any
-) -> Any:
+def _over_micro_batches(batch: DeviceBatch, add: Callable[..., Any], total: Any) -> Any:
     """Apply `total = add(arrays, i, total)` to each micro-batch `i` that is not empty, and return the last total."""
     for arrays in batch:
         total = jax.lax.fori_loop(0, arrays["num_micro_batches"], functools.partial(add, arrays), total)
     return total
 
 
-def _micro_batch_loss(config, rules, step_config, packed, params, arrays, i) -> Float[Array, ""]:
+def _micro_batch_loss(config, rules, step_config, packed, params, arrays, i) -> Float32[Array, ""]:
     """Return the weighted loss of micro-batch `i`."""
     rows = {name: x[i] for name, x in arrays.items() if name != "num_micro_batches"}
     # If M is 1, `x[i]` does not depend on the loop. Without this barrier XLA would move the whole computation out of the loop, where it
@@ -201,7 +197,7 @@ def abstract_state(
 
 
 def init_state(
-    optimizer: optax.GradientTransformation, params: Params, mesh: jax.sharding.Mesh, offload: bool = False
+    optimizer: optax.GradientTransformation, params: PyTree[Array], mesh: jax.sharding.Mesh, offload: bool = False
 ) -> TrainState:
     """Return the state at step 0, with the shardings of `abstract_state`."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(optimizer, params, mesh, offload))
@@ -209,8 +205,8 @@ def init_state(
     return TrainState(params, opt_state, jax.device_put(jnp.zeros((), jnp.int32), shardings.step))
 
 
-def check_finite(params: Params, step: int) -> None:
-    """Raise UserError if the update of this step left parameters that are not finite. (The step's loss was measured before its update.)"""
+def check_finite(params: PyTree[Array], step: int) -> None:
+    """Raise UserError if the update of this step left parameters that are not finite. The step's loss cannot show that."""
     norm = float(jax.jit(optax.tree.norm)(params))
     if not math.isfinite(norm):
         raise UserError(
