@@ -445,9 +445,6 @@ def test_other_settings_compile_nothing_anew():
     assert advance._cache_size() == 1
 
 
-# -- one trace for many limits
-
-
 def test_every_limit_ends_a_larger_trace_where_it_ends_its_own():
     scripts = random_scripts(12)
     checked = 0

@@ -1,124 +1,88 @@
-"""One file of sample rows holds a whole study: several models, benchmarks and conditions."""
+"""`sweep.py`: a grid of conditions, one row per point, problem and sample."""
 
-import itertools
 import json
-import random
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from matplotlib.figure import Figure
 
-from s1jax.checkpoint.export import save_hf
-from s1jax.checkpoint.source import load_model, resolve_source
 from s1jax.data.condition import Condition
-from s1jax.evaluate import run
-from s1jax.evaluate.conditions import DecodingConfig
-from s1jax.evaluate.sweep import SweepConfig, sweep
-from s1jax.results.figures import plot_thinking
-from s1jax.results.samples import read_samples, row_key
-from s1jax.results.tables import format_thinking_table
-from s1jax.runtime.sharding import MeshConfig, ShardingRules, make_mesh
-from tests.support.models import random_params
+from s1jax.evaluate.conditions import EvaluateConfig
+from s1jax.evaluate.run import evaluate
+from s1jax.evaluate.sweep import SweepConfig, grid, sweep
+from s1jax.results.metrics import thinking_curve
+from s1jax.results.samples import COLUMNS, read_samples
+from s1jax.runtime.config import parse_command
+from tests.support.samples import comparable
 
-BUDGETS, TOP_P = (4, 12), (0.9, 1.0)
-
-
-@pytest.fixture
-def requests(monkeypatch):
-    """Every request that is made."""
-    made = []
-
-    def record(*arguments, **keywords):
-        made.append(request(*arguments, **keywords))
-        return made[-1]
-
-    request = run.Request
-    monkeypatch.setattr(run, "Request", record)
-    return made
+pytestmark = pytest.mark.integration
 
 
-@pytest.fixture
-def other_model(tiny_model, tmp_path):
-    """A checkpoint with the tokenizer of `tiny_model`, but other weights."""
-    mesh = make_mesh(MeshConfig())
-    config, _ = load_model(resolve_source(tiny_model), mesh, ShardingRules(), "stacked")
-    save_hf(tmp_path / "other", config, random_params(config, "stacked", mesh, seed=1), "float32", tiny_model)
-    return str(tmp_path / "other")
+def drawn(config, **changes):
+    """The config with answers drawn at temperature 1, and other changes of its condition."""
+    return replace(config, condition=replace(config.condition, temperature=1.0, **changes))
 
 
-@pytest.fixture
-def study(tiny_model, other_model, tmp_path):
-    """Eight sweeps into one file: two models, two benchmarks, two values of top_p."""
-    benchmarks = []
-    for name in ("sums", "differences"):
-        benchmarks.append(str(tmp_path / f"{name}.jsonl"))
-        # The ids are those of the other benchmark's problems.
-        problems = [dict(id=f"p{i}", question=f"{i}, {name}?", answer=str(i)) for i in range(2)]
-        Path(benchmarks[-1]).write_text("".join(json.dumps(problem) + "\n" for problem in problems))
-    return [
-        SweepConfig(
-            decoding=DecodingConfig(model, benchmark, str(tmp_path / "rows.jsonl"), num_rows=8),
-            max_thinking_tokens=BUDGETS,
-            condition=Condition(0, max_answer_tokens=8, temperature=1.0, top_p=top_p, dtype="float32"),
-        )
-        for model, benchmark, top_p in itertools.product((tiny_model, other_model), benchmarks, TOP_P)
+def test_a_sweep_is_one_row_per_point_problem_and_sample_with_the_contracts_columns(config):
+    rows = read_samples(sweep(replace(drawn(config), num_samples=2)))
+    keys = {(r["problem_id"], r["max_thinking_tokens"], r["num_ignore"], r["sample_index"]) for r in rows}
+    assert len(rows) == len(keys) == 3 * 3 * 2 * 2
+    written = json.loads(Path(config.decoding.output).read_text().splitlines()[0])
+    assert list(written) == list(COLUMNS)
+    for row in rows:
+        assert row["num_thinking_tokens"] <= row["max_thinking_tokens"]
+        assert row["num_ignored"] <= row["num_ignore"]
+    assert all(point["num_over_budget"] == 0 for point in thinking_curve(rows))
+
+
+def test_points_and_number_of_rows_change_no_row(config, tmp_path):
+    apart = []
+    for i, condition in enumerate(grid(config).conditions):
+        decoding = replace(config.decoding, output=str(tmp_path / f"point{i}.jsonl"), num_rows=2)
+        apart += comparable(evaluate(EvaluateConfig(decoding, condition)))
+    assert comparable(sweep(config)) == sorted(apart)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(max_thinking_tokens=(-1,)), "none negative"),
+        (dict(num_ignore=()), "at least one value"),
+        (dict(num_samples=0), "num_samples is 0"),
+        (dict(min_thinking_tokens=(50,)), "above every budget"),
+        (dict(max_thinking_tokens=(600,)), "the model has 512"),
+    ],
+)
+def test_a_bad_grid_is_refused_before_anything_is_written(config, changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        sweep(replace(config, **changes))
+    assert not (tmp_path / "rows.jsonl").exists()
+
+
+def test_a_point_whose_minimum_is_above_its_budget_is_left_out():
+    config = SweepConfig(decoding=None, max_thinking_tokens=(5, 20), min_thinking_tokens=(0, 10))
+    assert [tuple(c.limits) for c in grid(config).conditions] == [(5, 0, 0), (20, 0, 0), (20, 10, 0)]
+    assert tuple(grid(config).condition.limits) == (20, 10, 0)
+
+
+def test_a_limit_outside_a_sweeps_axes_is_refused(config):
+    with pytest.raises(ValueError, match=r"condition.num_ignore is 2, but a sweep takes its limits from num_ignore"):
+        replace(config, condition=Condition(0, num_ignore=2))
+
+
+def test_the_condition_and_the_axes_of_a_sweep_can_be_given_on_the_command_line():
+    argv = [
+        "quickstart_votes",
+        "--condition.top-p",
+        "0.9",
+        "--condition.int8",
+        "weights",
+        "--max-thinking-tokens",
+        "8",
+        "16",
     ]
-
-
-def test_a_study_resumes_exactly_what_is_missing_and_plot_keeps_its_curves_apart(
-    study, requests, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(run, "commit", lambda: "the same")  # an edit of the checkout between two runs is no difference
-    paths = {sweep(config) for config in study}
-    (path,) = paths
-    whole = path.read_text().splitlines(keepends=True)
-    rows = read_samples(path)
-    assert len(rows) == len({row_key(row) for row in rows}) == 8 * 2 * len(BUDGETS)
-    assert len({(row["model"], row["weights"]) for row in rows}) == len({row["model"] for row in rows}) == 2
-    assert len(requests) == 8 * 2
-
-    seed = 0
-    kept = sorted(random.Random(seed).sample(range(len(whole)), 21))
-    path.write_text("".join(whole[i] for i in kept))
-    requests.clear()
-    for config in study:
-        sweep(config)
-    after = path.read_text().splitlines(keepends=True)
-    assert after[: len(kept)] == [whole[i] for i in kept], "rows that are there are left alone"
-    assert sorted(after) == sorted(whole), f"kept {kept} of seed {seed}"
-    assert sum(len(request.points) for request in requests) == len(whole) - len(kept)
-    requests.clear()
-    for config in study:
-        sweep(config)
-    assert requests == []
-
-    figures = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: (figures.append(self), Path(path).touch()))
-    points = plot_thinking(rows, tmp_path / "thinking.png")
-    assert [point["n"] for point in points] == [2] * 8 * len(BUDGETS), "no point pools rows of two conditions"
-    labels = [text.get_text() for text in figures[0].legends[0].get_texts()]
-    assert len(set(labels)) == len(labels) == 4
-    assert sorted({label.split(", ")[1] for label in labels}) == [
-        "top_p=0.9: thinking budget",
-        "top_p=1: thinking budget",
-    ]
-    for ax in figures[0].axes:
-        lines = [line for line in ax.lines if line.get_linestyle() == "-"]
-        assert [len(line.get_xdata()) for line in lines] == [len(BUDGETS)] * 4
-    titles = [block.splitlines()[0] for block in format_thinking_table(rows).split("\n\n")]
-    assert len(set(titles)) == len(titles) == 8 and all("top_p=" in title for title in titles)
-
-
-def test_weights_that_share_a_models_name_make_curves_and_rows_of_their_own(study, other_model):
-    config = study[-1]
-    rows = read_samples(sweep(config))
-    weights = Path(other_model, "model.safetensors")
-    data = bytearray(weights.read_bytes())
-    data[-1] ^= 1
-    weights.write_bytes(data)
-    both = read_samples(sweep(config))
-    assert both[: len(rows)] == rows and len(both) == 2 * len(rows)
-    titles = [block.splitlines()[0] for block in format_thinking_table(both).split("\n\n")]
-    assert {title.rpartition(", ")[2] for title in titles} == {f"weights {row['weights'][:6]}" for row in both}
-    assert len(titles) == 2 and replace(config).decoding.model in titles[0]
+    config = parse_command("", SweepConfig, argv)
+    condition = Condition(16, max_answer_tokens=8, temperature=1.0, top_p=0.9, dtype="float32", int8=("weights",))
+    assert grid(config).condition == condition and len(grid(config).conditions) == 2
+    with pytest.raises(ValueError, match=r"condition.max_thinking_tokens is 8, but a sweep takes its limits from"):
+        parse_command("", SweepConfig, ["quickstart_votes", "--condition.max-thinking-tokens", "8"])

@@ -1,3 +1,5 @@
+"""`jsonl.py`: files of one JSON object a line, of which the last may be torn."""
+
 import json
 
 import pytest

@@ -84,3 +84,9 @@ def in_nf4(config: ModelConfig, params):
 
 def random_tokens(config: ModelConfig, shape, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, config.vocab_size, shape).astype(np.int32)
+
+
+def relative_error(ours, theirs) -> float:
+    ours, theirs = np.asarray(ours, np.float64), theirs.detach().numpy().astype(np.float64)
+    assert ours.shape == theirs.shape
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())

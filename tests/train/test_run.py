@@ -3,11 +3,10 @@
 import json
 import logging
 import os
+import pickle
 import re
 import shutil
 import signal
-import socket
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -35,8 +34,6 @@ from tests.support.tokenizers import byte_tokenizer
 from tests.support.training import CONFIG, OPTIMIZER, ROWS, RULES, params_on
 
 pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.integration]
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -101,32 +98,31 @@ def eval_losses_of(output):
     return {row["step"] + 1: row["eval_loss"] for row in rows if "eval_loss" in row}
 
 
-@pytest.fixture
-def start(run_config, tmp_path):
-    """Start a run in its own process, or one process of a run that has several. Each step takes `pause` seconds longer than usual.
+RUN = """
+import logging, pickle, sys, time
+import jax
+from s1jax.runtime.processes import start_processes
+from s1jax.train import run
+from s1jax.train.step import to_device
+logging.basicConfig(level=logging.INFO, format='%(message)s')
+start_processes()
+run.to_device = lambda *args: (time.sleep({pause}), to_device(*args))[1]
+{patch}
+run.train(pickle.loads({config!r}))
+"""
 
-    `patch` is code that the process runs before the training, in which `run` is the module `s1jax.train.run`.
+
+@pytest.fixture
+def code_of(run_config):
+    """Python code of a run in a process of its own, in which each step takes `pause` seconds longer than usual.
+
+    `patch` is code that runs before the training, in which `run` is the module `s1jax.train.run`.
     """
 
-    def start(config=run_config, pause=0.3, devices=8, process=0, num_processes=1, port=0, patch=""):
-        script = tmp_path / f"script{process}.py"
-        script.write_text(
-            f"import os, time\nos.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count={devices}'\n"
-            "import logging\nimport sys\nimport jax\nfrom s1jax.train import run\nfrom s1jax.train.run import *\n"
-            "from s1jax.train.config import *\nfrom s1jax.train.step import *\n"
-            "logging.basicConfig(level=logging.INFO, format='%(message)s')\n"
-            + (f"jax.distributed.initialize('localhost:{port}', {num_processes}, {process})\n" if port else "")
-            + f"run.to_device = lambda *args: (time.sleep({pause}), to_device(*args))[1]\n{patch}\n"
-            f"run.train({config!r})\n"
-        )
-        return subprocess.Popen([sys.executable, script], stderr=subprocess.PIPE, text=True)
+    def code_of(config=run_config, pause=0.3, patch=""):
+        return RUN.format(pause=pause, patch=patch, config=pickle.dumps(config))
 
-    running = []
-    yield lambda *args, **kwargs: running.append(start(*args, **kwargs)) or running[-1]
-    for process in running:
-        process.kill()
-        process.wait()
-        process.stderr.close()
+    return code_of
 
 
 def wait_for(process, condition, seconds=180):
@@ -144,17 +140,15 @@ def exported(config):
     return (Path(config.output) / "hf" / "model.safetensors").read_bytes()
 
 
-def test_a_run_killed_at_three_random_moments_resumes_to_the_bit(run_config, tmp_path, start):
+def test_a_run_killed_at_three_random_moments_resumes_to_the_bit(run_config, tmp_path, code_of, processes, rng):
     run_config = replace(run_config, save_every=2)
     whole = replace(run_config, output=str(tmp_path / "whole"))
     train(whole)
-    seed = np.random.SeedSequence().entropy
-    output, rng = Path(run_config.output), np.random.default_rng(seed)
-    print("seed of the moments:", seed)
+    output = Path(run_config.output)
     log, steps = output / "metrics.jsonl", output / "checkpoints"
     moments = sorted(rng.choice(np.arange(3, 12), 3, replace=False))
     for moment in moments:
-        process = start(run_config)
+        process = processes.start("-c", code_of())
         wait_for(process, lambda moment=moment: num_lines(log) >= moment and finished_steps(steps))
         time.sleep(rng.uniform(0, 0.3))
         os.kill(process.pid, signal.SIGKILL)
@@ -166,12 +160,12 @@ def test_a_run_killed_at_three_random_moments_resumes_to_the_bit(run_config, tmp
     assert exported(run_config) == exported(whole), moments
 
 
-def test_sigterm_saves_the_step_it_is_at_and_the_run_resumes_to_the_bit(run_config, tmp_path, start):
+def test_sigterm_saves_the_step_it_is_at_and_the_run_resumes_to_the_bit(run_config, tmp_path, code_of, processes):
     run_config = replace(run_config, save_every=100)
     whole = replace(run_config, output=str(tmp_path / "whole"))
     train(whole)
     output = Path(run_config.output)
-    process = start(run_config)
+    process = processes.start("-c", code_of(run_config))
     wait_for(process, lambda: num_lines(output / "metrics.jsonl") >= 4)
     process.terminate()
     stderr = process.communicate()[1]
@@ -197,9 +191,9 @@ def test_sigterm_saves_the_step_it_is_at_and_the_run_resumes_to_the_bit(run_conf
     ],
     ids=["compilation", "evaluation"],
 )  # fmt: skip
-def test_sigterm_ends_a_run_that_compiles_or_evaluates(patch, doing, saved, run_config, start):
+def test_sigterm_ends_a_run_that_compiles_or_evaluates(patch, doing, saved, run_config, code_of, processes):
     config = replace(run_config, eval_source=run_config.data.source, eval_every=4, save_every=100)
-    process = start(config, patch=patch, pause=0)
+    process = processes.start("-c", code_of(config, patch=patch, pause=0))
     for line in process.stderr:
         if line.strip() in ("compiling", "evaluating"):
             break
@@ -243,7 +237,9 @@ def test_a_run_resumed_on_another_mesh_equals_the_uninterrupted_one(devices, mes
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *params)
 
 
-def test_two_processes_take_over_a_run_of_one_stop_together_and_give_it_back(run_config, tmp_path, start, monkeypatch):
+def test_two_processes_take_over_a_run_of_one_stop_together_and_give_it_back(
+    run_config, tmp_path, code_of, processes, monkeypatch
+):
     whole = replace(run_config, output=str(tmp_path / "whole"), export_dtype="float32", mesh=MeshConfig(data=2, fsdp=4))
     train(whole)
     config = replace(whole, output=run_config.output)
@@ -251,24 +247,19 @@ def test_two_processes_take_over_a_run_of_one_stop_together_and_give_it_back(run
         stop_after(patch, 5)
         with pytest.raises(OSError, match="stopped"):
             train(config)
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        port = s.getsockname()[1]
     note_questions = (
         "from s1jax.data.chat import ChatFormat\nencode = ChatFormat.encode_example\n"
         f"note = lambda question: open(r'{tmp_path}/read_by' + str(jax.process_index()), 'a').write(question + '\\n')\n"
         "ChatFormat.encode_example = lambda chat, *texts: (note(texts[0]), encode(chat, *texts))[1]"
     )
-    processes = [
-        start(config, devices=4, process=i, num_processes=2, port=port, patch=note_questions) for i in range(2)
-    ]
+    first, second = processes.start_two("-c", code_of(config, patch=note_questions))
     log = Path(config.output) / "metrics.jsonl"
-    wait_for(processes[0], lambda: num_lines(log) >= 7)
-    processes[1].terminate()
-    stderr = [process.communicate(timeout=120)[1] for process in processes]
-    assert [process.returncode for process in processes] == [143, 143], stderr
+    wait_for(first, lambda: num_lines(log) >= 7)
+    second.terminate()
+    ends = processes.finish(first, second)
+    assert [end.code for end in ends] == [143, 143], ends
     saved = max(finished_steps(Path(config.output) / "checkpoints"))
-    assert 7 <= saved < 12 and f"saved step {saved}" in stderr[0]
+    assert 7 <= saved < 12 and f"saved step {saved}" in ends[0].err
     questions = [row["question"] for row in ROWS]
     assert [(tmp_path / f"read_by{i}").read_text().splitlines() for i in range(2)] == [questions[::2], questions[1::2]]
     train(config)

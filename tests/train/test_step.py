@@ -1,11 +1,6 @@
 """One step, compared with torch and with itself under other packings, micro-batches, backends, meshes and numbers of processes."""
 
-import os
-import socket
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +11,6 @@ from flax import nnx
 
 from s1jax.checkpoint.export import save_hf
 from s1jax.checkpoint.source import load_model, resolve_source
-from s1jax.data.chat import ChatFormat
-from s1jax.data.examples import DataConfig, encode_rows
-from s1jax.data.packing import Packer
 from s1jax.model import lora
 from s1jax.model.config import LoraConfig
 from s1jax.model.qwen2 import graphdef
@@ -33,41 +25,9 @@ from s1jax.train.step import (
     make_train_step,
     to_device,
 )
-from tests.support.tokenizers import byte_tokenizer
-from tests.support.training import CONFIG, OPTIMIZER, ROWS, RULES, params_on
+from tests.support.training import CONFIG, OPTIMIZER, PACKED, RULES, make_packer, params_on, run_steps
 
 pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.integration]
-
-ROOT = Path(__file__).resolve().parents[2]
-# Unpacked: one example per row.
-DATA = DataConfig(source="-", max_length=512, batch_size=8, num_epochs=2, pad_multiple=64, pack=False)
-
-
-def make_packer(num_shards=1, **changes) -> Packer:
-    examples, _ = encode_rows(ROWS, ChatFormat.of(byte_tokenizer()), DATA)
-    return Packer(examples, replace(DATA, **changes), num_shards)
-
-
-def run_steps(
-    num_steps=4, mesh_config=None, gather=True, config=CONFIG, param_dtype="float32", batches=None, **step_fields
-):
-    """Losses and gradient norms [num_steps, 2], and the parameters after the steps."""
-    mesh = make_mesh(mesh_config or MeshConfig(fsdp=1), jax.devices()[: 8 if mesh_config else 1])
-    packer = make_packer(mesh.shape["data"] * mesh.shape["fsdp"], **(batches or {}))
-    optimizer = make_optimizer(OPTIMIZER, num_steps=6)
-    step_config = StepConfig(**step_fields)
-    offload = step_config.offload_optimizer
-    params = params_on(mesh, param_dtype)
-    state = init_state(optimizer, params, mesh, offload)
-    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(optimizer, params, mesh, offload))
-    step = make_train_step(config, RULES, optimizer, step_config, packer.config.pack, shardings=shardings)
-    metrics = []
-    with jax.set_mesh(mesh):
-        for i in range(num_steps):
-            state, m = step(state, {}, to_device(packer[i], mesh, RULES))
-            metrics.append((float(m["loss"]), float(m["grad_norm"])))
-    assert jax.tree.map(lambda x: x.sharding, state) == shardings
-    return np.array(metrics), jax.device_get(state.params) if gather else None
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +38,6 @@ def reference():
 def assert_same_run(run, reference):
     np.testing.assert_allclose(run[0], reference[0], rtol=2e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), run[1], reference[1])
-
-
-PACKED = dict(pack=True, pad_multiple=1, row_length=400)
 
 
 @pytest.mark.parametrize(
@@ -274,35 +231,23 @@ def test_values_that_make_no_sense_are_refused(field, value, message):
 
 
 TWO_PROCESSES = """
-import os, sys
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+import sys
 import jax
-process, port = int(sys.argv[1]), sys.argv[2]
-jax.distributed.initialize(f"localhost:{port}", 2, process)
 import numpy as np
-from tests.train import test_step
-from s1jax.runtime.sharding import MeshConfig, make_mesh
+from s1jax.runtime.processes import start_processes
+from s1jax.runtime.sharding import MeshConfig
+from tests.support.training import PACKED, run_steps
+start_processes()
 # Neighbours along tensor are devices of different processes.
 devices = np.array(jax.devices()).reshape(2, 4).T.ravel()
-test_step.make_mesh = lambda config, _: make_mesh(config, devices)
 mesh = MeshConfig(data=2, fsdp=2, tensor=2)
-metrics, _ = test_step.run_steps(num_steps=2, mesh_config=mesh, gather=False, batches=test_step.PACKED)
+metrics, _ = run_steps(num_steps=2, mesh_config=mesh, devices=devices, gather=False, batches=PACKED)
 print("metrics", *metrics.ravel())
 """
 
 
-def test_two_processes_equal_one_when_rows_span_them(reference):
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        port = str(s.getsockname()[1])
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", TWO_PROCESSES]
-    processes = [
-        subprocess.Popen([*command, str(i), port], env=env, text=True, stdout=-1, stderr=subprocess.STDOUT)
-        for i in range(2)
-    ]
-    for output in [process.communicate(timeout=300)[0] for process in processes]:
+def test_two_processes_equal_one_when_rows_span_them(reference, processes):
+    for output in processes.run_two("-c", TWO_PROCESSES):
         lines = [line.split()[1:] for line in output.splitlines() if line.startswith("metrics")]
         assert len(lines) == 1, output
         np.testing.assert_allclose(np.array(lines[0], float), reference[0][:2].ravel(), rtol=2e-5)

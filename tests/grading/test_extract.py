@@ -1,0 +1,33 @@
+"""`extract.py`: which part of a response is its answer."""
+
+import pytest
+
+from s1jax.grading.extract import extract_answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"so \boxed{3}, no: \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
+        (r"\boxed{\left\{1, 2\right\}}", r"\left\{1, 2\right\}"),
+        (r"\boxed{\left\{ x \right.} or }", r"\left\{ x \right."),
+        (r"first \boxed{7}, then cut off in \boxed{\frac{1}{", "7"),
+        (r"\boxed{5} and nothing in \boxed{}", "5"),
+        (r"\boxed{x} Answer: 9", "x"),
+        ("Answer: 1\nFinal Answer: 42\nbecause", "42"),
+        ("**Final Answer:**\n\n**42**", "42"),
+        ("Answer: The final answer is 12.5", "12.5"),
+        ("it is 42", None),
+        ("Answer:", None),
+        ("", None),
+    ],
+)
+def test_the_last_box_else_the_line_after_the_last_answer_is_extracted(text, answer):
+    assert extract_answer(text) == answer
+
+
+def test_only_text_after_the_last_answer_delimiter_and_before_the_end_counts():
+    trace = r"I guess \boxed{1}. Answer: 1"
+    assert extract_answer(f"{trace}\n<|im_start|>answer\nNo idea.<|im_end|>") is None
+    assert extract_answer(f"{trace}\n<|im_start|>answer\nFinal Answer: 2<|im_end|>\nAnswer: 3") == "2"
+    assert extract_answer(rf"{trace}<|im_start|>answer \boxed{{2}}<|im_start|>answer \boxed{{4}}") == "4"
