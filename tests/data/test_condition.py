@@ -4,8 +4,6 @@ import pytest
 
 from s1jax.data.condition import Condition
 
-pytestmark = pytest.mark.integration
-
 
 def test_conditions_are_equal_however_their_int8_is_written():
     assert Condition(5, int8=("weights", "cache", "weights")) == Condition(5, int8=("cache", "weights"))

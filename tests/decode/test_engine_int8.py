@@ -17,6 +17,8 @@ from s1jax.model.storage import store_in_int8
 from s1jax.runtime.sharding import MeshConfig
 from tests.support.decoding import RULES, WAIT, at_point, make_engine, make_request
 
+pytestmark = pytest.mark.integration
+
 
 def int8_engine(*int8, mesh_config=None):
     model = make_engine(mesh_config).model

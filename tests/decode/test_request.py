@@ -6,8 +6,6 @@ from tests.support.decoding import (
     make_request,
 )
 
-pytestmark = pytest.mark.integration
-
 
 @pytest.mark.parametrize(
     ("changes", "message"),

@@ -11,6 +11,8 @@ from s1jax.decode.load import load_engine
 from s1jax.ops import cached_attention
 from tests.support.decoding import COMMA, START, THINK, WAIT, at_point, make_engine, make_request, mixed_requests
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.mark.parametrize("num_rows", [2, 6])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -7,8 +7,6 @@ import pytest
 from s1jax.data.condition import Condition
 from s1jax.evaluate.conditions import DecodingConfig, EvaluateConfig, Trace
 
-pytestmark = pytest.mark.integration
-
 
 def test_a_backend_that_serves_no_caches_is_refused_before_the_model_is_read():
     with pytest.raises(ValueError, match="attention is 'splash': over caches, choose xla or pallas"):
@@ -20,6 +18,7 @@ def test_the_conditions_of_a_trace_differ_only_in_their_limits():
         Trace((Condition(5), Condition(5, top_p=0.9, temperature=1.0)))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("num_samples", "temperature", "message"),
     [
@@ -37,6 +36,7 @@ def test_a_bad_number_of_samples_is_refused(config, num_samples, temperature, me
             make()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

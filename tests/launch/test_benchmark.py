@@ -12,11 +12,10 @@ import pytest
 from s1jax.perf.benchmark_convert import convert_figures
 from s1jax.runtime.files import ROOT
 
-pytestmark = pytest.mark.integration
-
 SHORT = ["--examples", "20", "--divide", "100", "--attention", "xla"]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("what", "arguments", "expected"),
     [

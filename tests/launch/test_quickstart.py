@@ -11,8 +11,6 @@ import pytest
 
 from s1jax.runtime.files import ROOT
 
-pytestmark = pytest.mark.integration
-
 
 def test_the_quickstart_ends_with_a_command_that_fits_its_model():
     (command,) = re.findall(r"launch/generate\.py (.*)", (ROOT / "launch" / "quickstart.sh").read_text())
@@ -64,6 +62,7 @@ def quickstart(tmp_path):
     return run
 
 
+@pytest.mark.integration
 def test_the_quickstart_runs_from_the_pool_to_the_figures(quickstart, tmp_path):
     out = tmp_path / "out"
     done = quickstart()
@@ -81,6 +80,7 @@ def test_the_quickstart_runs_from_the_pool_to_the_figures(quickstart, tmp_path):
     assert "maj@k" in done.stderr and "Done in" in done.stderr
 
 
+@pytest.mark.integration
 def test_the_quickstart_refuses_what_is_no_folder_and_explains_itself(quickstart, tmp_path):
     for argument in ("", "--nonesuch"):
         refused = quickstart(argument)

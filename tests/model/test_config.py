@@ -12,7 +12,7 @@ from s1jax.model.config import SIZES, ModelConfig
 from s1jax.model.qwen2 import abstract_params
 from tests.support.models import RULES, YARN, one_device, published
 
-pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.integration]
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.mark.parametrize("size", SIZES)

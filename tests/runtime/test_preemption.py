@@ -12,8 +12,6 @@ import pytest
 from s1jax.checkpoint.train_state import StateStore
 from s1jax.runtime.preemption import Preemption
 
-pytestmark = pytest.mark.integration
-
 LOOP = """
 import ctypes, signal, sys, time
 import jax
@@ -111,6 +109,7 @@ def end_of(process):
     return process.returncode, messages
 
 
+@pytest.mark.integration
 def test_sigterm_while_compiling_ends_the_process_at_once(tmp_path, start):
     process = start(tmp_path, "compile")
     wait_for(process, "compiling")
@@ -119,6 +118,7 @@ def test_sigterm_while_compiling_ends_the_process_at_once(tmp_path, start):
     assert (code, messages) == (143, "terminated while compiling: nothing new to save; the same command resumes\n")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("slow", "line"), [("nothing", "step 7"), ("evaluation", "evaluating")])
 def test_sigterm_in_a_step_or_an_evaluation_saves_that_step(tmp_path, slow, line, start):
     process = start(tmp_path, slow)
@@ -132,6 +132,7 @@ def test_sigterm_in_a_step_or_an_evaluation_saves_that_step(tmp_path, slow, line
     check_saved(tmp_path, step)
 
 
+@pytest.mark.integration
 def test_sigterm_again_and_again_while_a_checkpoint_is_written_breaks_nothing(tmp_path, start):
     process = start(tmp_path, "saving")
     wait_for(process, "writing")
@@ -145,6 +146,7 @@ def test_sigterm_again_and_again_while_a_checkpoint_is_written_breaks_nothing(tm
     check_saved(tmp_path, step)
 
 
+@pytest.mark.integration
 def test_an_interrupt_saves_too_and_a_second_one_leaves_at_once(tmp_path, start):
     process = start(tmp_path, "nothing")
     wait_for(process, "step 3")
@@ -167,6 +169,7 @@ def test_an_interrupt_saves_too_and_a_second_one_leaves_at_once(tmp_path, start)
     assert code == 130 and messages.startswith(first + "interrupted again: stopped at once")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("slow", ["nothing", "evaluation"])
 def test_sigterm_to_one_of_two_processes_stops_both_at_the_same_step(tmp_path, slow, processes):
     first, second = processes.start_two("-c", LOOP, tmp_path, slow)
@@ -188,6 +191,7 @@ def test_sigterm_to_one_of_two_processes_stops_both_at_the_same_step(tmp_path, s
     check_saved(tmp_path, step)
 
 
+@pytest.mark.integration
 def test_both_of_two_processes_leave_at_once_while_compiling(tmp_path, processes):
     both = processes.start_two("-c", LOOP, tmp_path, "compile")
     for process in both:
@@ -199,6 +203,7 @@ def test_both_of_two_processes_leave_at_once_while_compiling(tmp_path, processes
         assert code == 143 and "terminated while compiling" in messages
 
 
+@pytest.mark.integration
 def test_a_signal_that_came_before_a_phase_with_nothing_to_save_ends_it(processes):
     code = "import os, signal, time\nfrom s1jax.runtime.preemption import Preemption\n"
     code += "with Preemption() as p:\n    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(0.5)\n"

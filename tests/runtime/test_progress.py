@@ -6,8 +6,6 @@ import pytest
 
 from s1jax.runtime.progress import _speed, progress
 
-pytestmark = pytest.mark.integration
-
 
 def test_progress_says_nothing_of_a_speed_before_anything_is_done(capsys):
     with progress(840, "decode", "row", initial=4) as bar:
