@@ -73,6 +73,7 @@ store.close()
 """
 
 
+@pytest.mark.integration
 def test_each_of_two_processes_reads_only_what_its_devices_hold_and_they_save_together(tmp_path, processes):
     source = write_checkpoint(tmp_path / "in", tiny_tensors(dtype="BF16", bits=True))
     outputs = processes.run_two("-c", TWO_PROCESSES, source, tmp_path)

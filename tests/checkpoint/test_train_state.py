@@ -17,7 +17,7 @@ from s1jax.checkpoint.orbax import finished_steps
 from s1jax.checkpoint.train_state import StateStore
 from tests.support.checkpoints import State, abstract_of, assert_same, load, make_state, mesh_of, noise
 
-pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.integration]
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def test_a_state_is_restored_bit_for_bit_on_another_mesh(tmp_path):
@@ -243,6 +243,7 @@ store.close()
 """
 
 
+@pytest.mark.integration
 def test_what_two_processes_saved_one_restores_and_the_other_way_round(tmp_path, processes):
     processes.run_two("-c", PROCESS, tmp_path / "two")
     _, state = make_state(mesh_of(4, 1, 1), seed=7)
@@ -266,6 +267,7 @@ for step in itertools.count((store.latest_step() or 0) + 1):
 """
 
 
+@pytest.mark.integration
 def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path, rng, processes):
     for _ in range(3):
         before = max(finished_steps(tmp_path), default=0)
@@ -321,6 +323,7 @@ def small_disk(tmp_path):
 
 
 # Of a checkpoint there is room for nothing, for some arrays, or for all but the last of its records.
+@pytest.mark.integration
 @pytest.mark.parametrize("share", [0, 0.02, 0.8, 0.998])
 def test_a_full_disk_ends_the_run_with_one_clear_message_and_the_checkpoint_before_loads(small_disk, share, processes):
     (done,) = processes.finish(processes.start("-c", FILL_THE_DISK, small_disk, share))

@@ -16,8 +16,6 @@ from s1jax.runtime.sharding import MeshConfig, ShardingRules, make_mesh
 from tests.support.decoding import changed, make_request
 from tests.support.models import random_params
 
-pytestmark = pytest.mark.integration
-
 
 @pytest.fixture
 def config(tiny_model, tmp_path):

@@ -18,7 +18,6 @@ def test_the_conditions_of_a_trace_differ_only_in_their_limits():
         Trace((Condition(5), Condition(5, top_p=0.9, temperature=1.0)))
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize(
     ("num_samples", "temperature", "message"),
     [
@@ -36,7 +35,6 @@ def test_a_bad_number_of_samples_is_refused(config, num_samples, temperature, me
             make()
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -16,8 +16,6 @@ from s1jax.runtime.files import ROOT
 from s1jax.runtime.sharding import MeshConfig
 from tests.support.samples import comparable
 
-pytestmark = pytest.mark.integration
-
 
 def with_decoding(config, **changes):
     return replace(config, decoding=replace(config.decoding, **changes))
@@ -35,6 +33,7 @@ def command_of(tmp_path):
     return command_of
 
 
+@pytest.mark.integration
 def test_a_run_killed_twice_loses_and_repeats_no_row(config, tmp_path, command_of, processes):
     questions = [dict(question=f"{i} + 1?", answer=str(i + 1)) for i in range(12)]
     (tmp_path / "sums.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
@@ -55,6 +54,7 @@ def test_a_run_killed_twice_loses_and_repeats_no_row(config, tmp_path, command_o
     assert comparable(sweep(config)) == comparable(sweep(whole))
 
 
+@pytest.mark.integration
 def test_two_processes_write_what_one_does_once(config, tmp_path, command_of, processes):
     # Long enough for the cache to grow.
     config = replace(config, max_thinking_tokens=(0, 5, 150), num_ignore=(0, 20))
@@ -69,6 +69,7 @@ def test_two_processes_write_what_one_does_once(config, tmp_path, command_of, pr
     assert max(row["num_thinking_tokens"] for row in read_samples(one)) > 2 * batch.SMALLEST_CAPACITY
 
 
+@pytest.mark.integration
 def test_a_killed_run_goes_on_where_it_stopped(config, monkeypatch):
     whole = sweep(config).read_text().splitlines(keepends=True)
     torn = "".join(whole[:8]) + whole[8][:40]
@@ -81,6 +82,7 @@ def test_a_killed_run_goes_on_where_it_stopped(config, monkeypatch):
     assert sum(len(request.points) for request in set(decoded)) == len(whole) - 8
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("whole", [0, 1, 3])
 def test_a_last_row_that_lacks_its_line_break_or_more_is_mended(config, whole):
     rows = sweep(config).read_text().splitlines(keepends=True)
@@ -96,6 +98,7 @@ def in_first_format(line):
     return json.dumps(row | {"config_hash": "0123456789ab"})
 
 
+@pytest.mark.integration
 def test_a_file_that_is_not_one_of_whole_sample_rows_is_left_as_it_is(config):
     output = sweep(config)
     old = "".join(in_first_format(line) + "\n" for line in output.read_text().splitlines())
@@ -112,6 +115,7 @@ def test_a_file_that_is_not_one_of_whole_sample_rows_is_left_as_it_is(config):
         assert output.read_text() == text
 
 
+@pytest.mark.integration
 def test_an_edited_benchmark_is_noticed_and_an_edited_tokenizer_makes_rows_of_its_own(config, tiny_model, tmp_path):
     copy = shutil.copytree(tiny_model, tmp_path / "copy")
     config = with_decoding(config, model=str(copy), limit=2)
@@ -133,6 +137,7 @@ def test_an_edited_benchmark_is_noticed_and_an_edited_tokenizer_makes_rows_of_it
     assert len({row["weights"] for row in read_samples(output)}) == 1
 
 
+@pytest.mark.integration
 def test_more_rows_than_requests_are_not_allocated(config):
     whole = sweep(config).read_text().splitlines()
     output = Path(config.decoding.output)
@@ -151,6 +156,7 @@ def test_an_impossible_output_is_refused_before_the_model_is_loaded(config, outp
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.integration
 def test_an_error_before_the_first_row_leaves_no_file_and_is_not_followed_by_progress(
     config, tmp_path, monkeypatch, capsys
 ):

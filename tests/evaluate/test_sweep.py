@@ -15,14 +15,13 @@ from s1jax.results.samples import COLUMNS, read_samples
 from s1jax.runtime.config import parse_command
 from tests.support.samples import comparable
 
-pytestmark = pytest.mark.integration
-
 
 def drawn(config, **changes):
     """The config with answers drawn at temperature 1, and other changes of its condition."""
     return replace(config, condition=replace(config.condition, temperature=1.0, **changes))
 
 
+@pytest.mark.integration
 def test_a_sweep_is_one_row_per_point_problem_and_sample_with_the_contracts_columns(config):
     rows = read_samples(sweep(replace(drawn(config), num_samples=2)))
     keys = {(r["problem_id"], r["max_thinking_tokens"], r["num_ignore"], r["sample_index"]) for r in rows}
@@ -35,6 +34,7 @@ def test_a_sweep_is_one_row_per_point_problem_and_sample_with_the_contracts_colu
     assert all(point["num_over_budget"] == 0 for point in thinking_curve(rows))
 
 
+@pytest.mark.integration
 def test_points_and_number_of_rows_change_no_row(config, tmp_path):
     apart = []
     for i, condition in enumerate(grid(config).conditions):

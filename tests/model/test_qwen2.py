@@ -15,7 +15,7 @@ from s1jax.model.config import ModelConfig
 from s1jax.model.qwen2 import abstract_params, graphdef, init_cache, unstack
 from tests.support.models import RULES, full_logits, one_device, random_tokens
 
-pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.integration]
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 # What changes no logit.
 
@@ -45,6 +45,7 @@ def assert_same(x, y, tolerance: float = 1e-5):
     np.testing.assert_allclose(x, y, atol=tolerance * np.abs(y).max(), rtol=0)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("segments", [[1] * 10, [1, 1, 1, 2, 2, 2, 2, 0, 0, 0]], ids=["whole", "packed"])
 def test_no_logit_depends_on_the_future_or_on_another_segment(segments, layout):
@@ -61,6 +62,7 @@ def test_no_logit_depends_on_the_future_or_on_another_segment(segments, layout):
     np.testing.assert_array_equal(influences > 0, may)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("left", [False, True], ids=["right", "left"])
 def test_padding_changes_no_logit(left, layout):
@@ -76,6 +78,7 @@ def test_padding_changes_no_logit(left, layout):
     assert_same(tiny_logits(layout)(padded_tokens, positions, segment_ids)[:, real], alone)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_packed_segments_give_what_each_gives_alone(layout):
     tokens = random_tokens(TINY, (2, 13))
@@ -86,6 +89,7 @@ def test_packed_segments_give_what_each_gives_alone(layout):
     assert_same(packed[:, 5:], tiny_logits(layout)(tokens[:, 5:]))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_batch_mates_change_nothing(layout):
     tokens = random_tokens(TINY, (4, 8))
@@ -96,6 +100,7 @@ def test_batch_mates_change_nothing(layout):
     np.testing.assert_array_equal(tiny_logits(layout)(others)[2], together[2])
 
 
+@pytest.mark.integration
 def test_shifting_all_positions_changes_logits_by_rounding_only():
     tokens = random_tokens(TINY, (2, 16))
     positions = np.tile(np.arange(16), (2, 1))
@@ -104,11 +109,13 @@ def test_shifting_all_positions_changes_logits_by_rounding_only():
         assert_same(logits(tokens, positions + 20000), logits(tokens, positions), tolerance)
 
 
+@pytest.mark.integration
 def test_stacked_and_per_layer_layouts_give_the_same_logits():
     tokens = random_tokens(TINY, (2, 16))
     assert_same(tiny_logits("stacked")(tokens), tiny_logits("per_layer")(tokens))
 
 
+@pytest.mark.integration
 def test_remat_changes_no_gradient():
     tokens = jnp.asarray(random_tokens(TINY, (2, 8)))
     positions, ones = jnp.tile(jnp.arange(8), (2, 1)), jnp.ones((2, 8), jnp.int32)
@@ -121,6 +128,7 @@ def test_remat_changes_no_gradient():
     jax.tree.map(assert_same, gradient(tiny_params("stacked"), "full"), gradient(tiny_params("stacked"), "none"))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("chunks", [[5, *[1] * 8], [13], [3, 5, 5], [1] * 13], ids=str)
 def test_cached_decode_equals_the_full_forward(chunks):
     B, T, capacity = 3, 13, 20
@@ -162,6 +170,7 @@ def test_a_cache_in_the_stacked_layout_is_refused():
         model(ones, ones, ones, init_cache(TINY, 1, 4, RULES))
 
 
+@pytest.mark.integration
 def test_bfloat16_compute_keeps_norms_and_logits_in_float32():
     config = dataclasses.replace(TINY, dtype="bfloat16")
     model = nnx.merge(graphdef(config, RULES, "per_layer"), tiny_params("per_layer"))

@@ -10,8 +10,6 @@ from s1jax.model.config import ModelConfig
 from s1jax.ops.rope import apply_rope, rope_attention_factor, rope_frequencies, rotation_at
 from tests.support.models import YARN, published, relative_error
 
-pytestmark = pytest.mark.integration
-
 torch = pytest.importorskip("torch")
 
 

@@ -6,8 +6,6 @@ import pytest
 
 from s1jax.perf.compiled import REMATERIALISATION, stderr_to_text, written_in_loops
 
-pytestmark = pytest.mark.integration
-
 
 @pytest.mark.parametrize("in_a_branch", [False, True])
 def test_an_array_that_a_loop_writes_is_found(in_a_branch):

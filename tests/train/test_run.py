@@ -33,7 +33,7 @@ from s1jax.train.step import StepConfig, to_device
 from tests.support.tokenizers import byte_tokenizer
 from tests.support.training import CONFIG, OPTIMIZER, ROWS, RULES, params_on
 
-pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.integration]
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture
@@ -59,6 +59,7 @@ def losses_of(output):
     return [json.loads(line)["loss"] for line in (Path(output) / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.integration
 def test_a_run_learns_exports_and_keeps_rejected_rows_aside(run_config):
     hf = train(run_config)
     losses = losses_of(run_config.output)
@@ -75,6 +76,7 @@ def test_a_run_learns_exports_and_keeps_rejected_rows_aside(run_config):
     )
 
 
+@pytest.mark.integration
 def test_the_next_batch_is_made_while_the_devices_run_a_step(run_config, monkeypatch):
     metrics, are_ready = [], []
     compile_run, put = run.compile_run, run.to_device
@@ -140,6 +142,7 @@ def exported(config):
     return (Path(config.output) / "hf" / "model.safetensors").read_bytes()
 
 
+@pytest.mark.integration
 def test_a_run_killed_at_three_random_moments_resumes_to_the_bit(run_config, tmp_path, code_of, processes, rng):
     run_config = replace(run_config, save_every=2)
     whole = replace(run_config, output=str(tmp_path / "whole"))
@@ -160,6 +163,7 @@ def test_a_run_killed_at_three_random_moments_resumes_to_the_bit(run_config, tmp
     assert exported(run_config) == exported(whole), moments
 
 
+@pytest.mark.integration
 def test_sigterm_saves_the_step_it_is_at_and_the_run_resumes_to_the_bit(run_config, tmp_path, code_of, processes):
     run_config = replace(run_config, save_every=100)
     whole = replace(run_config, output=str(tmp_path / "whole"))
@@ -176,6 +180,7 @@ def test_sigterm_saves_the_step_it_is_at_and_the_run_resumes_to_the_bit(run_conf
     assert losses_of(output) == losses_of(whole.output) and exported(run_config) == exported(whole)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("patch", "doing", "saved"),
     [
@@ -211,6 +216,7 @@ def test_sigterm_ends_a_run_that_compiles_or_evaluates(patch, doing, saved, run_
         assert eval_losses_of(config.output) == eval_losses_of(whole.output)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("devices", "mesh"),
     [
@@ -237,6 +243,7 @@ def test_a_run_resumed_on_another_mesh_equals_the_uninterrupted_one(devices, mes
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *params)
 
 
+@pytest.mark.integration
 def test_two_processes_take_over_a_run_of_one_stop_together_and_give_it_back(
     run_config, tmp_path, code_of, processes, monkeypatch
 ):
@@ -266,6 +273,7 @@ def test_two_processes_take_over_a_run_of_one_stop_together_and_give_it_back(
     np.testing.assert_allclose(losses_of(config.output), losses_of(whole.output), rtol=1e-5)
 
 
+@pytest.mark.integration
 def test_held_out_loss_is_measured_and_the_best_checkpoint_kept(run_config, tmp_path):
     held_out = tmp_path / "held_out.jsonl"
     held_out.write_text("".join(json.dumps(row) + "\n" for row in ROWS[:5]))
@@ -284,6 +292,7 @@ def test_held_out_loss_is_measured_and_the_best_checkpoint_kept(run_config, tmp_
     assert {best, 12} == set(finished_steps(Path(config.output) / "checkpoints"))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("frozen", [pytest.param("float", marks=pytest.mark.slow), "nf4"])
 def test_a_lora_run_learns_resumes_and_exports_a_merged_model(frozen, run_config, monkeypatch):
     config = replace(
@@ -309,6 +318,7 @@ def test_a_lora_run_learns_resumes_and_exports_a_merged_model(frozen, run_config
     np.testing.assert_allclose(first, last, rtol=1e-4)
 
 
+@pytest.mark.integration
 def test_tensorboard_holds_the_metrics(run_config):
     from tensorboardX.proto.event_pb2 import Event
 
@@ -325,6 +335,7 @@ def test_tensorboard_holds_the_metrics(run_config):
     assert {"grad_norm", "learning_rate", "tokens_per_s"} <= set(found)
 
 
+@pytest.mark.integration
 def test_trackers_are_given_every_step_and_an_absent_one_is_named(run_config, monkeypatch):
     seen = []
 
@@ -356,6 +367,7 @@ def stop_after(monkeypatch, num_steps):
     monkeypatch.setattr(run, "to_device", place)
 
 
+@pytest.mark.integration
 def test_a_run_goes_on_with_other_fields_that_change_no_result_and_without_the_source_weights(
     run_config, tmp_path, monkeypatch
 ):
@@ -376,6 +388,7 @@ def test_a_run_goes_on_with_other_fields_that_change_no_result_and_without_the_s
     assert finished_steps(Path(run_config.output) / "checkpoints") == [10, 12]
 
 
+@pytest.mark.integration
 def test_a_finished_run_is_done_and_only_a_missing_or_damaged_export_is_made_again(run_config, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     hf = train(run_config)
@@ -424,6 +437,7 @@ def test_what_lies_in_the_way_of_a_runs_files_is_refused_at_the_start(run_config
     assert not list(output.iterdir())
 
 
+@pytest.mark.integration
 def test_a_run_directory_of_another_run_is_refused(run_config):
     train(replace(run_config, data=replace(run_config.data, num_epochs=1), save_every=2))
     run_config = replace(run_config, data=replace(run_config.data, num_epochs=1))
@@ -464,6 +478,7 @@ def test_what_does_not_fit_the_model_is_refused_before_its_weights_are_read(run_
     assert not Path(run_config.output).exists()
 
 
+@pytest.mark.integration
 def test_cut_examples_are_reported(run_config, caplog):
     caplog.set_level(logging.INFO)
     cut = replace(run_config.data, max_length=100, too_long="truncate", num_epochs=1)
@@ -475,6 +490,7 @@ def test_cut_examples_are_reported(run_config, caplog):
     assert found and 0 < int(found[1]) < 20
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("save_every", "message"),
     [(100, r"step \d+: the loss is"), (1, r"step \d+: the norm of the parameters is (inf|nan) after the update")],
@@ -489,6 +505,7 @@ def test_a_destroyed_model_stops_the_run_before_it_is_saved(save_every, message,
     assert saved == ([1] if save_every == 1 else []), "step 0 has no learning rate yet"
 
 
+@pytest.mark.integration
 def test_a_loss_that_is_not_finite_names_its_step_and_the_rows_in_it(run_config):
     with pytest.raises(ValueError, match=r"step \d+: the loss is .*(nan|inf).*Its rows: \d+(, \d+){3,7}") as error:
         train(replace(run_config, optimizer=replace(OPTIMIZER, learning_rate=1.0, weight_decay=1e30)))
@@ -534,6 +551,7 @@ def test_a_run_does_not_take_the_models_own_directory(run_config):
         train(replace(run_config, output=run_config.model))
 
 
+@pytest.mark.integration
 def test_an_evaluation_that_is_made_later_counts_for_the_best(run_config, monkeypatch):
     config = replace(run_config, eval_source=run_config.data.source, eval_every=2, save_every=2, keep=1)
     with monkeypatch.context() as patch:

@@ -27,7 +27,7 @@ from s1jax.train.step import (
 )
 from tests.support.training import CONFIG, OPTIMIZER, PACKED, RULES, make_packer, params_on, run_steps
 
-pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.integration]
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +40,7 @@ def assert_same_run(run, reference):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), run[1], reference[1])
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "changes",
     [
@@ -108,6 +109,7 @@ def one_by_one(loss_average, step):
     return float(total[0]), total[1]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("loss_average", ["sequence", "token"])
 def test_packed_padded_and_single_examples_give_the_same_loss_and_gradients(loss_average):
     alone = one_by_one(loss_average, 1)
@@ -123,6 +125,7 @@ def test_packed_padded_and_single_examples_give_the_same_loss_and_gradients(loss
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), together[1], alone[1])
 
 
+@pytest.mark.integration
 def test_steps_equal_torch(tmp_path, reference):
     """The same weights, batches and recipe in transformers with torch.optim.AdamW."""
     import torch
@@ -165,6 +168,7 @@ def test_steps_equal_torch(tmp_path, reference):
     jax.tree_util.tree_map_with_path(moved_alike, reference[1], jax.device_get(trained), first)
 
 
+@pytest.mark.integration
 def test_bfloat16_state_follows_float32(reference):
     config = replace(CONFIG, dtype="bfloat16")
     metrics, params = run_steps(config=config, param_dtype="bfloat16")
@@ -172,6 +176,7 @@ def test_bfloat16_state_follows_float32(reference):
     np.testing.assert_allclose(metrics[:, 0], reference[0][:, 0], rtol=5e-3)
 
 
+@pytest.mark.integration
 def test_the_loss_without_gradients_is_that_of_the_step(reference):
     mesh = make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
     params = params_on(mesh)
@@ -184,6 +189,7 @@ def test_the_loss_without_gradients_is_that_of_the_step(reference):
         )
 
 
+@pytest.mark.integration
 def test_adapters_alone_are_trained_and_hold_all_the_state():
     config = replace(CONFIG, lora=LoraConfig(rank=4))
     mesh = make_mesh(MeshConfig(fsdp=4), jax.devices()[:4])
@@ -205,6 +211,7 @@ def test_adapters_alone_are_trained_and_hold_all_the_state():
     assert sum(x.size for x in jax.tree.leaves(state.opt_state)) < 2 * num_adapters + 10
 
 
+@pytest.mark.integration
 def test_shorter_micro_batches_share_the_memory_of_longer_ones():
     """A single micro-batch does not depend on the loop's counter, so XLA would move it out of the loop if the step let it."""
     mesh = make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
@@ -246,6 +253,7 @@ print("metrics", *metrics.ravel())
 """
 
 
+@pytest.mark.integration
 def test_two_processes_equal_one_when_rows_span_them(reference, processes):
     for output in processes.run_two("-c", TWO_PROCESSES):
         lines = [line.split()[1:] for line in output.splitlines() if line.startswith("metrics")]
