@@ -322,7 +322,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", tmp_path / "disk"], check=True)
 
 
-# Of a checkpoint there is room for nothing, for some arrays, or for all but the last of its records.
+# The disk has room for nothing of a checkpoint, for some arrays, or for all but the last of its records.
 @pytest.mark.integration
 @pytest.mark.parametrize("share", [0, 0.02, 0.8, 0.998])
 def test_a_full_disk_ends_the_run_with_one_clear_message_and_the_checkpoint_before_loads(small_disk, share, processes):

@@ -47,10 +47,10 @@ def test_forks_rows_and_devices_change_no_token_in_eight_bits_but_where_the_cach
         i: tuple(engine.decode([at_point(request, point)])[0] for point in points) for i, request in enumerate(requests)
     }
     sharded = dict(int8_engine(*int8, mesh_config=MeshConfig(data=4, fsdp=1, tensor=2)).stream(requests))
-    # Of 5 traces, of which a tipped one may change all of its points.
-    most = 1 if "cache" in int8 else 0
+    # There are 5 traces. One that the cache tips may change all of its points.
+    max_changed = 1 if "cache" in int8 else 0
     for others in (single, sharded):
-        assert sum(forked[i] != others[i] for i in forked) <= most
+        assert sum(forked[i] != others[i] for i in forked) <= max_changed
         differing = [(a, b) for i in forked for a, b in zip(forked[i], others[i], strict=True) if a != b]
         # They differ from a token on that was drawn (in one of them perhaps an end of thinking, for which a forced one stands).
         for a, b in differing:

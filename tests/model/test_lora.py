@@ -118,11 +118,11 @@ def assert_same(ours, wanted, atol):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [({"rank": 0}, "rank is 0"), ({"alpha": 0.0}, "alpha is 0"), ({"targets": ("lm_head",)}, "lm_head"), ({"targets": ()}, "targets")],
 )  # fmt: skip
-def test_adapters_that_make_no_sense_are_refused(changes, told):
-    with pytest.raises(ValueError, match=told):
+def test_adapters_that_make_no_sense_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
         LoraConfig(**changes)
 
 

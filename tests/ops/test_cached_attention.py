@@ -125,8 +125,8 @@ def test_what_a_query_may_not_see_weighs_nothing_at_all():
 
 @pytest.mark.integration
 def test_blocks_in_which_a_row_sees_nothing_are_not_read():
-    # Of the rows one sees a block, the second is done, the third sees two with a free one between, and the last another than that whose
-    # positions are yet to come.
+    # The first row sees one block and the second row is done. The third sees two blocks with a free one between them. The last has
+    # two filled blocks, but the positions of one are yet to come.
     filled = np.zeros((B, S), np.int32)
     filled[0, BLOCK : BLOCK + 9] = filled[1:3, :9] = filled[2, 2 * BLOCK : 2 * BLOCK + 9] = filled[3, -1] = 1
     filled[3, BLOCK : 2 * BLOCK] = 1

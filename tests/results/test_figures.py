@@ -221,7 +221,7 @@ def test_characters_that_the_font_lacks_are_no_warnings(tmp_path):
 
 def test_series_differ_in_luminance_or_blue_yellow_as_well_as_in_marker():
     assert len(set(_MARKERS)) == 8 and len(set(_COLORS)) == 7  # coprime
-    # Two colours are told apart without red-green vision where what is left differs: luminance, or blue against the rest.
+    # Without red-green vision, two colours differ if their luminance or their share of blue differs.
     left = [(0.2126 * r + 0.7152 * g + 0.0722 * b, b - (r + g) / 2) for r, g, b in map(to_rgb, _COLORS)]
     apart = [np.hypot(*np.subtract(a, b)) for i, a in enumerate(left) for b in left[:i]]
     assert min(apart) > 0.08

@@ -47,7 +47,7 @@ def published(size: str, **changes) -> dict:
 
 
 def full_logits(config: ModelConfig, layout: str, params, tokens, positions=None, segment_ids=None):
-    """Logits [B, T, V] of whole sequences; one segment that starts at 0 unless told otherwise."""
+    """Return logits [B, T, V] of whole sequences; by default, each is one segment that starts at 0."""
     tokens = jnp.asarray(tokens)
     positions = (
         jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape) if positions is None else jnp.asarray(positions)
