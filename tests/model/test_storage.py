@@ -18,6 +18,7 @@ from tests.support.decoding import CONFIG, RULES
 from tests.support.models import in_nf4, random_params
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 def test_a_stack_is_stored_as_its_layers_are(kind):
     mesh = make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
@@ -67,6 +68,7 @@ def logits(config, params, num_tokens=6, with_cache=False):
     return compute(params)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_model_computes_with_what_its_stored_weights_stand_for(tied):
     config = dataclasses.replace(CONFIG, tie_word_embeddings=tied)

@@ -431,7 +431,7 @@ def test_what_lies_in_the_way_of_a_runs_files_is_refused_at_the_start(run_config
         (output / name).unlink()
     for name in ("metrics.jsonl", "train_config.json"):
         (output / name).mkdir()
-        with pytest.raises(ValueError, match=f"{name} cannot be written: it is no file"):
+        with pytest.raises(ValueError, match=f"{name} cannot be written: it is not a file"):
             train(run_config)
         (output / name).rmdir()
     assert not list(output.iterdir())
