@@ -92,6 +92,7 @@ def test_each_of_two_processes_reads_only_what_its_devices_hold_and_they_save_to
         np.testing.assert_array_equal(np.load(tmp_path / f"made{process}.npy"), drawn)
 
 
+@pytest.mark.integration
 def test_a_pre_sharded_checkpoint_is_the_same_on_any_mesh_and_in_either_layout(tmp_path):
     source = write_checkpoint(tmp_path / "in", tiny_tensors(False, "BF16", bits=True), tie_word_embeddings=False)
     config, params = load(source)
@@ -127,6 +128,7 @@ def test_a_pre_sharded_checkpoint_that_lost_a_file_is_refused(tmp_path):
         load(tmp_path / "orbax")
 
 
+@pytest.mark.integration
 def test_a_training_run_and_each_of_its_steps_is_a_model(tmp_path, qwen_tokenizer, shared):
     mesh = mesh_of()
     run = tmp_path / "run"
