@@ -14,6 +14,7 @@ MAX_LINES, MAX_LINES_OF_A_COMMAND = 420, 80
 PYTHON_SOURCES = sorted(
     path for folder in ("s1jax", "data_tools", "launch", "configs") for path in (ROOT / folder).rglob("*.py")
 )
+TEST_FILES = sorted((ROOT / "tests").glob("*/test_*.py"))
 
 
 def name_of(path: Path) -> str:
@@ -56,3 +57,27 @@ def test_a_source_file_is_short_and_no_grab_bag(path):
     lines = path.read_text().count("\n")
     assert lines <= limit, f"{path.name} has {lines} lines: split it by idea"
     assert path.stem not in ("utils", "util", "helpers", "common", "misc")
+
+
+def test_a_test_file_is_named_after_the_file_it_tests():
+    """`test_FILE.py`, or `test_FILE_ASPECT.py` if one file has several ideas to test; `test_commands.py` is about all commands."""
+    strangers = []
+    for path in TEST_FILES:
+        folder = path.parent.name
+        if folder == "launch":
+            tested = [Path("commands"), *(ROOT / "launch").glob("*.*")]
+        elif folder == "data_tools":
+            tested = (ROOT / "data_tools").rglob("*")
+        else:
+            tested = (ROOT / "s1jax" / folder).glob("*.py")
+        name = path.stem.removeprefix("test_")
+        if not any(name == file.stem or name.startswith(file.stem + "_") for file in tested):
+            strangers.append(name_of(path))
+    assert not strangers
+
+
+def test_no_test_file_imports_another():
+    imports = re.compile(
+        r"^\s*(from|import) tests\.\w+(\.\w+)*\.test_|^\s*from tests\.\w+ import .*test_|import \*", re.M
+    )
+    assert [name_of(path) for path in TEST_FILES if imports.search(path.read_text())] == []

@@ -15,6 +15,7 @@ def python_blocks(page: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.integration
 def test_the_example_of_the_tour_loads_a_model_and_prints_its_answer(tiny_model, capsys):
     (example,) = python_blocks("docs/tour.md")
     code = "\n".join(line for line in example.splitlines() if line.strip())

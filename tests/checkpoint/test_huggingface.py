@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +17,8 @@ from s1jax.checkpoint.export import save_hf
 from s1jax.model.qwen2 import abstract_params
 from s1jax.ops import bits
 from s1jax.runtime.command import listed
+from s1jax.runtime.files import ROOT
 from tests.support.checkpoints import RULES, assert_same, load, mesh_of, raw, tiny_tensors, write_checkpoint
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(

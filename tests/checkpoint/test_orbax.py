@@ -1,11 +1,7 @@
 """Pre-sharded checkpoints and training runs are models too."""
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -31,17 +27,10 @@ from tests.support.checkpoints import (
     write_checkpoint,
 )
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
 TWO_PROCESSES = """
-import os, sys
+import sys
 from pathlib import Path
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 import jax
-process, port, source, out = int(sys.argv[1]), *sys.argv[2:5]
-jax.distributed.initialize(f"localhost:{port}", 2, process)
 import numpy as np
 from jax.experimental import multihost_utils
 from s1jax.checkpoint import safetensors
@@ -50,6 +39,9 @@ from s1jax.checkpoint.source import load_model, resolve_source
 from s1jax.model.qwen2 import init_params
 from s1jax.runtime.sharding import MeshConfig, ShardingRules, make_mesh
 from s1jax.checkpoint.train_state import StateStore
+from s1jax.runtime.processes import start_processes
+start_processes()
+source, out = sys.argv[1:]
 num_read = 0
 read_exactly = safetensors.read_exactly
 def counting(file, buffer, offset):
@@ -73,7 +65,7 @@ for mesh in (halves, columns, copies):
 save_hf(out + "/hf", config, params, None, None)
 save_params(out + "/orbax", config, params, Path(source))
 made = init_params(config, ShardingRules(), "stacked", columns, 5, part=lambda tree: tree["embed_tokens"])
-np.save(out + "/made" + sys.argv[1], multihost_utils.process_allgather(made["weight"], tiled=True))
+np.save(f"{out}/made{jax.process_index()}", multihost_utils.process_allgather(made["weight"], tiled=True))
 store = StateStore(out + "/run/checkpoints", keep=1)
 store.save(1, {"params": params}, {"a": 1})
 store.save(2, {"params": params}, {"a": 2})
@@ -81,21 +73,10 @@ store.close()
 """
 
 
-def test_each_of_two_processes_reads_only_what_its_devices_hold_and_they_save_together(tmp_path):
+@pytest.mark.integration
+def test_each_of_two_processes_reads_only_what_its_devices_hold_and_they_save_together(tmp_path, processes):
     source = write_checkpoint(tmp_path / "in", tiny_tensors(dtype="BF16", bits=True))
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        port = s.getsockname()[1]
-    command = [sys.executable, "-c", TWO_PROCESSES]
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"PYTHONPATH": str(ROOT)}
-    processes = [
-        subprocess.Popen(
-            [*command, str(i), str(port), source, tmp_path], env=env, text=True, stdout=-1, stderr=subprocess.STDOUT
-        )
-        for i in range(2)
-    ]
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    outputs = processes.run_two("-c", TWO_PROCESSES, source, tmp_path)
     for output in outputs:
         shares = [float(line.split()[1]) for line in output.splitlines() if line.startswith("share")]
         assert len(shares) == 3 and shares[0] < 0.6 and shares[1] < 0.6 and shares[2] == 1.0
@@ -111,6 +92,7 @@ def test_each_of_two_processes_reads_only_what_its_devices_hold_and_they_save_to
         np.testing.assert_array_equal(np.load(tmp_path / f"made{process}.npy"), drawn)
 
 
+@pytest.mark.integration
 def test_a_pre_sharded_checkpoint_is_the_same_on_any_mesh_and_in_either_layout(tmp_path):
     source = write_checkpoint(tmp_path / "in", tiny_tensors(False, "BF16", bits=True), tie_word_embeddings=False)
     config, params = load(source)
@@ -146,6 +128,7 @@ def test_a_pre_sharded_checkpoint_that_lost_a_file_is_refused(tmp_path):
         load(tmp_path / "orbax")
 
 
+@pytest.mark.integration
 def test_a_training_run_and_each_of_its_steps_is_a_model(tmp_path, qwen_tokenizer, shared):
     mesh = mesh_of()
     run = tmp_path / "run"

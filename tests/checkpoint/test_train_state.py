@@ -1,10 +1,10 @@
+"""`train_state.py`: saving and restoring states, damage, full disks, kills and several processes."""
+
 import os
 import re
 import shutil
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,7 @@ from s1jax.checkpoint.orbax import finished_steps
 from s1jax.checkpoint.train_state import StateStore
 from tests.support.checkpoints import State, abstract_of, assert_same, load, make_state, mesh_of, noise
 
-ROOT = Path(__file__).resolve().parents[2]
-pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.integration]
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def test_a_state_is_restored_bit_for_bit_on_another_mesh(tmp_path):
@@ -223,16 +222,14 @@ def test_arrays_in_host_memory_are_saved_and_restored_there(tmp_path):
 
 
 PROCESS = """
-import os, sys
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+import sys
 import jax
-process, port, directory = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-jax.distributed.initialize(f"localhost:{port}", 2, process)
 import numpy as np
 from s1jax.checkpoint.train_state import StateStore
+from s1jax.runtime.processes import start_processes
 from tests.support.checkpoints import abstract_of, make_state, mesh_of
-store = StateStore(directory, keep=5)
+start_processes()
+store = StateStore(sys.argv[1], keep=5)
 _, state = make_state(mesh_of(data=2, fsdp=2), seed=store.latest_step() or 7)
 if store.latest_step() is None:
     store.save(7, state, {"seed": 7})
@@ -246,6 +243,7 @@ store.close()
 """
 
 
+@pytest.mark.integration
 def test_what_two_processes_saved_one_restores_and_the_other_way_round(tmp_path, processes):
     processes.run_two("-c", PROCESS, tmp_path / "two")
     _, state = make_state(mesh_of(4, 1, 1), seed=7)
@@ -269,15 +267,11 @@ for step in itertools.count((store.latest_step() or 0) + 1):
 """
 
 
-def start(code, *arguments):
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, "-c", code, *arguments], env=env, text=True, stdout=-1, stderr=-1)
-
-
-def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path, rng):
+@pytest.mark.integration
+def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path, rng, processes):
     for _ in range(3):
         before = max(finished_steps(tmp_path), default=0)
-        process = start(SAVE_FOREVER, tmp_path)
+        process = processes.start("-c", SAVE_FOREVER, tmp_path)
         deadline = time.monotonic() + 60
         while max(finished_steps(tmp_path), default=0) < before + 5:
             assert time.monotonic() < deadline and process.poll() is None, process.stderr.read()
@@ -328,14 +322,14 @@ def small_disk(tmp_path):
     subprocess.run(["umount", tmp_path / "disk"], check=True)
 
 
-# Of a checkpoint there is room for nothing, for some arrays, or for all but the last of its records.
+# The disk has room for nothing of a checkpoint, for some arrays, or for all but the last of its records.
+@pytest.mark.integration
 @pytest.mark.parametrize("share", [0, 0.02, 0.8, 0.998])
-def test_a_full_disk_ends_the_run_with_one_clear_message_and_the_checkpoint_before_loads(small_disk, share):
-    process = start(FILL_THE_DISK, small_disk, str(share))
-    _, stderr = process.communicate(timeout=100)
+def test_a_full_disk_ends_the_run_with_one_clear_message_and_the_checkpoint_before_loads(small_disk, share, processes):
+    (done,) = processes.finish(processes.start("-c", FILL_THE_DISK, small_disk, share))
     steps = small_disk / "checkpoints"
-    assert re.fullmatch(rf"error: cannot save step 2 in {steps}: the disk is full \(.* GB were free\); .*\n", stderr)
-    assert process.returncode == 1
+    assert re.fullmatch(rf"error: cannot save step 2 in {steps}: the disk is full \(.* GB were free\); .*\n", done.err)
+    assert done.code == 1
     assert finished_steps(steps) == [1]
     (small_disk / "filler").unlink()
     store = StateStore(steps, keep=1)

@@ -9,6 +9,9 @@ from s1jax.data.chat import ChatFormat
 from s1jax.data.rows import read_rows
 from tests.support.tokenizers import CHATML, SPECIALS, byte_tokenizer
 
+# The second is fetched with its model.
+REAL_TOKENIZERS = ["qwen_tokenizer", pytest.param("smollm_tokenizer", marks=pytest.mark.integration)]
+
 
 @pytest.fixture(scope="module")
 def smollm_tokenizer(real_model):
@@ -31,8 +34,7 @@ AWKWARD = [
 ]
 
 
-@pytest.mark.integration
-@pytest.mark.parametrize("tokenizer_name", ["qwen_tokenizer", "smollm_tokenizer"])
+@pytest.mark.parametrize("tokenizer_name", REAL_TOKENIZERS)
 def test_example_is_the_whole_text_tokenised_at_once_on_real_rows(tokenizer_name, shared, request):
     tokenizer = request.getfixturevalue(tokenizer_name)
     chat = ChatFormat.of(tokenizer)
@@ -44,7 +46,7 @@ def test_example_is_the_whole_text_tokenised_at_once_on_real_rows(tokenizer_name
         assert chat.encode_example(*texts)[0] == encode_whole(tokenizer, *texts)
 
 
-@pytest.mark.parametrize("tokenizer_name", ["qwen_tokenizer", "smollm_tokenizer"])
+@pytest.mark.parametrize("tokenizer_name", REAL_TOKENIZERS)
 @pytest.mark.parametrize("texts", AWKWARD)
 def test_example_is_the_whole_text_tokenised_at_once_on_awkward_text(tokenizer_name, texts, request):
     tokenizer = request.getfixturevalue(tokenizer_name)
@@ -64,7 +66,7 @@ def test_example_text_is_the_papers(qwen_tokenizer):
     assert qwen_tokenizer.decode([i for i, on in zip(ids, mask, strict=True) if not on]) == prompt
 
 
-@pytest.mark.parametrize("tokenizer_name", ["qwen_tokenizer", "smollm_tokenizer"])
+@pytest.mark.parametrize("tokenizer_name", REAL_TOKENIZERS)
 @pytest.mark.parametrize("texts", AWKWARD)
 def test_prompt_and_natural_answer_delimiter_are_where_inference_writes_them(tokenizer_name, texts, request):
     chat = ChatFormat.of(request.getfixturevalue(tokenizer_name))
@@ -100,7 +102,7 @@ def test_answer_gets_a_prefix_unless_it_contains_one(answer, written):
 
 
 @pytest.mark.parametrize("field", [0, 1, 2])
-@pytest.mark.parametrize("tokenizer_name", ["byte", "qwen_tokenizer", "smollm_tokenizer"])
+@pytest.mark.parametrize("tokenizer_name", ["byte", *REAL_TOKENIZERS])
 def test_special_tokens_spelt_in_a_text_stay_text(field, tokenizer_name, request):
     tokenizer = byte_tokenizer() if tokenizer_name == "byte" else request.getfixturevalue(tokenizer_name)
     chat = ChatFormat.of(tokenizer)
@@ -186,7 +188,7 @@ def test_text_that_is_not_unicode_has_no_ids(text, kind):
             encode(text)
 
 
-@pytest.mark.parametrize("tokenizer_name", ["byte", "qwen_tokenizer", "smollm_tokenizer"])
+@pytest.mark.parametrize("tokenizer_name", ["byte", *REAL_TOKENIZERS])
 def test_newline_ids_are_those_whose_text_ends_in_one(tokenizer_name, request):
     tokenizer = byte_tokenizer() if tokenizer_name == "byte" else request.getfixturevalue(tokenizer_name)
     ends = ChatFormat.of(tokenizer).newline_ids

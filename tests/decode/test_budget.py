@@ -437,15 +437,12 @@ def test_settings_mixed_in_a_batch_give_what_each_gives_alone():
         jax.tree.map(lambda x, y: np.testing.assert_array_equal(x[:, i : i + 1], y), together, alone)  # noqa: B023
 
 
-def test_other_settings_compile_nothing_anew():
+def test_other_settings_compile_nothing_again():
     advance = jax.jit(functools.partial(budget.transition, vocabulary_of(LONG)))
     state = budget.init_state(vocabulary_of(LONG), row_settings(random_settings(4)), np.zeros(4, np.int32))
     for seed in range(3):
         advance(row_settings(random_settings(4, seed)), state, np.zeros(4, np.int32), np.zeros(4, np.int32))
     assert advance._cache_size() == 1
-
-
-# -- one trace for many limits
 
 
 def test_every_limit_ends_a_larger_trace_where_it_ends_its_own():

@@ -11,6 +11,8 @@ from s1jax.decode.engine import Engine
 from s1jax.decode.scheduler import State
 from tests.support.decoding import COMMA, START, THINK, WAIT, make_engine, make_request, to_text
 
+pytestmark = pytest.mark.integration
+
 COMPILED = (prefill.prefill, prefill.put_prompts, loop.start_rows, loop.advance)
 POINTS = (Limits(4), Limits(11, 5), Limits(24, 5, 2))
 

@@ -10,8 +10,6 @@ from s1jax.decode import generate
 from s1jax.decode.request import Completion
 from tests.support.tokenizers import byte_tokenizer
 
-pytestmark = pytest.mark.integration
-
 DELIMITER, BUDGET_DELIMITER = "<|im_start|>answer", "\n<|im_start|>answer\nFinal Answer:"
 
 
@@ -77,6 +75,7 @@ def test_a_bad_setting_is_refused_before_the_model_is_loaded(changes, message, m
         generate.generate(generate.GenerateConfig("none", prompt, condition), io.StringIO())
 
 
+@pytest.mark.integration
 def test_generate_streams_the_completions_text_with_its_parts_marked(tiny_model):
     out = io.StringIO()
     config = generate.GenerateConfig(

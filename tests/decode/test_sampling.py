@@ -44,6 +44,7 @@ def test_filters_keep_what_transformers_keeps(filters):
     np.testing.assert_array_equal(kept, torch.isfinite(expected).numpy())
 
 
+@pytest.mark.integration
 def test_draws_follow_the_softmax_at_the_temperature():
     logits = jnp.array(np.random.default_rng(1).normal(size=V), jnp.float32)
     n = 20_000
@@ -54,6 +55,7 @@ def test_draws_follow_the_softmax_at_the_temperature():
     assert np.all(np.abs(frequencies - expected) < 5 * np.sqrt(expected * (1 - expected) / n))
 
 
+@pytest.mark.integration
 def test_a_masked_id_is_never_drawn_however_likely():
     logits = jnp.zeros((500, V)).at[:, 7].set(100.0)
     allowed = jnp.ones((1, V), bool).at[:, 7].set(False)
@@ -61,6 +63,7 @@ def test_a_masked_id_is_never_drawn_however_likely():
         assert 7 not in np.array(first_draw(logits, allowed, keys(500), settings(500, temperature=temperature)))
 
 
+@pytest.mark.integration
 def test_temperature_zero_is_greedy_also_beside_rows_that_sample():
     logits = jnp.array(np.random.default_rng(2).normal(size=(64, V)), jnp.float32)
     mixed = settings(64)._replace(temperature=jnp.where(jnp.arange(64) % 2, 1.0, 0.0))
@@ -69,6 +72,7 @@ def test_temperature_zero_is_greedy_also_beside_rows_that_sample():
     assert (tokens != jnp.argmax(logits, -1)).any()
 
 
+@pytest.mark.integration
 def test_a_draw_depends_on_the_rows_own_key_and_not_on_its_batch_mates():
     logits = jnp.array(np.random.default_rng(3).normal(size=(8, V)), jnp.float32)
     allowed = jnp.ones((1, V), bool)
@@ -80,6 +84,7 @@ def test_a_draw_depends_on_the_rows_own_key_and_not_on_its_batch_mates():
     assert (first_draw(logits, allowed, keys(8, problem=1), settings(8)) != together).any()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("changes", [dict(temperature=0.0), dict(), dict(top_k=5)])
 def test_each_mask_draws_what_it_would_draw_alone_and_the_same_where_it_forbids_nothing_drawn(changes):
     logits = jnp.array(np.random.default_rng(2).normal(size=(64, V)).astype(np.float32))

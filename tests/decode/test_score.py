@@ -13,6 +13,8 @@ from s1jax.runtime.sharding import MeshConfig
 from tests.support.decoding import CONFIG, make_engine
 from tests.support.models import full_logits
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def engine():

@@ -1,3 +1,5 @@
+"""`problems.py`: files of problems, and the prompts made of them."""
+
 import json
 from collections import Counter
 

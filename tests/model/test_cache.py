@@ -9,8 +9,6 @@ from s1jax.model.cache import empty_cache, resize, write
 from s1jax.ops.quantization import quantize
 from s1jax.runtime.sharding import ShardingRules
 
-pytestmark = pytest.mark.integration
-
 
 @pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("num_rows", [1, 2])

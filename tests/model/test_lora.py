@@ -25,7 +25,7 @@ from s1jax.runtime.sharding import MeshConfig, make_mesh
 from tests.support import models
 from tests.support.models import RULES, in_nf4, one_device, random_tokens
 
-pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.integration]
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 LORA = LoraConfig(rank=3, alpha=6.0)
 BASE = ModelConfig(
@@ -118,11 +118,11 @@ def assert_same(ours, wanted, atol):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [({"rank": 0}, "rank is 0"), ({"alpha": 0.0}, "alpha is 0"), ({"targets": ("lm_head",)}, "lm_head"), ({"targets": ()}, "targets")],
 )  # fmt: skip
-def test_adapters_that_make_no_sense_are_refused(changes, told):
-    with pytest.raises(ValueError, match=told):
+def test_adapters_that_make_no_sense_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
         LoraConfig(**changes)
 
 
@@ -131,6 +131,7 @@ def test_a_model_without_adapters_has_none_to_create():
         init_adapters(BASE, RULES, one_device(), 0)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("targets", [PROJECTIONS, ("q_proj", "down_proj")])
 def test_there_are_two_small_float32_matrices_for_each_target_and_layer(targets):
     config = dataclasses.replace(CONFIG, lora=dataclasses.replace(LORA, targets=targets), dtype="bfloat16")
@@ -156,6 +157,7 @@ def test_a_tree_is_combined_and_split_without_loss():
     jax.tree.map(lambda x, y: x is y or pytest.fail("copied"), again, (params, adapters))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_at_step_zero_the_model_is_the_base_exactly(dtype):
     config, plain = (dataclasses.replace(c, dtype=dtype) for c in (CONFIG, BASE))
@@ -164,6 +166,7 @@ def test_at_step_zero_the_model_is_the_base_exactly(dtype):
     assert (full_logits(config, "stacked", adapted, TOKENS) == full_logits(plain, "stacked", params, TOKENS)).all()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("kind", [pytest.param(None, marks=pytest.mark.slow), "nf4"])
 def test_steps_are_those_of_merged_weights_and_change_nothing_of_the_base(kind):
     config, params = prepared(kind)
@@ -203,6 +206,7 @@ def test_steps_are_those_of_merged_weights_and_change_nothing_of_the_base(kind):
     assert jax.tree.map(lambda x: x.dtype, params) == jax.tree.map(lambda x: x.dtype, before)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 def test_gradients_are_those_of_merged_weights_without_rematerialisation_too(kind):
     config, params = prepared(kind)
@@ -222,6 +226,7 @@ def products(jaxpr, sizes):
     return sizes
 
 
+@pytest.mark.integration
 def test_a_step_multiplies_out_no_weight_and_no_gradient_of_one():
     tokens = random_tokens(BASE, (2, 5))
     params, adapters = base(), random_adapters()
@@ -237,6 +242,7 @@ def test_a_step_multiplies_out_no_weight_and_no_gradient_of_one():
     assert made(lambda a: loss_of(BASE, by_hand(params, a, 1.0), tokens), adapters)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("kind", "remat", "bytes_per_number"),
     [("float32", "full", 4), ("int8", "full", 1.02), ("nf4", "full", 0.54), ("nf4", "none", 0.54)],
@@ -262,6 +268,7 @@ def test_a_step_holds_a_few_layers_beside_the_stored_model(kind, remat, bytes_pe
     assert memory.temp_size_in_bytes < 16 * in_layer
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("kind", [None, "int8", "nf4"])
 def test_the_merged_model_computes_what_the_adapted_one_does(kind):
     config, params = prepared(kind)
@@ -276,6 +283,7 @@ def test_the_merged_model_computes_what_the_adapted_one_does(kind):
     assert abs(logits - full_logits(plain, "stacked", floats(params), TOKENS)).max() > 0.1
 
 
+@pytest.mark.integration
 def test_merging_rounds_once_and_frees_what_is_given_up():
     mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
     adapters = random_adapters(mesh=mesh)
@@ -295,6 +303,7 @@ def test_merging_rounds_once_and_frees_what_is_given_up():
     assert (np.asarray(ours) != np.asarray(wanted)).mean() < 1e-3
 
 
+@pytest.mark.integration
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [None, "nf4"])
 def test_eight_devices_compute_what_one_does(kind):
@@ -311,6 +320,7 @@ def test_eight_devices_compute_what_one_does(kind):
     assert_same(eight, one, 1e-5)
 
 
+@pytest.mark.integration
 def test_an_export_has_the_same_logits_under_transformers(tmp_path, tiny_model):
     torch = pytest.importorskip("torch")
     from transformers import AutoModelForCausalLM

@@ -4,10 +4,13 @@ import dataclasses
 
 import jax
 import numpy as np
+import pytest
 
 from s1jax.model.qwen2 import init_params
 from s1jax.runtime.sharding import MeshConfig, make_mesh
 from tests.support.decoding import CONFIG, RULES
+
+pytestmark = pytest.mark.integration
 
 
 def all_of(tree):

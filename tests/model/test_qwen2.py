@@ -1,23 +1,21 @@
-"""What must change no logit (the future, padding, packing, batch-mates, a cache, the layout), and the configs of Qwen2.5."""
+"""`qwen2.py`: what must change no logit (the future, padding, packing, batch-mates, a cache, the layout)."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import transformers
 from flax import nnx
 
-from s1jax.model.config import SIZES, ModelConfig
+from s1jax.model.config import ModelConfig
 from s1jax.model.qwen2 import abstract_params, graphdef, init_cache, unstack
-from tests.support.models import RULES, YARN, full_logits, one_device, published, random_tokens
+from tests.support.models import RULES, full_logits, one_device, random_tokens
 
-pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.integration]
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 # What changes no logit.
 
@@ -47,6 +45,7 @@ def assert_same(x, y, tolerance: float = 1e-5):
     np.testing.assert_allclose(x, y, atol=tolerance * np.abs(y).max(), rtol=0)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("segments", [[1] * 10, [1, 1, 1, 2, 2, 2, 2, 0, 0, 0]], ids=["whole", "packed"])
 def test_no_logit_depends_on_the_future_or_on_another_segment(segments, layout):
@@ -63,6 +62,7 @@ def test_no_logit_depends_on_the_future_or_on_another_segment(segments, layout):
     np.testing.assert_array_equal(influences > 0, may)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("left", [False, True], ids=["right", "left"])
 def test_padding_changes_no_logit(left, layout):
@@ -78,6 +78,7 @@ def test_padding_changes_no_logit(left, layout):
     assert_same(tiny_logits(layout)(padded_tokens, positions, segment_ids)[:, real], alone)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_packed_segments_give_what_each_gives_alone(layout):
     tokens = random_tokens(TINY, (2, 13))
@@ -88,6 +89,7 @@ def test_packed_segments_give_what_each_gives_alone(layout):
     assert_same(packed[:, 5:], tiny_logits(layout)(tokens[:, 5:]))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_batch_mates_change_nothing(layout):
     tokens = random_tokens(TINY, (4, 8))
@@ -98,6 +100,7 @@ def test_batch_mates_change_nothing(layout):
     np.testing.assert_array_equal(tiny_logits(layout)(others)[2], together[2])
 
 
+@pytest.mark.integration
 def test_shifting_all_positions_changes_logits_by_rounding_only():
     tokens = random_tokens(TINY, (2, 16))
     positions = np.tile(np.arange(16), (2, 1))
@@ -106,11 +109,13 @@ def test_shifting_all_positions_changes_logits_by_rounding_only():
         assert_same(logits(tokens, positions + 20000), logits(tokens, positions), tolerance)
 
 
+@pytest.mark.integration
 def test_stacked_and_per_layer_layouts_give_the_same_logits():
     tokens = random_tokens(TINY, (2, 16))
     assert_same(tiny_logits("stacked")(tokens), tiny_logits("per_layer")(tokens))
 
 
+@pytest.mark.integration
 def test_remat_changes_no_gradient():
     tokens = jnp.asarray(random_tokens(TINY, (2, 8)))
     positions, ones = jnp.tile(jnp.arange(8), (2, 1)), jnp.ones((2, 8), jnp.int32)
@@ -123,6 +128,7 @@ def test_remat_changes_no_gradient():
     jax.tree.map(assert_same, gradient(tiny_params("stacked"), "full"), gradient(tiny_params("stacked"), "none"))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("chunks", [[5, *[1] * 8], [13], [3, 5, 5], [1] * 13], ids=str)
 def test_cached_decode_equals_the_full_forward(chunks):
     B, T, capacity = 3, 13, 20
@@ -164,6 +170,7 @@ def test_a_cache_in_the_stacked_layout_is_refused():
         model(ones, ones, ones, init_cache(TINY, 1, 4, RULES))
 
 
+@pytest.mark.integration
 def test_bfloat16_compute_keeps_norms_and_logits_in_float32():
     config = dataclasses.replace(TINY, dtype="bfloat16")
     model = nnx.merge(graphdef(config, RULES, "per_layer"), tiny_params("per_layer"))
@@ -178,80 +185,3 @@ def test_bfloat16_compute_keeps_norms_and_logits_in_float32():
 
 
 # Configs.
-
-
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("scaling", [None, YARN], ids=["plain", "yarn"])
-def test_published_configs_survive_the_round_trip(size, scaling):
-    hf = published(size) | ({"rope_scaling": scaling} if scaling else {})
-    config = ModelConfig.from_hf(hf)
-    written = config.to_hf()
-    assert ModelConfig.from_hf(json.loads(json.dumps(written))) == config
-    for key in hf.keys() & written.keys() - {"rope_scaling"}:
-        assert written[key] == hf[key], key
-    assert (config.yarn is None) == (scaling is None)
-    # Hugging Face reads what we write as it reads the original, and we read what it writes (`rope_parameters`).
-    theirs, ours = (transformers.Qwen2Config.from_dict(x) for x in (hf, written))
-    for key in (
-        "hidden_size",
-        "num_key_value_heads",
-        "intermediate_size",
-        "vocab_size",
-        "tie_word_embeddings",
-        "rms_norm_eps",
-    ):
-        assert getattr(ours, key) == getattr(theirs, key)
-    for key, value in theirs.rope_parameters.items():
-        assert ours.rope_parameters[key] == value, key
-    assert ModelConfig.from_hf(theirs.to_dict()) == config
-
-
-def test_published_configs_have_the_published_number_of_parameters():
-    def count(size: str) -> int:
-        params = abstract_params(ModelConfig.from_hf(published(size)), RULES, "stacked", one_device())
-        return sum(x.size for x in jax.tree.leaves(params))
-
-    assert {size: count(size) for size in SIZES} == {
-        "0.5B": 494_032_768,
-        "1.5B": 1_543_714_304,
-        "3B": 3_085_938_688,
-        "7B": 7_615_616_512,
-        "14B": 14_770_033_664,
-        "32B": 32_763_876_352,
-        "72B": 72_706_203_648,
-    }
-
-
-def test_an_unsupported_config_is_refused_with_all_its_problems_at_once():
-    hf = published(
-        "7B", model_type="llama", hidden_act="gelu", use_sliding_window=True, rope_scaling={"rope_type": "linear"}
-    )
-    del hf["vocab_size"], hf["num_attention_heads"]
-    with pytest.raises(ValueError) as error:
-        ModelConfig.from_hf(hf)
-    for words in ("'llama'", "'gelu'", "use_sliding_window", "'linear'", "vocab_size", "num_attention_heads"):
-        assert words in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"model_type": "qwen3"}, "qwen3"),
-        ({"hidden_act": "gelu"}, "gelu"),
-        ({"use_sliding_window": True}, "sliding_window"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic"),
-        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e6}}, "llama3"),
-        ({"rope_scaling": {"rope_type": "yarn"}}, "factor"),
-        ({"num_key_value_heads": 3}, "3"),  # does not divide 28 heads
-        # Hugging Face computes something else with these; to leave them unread would be silently wrong.
-        ({"rope_scaling": YARN | {"mscale": 1.0, "mscale_all_dim": 0.5}}, "mscale"),
-        ({"rope_scaling": YARN | {"truncate": False}}, "truncate"),
-        (
-            {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.5}},
-            "partial_rotary_factor",
-        ),
-    ],
-)
-def test_what_the_decoder_does_not_compute_is_refused(changes, words):
-    with pytest.raises(ValueError, match=words):
-        ModelConfig.from_hf(published("7B", **changes))

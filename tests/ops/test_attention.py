@@ -37,6 +37,7 @@ def test_equals_a_loop_over_queries_for_any_positions_and_segments(seed):
     np.testing.assert_allclose(np.asarray(over_caches(*inputs))[seen], wanted[seen], atol=2e-6)
 
 
+@pytest.mark.integration
 def test_a_query_is_moved_by_exactly_the_values_the_mask_lets_it_see():
     q, k, v = random_qkv()
     masks = random_mask_inputs(3)

@@ -21,7 +21,7 @@ from s1jax.runtime.sharding import MeshConfig, make_mesh, sharding_for
 from tests.support.attention import CONFIG, RULES, of_all_scores, over_caches, over_itself, random_inputs, rows
 from tests.support.models import one_device, random_params
 
-pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.integration]
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 ON_CPU = ["xla", "pallas", "splash"]
 
@@ -63,12 +63,14 @@ def assert_same_as_all_scores(kernel, positions, segment_ids):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("backend", ON_CPU)
 @pytest.mark.parametrize("case", CASES)
 def test_a_backend_gives_outputs_and_gradients_of_all_scores(backend, case):
     assert_same_as_all_scores(backend, *CASES[case])
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("seed", range(3))
 def test_blocks_follow_the_mask_for_positions_and_segments_in_any_order(seed):
     rng = np.random.default_rng(seed)
@@ -85,6 +87,7 @@ def test_blocks_visit_exactly_the_pairs_that_packed_rows_need():
     np.testing.assert_array_equal(needed, wanted)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("backend", ON_CPU)
 def test_a_token_is_moved_by_exactly_its_own_segment_up_to_itself(backend):
     positions, segment_ids = CASES["packed"]
@@ -98,6 +101,7 @@ def test_a_token_is_moved_by_exactly_its_own_segment_up_to_itself(backend):
         assert not np.asarray(dk)[1].any() and not np.asarray(dv)[1].any()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("backend", ["pallas", "splash"])
 def test_a_row_out_of_order_gives_nan_where_a_kernel_masks_by_place(backend):
     # Positions that fall; a segment that starts again, goes on after another, or after padding; last, rows as they should be.
@@ -164,6 +168,7 @@ def loss_and_gradients(mesh_config: MeshConfig, num_devices: int, backend: str, 
         return jax.device_get(step(params, tokens, positions, segment_ids)), step.as_text()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("mesh_config", "backend"),
     [
@@ -182,6 +187,7 @@ def test_eight_devices_that_share_out_the_length_give_what_one_gives(mesh_config
     assert ("all-to-all" in text) == (mesh_config.sequence > 1)
 
 
+@pytest.mark.integration
 def test_heads_that_devices_cannot_share_are_refused_where_they_share_the_length():
     row = CASES["packed"]
     inputs = (*random_inputs(row[0]), *row)
@@ -210,6 +216,7 @@ def num_runs(jaxpr, kernel: str) -> int:
 
 
 # In the scans over layers: a forward and a backward pass, of which pallas and splash have a kernel for queries and one for keys.
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("backend", "kernel", "runs"), [("xla", "while", 2), ("pallas", "pallas_call", 3), ("splash", "pallas_call", 3)]
 )
@@ -241,6 +248,7 @@ def needs(package):
     return pytest.mark.skipif(importlib.util.find_spec(package) is None, reason=f"{package} is not installed")
 
 
+@pytest.mark.integration
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("topology", "mesh_config", "backend"),

@@ -19,7 +19,7 @@ from s1jax.runtime.sharding import MeshConfig, make_mesh
 from tests.support.attention import CONFIG, RULES, over_caches
 from tests.support.models import one_device, random_params
 
-pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.integration]
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 B, S = 4, 600  # no block divides the slots, which are two chunks
 
@@ -54,6 +54,7 @@ kernel = jax.jit(functools.partial(over_caches, backend="pallas"))
 all_scores = jax.jit(functools.partial(over_caches, backend="xla"))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "case",
     [
@@ -75,12 +76,14 @@ def test_the_kernel_gives_what_all_scores_give(case):
         assert np.isfinite(output).all() and not output[inputs[5] == 0].any()
 
 
+@pytest.mark.integration
 def test_quantized_caches_are_read_with_their_scales():
     (q, k, v, *masks, _, _), sees = random_inputs(T=2, shared=())
     inputs = (q, quantize(10 * k, (2,)), quantize(v, (3,)), *masks)
     np.testing.assert_allclose(kernel(*inputs)[sees], all_scores(*inputs)[sees], atol=1e-5)
 
 
+@pytest.mark.integration
 @pytest.mark.device
 @pytest.mark.usefixtures("gpu")
 @pytest.mark.parametrize("int8", [False, True])
@@ -109,6 +112,7 @@ def _quantized(inputs):
     return (q, quantize(k, (2,)), quantize(v, (3,)), *masks, prefixes, prefix_end)
 
 
+@pytest.mark.integration
 def test_what_a_query_may_not_see_weighs_nothing_at_all():
     inputs = random_inputs()[0][:7]
     q, k, v, q_positions, positions, q_segments, segments = inputs
@@ -119,9 +123,10 @@ def test_what_a_query_may_not_see_weighs_nothing_at_all():
     np.testing.assert_array_equal(kernel(*changed, *inputs[3:]), kernel(*inputs))
 
 
+@pytest.mark.integration
 def test_blocks_in_which_a_row_sees_nothing_are_not_read():
-    # Of the rows one sees a block, the second is done, the third sees two with a free one between, and the last another than that whose
-    # positions are yet to come.
+    # The first row sees one block and the second row is done. The third sees two blocks with a free one between them. The last has
+    # two filled blocks, but the positions of one are yet to come.
     filled = np.zeros((B, S), np.int32)
     filled[0, BLOCK : BLOCK + 9] = filled[1:3, :9] = filled[2, 2 * BLOCK : 2 * BLOCK + 9] = filled[3, -1] = 1
     filled[3, BLOCK : 2 * BLOCK] = 1
@@ -139,6 +144,7 @@ def test_blocks_in_which_a_row_sees_nothing_are_not_read():
     )
 
 
+@pytest.mark.integration
 def test_queries_that_see_nothing_give_zeros():
     (q, k, v, q_positions, positions, q_segments, segments, *_), _ = random_inputs()
     for inputs in (
@@ -149,6 +155,7 @@ def test_queries_that_see_nothing_give_zeros():
         np.testing.assert_array_equal(kernel(q, k, v, *inputs), jnp.zeros_like(q))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("N", "K", "shared", "int8"),
     [
@@ -184,6 +191,7 @@ def test_four_devices_give_what_one_gives_without_gathering_a_cache(N, K, shared
     assert not [line for line in gathered if any(size in line for size in sizes)], gathered
 
 
+@pytest.mark.integration
 def test_a_prompt_in_chunks_goes_through_a_model_as_with_all_scores():
     config = replace(CONFIG, num_layers=1)
     params = unstack(random_params(config, "stacked", one_device()), 1)

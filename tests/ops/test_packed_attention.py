@@ -52,6 +52,7 @@ def outputs_and_gradients(kernel, inputs, d_output, *row):
 PADDED_ANYWHERE = [[0] * 7 + [1] * 60 + [0] * 50 + [2] * 30 + [3] * 53, [1] * 130 + [0] * 3 + [2] + [0] * 66]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("heads", "head_dim", "dtype"),
     [

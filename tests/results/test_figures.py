@@ -1,8 +1,7 @@
+"""`figures.py`: figures show all points, and no text is cut off."""
+
 import itertools
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,32 +12,7 @@ from matplotlib.image import imread
 from s1jax.results.figures import _COLORS, _MARKERS, plot_thinking, plot_voting
 from s1jax.results.metrics import thinking_curve, voting_curve
 from s1jax.results.tables import format_thinking_table, format_voting_table, setting_text
-from tests.support.samples import sample
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def rows(benchmarks=("toy",), samples=1, budgets=(0, 16, 32, 64), waits=(1, 2), models=("m",), natural=50):
-    return [
-        sample(
-            benchmark=benchmark,
-            model=model,
-            problem_id=f"p{i}",
-            sample_index=s,
-            max_thinking_tokens=budget,
-            num_ignore=ignore,
-            ignore_text="Wait" if ignore else "",
-            temperature=float(samples > 1),
-            num_thinking_tokens=min(budget, natural + 6 * ignore + i),
-            correct=(i + s) % 5 < (budget > 16) + (budget > 32) + ignore,
-            extracted=str((i + s) % 5),
-        )
-        for benchmark in benchmarks
-        for model in models
-        for i in range(5)
-        for s in range(samples)
-        for budget, ignore in [*((b, 0) for b in budgets), *((budgets[-1], w) for w in waits)]
-    ]
+from tests.support.samples import sample, study_rows
 
 
 @pytest.fixture
@@ -79,7 +53,7 @@ def texts_within(figure):
 
 
 def test_figures_show_exactly_the_points_of_their_json(tmp_path, drawn):
-    data = rows(samples=4)
+    data = study_rows(samples=4)
     points = plot_thinking(data, tmp_path / "new" / "a.png")
     assert points == thinking_curve(data)
     assert json.loads(json.dumps(points)) == json.loads((tmp_path / "new" / "a.json").read_text())
@@ -101,7 +75,7 @@ def test_figures_show_exactly_the_points_of_their_json(tmp_path, drawn):
 
 
 def test_no_point_without_thinking_is_lost(tmp_path, drawn):
-    plot_thinking(rows(), tmp_path / "a.png")
+    plot_thinking(study_rows(), tmp_path / "a.png")
     assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == [
         "thinking budget",
         "no thinking",
@@ -113,15 +87,15 @@ def test_no_point_without_thinking_is_lost(tmp_path, drawn):
 @pytest.mark.parametrize(
     "data",
     [
-        rows(),
-        rows(budgets=(512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072, 262144), waits=(), natural=10**6),
-        rows(budgets=(64,), waits=()),
-        rows(budgets=(0,), waits=()),
-        rows(benchmarks=("aime24", "gpqa_diamond", "math500", "gsm8k"), waits=(1, 2, 3, 4, 5, 6)),
-        rows(models=("/a/very/long/path" * 9 + r"/model_$\frac{$_of_odd_name", "other", "third")),
+        study_rows(),
+        study_rows(budgets=(512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072, 262144), waits=(), natural=10**6),
+        study_rows(budgets=(64,), waits=()),
+        study_rows(budgets=(0,), waits=()),
+        study_rows(benchmarks=("aime24", "gpqa_diamond", "math500", "gsm8k"), waits=(1, 2, 3, 4, 5, 6)),
+        study_rows(models=("/a/very/long/path" * 9 + r"/model_$\frac{$_of_odd_name", "other", "third")),
         [
             row | {"ignore_text": 40 * "let me see\n"}
-            for row in rows(benchmarks=("W" * 40, 9 * "a long name "), waits=(1,))
+            for row in study_rows(benchmarks=("W" * 40, 9 * "a long name "), waits=(1,))
         ],
     ],
     ids=["usual", "ten budgets", "one point", "no thinking at all", "four benchmarks", "three models", "long names"],
@@ -152,8 +126,8 @@ def lines(figure):
     ],
 )  # fmt: skip
 def test_models_whose_names_end_alike_stay_apart(tmp_path, laid_out, models, names):
-    points = plot_thinking(rows(models=models, budgets=(16, 32), waits=()), tmp_path / "a.png")
-    plot_voting(rows(models=models, budgets=(16,), waits=(), samples=2), tmp_path / "b.png")
+    points = plot_thinking(study_rows(models=models, budgets=(16, 32), waits=()), tmp_path / "a.png")
+    plot_voting(study_rows(models=models, budgets=(16,), waits=(), samples=2), tmp_path / "b.png")
     assert sorted(labels(laid_out[0])) == sorted(f"{name}: thinking budget" for name in names)
     assert sorted(labels(laid_out[1])[:-1]) == sorted(f"{name}: majority vote" for name in names)
     assert [len(line) for line in lines(laid_out[0])] == [2] * len(models) and len(points) == 2 * len(models)
@@ -172,7 +146,7 @@ def test_models_whose_names_end_alike_stay_apart(tmp_path, laid_out, models, nam
     ],
 )
 def test_curves_are_named_by_what_sets_them_apart_and_never_joined(tmp_path, laid_out, changes, names):
-    one = rows(budgets=(16, 32), waits=(), samples=2)
+    one = study_rows(budgets=(16, 32), waits=(), samples=2)
     data = one + [row | changes for row in one]
     points = plot_thinking(data, tmp_path / "a.png")
     plot_voting(data, tmp_path / "b.png")
@@ -191,7 +165,7 @@ def test_a_line_joins_points_of_one_minimum_and_ignore_text(tmp_path, laid_out):
     data = [
         row | dict(zip(names, setting, strict=True)) | {"num_thinking_tokens": row["num_thinking_tokens"] + i}
         for i, setting in enumerate(settings)
-        for row in rows(budgets=(16, 32), waits=())
+        for row in study_rows(budgets=(16, 32), waits=())
     ]
     plot_thinking(data, tmp_path / "a.png")
     assert labels(laid_out[0]) == [
@@ -211,17 +185,17 @@ def test_a_line_joins_points_of_one_minimum_and_ignore_text(tmp_path, laid_out):
 
 
 def test_twelve_series_look_different(tmp_path, laid_out):
-    plot_thinking(rows(models=[f"m{i}" for i in range(12)], budgets=(0, 16, 32), waits=()), tmp_path / "a.png")
+    plot_thinking(study_rows(models=[f"m{i}" for i in range(12)], budgets=(0, 16, 32), waits=()), tmp_path / "a.png")
     handles = laid_out[0].legends[0].legend_handles
     assert len({(line.get_color(), line.get_marker(), line.get_linestyle()) for line in handles}) == len(handles) == 24
-    plot_voting(rows(models=[f"m{i}" for i in range(12)], budgets=(16,), waits=(), samples=2), tmp_path / "b.png")
+    plot_voting(study_rows(models=[f"m{i}" for i in range(12)], budgets=(16,), waits=(), samples=2), tmp_path / "b.png")
     (ax,) = laid_out[1].axes
     x = [x for line in ax.lines for x in line.get_xdata()]
     assert ax.get_xlim()[0] < min(x) and max(x) < ax.get_xlim()[1]
 
 
 def test_an_ignore_text_is_shown_on_one_line(tmp_path, laid_out):
-    data = [row | {"ignore_text": "Hm,\n\u2028wait\\n"} for row in rows()]
+    data = [row | {"ignore_text": "Hm,\n\u2028wait\\n"} for row in study_rows()]
     plot_thinking(data, tmp_path / "a.png")
     assert labels(laid_out[0])[-1] == r'stopping replaced by "Hm,\n\u2028wait\\n"'
     assert r'budget 64, "Hm,\n\u2028wait\\n" x2' in format_thinking_table(data)
@@ -236,18 +210,18 @@ def test_settings_have_names_of_their_own():
 
 
 def test_a_figure_without_thinking_speaks_of_no_budget_and_no_bars(tmp_path, laid_out):
-    plot_thinking(rows(budgets=(0,), waits=(1,)), tmp_path / "a.png")
+    plot_thinking(study_rows(budgets=(0,), waits=(1,)), tmp_path / "a.png")
     assert labels(laid_out[0]) == ["no thinking"]
     assert not any("bars" in text.get_text() for text in laid_out[0].texts)
 
 
 def test_characters_that_the_font_lacks_are_no_warnings(tmp_path):
-    plot_thinking(rows(benchmarks=("数学🙂",), budgets=(16,), waits=()), tmp_path / "a.png")
+    plot_thinking(study_rows(benchmarks=("数学🙂",), budgets=(16,), waits=()), tmp_path / "a.png")
 
 
 def test_series_differ_in_luminance_or_blue_yellow_as_well_as_in_marker():
     assert len(set(_MARKERS)) == 8 and len(set(_COLORS)) == 7  # coprime
-    # Two colours are told apart without red-green vision where what is left differs: luminance, or blue against the rest.
+    # Without red-green vision, two colours differ if their luminance or their share of blue differs.
     left = [(0.2126 * r + 0.7152 * g + 0.0722 * b, b - (r + g) / 2) for r, g, b in map(to_rgb, _COLORS)]
     apart = [np.hypot(*np.subtract(a, b)) for i, a in enumerate(left) for b in left[:i]]
     assert min(apart) > 0.08
@@ -255,83 +229,13 @@ def test_series_differ_in_luminance_or_blue_yellow_as_well_as_in_marker():
 
 def test_voting_needs_two_samples(tmp_path):
     with pytest.raises(ValueError, match="at least two samples"):
-        plot_voting(rows(), tmp_path / "b.png")
-    assert format_voting_table(rows()) == ""
+        plot_voting(study_rows(), tmp_path / "b.png")
+    assert format_voting_table(study_rows()) == ""
     assert not list(tmp_path.iterdir())
 
 
-def test_the_table_is_aligned_and_counts_what_the_budget_ended():
-    data = rows()
-    lines = format_thinking_table(data).splitlines()
-    assert lines[0] == "toy, m, budget_forcing, temperature 0"
-    assert len({len(line) for line in lines[1:-1]}) == 1
-    cells = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines[3:-1]]
-    assert cells[1] == ["budget 16", "5", "16.0", "5 of 5, all at 16", "0.0", "0.0 to 43.4"]
-    assert cells[3][:4] == ["budget 64", "5", "52.0", "0 of 5"]
-    assert cells[5][:4] == ['budget 64, "Wait" x2', "5", "63.4", "3 of 5, all at 64"]
-    assert lines[-1].startswith("Control 100% (100% of samples)   Scaling +")
-    data[1]["num_thinking_tokens"] = 17
-    assert "5 of 5, 1 OVER IT" in format_thinking_table(data)
-
-
-def test_the_voting_table_has_a_block_per_setting():
-    table = format_voting_table(rows(samples=4, budgets=(64,)))
-    assert table.count("maj@k %") == 3 and 'temperature 1, budget 64, "Wait" x2' in table
-    block = table.split("\n\n")[0].splitlines()
-    assert [line.split()[0] for line in block[3:]] == ["1", "2", "4"]
-    assert len({len(line) for line in block[1:]}) == 1
-
-
-def run(*arguments):
-    command = [sys.executable, "launch/plot.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT), "HOME": "/"})
-
-
-@pytest.mark.integration
-def test_the_command_writes_figures_beside_the_rows_and_names_them(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows(samples=2)))
-    result = run(path)
-    assert result.returncode == 0, result.stderr
-    figures = [json.loads(line) for line in result.stdout.splitlines()]
-    assert [Path(f["figure"]).name for f in figures] == ["thinking.png", "voting.png"]
-    assert all(Path(f[key]).is_file() and Path(f[key]).parent == tmp_path for f in figures for key in f)
-    assert "Performance" in result.stderr and "maj@k" in result.stderr
-
-
-@pytest.mark.integration
-def test_the_command_explains_bad_rows_in_one_line(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    path.write_text("{}\n")
-    result = run(path, "--out", tmp_path / "out")
-    assert (result.returncode, result.stdout) == (1, "")
-    assert (
-        result.stderr.startswith("error: ") and "line 1: no column" in result.stderr and result.stderr.count("\n") == 1
-    )
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.integration
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["{tmp}"], "{tmp} is a directory; name the file of sample rows in it"),
-        (
-            ["{tmp}/rows.jsonl", "--out", "{tmp}/rows.jsonl"],
-            "{tmp}/rows.jsonl/thinking.png cannot be written: Not a dir",
-        ),
-        (["{tmp}/rows.jsonl", "--out", "/proc/figures"], "/proc/figures/thinking.png cannot be written: "),
-    ],
-)
-def test_the_command_explains_a_bad_path_in_one_line(tmp_path, arguments, message):
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
-    result = run(*(argument.format(tmp=tmp_path) for argument in arguments))
-    assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr.startswith("error: " + message.format(tmp=tmp_path)) and result.stderr.count("\n") == 1
-
-
 def test_a_single_point_is_left_out_where_others_form_a_curve(tmp_path):
-    curve, single = rows(), [row | {"temperature": 1.0} for row in rows(samples=4, budgets=(64,), waits=())]
+    curve, single = study_rows(), [row | {"temperature": 1.0} for row in study_rows(samples=4, budgets=(64,), waits=())]
     points = plot_thinking(curve + single, tmp_path / "both.png")
     assert {point["temperature"] for point in points} == {0.0}
     assert len(plot_thinking(single, tmp_path / "single.png")) == 1

@@ -1,3 +1,5 @@
+"""`jsonl.py`: files of one JSON object a line, of which the last may be torn."""
+
 import json
 
 import pytest
@@ -64,7 +66,7 @@ def test_a_bad_line_before_the_last_is_an_error_with_its_number(tmp_path):
         ('{"id": "a"}\n{"i', False),
     ],
 )
-def test_a_torn_first_row_is_told_from_other_text(tmp_path, text, torn):
+def test_a_torn_first_row_is_distinguished_from_other_text(tmp_path, text, torn):
     (tmp_path / "rows.jsonl").write_text(text)
     assert jsonl.is_first_row_torn(tmp_path / "rows.jsonl", '{"id": "') == torn
 

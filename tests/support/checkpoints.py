@@ -19,9 +19,9 @@ from s1jax.checkpoint import safetensors
 from s1jax.checkpoint.source import load_model, resolve_source
 from s1jax.model.config import ModelConfig
 from s1jax.model.qwen2 import abstract_params
+from s1jax.runtime.files import ROOT
 from s1jax.runtime.sharding import MeshConfig, ShardingRules, make_mesh
 
-ROOT = Path(__file__).resolve().parents[2]
 RULES = ShardingRules()
 
 

@@ -47,7 +47,7 @@ def published(size: str, **changes) -> dict:
 
 
 def full_logits(config: ModelConfig, layout: str, params, tokens, positions=None, segment_ids=None):
-    """Logits [B, T, V] of whole sequences; one segment that starts at 0 unless told otherwise."""
+    """Return logits [B, T, V] of whole sequences; by default, each is one segment that starts at 0."""
     tokens = jnp.asarray(tokens)
     positions = (
         jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape) if positions is None else jnp.asarray(positions)
@@ -84,3 +84,9 @@ def in_nf4(config: ModelConfig, params):
 
 def random_tokens(config: ModelConfig, shape, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, config.vocab_size, shape).astype(np.int32)
+
+
+def relative_error(ours, theirs) -> float:
+    ours, theirs = np.asarray(ours, np.float64), theirs.detach().numpy().astype(np.float64)
+    assert ours.shape == theirs.shape
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())

@@ -1,7 +1,9 @@
 """A sample row with defaults for every column."""
 
+import json
+
 from s1jax.data.condition import Condition
-from s1jax.results.samples import COLUMNS, SampleRow
+from s1jax.results.samples import COLUMNS, SampleRow, read_samples
 
 
 def sample(**columns) -> SampleRow:
@@ -28,3 +30,31 @@ def sample(**columns) -> SampleRow:
     }
     assert set(columns) <= set(row) == set(COLUMNS)
     return row | columns
+
+
+def study_rows(benchmarks=("toy",), samples=1, budgets=(0, 16, 32, 64), waits=(1, 2), models=("m",), natural=50):
+    return [
+        sample(
+            benchmark=benchmark,
+            model=model,
+            problem_id=f"p{i}",
+            sample_index=s,
+            max_thinking_tokens=budget,
+            num_ignore=ignore,
+            ignore_text="Wait" if ignore else "",
+            temperature=float(samples > 1),
+            num_thinking_tokens=min(budget, natural + 6 * ignore + i),
+            correct=(i + s) % 5 < (budget > 16) + (budget > 32) + ignore,
+            extracted=str((i + s) % 5),
+        )
+        for benchmark in benchmarks
+        for model in models
+        for i in range(5)
+        for s in range(samples)
+        for budget, ignore in [*((b, 0) for b in budgets), *((budgets[-1], w) for w in waits)]
+    ]
+
+
+def comparable(path):
+    """Rows in one order, without what may differ between equal runs."""
+    return sorted(json.dumps(r) for r in read_samples(path))

@@ -24,6 +24,7 @@ def program_of(config=TRAIN):
     return training_program(config, CONFIG, make_mesh(config.mesh, jax.devices()), num_steps=6)
 
 
+@pytest.mark.integration
 def test_a_step_compiles_ahead_for_the_batches_it_is_given():
     program = program_of()
     examples = make_examples([40, 9, 20, 31, 8, 8])

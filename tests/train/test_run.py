@@ -3,11 +3,10 @@
 import json
 import logging
 import os
+import pickle
 import re
 import shutil
 import signal
-import socket
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -34,9 +33,7 @@ from s1jax.train.step import StepConfig, to_device
 from tests.support.tokenizers import byte_tokenizer
 from tests.support.training import CONFIG, OPTIMIZER, ROWS, RULES, params_on
 
-pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.integration]
-
-ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture
@@ -62,6 +59,7 @@ def losses_of(output):
     return [json.loads(line)["loss"] for line in (Path(output) / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.integration
 def test_a_run_learns_exports_and_keeps_rejected_rows_aside(run_config):
     hf = train(run_config)
     losses = losses_of(run_config.output)
@@ -78,6 +76,7 @@ def test_a_run_learns_exports_and_keeps_rejected_rows_aside(run_config):
     )
 
 
+@pytest.mark.integration
 def test_the_next_batch_is_made_while_the_devices_run_a_step(run_config, monkeypatch):
     metrics, are_ready = [], []
     compile_run, put = run.compile_run, run.to_device
@@ -101,32 +100,31 @@ def eval_losses_of(output):
     return {row["step"] + 1: row["eval_loss"] for row in rows if "eval_loss" in row}
 
 
-@pytest.fixture
-def start(run_config, tmp_path):
-    """Start a run in its own process, or one process of a run that has several. Each step takes `pause` seconds longer than usual.
+RUN = """
+import logging, pickle, sys, time
+import jax
+from s1jax.runtime.processes import start_processes
+from s1jax.train import run
+from s1jax.train.step import to_device
+logging.basicConfig(level=logging.INFO, format='%(message)s')
+start_processes()
+run.to_device = lambda *args: (time.sleep({pause}), to_device(*args))[1]
+{patch}
+run.train(pickle.loads({config!r}))
+"""
 
-    `patch` is code that the process runs before the training, in which `run` is the module `s1jax.train.run`.
+
+@pytest.fixture
+def code_of(run_config):
+    """Python code of a run in a process of its own, in which each step takes `pause` seconds longer than usual.
+
+    `patch` is code that runs before the training, in which `run` is the module `s1jax.train.run`.
     """
 
-    def start(config=run_config, pause=0.3, devices=8, process=0, num_processes=1, port=0, patch=""):
-        script = tmp_path / f"script{process}.py"
-        script.write_text(
-            f"import os, time\nos.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count={devices}'\n"
-            "import logging\nimport sys\nimport jax\nfrom s1jax.train import run\nfrom s1jax.train.run import *\n"
-            "from s1jax.train.config import *\nfrom s1jax.train.step import *\n"
-            "logging.basicConfig(level=logging.INFO, format='%(message)s')\n"
-            + (f"jax.distributed.initialize('localhost:{port}', {num_processes}, {process})\n" if port else "")
-            + f"run.to_device = lambda *args: (time.sleep({pause}), to_device(*args))[1]\n{patch}\n"
-            f"run.train({config!r})\n"
-        )
-        return subprocess.Popen([sys.executable, script], stderr=subprocess.PIPE, text=True)
+    def code_of(config=run_config, pause=0.3, patch=""):
+        return RUN.format(pause=pause, patch=patch, config=pickle.dumps(config))
 
-    running = []
-    yield lambda *args, **kwargs: running.append(start(*args, **kwargs)) or running[-1]
-    for process in running:
-        process.kill()
-        process.wait()
-        process.stderr.close()
+    return code_of
 
 
 def wait_for(process, condition, seconds=180):
@@ -144,17 +142,16 @@ def exported(config):
     return (Path(config.output) / "hf" / "model.safetensors").read_bytes()
 
 
-def test_a_run_killed_at_three_random_moments_resumes_to_the_bit(run_config, tmp_path, start):
+@pytest.mark.integration
+def test_a_run_killed_at_three_random_moments_resumes_to_the_bit(run_config, tmp_path, code_of, processes, rng):
     run_config = replace(run_config, save_every=2)
     whole = replace(run_config, output=str(tmp_path / "whole"))
     train(whole)
-    seed = np.random.SeedSequence().entropy
-    output, rng = Path(run_config.output), np.random.default_rng(seed)
-    print("seed of the moments:", seed)
+    output = Path(run_config.output)
     log, steps = output / "metrics.jsonl", output / "checkpoints"
     moments = sorted(rng.choice(np.arange(3, 12), 3, replace=False))
     for moment in moments:
-        process = start(run_config)
+        process = processes.start("-c", code_of())
         wait_for(process, lambda moment=moment: num_lines(log) >= moment and finished_steps(steps))
         time.sleep(rng.uniform(0, 0.3))
         os.kill(process.pid, signal.SIGKILL)
@@ -166,12 +163,13 @@ def test_a_run_killed_at_three_random_moments_resumes_to_the_bit(run_config, tmp
     assert exported(run_config) == exported(whole), moments
 
 
-def test_sigterm_saves_the_step_it_is_at_and_the_run_resumes_to_the_bit(run_config, tmp_path, start):
+@pytest.mark.integration
+def test_sigterm_saves_the_step_it_is_at_and_the_run_resumes_to_the_bit(run_config, tmp_path, code_of, processes):
     run_config = replace(run_config, save_every=100)
     whole = replace(run_config, output=str(tmp_path / "whole"))
     train(whole)
     output = Path(run_config.output)
-    process = start(run_config)
+    process = processes.start("-c", code_of(run_config))
     wait_for(process, lambda: num_lines(output / "metrics.jsonl") >= 4)
     process.terminate()
     stderr = process.communicate()[1]
@@ -182,6 +180,7 @@ def test_sigterm_saves_the_step_it_is_at_and_the_run_resumes_to_the_bit(run_conf
     assert losses_of(output) == losses_of(whole.output) and exported(run_config) == exported(whole)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("patch", "doing", "saved"),
     [
@@ -197,9 +196,9 @@ def test_sigterm_saves_the_step_it_is_at_and_the_run_resumes_to_the_bit(run_conf
     ],
     ids=["compilation", "evaluation"],
 )  # fmt: skip
-def test_sigterm_ends_a_run_that_compiles_or_evaluates(patch, doing, saved, run_config, start):
+def test_sigterm_ends_a_run_that_compiles_or_evaluates(patch, doing, saved, run_config, code_of, processes):
     config = replace(run_config, eval_source=run_config.data.source, eval_every=4, save_every=100)
-    process = start(config, patch=patch, pause=0)
+    process = processes.start("-c", code_of(config, patch=patch, pause=0))
     for line in process.stderr:
         if line.strip() in ("compiling", "evaluating"):
             break
@@ -217,6 +216,7 @@ def test_sigterm_ends_a_run_that_compiles_or_evaluates(patch, doing, saved, run_
         assert eval_losses_of(config.output) == eval_losses_of(whole.output)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("devices", "mesh"),
     [
@@ -243,7 +243,10 @@ def test_a_run_resumed_on_another_mesh_equals_the_uninterrupted_one(devices, mes
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *params)
 
 
-def test_two_processes_take_over_a_run_of_one_stop_together_and_give_it_back(run_config, tmp_path, start, monkeypatch):
+@pytest.mark.integration
+def test_two_processes_take_over_a_run_of_one_stop_together_and_give_it_back(
+    run_config, tmp_path, code_of, processes, monkeypatch
+):
     whole = replace(run_config, output=str(tmp_path / "whole"), export_dtype="float32", mesh=MeshConfig(data=2, fsdp=4))
     train(whole)
     config = replace(whole, output=run_config.output)
@@ -251,30 +254,26 @@ def test_two_processes_take_over_a_run_of_one_stop_together_and_give_it_back(run
         stop_after(patch, 5)
         with pytest.raises(OSError, match="stopped"):
             train(config)
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        port = s.getsockname()[1]
     note_questions = (
         "from s1jax.data.chat import ChatFormat\nencode = ChatFormat.encode_example\n"
         f"note = lambda question: open(r'{tmp_path}/read_by' + str(jax.process_index()), 'a').write(question + '\\n')\n"
         "ChatFormat.encode_example = lambda chat, *texts: (note(texts[0]), encode(chat, *texts))[1]"
     )
-    processes = [
-        start(config, devices=4, process=i, num_processes=2, port=port, patch=note_questions) for i in range(2)
-    ]
+    first, second = processes.start_two("-c", code_of(config, patch=note_questions))
     log = Path(config.output) / "metrics.jsonl"
-    wait_for(processes[0], lambda: num_lines(log) >= 7)
-    processes[1].terminate()
-    stderr = [process.communicate(timeout=120)[1] for process in processes]
-    assert [process.returncode for process in processes] == [143, 143], stderr
+    wait_for(first, lambda: num_lines(log) >= 7)
+    second.terminate()
+    ends = processes.finish(first, second)
+    assert [end.code for end in ends] == [143, 143], ends
     saved = max(finished_steps(Path(config.output) / "checkpoints"))
-    assert 7 <= saved < 12 and f"saved step {saved}" in stderr[0]
+    assert 7 <= saved < 12 and f"saved step {saved}" in ends[0].err
     questions = [row["question"] for row in ROWS]
     assert [(tmp_path / f"read_by{i}").read_text().splitlines() for i in range(2)] == [questions[::2], questions[1::2]]
     train(config)
     np.testing.assert_allclose(losses_of(config.output), losses_of(whole.output), rtol=1e-5)
 
 
+@pytest.mark.integration
 def test_held_out_loss_is_measured_and_the_best_checkpoint_kept(run_config, tmp_path):
     held_out = tmp_path / "held_out.jsonl"
     held_out.write_text("".join(json.dumps(row) + "\n" for row in ROWS[:5]))
@@ -293,6 +292,7 @@ def test_held_out_loss_is_measured_and_the_best_checkpoint_kept(run_config, tmp_
     assert {best, 12} == set(finished_steps(Path(config.output) / "checkpoints"))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("frozen", [pytest.param("float", marks=pytest.mark.slow), "nf4"])
 def test_a_lora_run_learns_resumes_and_exports_a_merged_model(frozen, run_config, monkeypatch):
     config = replace(
@@ -318,6 +318,7 @@ def test_a_lora_run_learns_resumes_and_exports_a_merged_model(frozen, run_config
     np.testing.assert_allclose(first, last, rtol=1e-4)
 
 
+@pytest.mark.integration
 def test_tensorboard_holds_the_metrics(run_config):
     from tensorboardX.proto.event_pb2 import Event
 
@@ -334,6 +335,7 @@ def test_tensorboard_holds_the_metrics(run_config):
     assert {"grad_norm", "learning_rate", "tokens_per_s"} <= set(found)
 
 
+@pytest.mark.integration
 def test_trackers_are_given_every_step_and_an_absent_one_is_named(run_config, monkeypatch):
     seen = []
 
@@ -365,6 +367,7 @@ def stop_after(monkeypatch, num_steps):
     monkeypatch.setattr(run, "to_device", place)
 
 
+@pytest.mark.integration
 def test_a_run_goes_on_with_other_fields_that_change_no_result_and_without_the_source_weights(
     run_config, tmp_path, monkeypatch
 ):
@@ -385,6 +388,7 @@ def test_a_run_goes_on_with_other_fields_that_change_no_result_and_without_the_s
     assert finished_steps(Path(run_config.output) / "checkpoints") == [10, 12]
 
 
+@pytest.mark.integration
 def test_a_finished_run_is_done_and_only_a_missing_or_damaged_export_is_made_again(run_config, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     hf = train(run_config)
@@ -433,6 +437,7 @@ def test_what_lies_in_the_way_of_a_runs_files_is_refused_at_the_start(run_config
     assert not list(output.iterdir())
 
 
+@pytest.mark.integration
 def test_a_run_directory_of_another_run_is_refused(run_config):
     train(replace(run_config, data=replace(run_config.data, num_epochs=1), save_every=2))
     run_config = replace(run_config, data=replace(run_config.data, num_epochs=1))
@@ -473,6 +478,7 @@ def test_what_does_not_fit_the_model_is_refused_before_its_weights_are_read(run_
     assert not Path(run_config.output).exists()
 
 
+@pytest.mark.integration
 def test_cut_examples_are_reported(run_config, caplog):
     caplog.set_level(logging.INFO)
     cut = replace(run_config.data, max_length=100, too_long="truncate", num_epochs=1)
@@ -484,6 +490,7 @@ def test_cut_examples_are_reported(run_config, caplog):
     assert found and 0 < int(found[1]) < 20
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("save_every", "message"),
     [(100, r"step \d+: the loss is"), (1, r"step \d+: the norm of the parameters is (inf|nan) after the update")],
@@ -498,6 +505,7 @@ def test_a_destroyed_model_stops_the_run_before_it_is_saved(save_every, message,
     assert saved == ([1] if save_every == 1 else []), "step 0 has no learning rate yet"
 
 
+@pytest.mark.integration
 def test_a_loss_that_is_not_finite_names_its_step_and_the_rows_in_it(run_config):
     with pytest.raises(ValueError, match=r"step \d+: the loss is .*(nan|inf).*Its rows: \d+(, \d+){3,7}") as error:
         train(replace(run_config, optimizer=replace(OPTIMIZER, learning_rate=1.0, weight_decay=1e30)))
@@ -543,6 +551,7 @@ def test_a_run_does_not_take_the_models_own_directory(run_config):
         train(replace(run_config, output=run_config.model))
 
 
+@pytest.mark.integration
 def test_an_evaluation_that_is_made_later_counts_for_the_best(run_config, monkeypatch):
     config = replace(run_config, eval_source=run_config.data.source, eval_every=2, save_every=2, keep=1)
     with monkeypatch.context() as patch:

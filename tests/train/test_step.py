@@ -1,11 +1,6 @@
 """One step, compared with torch and with itself under other packings, micro-batches, backends, meshes and numbers of processes."""
 
-import os
-import socket
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +11,6 @@ from flax import nnx
 
 from s1jax.checkpoint.export import save_hf
 from s1jax.checkpoint.source import load_model, resolve_source
-from s1jax.data.chat import ChatFormat
-from s1jax.data.examples import DataConfig, encode_rows
-from s1jax.data.packing import Packer
 from s1jax.model import lora
 from s1jax.model.config import LoraConfig
 from s1jax.model.qwen2 import graphdef
@@ -33,41 +25,9 @@ from s1jax.train.step import (
     make_train_step,
     to_device,
 )
-from tests.support.tokenizers import byte_tokenizer
-from tests.support.training import CONFIG, OPTIMIZER, ROWS, RULES, params_on
+from tests.support.training import CONFIG, OPTIMIZER, PACKED, RULES, make_packer, params_on, run_steps
 
-pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.integration]
-
-ROOT = Path(__file__).resolve().parents[2]
-# Unpacked: one example per row.
-DATA = DataConfig(source="-", max_length=512, batch_size=8, num_epochs=2, pad_multiple=64, pack=False)
-
-
-def make_packer(num_shards=1, **changes) -> Packer:
-    examples, _ = encode_rows(ROWS, ChatFormat.of(byte_tokenizer()), DATA)
-    return Packer(examples, replace(DATA, **changes), num_shards)
-
-
-def run_steps(
-    num_steps=4, mesh_config=None, gather=True, config=CONFIG, param_dtype="float32", batches=None, **step_fields
-):
-    """Losses and gradient norms [num_steps, 2], and the parameters after the steps."""
-    mesh = make_mesh(mesh_config or MeshConfig(fsdp=1), jax.devices()[: 8 if mesh_config else 1])
-    packer = make_packer(mesh.shape["data"] * mesh.shape["fsdp"], **(batches or {}))
-    optimizer = make_optimizer(OPTIMIZER, num_steps=6)
-    step_config = StepConfig(**step_fields)
-    offload = step_config.offload_optimizer
-    params = params_on(mesh, param_dtype)
-    state = init_state(optimizer, params, mesh, offload)
-    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(optimizer, params, mesh, offload))
-    step = make_train_step(config, RULES, optimizer, step_config, packer.config.pack, shardings=shardings)
-    metrics = []
-    with jax.set_mesh(mesh):
-        for i in range(num_steps):
-            state, m = step(state, {}, to_device(packer[i], mesh, RULES))
-            metrics.append((float(m["loss"]), float(m["grad_norm"])))
-    assert jax.tree.map(lambda x: x.sharding, state) == shardings
-    return np.array(metrics), jax.device_get(state.params) if gather else None
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +40,7 @@ def assert_same_run(run, reference):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), run[1], reference[1])
 
 
-PACKED = dict(pack=True, pad_multiple=1, row_length=400)
-
-
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "changes",
     [
@@ -151,6 +109,7 @@ def one_by_one(loss_average, step):
     return float(total[0]), total[1]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("loss_average", ["sequence", "token"])
 def test_packed_padded_and_single_examples_give_the_same_loss_and_gradients(loss_average):
     alone = one_by_one(loss_average, 1)
@@ -166,6 +125,7 @@ def test_packed_padded_and_single_examples_give_the_same_loss_and_gradients(loss
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), together[1], alone[1])
 
 
+@pytest.mark.integration
 def test_steps_equal_torch(tmp_path, reference):
     """The same weights, batches and recipe in transformers with torch.optim.AdamW."""
     import torch
@@ -208,6 +168,7 @@ def test_steps_equal_torch(tmp_path, reference):
     jax.tree_util.tree_map_with_path(moved_alike, reference[1], jax.device_get(trained), first)
 
 
+@pytest.mark.integration
 def test_bfloat16_state_follows_float32(reference):
     config = replace(CONFIG, dtype="bfloat16")
     metrics, params = run_steps(config=config, param_dtype="bfloat16")
@@ -215,6 +176,7 @@ def test_bfloat16_state_follows_float32(reference):
     np.testing.assert_allclose(metrics[:, 0], reference[0][:, 0], rtol=5e-3)
 
 
+@pytest.mark.integration
 def test_the_loss_without_gradients_is_that_of_the_step(reference):
     mesh = make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
     params = params_on(mesh)
@@ -227,6 +189,7 @@ def test_the_loss_without_gradients_is_that_of_the_step(reference):
         )
 
 
+@pytest.mark.integration
 def test_adapters_alone_are_trained_and_hold_all_the_state():
     config = replace(CONFIG, lora=LoraConfig(rank=4))
     mesh = make_mesh(MeshConfig(fsdp=4), jax.devices()[:4])
@@ -248,6 +211,7 @@ def test_adapters_alone_are_trained_and_hold_all_the_state():
     assert sum(x.size for x in jax.tree.leaves(state.opt_state)) < 2 * num_adapters + 10
 
 
+@pytest.mark.integration
 def test_shorter_micro_batches_share_the_memory_of_longer_ones():
     """A single micro-batch does not depend on the loop's counter, so XLA would move it out of the loop if the step let it."""
     mesh = make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
@@ -274,35 +238,24 @@ def test_values_that_make_no_sense_are_refused(field, value, message):
 
 
 TWO_PROCESSES = """
-import os, sys
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+import sys
 import jax
-process, port = int(sys.argv[1]), sys.argv[2]
-jax.distributed.initialize(f"localhost:{port}", 2, process)
 import numpy as np
-from tests.train import test_step
-from s1jax.runtime.sharding import MeshConfig, make_mesh
+from s1jax.runtime.processes import start_processes
+from s1jax.runtime.sharding import MeshConfig
+from tests.support.training import PACKED, run_steps
+start_processes()
 # Neighbours along tensor are devices of different processes.
 devices = np.array(jax.devices()).reshape(2, 4).T.ravel()
-test_step.make_mesh = lambda config, _: make_mesh(config, devices)
 mesh = MeshConfig(data=2, fsdp=2, tensor=2)
-metrics, _ = test_step.run_steps(num_steps=2, mesh_config=mesh, gather=False, batches=test_step.PACKED)
+metrics, _ = run_steps(num_steps=2, mesh_config=mesh, devices=devices, gather=False, batches=PACKED)
 print("metrics", *metrics.ravel())
 """
 
 
-def test_two_processes_equal_one_when_rows_span_them(reference):
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        port = str(s.getsockname()[1])
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", TWO_PROCESSES]
-    processes = [
-        subprocess.Popen([*command, str(i), port], env=env, text=True, stdout=-1, stderr=subprocess.STDOUT)
-        for i in range(2)
-    ]
-    for output in [process.communicate(timeout=300)[0] for process in processes]:
+@pytest.mark.integration
+def test_two_processes_equal_one_when_rows_span_them(reference, processes):
+    for output in processes.run_two("-c", TWO_PROCESSES):
         lines = [line.split()[1:] for line in output.splitlines() if line.startswith("metrics")]
         assert len(lines) == 1, output
         np.testing.assert_allclose(np.array(lines[0], float), reference[0][:2].ravel(), rtol=2e-5)

@@ -1,4 +1,4 @@
-"""Forked answers: they equal single runs, and read their traces' caches in place."""
+"""`scheduler.py`: forked answers equal single runs, and read their traces' caches in place."""
 
 import itertools
 
@@ -11,10 +11,7 @@ from s1jax.decode.load import load_engine
 from s1jax.ops import cached_attention
 from tests.support.decoding import COMMA, START, THINK, WAIT, at_point, make_engine, make_request, mixed_requests
 
-
-@pytest.fixture(scope="module")
-def engine():
-    return make_engine()
+pytestmark = pytest.mark.integration
 
 
 @pytest.mark.parametrize("num_rows", [2, 6])

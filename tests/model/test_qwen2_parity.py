@@ -16,8 +16,8 @@ from flax import nnx
 from s1jax.checkpoint.source import load_model, resolve_source
 from s1jax.model.config import ModelConfig
 from s1jax.model.qwen2 import graphdef, init_cache, unstack
-from s1jax.ops.rope import apply_rope, rope_attention_factor, rope_frequencies, rotation_at
-from tests.support.models import RULES, YARN, full_logits, one_device, published, random_tokens
+from s1jax.ops.rope import rotation_at
+from tests.support.models import RULES, YARN, full_logits, one_device, published, random_tokens, relative_error
 
 pytestmark = pytest.mark.integration
 
@@ -102,15 +102,6 @@ def pair_of(request, tmp_path_factory):
     return make
 
 
-def relative_error(ours, theirs) -> float:
-    ours, theirs = np.asarray(ours, np.float64), theirs.detach().numpy().astype(np.float64)
-    assert ours.shape == theirs.shape
-    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
-
-
-EVERY_MODEL = ["real", *FAMILIES]
-
-
 @pytest.mark.parametrize("name", [pytest.param("real", marks=pytest.mark.slow), *FAMILIES])
 @torch.no_grad()
 def test_every_submodule_equals_hugging_faces(name, pair_of):
@@ -149,36 +140,6 @@ def test_every_submodule_equals_hugging_faces(name, pair_of):
     }
     print(name, {key: f"{error:.1e}" for key, error in errors.items()})
     assert errors == {key: pytest.approx(0, abs=1e-5) for key in errors}
-
-
-@pytest.mark.parametrize(
-    "scaling",
-    [None, YARN, {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
-     YARN | {"factor": 2.0, "beta_fast": 16.0, "beta_slow": 2.0, "attention_factor": 1.25}],
-)  # fmt: skip
-@pytest.mark.parametrize("size", ["0.5B", "7B"])
-@torch.no_grad()
-def test_rotary_embeddings_equal_hugging_faces(size, scaling):
-    factor = scaling["factor"] if scaling else 1.0
-    hf_config = published(size, max_position_embeddings=int(32768 * factor)) | (
-        {"rope_scaling": scaling} if scaling else {}
-    )
-    rotary = transformers.models.qwen2.modeling_qwen2.Qwen2RotaryEmbedding(
-        transformers.Qwen2Config.from_dict(hf_config)
-    )
-    config = ModelConfig.from_hf(hf_config)
-    frequencies = rope_frequencies(config.head_dim, config.rope_theta, config.yarn)
-    attention_factor = rope_attention_factor(config.yarn)
-    np.testing.assert_allclose(frequencies, rotary.inv_freq.numpy(), rtol=3e-7)
-    assert attention_factor == pytest.approx(rotary.attention_scaling, rel=1e-12)
-    # Far out, a float32 angle is only as good as its rounding: 32767 radians are exact to 2e-3.
-    for positions, tolerance in ((np.arange(64), 2e-5), (np.arange(32000, 32064), 4e-3)):
-        x = np.random.default_rng(0).standard_normal((1, 64, 2, config.head_dim)).astype(np.float32)
-        tx = torch.from_numpy(x).swapaxes(1, 2)
-        cos, sin = rotary(tx, torch.from_numpy(positions)[None])
-        theirs = transformers.models.qwen2.modeling_qwen2.apply_rotary_pos_emb(tx, tx, cos, sin)[0].swapaxes(1, 2)
-        rotation = rotation_at(jnp.asarray(positions[None]), config.head_dim, config.rope_theta, config.yarn)
-        assert relative_error(apply_rope(jnp.asarray(x), rotation), theirs) < tolerance
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -22,7 +22,7 @@ from s1jax.train.run import train
 from tests.support.checkpoints import RULES, FakeHub, assert_same, convert, load, mesh_of
 from tests.support.training import OPTIMIZER, ROWS
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.integration]
 
 
 @pytest.fixture(scope="module")

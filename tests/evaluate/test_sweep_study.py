@@ -1,4 +1,4 @@
-"""One file of sample rows holds a whole study: several models, benchmarks and conditions."""
+"""`sweep.py`: one file of sample rows holds a whole study: several models, benchmarks and conditions."""
 
 import itertools
 import json
@@ -20,6 +20,8 @@ from s1jax.results.samples import read_samples, row_key
 from s1jax.results.tables import format_thinking_table
 from s1jax.runtime.sharding import MeshConfig, ShardingRules, make_mesh
 from tests.support.models import random_params
+
+pytestmark = pytest.mark.integration
 
 BUDGETS, TOP_P = (4, 12), (0.9, 1.0)
 
@@ -43,7 +45,7 @@ def other_model(tiny_model, tmp_path):
     """A checkpoint with the tokenizer of `tiny_model`, but other weights."""
     mesh = make_mesh(MeshConfig())
     config, _ = load_model(resolve_source(tiny_model), mesh, ShardingRules(), "stacked")
-    save_hf(tmp_path / "other", config, random_params(config, "stacked", mesh, seed=1), "float32", tiny_model)
+    save_hf(tmp_path / "other", config, random_params(config, "stacked", mesh, seed=1), "float32", Path(tiny_model))
     return str(tmp_path / "other")
 
 

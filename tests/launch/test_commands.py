@@ -5,28 +5,23 @@ import dataclasses
 import inspect
 import itertools
 import json
-import os
 import re
 import runpy
 import shutil
-import subprocess
 import sys
 import textwrap
 import typing
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
-import numpy as np
 import pytest
 
-from s1jax.perf.benchmark_convert import convert_figures
 from s1jax.runtime.config import config_names
+from s1jax.runtime.files import ROOT
 from tests.support.flags import field_flags
 
 pytestmark = pytest.mark.integration
 
-ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = sorted(path.stem for path in (ROOT / "launch").glob("*.py"))
 
 
@@ -197,41 +192,6 @@ def only_words(text):
     return re.sub(r"[\W_]+", "", text)
 
 
-SHORT = ["--examples", "20", "--divide", "100", "--attention", "xla"]
-
-
-@pytest.mark.parametrize(
-    ("what", "arguments", "expected"),
-    [
-        ("decode", ["--batch", "2", "--tokens", "8"], lambda x: x["batch"] == 2 and x["tokens_per_s"] > 0),
-        pytest.param("decode", ["--batch", "2", "--tokens", "8", "--limit", "99"], lambda x: x["tokens_per_s"] > 0, marks=pytest.mark.slow),
-        ("sweep", ["--problems", "2", "--budgets", "4", "9", "--waits", "1", "--answer", "4"],
-         lambda x: x["points"] == 3 and x["identical"]),
-        ("train", SHORT, lambda x: x["steps"] == 2 and 0 < x["filling"] <= 1 and x["useful_tokens_per_s"] > 0 and 0 < x["mfu"] < 1),
-        pytest.param("train", [*SHORT, "--no-pack", "--slice", "1", "2"],
-                     lambda x: x["layers"] == [1, 2] and x["whole_step_s"] == pytest.approx(x["step_s"][1], abs=2e-3),
-                     marks=pytest.mark.slow),
-        ("convert", [], lambda x: x["identical"] and x["hugging_face_read_s"] > 0 and x["presharded_read_s"] > 0),
-    ],
-    ids=["decode", "limit", "sweep", "train", "slice", "convert"],
-)  # fmt: skip
-def test_a_benchmark_runs_from_a_command_line_and_prints_json(what, arguments, expected, tiny_model):
-    command = [sys.executable, ROOT / "launch" / "benchmark.py", what, "--model", tiny_model, "--dtype", "float32"]
-    # One device, and what is not about tokens compiled quickly.
-    env = os.environ | {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(what != "sweep"))}
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, cwd="/", env=env)
-    assert done.returncode == 0, done.stderr
-    figures = json.loads(done.stdout)
-    assert figures["benchmark"] == what and expected(figures), figures
-
-
-def test_a_disk_without_room_for_a_conversion_is_named(monkeypatch):
-    monkeypatch.setattr("shutil.disk_usage", lambda directory: SimpleNamespace(free=7_000_000))
-    params = {"weight": np.zeros(1_000_000, np.float32)}
-    with pytest.raises(ValueError, match=r"need 0.008 GB, but .* has 0.007 left: set TMPDIR"):
-        convert_figures(None, params, None)
-
-
 @pytest.mark.parametrize("script", [script for script in COMMANDS if script != "benchmark"])
 def test_help_explains_the_command_and_every_field(script, run, monkeypatch):
     from launch import convert, plot
@@ -270,16 +230,6 @@ def test_help_explains_the_command_and_every_field(script, run, monkeypatch):
         assert only_words(text) in only_words(out), text
 
 
-def test_a_command_runs_as_a_process_of_its_own(tiny_model):
-    command = [sys.executable, ROOT / "launch" / "generate.py", "--model", tiny_model, *GENERATE]
-    done = subprocess.run(command, capture_output=True, text=True, cwd="/")
-    assert done.returncode == 0, done.stderr
-    assert "--- thinking ---" in done.stdout and "thinking tokens (budget 8)" in done.stderr
-    failed = subprocess.run([*command, "--num-ignore", "-3"], capture_output=True, text=True, cwd="/")
-    assert failed.returncode == 1 and failed.stdout == ""
-    assert failed.stderr.startswith("error: num_ignore is -3") and failed.stderr.count("\n") == 1
-
-
 def test_checkpoints_of_ours_may_be_named_relative_to_where_one_is(run, tiny_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny_model, "model")
@@ -290,79 +240,3 @@ def test_checkpoints_of_ours_may_be_named_relative_to_where_one_is(run, tiny_mod
     code, error, _ = run("convert", "params", "back")
     assert code == 0, error
     assert Path("back/model.safetensors").read_bytes() == Path("model/model.safetensors").read_bytes()
-
-
-def test_the_quickstart_ends_with_a_command_that_fits_its_model():
-    (command,) = re.findall(r"launch/generate\.py (.*)", (ROOT / "launch" / "quickstart.sh").read_text())
-    limits = [int(limit) for limit in re.findall(r"--max-(?:thinking|answer)-tokens (\d+)", command)]
-    context = json.loads((ROOT / "data_tools" / "quickstart" / "tiny_base" / "config.json").read_text())[
-        "max_position_embeddings"
-    ]
-    assert len(limits) == 2 and sum(limits) < context / 2
-
-
-# What makes each step of the quickstart small; a step that is not here runs as it stands.
-SMALLER = {
-    "-m data_tools.quickstart.arithmetic": "--num 120 --num-heldout 8",
-    "-m data_tools.curation.curate": "--num 16 --num-rows 64",
-    "launch/train.py quickstart": "--data.num-epochs 1",
-    "launch/sweep.py quickstart_budgets": "--max-thinking-tokens 8 16 --decoding.num-rows 16",
-    "launch/sweep.py quickstart_waits": "--max-thinking-tokens 16 --num-ignore 1 --decoding.num-rows 16",
-    "launch/sweep.py quickstart_votes": "--max-thinking-tokens 16 --num-samples 2 --decoding.limit 4 --decoding.num-rows 16",
-}
-
-
-@pytest.fixture
-def quickstart(tmp_path):
-    """The project with quickstart.sh as it stands, but a python that adds SMALLER's arguments; returns a function that runs it."""
-    (tmp_path / ".venv" / "bin").mkdir(parents=True)
-    (tmp_path / "launch").mkdir()
-    for path in [ROOT / "s1jax", ROOT / "data_tools", ROOT / "configs", *(ROOT / "launch").glob("*.py")]:
-        (tmp_path / path.relative_to(ROOT)).symlink_to(path)
-    shutil.copy(ROOT / "launch" / "quickstart.sh", tmp_path / "launch")
-    (tmp_path / "launch" / "install.sh").write_text("install() { :; }\n")
-    cases = "".join(f'"{start} "*) set -- "$@" {more} ;;\n' for start, more in SMALLER.items())
-    one_device = 'export XLA_FLAGS="$XLA_FLAGS --xla_force_host_platform_device_count=1"'
-    python = tmp_path / ".venv" / "bin" / "python"
-    python.write_text(
-        f'#!/usr/bin/env bash\necho "ran: $*"\ncase "$* " in\n{cases}esac\n{one_device}\nexec {sys.executable} "$@"\n'
-    )
-    python.chmod(0o755)
-
-    # Most of the time goes into compiling what then runs for a moment: keep it for the next test run.
-    env = os.environ | {
-        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "compiled"),
-    }
-
-    def run(*arguments):
-        command = ["bash", tmp_path / "launch" / "quickstart.sh", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
-
-    return run
-
-
-def test_the_quickstart_runs_from_the_pool_to_the_figures(quickstart, tmp_path):
-    out = tmp_path / "out"
-    done = quickstart()
-    assert done.returncode == 0, done.stderr
-    ran = [line.removeprefix("ran: ") + " " for line in done.stdout.splitlines() if line.startswith("ran: ")]
-    assert all(any(command.startswith(f"{start} ") for command in ran) for start in SMALLER), "SMALLER names every step"
-    for name in re.findall(r"^  (\S+?),? (?:(\S+) )? {2,}", done.stderr, re.MULTILINE):
-        assert all((out / part).exists() for part in name if part), name
-    rejects = (out / "data" / "train.rejects.jsonl").read_text().splitlines()
-    chosen = (out / "data" / "train.jsonl").read_text().splitlines()
-    assert len(chosen) == 16 and len(chosen) + len(rejects) == 120
-    rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
-    assert len(rows) == 8 * 2 + 8 + 4 * 2
-    assert {row["num_ignore"] for row in rows} == {0, 1}
-    assert "maj@k" in done.stderr and "Done in" in done.stderr
-
-
-def test_the_quickstart_refuses_what_is_no_folder_and_explains_itself(quickstart, tmp_path):
-    for argument in ("", "--nonesuch"):
-        refused = quickstart(argument)
-        assert refused.returncode == 2 and f"not '{argument}'" in refused.stderr
-    explained = quickstart("--help")
-    assert explained.returncode == 0 and "OUT: folder" in explained.stdout
-    assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""The conversion command, both ways and on bad input."""
+"""`convert.py`: conversions by the command."""
 
 import json
 import os
@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from s1jax.checkpoint.source import load_tokenizer, resolve_source
+from s1jax.runtime.files import ROOT
 from tests.support.checkpoints import TINY, convert, raw, tiny_tensors, write_checkpoint
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_convert_ends_bad_input_with_one_message_and_leaves_nothing_behind(tmp_path, capsys, monkeypatch):

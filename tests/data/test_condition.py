@@ -1,0 +1,26 @@
+"""`condition.py`: the settings under which a problem is answered."""
+
+import pytest
+
+from s1jax.data.condition import Condition
+
+
+def test_conditions_are_equal_however_their_int8_is_written():
+    assert Condition(5, int8=("weights", "cache", "weights")) == Condition(5, int8=("cache", "weights"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(num_ignore=3_000_000_000), "num_ignore is 3000000000; it must be from 0 to 2147483647"),
+        (dict(temperature=float("nan")), "temperature is nan; it must be finite and not negative"),
+        (dict(temperature=float("inf")), "temperature is inf; it must be finite"),
+        (dict(max_answer_tokens=0), "max_answer_tokens is 0"),
+        (dict(top_k=100_000_000_000), "top_k is 100000000000; it must be from 0 to 2147483647"),
+        (dict(top_p=float("nan")), "top_p is nan"),
+        (dict(min_p=float("inf")), "min_p is inf"),
+    ],
+)
+def test_a_bad_condition_is_refused_by_name(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Condition(**{"max_thinking_tokens": 8, **changes})

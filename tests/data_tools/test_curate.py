@@ -1,0 +1,164 @@
+"""`curate.py`: quality, copies, contamination, difficulty and diversity."""
+
+import itertools
+import json
+import logging
+import random
+import re
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from data_tools.curation import curate
+from data_tools.quickstart.arithmetic import (
+    DEFECTS,
+    make_heldout,
+    make_pool,
+)
+from s1jax.runtime import jsonl
+from tests.support.quickstart import BASE, rows_of
+
+REASONS = dict(
+    no_trace="thinking is empty",
+    no_question="question is empty",
+    no_reference="no reference to grade against",
+    wrong_answer="the answer disagrees with the reference",
+    cut_trace="the trace does not reach the answer",
+    image="refers to an image",
+    torn_bold="torn bold markup",
+)
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_every_kind_of_defect_is_found_and_named(name, tmp_path):
+    rng = random.Random(7)
+    good = rows_of(2)
+    spoilt = [DEFECTS[name](row, rng) for row in rows_of(30, seed=8, num_steps=5)]
+    jsonl.write(tmp_path / "pool.jsonl", good + spoilt)
+    rows, rejects = curate.read_rows(str(tmp_path / "pool.jsonl"))
+    kept = [row for row in rows if curate.quality_reason(row) is None]
+    assert [row["id"] for row in kept[:2]] == [row["id"] for row in good]
+    # A cut trace that by chance still names the answer is not found out.
+    assert len(kept) <= (5 if name == "cut_trace" else 2)
+    assert len(rows) + len(rejects) == 32
+    assert {reject["reason"] for reject in rejects} | {curate.quality_reason(row) for row in rows} == {
+        None,
+        REASONS[name],
+    }
+
+
+def test_no_clean_row_is_turned_away_for_its_quality():
+    assert not any(curate.quality_reason(row) for row in rows_of(400, seed=9))
+
+
+def test_of_copies_one_is_kept_whatever_their_order():
+    rows = rows_of(20)
+    copies = [*rows, *[row | {"thinking": row["thinking"] + " "} for row in rows[:5]], *rows[3:8]]
+    copies += [row | {"question": row["question"].upper(), "thinking": "Z"} for row in rows[10:12]]
+    kept = []
+    for order in (copies, copies[::-1]):
+        reason = curate.first_of_copies(order)
+        kept.append([row for row in order if reason(row) is None])
+    by_id = [sorted(rows, key=lambda row: row["id"]) for rows in kept]
+    assert by_id[0] == by_id[1] and len(by_id[0]) == 20
+
+
+def test_eight_shared_words_contaminate_whatever_their_case_and_spacing_but_seven_do_not():
+    words = ["one", "two", "three", "four", "five", "six", "seven", "eight"]
+    decontaminator = curate.Decontaminator([" ".join(["start", *words, "end"])], 8)
+
+    def reason(question):
+        return decontaminator.reason({"question": question})
+
+    assert reason("Other ONE  two three\nfour five six seven eight words here")
+    assert not reason("other one two three four five six seven nine words here")
+    assert not reason("other one two three four five six seven eight, words here")
+    assert reason("one two three four five six seven eight")
+    assert not reason("two three four five six seven eight")
+
+
+def test_a_held_out_question_is_found_even_if_it_is_shorter_than_the_run():
+    problem = make_heldout(1, 0)[0]
+    assert len(problem.question.split()) < 28
+    decontaminator = curate.Decontaminator([problem.question], 28)
+    assert decontaminator.reason({"question": problem.question.upper().replace(" ", "  ")}) == "is a held-out question"
+
+
+def test_diversity_draws_domains_evenly_and_long_traces_first():
+    rows = [
+        {"id": f"{domain}{i}", "domain": domain}
+        for domain, n in (("many", 400), ("few", 100), ("two", 2))
+        for i in range(n)
+    ]
+    lengths = {row["id"]: int(re.search(r"\d+", row["id"]).group()) for row in rows}
+    chosen = curate.draw_diverse(rows, lengths, 62, seed=0)
+    counts = Counter(row["domain"] for row in chosen)
+    assert counts["two"] == 2 and abs(counts["many"] - counts["few"]) < 25
+    assert len({row["id"] for row in chosen}) == 62
+    assert min(lengths[row["id"]] for row in chosen if row["domain"] == "many") > 350
+
+
+def test_the_longest_trace_of_a_domain_is_drawn_first_half_the_time_and_each_next_one_half_as_often():
+    rows = [{"id": str(i), "domain": "d"} for i in range(5)]
+    lengths = {str(i): 10 - i for i in range(5)}
+    first = Counter(curate.draw_diverse(rows, lengths, 1, seed)[0]["id"] for seed in range(4000))
+    share = np.array([first[str(i)] / 4000 for i in range(5)])
+    assert np.abs(share - 2.0 ** -np.arange(5) / 1.9375).max() < 0.03
+
+
+def test_the_draw_is_a_function_of_the_seed_and_not_of_the_order_of_the_rows():
+    rows = rows_of(200)
+    lengths = {row["id"]: len(row["thinking"]) for row in rows}
+    chosen = curate.draw_diverse(rows, lengths, 50, seed=3)
+    assert chosen == curate.draw_diverse(rows[::-1], lengths, 50, seed=3)
+    assert chosen != curate.draw_diverse(rows, lengths, 50, seed=4)
+
+
+def test_drawing_more_rows_than_there_are_is_refused():
+    with pytest.raises(ValueError, match="only 5 rows are left to draw 6 from"):
+        curate.draw_diverse(rows_of(5), {row["id"]: 1 for row in rows_of(5)}, 6, seed=0)
+
+
+@pytest.mark.integration
+def test_what_the_difficulty_stage_drops_is_what_the_base_answers_rightly(base):
+    engine, chat = base
+    rows = rows_of(96, seed=11, num_steps=1)
+    solved = curate.solved_by(engine, chat, rows, max_answer_tokens=8, num_rows=96)
+    wrong_references = [row | {"reference": "1000"} for row in rows]
+    assert 24 < sum(solved) < 72
+    assert not any(curate.solved_by(engine, chat, wrong_references, max_answer_tokens=8, num_rows=96))
+
+
+@pytest.mark.integration
+def test_curating_turns_every_bad_row_away_and_writes_the_same_rows_again(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "data_tools")
+    jsonl.write(tmp_path / "pool.jsonl", make_pool(400, 0, make_heldout(40, 0)))
+    problems = [{"question": problem.question, "answer": problem.answer} for problem in make_heldout(40, 0)]
+    jsonl.write(tmp_path / "heldout.jsonl", problems)
+    config = curate.CurateConfig(
+        pool=str(tmp_path / "pool.jsonl"),
+        output=tmp_path / "train.jsonl",
+        model=str(BASE),
+        heldout=str(tmp_path / "heldout.jsonl"),
+        num=60,
+    )
+    counts = dict(curate.curate(config))
+    stages = ["pool", "validity", "copies", "decontaminated", "quality", "difficulty", "diversity"]
+    assert list(counts) == stages and counts["pool"] == 400 and counts["diversity"] == 60
+    assert all(counts[a] > counts[b] for a, b in itertools.pairwise(stages))
+    assert all(stage in caplog.text for stage in stages)
+    chosen = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    assert not {row["question"] for row in chosen} & {problem["question"] for problem in problems}
+    rejects = [json.loads(line) for line in (tmp_path / "train.rejects.jsonl").read_text().splitlines()]
+    assert Counter(reject["stage"] for reject in rejects) == {
+        b: counts[a] - counts[b] for a, b in itertools.pairwise(stages)
+    }
+    assert all(reject["reason"] for reject in rejects)
+    # Every row of the pool is in one of the two files, those that were merely not drawn included.
+    not_drawn = {reject["id"] for reject in rejects if reject["reason"] == "not drawn"}
+    assert len(not_drawn) == counts["difficulty"] - 60 and not not_drawn & {row["id"] for row in chosen}
+    again = replace(config, output=tmp_path / "again.jsonl")
+    curate.curate(again)
+    assert (tmp_path / "again.jsonl").read_text() == (tmp_path / "train.jsonl").read_text()

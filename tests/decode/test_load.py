@@ -1,0 +1,59 @@
+"""`load.py` and `loaded.py`: an engine around a loaded model, and the requests that fit it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from s1jax.checkpoint.export import save_hf
+from s1jax.checkpoint.source import load_model, resolve_source
+from s1jax.data.condition import Condition
+from s1jax.decode.load import load_engine
+from s1jax.evaluate.conditions import DecodingConfig
+from s1jax.evaluate.sweep import SweepConfig
+from s1jax.runtime.sharding import MeshConfig, ShardingRules, make_mesh
+from tests.support.decoding import changed, make_request
+from tests.support.models import random_params
+
+
+@pytest.fixture
+def config(tiny_model, tmp_path):
+    questions = [dict(question=f"{i} + 1?", answer=str(i + 1)) for i in range(3)]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
+    return SweepConfig(
+        decoding=DecodingConfig(
+            model=tiny_model, benchmark=str(tmp_path / "sums.jsonl"), output=str(tmp_path / "rows.jsonl"),
+            num_rows=8,
+        ),
+        condition=Condition(0, max_answer_tokens=8, dtype="float32"),
+        max_thinking_tokens=(0, 5, 20),
+        num_ignore=(0, 2),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("num_rows", [0, -1])
+def test_an_engine_without_rows_is_refused(tiny_model, num_rows):
+    loaded, _ = load_engine(resolve_source(tiny_model), "float32")
+    with pytest.raises(ValueError, match=f"num_rows is {num_rows}"):
+        loaded.decode([make_request(prompt=(1,))], num_rows=num_rows)
+
+
+def test_a_request_past_the_context_names_what_to_lower(tiny_model):
+    loaded, _ = load_engine(resolve_source(tiny_model), "float32")
+    fitting = make_request(prompt=(1,), max_thinking_tokens=400, max_answer_tokens=8)
+    spare = 512 - 1 - loaded.model.num_new_tokens(fitting)
+    loaded.check(changed(fitting, max_thinking_tokens=400 + spare))
+    message = "has 512, its context length: lower max_thinking_tokens or max_answer_tokens, by 1 together"
+    with pytest.raises(ValueError, match=message):
+        loaded.check(changed(fitting, max_thinking_tokens=401 + spare))
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(tiny_model, tmp_path):
+    mesh = make_mesh(MeshConfig())
+    config, _ = load_model(resolve_source(tiny_model), mesh, ShardingRules(), "stacked")
+    config = replace(config, vocab_size=200)
+    params = random_params(config, "stacked", mesh)
+    save_hf(tmp_path / "hf", config, params, "float32", Path(tiny_model))
+    with pytest.raises(ValueError, match="the tokenizer has 259 ids, the model only 200"):
+        load_engine(resolve_source(tmp_path / "hf"), "float32")

@@ -1,0 +1,88 @@
+"""`sweep.py`: a grid of conditions, one row per point, problem and sample."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from s1jax.data.condition import Condition
+from s1jax.evaluate.conditions import EvaluateConfig
+from s1jax.evaluate.run import evaluate
+from s1jax.evaluate.sweep import SweepConfig, grid, sweep
+from s1jax.results.metrics import thinking_curve
+from s1jax.results.samples import COLUMNS, read_samples
+from s1jax.runtime.config import parse_command
+from tests.support.samples import comparable
+
+
+def drawn(config, **changes):
+    """The config with answers drawn at temperature 1, and other changes of its condition."""
+    return replace(config, condition=replace(config.condition, temperature=1.0, **changes))
+
+
+@pytest.mark.integration
+def test_a_sweep_is_one_row_per_point_problem_and_sample_with_the_contracts_columns(config):
+    rows = read_samples(sweep(replace(drawn(config), num_samples=2)))
+    keys = {(r["problem_id"], r["max_thinking_tokens"], r["num_ignore"], r["sample_index"]) for r in rows}
+    assert len(rows) == len(keys) == 3 * 3 * 2 * 2
+    written = json.loads(Path(config.decoding.output).read_text().splitlines()[0])
+    assert list(written) == list(COLUMNS)
+    for row in rows:
+        assert row["num_thinking_tokens"] <= row["max_thinking_tokens"]
+        assert row["num_ignored"] <= row["num_ignore"]
+    assert all(point["num_over_budget"] == 0 for point in thinking_curve(rows))
+
+
+@pytest.mark.integration
+def test_points_and_number_of_rows_change_no_row(config, tmp_path):
+    apart = []
+    for i, condition in enumerate(grid(config).conditions):
+        decoding = replace(config.decoding, output=str(tmp_path / f"point{i}.jsonl"), num_rows=2)
+        apart += comparable(evaluate(EvaluateConfig(decoding, condition)))
+    assert comparable(sweep(config)) == sorted(apart)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(max_thinking_tokens=(-1,)), "none negative"),
+        (dict(num_ignore=()), "at least one value"),
+        (dict(num_samples=0), "num_samples is 0"),
+        (dict(min_thinking_tokens=(50,)), "above every budget"),
+        (dict(max_thinking_tokens=(600,)), "the model has 512"),
+    ],
+)
+def test_a_bad_grid_is_refused_before_anything_is_written(config, changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        sweep(replace(config, **changes))
+    assert not (tmp_path / "rows.jsonl").exists()
+
+
+def test_a_point_whose_minimum_is_above_its_budget_is_left_out():
+    config = SweepConfig(decoding=None, max_thinking_tokens=(5, 20), min_thinking_tokens=(0, 10))
+    assert [tuple(c.limits) for c in grid(config).conditions] == [(5, 0, 0), (20, 0, 0), (20, 10, 0)]
+    assert tuple(grid(config).condition.limits) == (20, 10, 0)
+
+
+def test_a_limit_outside_a_sweeps_axes_is_refused(config):
+    with pytest.raises(ValueError, match=r"condition.num_ignore is 2, but a sweep takes its limits from num_ignore"):
+        replace(config, condition=Condition(0, num_ignore=2))
+
+
+def test_the_condition_and_the_axes_of_a_sweep_can_be_given_on_the_command_line():
+    argv = [
+        "quickstart_votes",
+        "--condition.top-p",
+        "0.9",
+        "--condition.int8",
+        "weights",
+        "--max-thinking-tokens",
+        "8",
+        "16",
+    ]
+    config = parse_command("", SweepConfig, argv)
+    condition = Condition(16, max_answer_tokens=8, temperature=1.0, top_p=0.9, dtype="float32", int8=("weights",))
+    assert grid(config).condition == condition and len(grid(config).conditions) == 2
+    with pytest.raises(ValueError, match=r"condition.max_thinking_tokens is 8, but a sweep takes its limits from"):
+        parse_command("", SweepConfig, ["quickstart_votes", "--condition.max-thinking-tokens", "8"])

@@ -1,0 +1,59 @@
+"""`plot.py`: the command that writes figures and prints tables."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from s1jax.runtime.files import ROOT
+from tests.support.samples import study_rows
+
+
+def run(*arguments):
+    command = [sys.executable, "launch/plot.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT), "HOME": "/"})
+
+
+@pytest.mark.integration
+def test_the_command_writes_figures_beside_the_rows_and_names_them(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in study_rows(samples=2)))
+    result = run(path)
+    assert result.returncode == 0, result.stderr
+    figures = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [Path(f["figure"]).name for f in figures] == ["thinking.png", "voting.png"]
+    assert all(Path(f[key]).is_file() and Path(f[key]).parent == tmp_path for f in figures for key in f)
+    assert "Performance" in result.stderr and "maj@k" in result.stderr
+
+
+@pytest.mark.integration
+def test_the_command_explains_bad_rows_in_one_line(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("{}\n")
+    result = run(path, "--out", tmp_path / "out")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert (
+        result.stderr.startswith("error: ") and "line 1: no column" in result.stderr and result.stderr.count("\n") == 1
+    )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{tmp}"], "{tmp} is a directory; name the file of sample rows in it"),
+        (
+            ["{tmp}/rows.jsonl", "--out", "{tmp}/rows.jsonl"],
+            "{tmp}/rows.jsonl/thinking.png cannot be written: Not a dir",
+        ),
+        (["{tmp}/rows.jsonl", "--out", "/proc/figures"], "/proc/figures/thinking.png cannot be written: "),
+    ],
+)
+def test_the_command_explains_a_bad_path_in_one_line(tmp_path, arguments, message):
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in study_rows()))
+    result = run(*(argument.format(tmp=tmp_path) for argument in arguments))
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: " + message.format(tmp=tmp_path)) and result.stderr.count("\n") == 1
