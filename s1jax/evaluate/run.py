@@ -80,7 +80,7 @@ def write_samples(config: DecodingConfig, trace: Trace, num_samples: int = 1) ->
     shared = _shared_columns(config, source)
     jobs = [_Job(problem, sample, trace) for problem in problems for sample in range(num_samples)]
     keys = [[row_key(_key_columns(job, condition, shared)) for condition in trace.conditions] for job in jobs]
-    missing = from_first_process(lambda: _find_missing(output, keys, every_problem, config.model))
+    missing = from_first_process(lambda: _find_missing(output, keys, every_problem))
     num_rows = len(jobs) * len(trace.conditions)
     jobs = [
         replace(job, trace=Trace(tuple(itertools.compress(trace.conditions, row))))
@@ -149,7 +149,7 @@ def _sample_row(
 
 
 def _find_missing(
-    output: Path, keys: Sequence[Sequence[tuple[Any, ...]]], problems: Sequence[Problem], model: str
+    output: Path, keys: Sequence[Sequence[tuple[Any, ...]]], problems: Sequence[Problem]
 ) -> list[list[bool]]:
     """Return which of the rows with these keys a file lacks. Raises UserError if rows cannot be added to it (`write_samples`)."""
     check_writable(output)
@@ -164,10 +164,11 @@ def _find_missing(
     digests = {(problem.benchmark, problem.problem_id): problem.digest for problem in problems}
     for row in rows:
         digest = digests.get((row["benchmark"], row["problem_id"]), row["problem"])
-        if row["model"] == model and row["problem"] != digest:
+        if row["problem"] != digest:
             raise UserError(
-                f"problem {row['problem_id']} of benchmark {row['benchmark']} has another question or answer than when its rows of {model} "
-                f"were written to {output}: undo the edit of the benchmark, or give another --decoding.output"
+                f"problem {row['problem_id']} of benchmark {row['benchmark']} has another question or answer than in the "
+                f"rows of {output}: undo the edit of the benchmark, rename one of two benchmarks of that name, or give another "
+                "--decoding.output"
             )
     done = {row_key(row) for row in rows}
     return [[key not in done for key in group] for group in keys]

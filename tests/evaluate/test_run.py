@@ -126,6 +126,9 @@ def test_an_edited_benchmark_is_noticed_and_an_edited_tokenizer_makes_rows_of_it
     problems.write_text(before.replace("2 + 1?", "1 + 2?"))
     with pytest.raises(ValueError, match="problem sums/3 of benchmark sums has another question or answer"):
         sweep(config)
+    other = shutil.copytree(tiny_model, tmp_path / "other")
+    with pytest.raises(ValueError, match="rename one of two benchmarks of that name"):
+        sweep(with_decoding(config, model=str(other)))
     assert output.read_text() == rows
     problems.write_text(before + json.dumps(dict(question="1 + 1?", answer="2")) + "\n")
     sweep(config)
