@@ -1,6 +1,6 @@
 """The quickstart's sequential scaling curve: growing thinking budgets on held-out problems (as in the paper's figure 1).
 
-python launch/sweep.py quickstart_budgets --decoding.model out/model/hf
+python launch/sweep.py quickstart_budgets
 """
 
 from s1jax.data.condition import Condition

@@ -1,6 +1,6 @@
 """The quickstart's majority votes: 64 samples of each of 24 held-out problems at temperature 1 (as in the paper's figure 4, right).
 
-python launch/sweep.py quickstart_votes --decoding.model out/model/hf
+python launch/sweep.py quickstart_votes
 """
 
 from dataclasses import replace

@@ -1,6 +1,6 @@
 """The quickstart's extrapolation: up to 4 attempts to stop thinking are replaced by "Wait" (as in the paper's figure 4, left).
 
-python launch/sweep.py quickstart_waits --decoding.model out/model/hf
+python launch/sweep.py quickstart_waits
 """
 
 from dataclasses import replace
