@@ -179,7 +179,14 @@ def read_params(
         if damage := find_damage(directory):
             raise UserError(damage)
         stored = ocp.PyTreeCheckpointHandler().metadata(directory).tree
-    item = _target(directory, stored.get("params", {}) if is_train_state else stored, config, mesh, rules, param_dtype)
+    found = stored.get("params", {}) if is_train_state else stored
+    target = abstract_params(config, rules, "stacked", mesh)
+    _check_tree(directory, _by_name(target), _by_name(found))
+
+    def wanted(leaf: jax.ShapeDtypeStruct, held: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, param_dtype or held.dtype, sharding=leaf.sharding)
+
+    item = jax.tree.map(wanted, target, found)
     tree = {"params": item} if is_train_state else item
     restore_args = ocp.checkpoint_utils.construct_restore_args(tree)
     args = ocp.args.PyTreeRestore(item=tree, restore_args=restore_args, partial_restore=True)
@@ -191,17 +198,8 @@ def read_params(
     return unstack(params, config.num_layers, abstract_params(config, rules, "per_layer", mesh), donate=True)
 
 
-def _target(
-    directory: Path,
-    stored: Params,
-    config: ModelConfig,
-    mesh: jax.sharding.Mesh,
-    rules: ShardingRules,
-    param_dtype: str | None,
-) -> Params:
-    """Return the tree of abstract arrays to restore. Raises UserError if the stored tree is not that of the model."""
-    target = abstract_params(config, rules, "stacked", mesh)
-    wanted, found = _by_name(target), _by_name(stored)
+def _check_tree(directory: Path, wanted: dict[str, Any], found: dict[str, Any]) -> None:
+    """Raise UserError if the arrays of a directory do not have the names and shapes of the model's."""
     if any(name.endswith(".lora_a") for name in found):
         raise UserError(
             f"{directory} holds only LoRA adapters: use the run's export in its hf/, where they are merged into the model"
@@ -216,18 +214,10 @@ def _target(
     if problems:
         raise UserError(f"cannot load {directory}: {len(problems)} problem(s){listed(problems)}")
 
-    def with_dtype(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, param_dtype or found[_name(path)].dtype, sharding=leaf.sharding)
-
-    return jax.tree_util.tree_map_with_path(with_dtype, target)
-
 
 def _by_name(tree: Params) -> dict[str, Any]:
-    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator=".")
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 @contextlib.contextmanager

@@ -137,13 +137,15 @@ class ModelConfig:
             "max_position_embeddings": 32768,
             "tie_word_embeddings": False,
         } | {name: value for name, value in hf.items() if value}
-        values["rope_theta"] = rope.get("rope_theta") or values["rope_theta"]
+        values["rope_theta"] = float(rope.get("rope_theta") or values["rope_theta"])
         if values["head_dim"] % 2 or not values["head_dim"]:
             raise UserError(f"head_dim is {values['head_dim']}: it must be even, since its dimensions turn in pairs")
         yarn = None
         if rope_type == "yarn":
             given = {field.name: rope[field.name] for field in fields(YarnConfig) if rope.get(field.name)}
-            yarn = YarnConfig(**{"original_max_position_embeddings": values["max_position_embeddings"]} | given)
+            original = given.pop("original_max_position_embeddings", values["max_position_embeddings"])
+            scales = {name: float(value) for name, value in given.items()}
+            yarn = YarnConfig(original_max_position_embeddings=original, **scales)
         return cls(**{ours: values[theirs] for theirs, ours in HF_NAMES.items()}, yarn=yarn, dtype=dtype)
 
     def to_hf(self) -> dict[str, Any]:
