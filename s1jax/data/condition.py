@@ -1,7 +1,6 @@
 """A decoding condition: every setting that can change an answer.
 
-Configs, requests and sample rows all use this one dataclass. Each of its fields is a column of a sample row, so a new setting is added here
-and nowhere else.
+Configs, requests and sample rows share this dataclass. Each field is a column of a sample row, so a new setting is added only here.
 """
 
 from __future__ import annotations

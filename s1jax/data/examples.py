@@ -11,19 +11,16 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
+from jaxtyping import Bool, Int
 
 from s1jax.data.chat import ChatFormat, LossOn
 from s1jax.data.rows import TrainingRow
+from s1jax.model.config import ModelConfig
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.processes import check_same, map_over_processes
-
-if TYPE_CHECKING:
-    from jaxtyping import Bool, Int
-
-    from s1jax.model.config import ModelConfig
 
 LossAverage = Literal["sequence", "token"]
 TooLong = Literal["error", "truncate"]
@@ -100,7 +97,6 @@ class Examples:
         return len(self.row_ids)
 
     def __getitem__(self, index: int) -> tuple[Int[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-        """Return the tokens and the loss mask of one example."""
         span = slice(self.offsets[index], self.offsets[index + 1])
         return self.tokens[span], self.loss_mask[span]
 
@@ -116,7 +112,7 @@ class Examples:
         return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()[:12]
 
     def check_fit(self, model: ModelConfig) -> None:
-        """Raise UserError if the model has no embedding for a token id, or if an example is longer than the model's context."""
+        """Raise UserError unless the model has an embedding for each token id and a context as long as the longest example."""
         longest, largest = int(self.lengths.argmax()), max(int(self.tokens.max()), self.pad)
         if largest >= model.vocab_size:
             raise UserError(
@@ -136,9 +132,9 @@ def encode_rows(
 ) -> tuple[Examples, list[dict[str, Any]]]:
     """Tokenise rows. Return the examples, and the rejected rows as {row, reason, ...the row's columns}; `row` is the index in `rows`.
 
-    A row is rejected if truncation leaves nothing of it to train on. If there are several processes, each tokenises its share, and all
-    receive all examples. Raises UserError if the processes have different rows, if an example is longer than `max_length` while `too_long`
-    is "error", or if no example is left.
+    A row is rejected if truncation leaves nothing to train on. If there are several processes, each tokenises its share, and all get all
+    examples. Raises UserError if the processes have different rows, if an example is longer than `max_length` while `too_long` is "error",
+    or if no example is left.
     """
     tokens, masks, row_ids, rejects = [], [], [], []
     too_long: dict[str, int] = {}

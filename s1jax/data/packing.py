@@ -1,15 +1,15 @@
 """Packing: tokenised examples -> the batch of each training step. Several examples share a row, because padding would be most of a batch.
 
-In: tokenised examples (`examples.py`) and the number of a step. Out: the whole batch of that step. Every process makes all of it: token ids
-are small. A batch consists of micro-batches, whose gradients the step adds up. Each micro-batch has the same number of rows. The rows of a
-step's last micro-batches may be shorter: with 16 examples per step, full-length rows would leave a tenth to a third of the positions empty.
+Every process makes the whole batch: token ids are small. A batch consists of micro-batches, whose gradients the step adds up. Each
+micro-batch has the same number of rows. The rows of a step's last micro-batches may be shorter: with 16 examples per step, full-length rows
+would leave a tenth to a third of the positions empty.
 
 Invariants:
-- A step takes exactly `batch_size` examples (the last step of an epoch takes the remainder). Each example has the weight that it would have
-  without packing, so packing affects only rounding. Rows are packed within a step, never across steps: the packer has no state to save.
+- A step takes exactly `batch_size` examples (the last step of an epoch takes the remainder), each with the weight that it would have
+  without packing. So packing affects only rounding. The loss weights of a batch sum to 1.
 - A run has few shapes, one per row length, and they never change, so the step is compiled once.
-- A batch is a pure function of (examples, config, step). It is the same in every process and after every restart.
-- Every epoch covers every example once, in a new order. The loss weights of a batch sum to 1.
+- A batch is a pure function of (examples, config, step), and the packer has no state to save.
+- Every epoch covers every example once, in a new order.
 """
 
 from __future__ import annotations
@@ -21,17 +21,14 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import grain
 import numpy as np
+from jaxtyping import Int
 
 from s1jax.data.examples import DataConfig, Examples
 from s1jax.runtime.command import counted
 from s1jax.runtime.errors import UserError
-
-if TYPE_CHECKING:
-    import grain
-    from jaxtyping import Int
 
 MicroBatches = dict[str, np.ndarray]
 """M micro-batches of R rows of T tokens. Arrays [M, R, T]: int32 `tokens`, `targets` (the next token), `positions` (from 0 within each
@@ -39,6 +36,7 @@ example) and `segment_ids` (from 1 within each row, 0 for padding), and float32 
 Scalar: int32 `num_micro_batches`. The step computes the first so many of the M and skips the others, which are empty."""
 Batch = tuple[MicroBatches, ...]
 """The batch of a step: one `MicroBatches` for each `Shape` of the run."""
+Lengths = Sequence[int] | Int[np.ndarray, " n"]
 
 MAX_EXAMPLES = 50_000_000
 """Largest number of examples in a run, counted once per epoch. All steps are packed before the first one runs."""
@@ -81,8 +79,8 @@ def bucket_lengths(config: DataConfig, longest: int, length_shards: int = 1) -> 
     """Return the row lengths that micro-batches may have, longest first: at most `num_row_lengths`, each half of the one before.
 
     The first is `row_length`, or by default `longest`, the length of the longest example. All except a configured `row_length` are rounded
-    up to a multiple of `pad_multiple` and of `length_shards`, the number of parts that the mesh splits a row into. Raises UserError if
-    `row_length` is no multiple of `length_shards`.
+    up to a multiple of `pad_multiple` and of `length_shards`, the number of shards of a row. Raises UserError if `row_length` is no
+    multiple of `length_shards`.
     """
     if config.row_length and config.row_length % length_shards:
         raise UserError(
@@ -99,11 +97,10 @@ def bucket_lengths(config: DataConfig, longest: int, length_shards: int = 1) -> 
     return lengths
 
 
-def pack(lengths: Sequence[int] | np.ndarray, capacities: Sequence[int]) -> list[list[int]] | None:
-    """Distribute items of these lengths over rows of these capacities. Return the items of each row, or None if this method finds no way.
+def pack(lengths: Lengths, capacities: Sequence[int]) -> list[list[int]] | None:
+    """Distribute items of these lengths over rows of these capacities. Return the items of each row, or None if best fit finds no way.
 
-    The method is best fit, longest item first. If all capacities are equal, it needs at most 11/9 of the fewest possible rows, plus one
-    (Johnson 1974).
+    The longest item comes first. If all capacities are equal, this needs at most 11/9 of the fewest possible rows, plus one (Johnson 1974).
     """
     rows: list[list[int]] = [[] for _ in capacities]
     by_room = sorted((room, row) for row, room in enumerate(capacities))
@@ -117,13 +114,11 @@ def pack(lengths: Sequence[int] | np.ndarray, capacities: Sequence[int]) -> list
     return rows
 
 
-def pack_step(
-    lengths: Sequence[int] | np.ndarray, row_lengths: Sequence[int], rows_per_micro_batch: int
-) -> list[list[list[int]]]:
+def pack_step(lengths: Lengths, row_lengths: Sequence[int], rows_per_micro_batch: int) -> list[list[list[int]]]:
     """Distribute the items of a step over as few positions as best fit finds. Return, for each row length, the items of its rows.
 
-    A step has any number of micro-batches of the first row length, which is the longest, and at most one of each other length. The result
-    does not change if `row_lengths` leaves out a length that this step does not use. Raises UserError if an item is longer than all rows.
+    A step has any number of micro-batches of the first row length, which is the longest, and at most one of each other length. Leaving out
+    lengths that this step does not use changes nothing. Raises UserError if an item is longer than all rows.
     """
     if max(lengths) > row_lengths[0]:
         raise UserError(f"an example of {max(lengths)} tokens does not fit a row of {row_lengths[0]}")
@@ -164,8 +159,6 @@ def num_steps(num_examples: int, config: DataConfig) -> int:
 
 def step_examples(num_examples: int, config: DataConfig) -> grain.MapDataset[Int[np.ndarray, " n"]]:
     """Return the indices of the examples of each step; there are `num_steps` steps."""
-    import grain  # optional and slow to import: `launch/benchmark.py` packs without it
-
     # Grain shuffles epoch e with seed + e. Without this hash, the second epoch of seed 42 would be the first epoch of seed 43.
     seed = int(np.random.SeedSequence(config.seed).generate_state(1)[0])
     order = grain.MapDataset.range(num_examples).shuffle(seed)
@@ -182,14 +175,13 @@ class Packer:
         config: DataConfig,
         num_shards: int = 1,
         length_shards: int = 1,
-        steps: Sequence[np.ndarray] | None = None,
+        steps: Sequence[Int[np.ndarray, " _"]] | None = None,
     ):
         """Find the shapes that serve every step.
 
         The mesh splits the rows of a micro-batch into `num_shards` parts, and each row into `length_shards` parts. `steps` holds the
-        indices of the examples of each step; by default they come from `step_examples`. Raises UserError if an example is longer than
-        `row_length`, if `rows_per_micro_batch` or `row_length` is no multiple of its number of shards, or if a step is too large for an
-        array.
+        indices of the examples of each step (default: `step_examples`). Raises UserError if an example is longer than `row_length`, if
+        `rows_per_micro_batch` or `row_length` is no multiple of its number of shards, or if a step is too large for an array.
         """
         self.examples, self.config = examples, config
         self.steps = step_examples(len(examples), config) if steps is None else steps
@@ -227,50 +219,45 @@ class Packer:
             raise IndexError(step)
         return self.make_batch(self.steps[step])
 
-    def rows_of(self, indices: Sequence[int] | np.ndarray) -> list[list[list[int]]]:
+    def rows_of(self, indices: Int[np.ndarray, " n"]) -> list[list[list[int]]]:
         """Return, for each row length, the examples of each row of a step. Rows of a micro-batch may be empty."""
         if not self.config.pack:
             return [[[int(index)] for index in indices]]
         rows = pack_step(self.examples.lengths[indices], self.row_lengths, self.rows_per_micro_batch)
         return [[[int(indices[i]) for i in row] for row in of_length] for of_length in rows]
 
-    def make_batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
+    def make_batch(self, indices: Int[np.ndarray, " n"]) -> Batch:
         """Return the batch of a step that takes these examples."""
         if self.config.loss_average == "sequence":
             weights = 1 / (len(indices) * self.num_targets[indices])
         else:
             weights = np.full(len(indices), 1 / self.num_targets[indices].sum())
         weight_of = dict(zip(map(int, indices), weights, strict=True))
-        return tuple(
-            self._make_micro_batches(shape, rows, weight_of)
-            for shape, rows in zip(self.shapes, self.rows_of(indices), strict=True)
-        )
+        shapes_and_rows = zip(self.shapes, self.rows_of(indices), strict=True)
+        return tuple(self._make_micro_batches(shape, rows, weight_of) for shape, rows in shapes_and_rows)
 
     def _make_micro_batches(self, shape: Shape, rows: list[list[int]], weight_of: dict[int, float]) -> MicroBatches:
         """Return the arrays of one shape. `rows` holds the examples of each row, `weight_of` the loss weight of a token of each example."""
-        flat = (shape.max_micro_batches * shape.rows_per_micro_batch, shape.row_length)
-        arrays = {
-            "tokens": np.full(flat, self.examples.pad, np.int32),
-            "targets": np.full(flat, self.examples.pad, np.int32),
-            "positions": np.zeros(flat, np.int32),
-            "segment_ids": np.zeros(flat, np.int32),
-            "loss_weights": np.zeros(flat, np.float32),
-        }
-        for row, members in enumerate(rows):
+        size = (shape.max_micro_batches, shape.rows_per_micro_batch, shape.row_length)
+        batch = {name: np.zeros(size, np.int32) for name in ("tokens", "targets", "positions", "segment_ids")}
+        batch["loss_weights"] = np.zeros(size, np.float32)
+        batch["tokens"] += self.examples.pad
+        batch["targets"] += self.examples.pad
+        for i, members in enumerate(rows):
+            row = {name: x[divmod(i, shape.rows_per_micro_batch)] for name, x in batch.items()}
             begin = 0
             for segment, index in enumerate(members, 1):
                 tokens, loss_mask = self.examples[index]
                 end = begin + len(tokens)
-                arrays["tokens"][row, begin:end] = tokens
-                arrays["targets"][row, begin : end - 1] = tokens[1:]
-                arrays["positions"][row, begin:end] = np.arange(len(tokens))
-                arrays["segment_ids"][row, begin:end] = segment
-                arrays["loss_weights"][row, begin : end - 1] = weight_of[index] * loss_mask[1:]
+                row["tokens"][begin:end] = tokens
+                row["targets"][begin : end - 1] = tokens[1:]
+                row["positions"][begin:end] = np.arange(len(tokens))
+                row["segment_ids"][begin:end] = segment
+                row["loss_weights"][begin : end - 1] = weight_of[index] * loss_mask[1:]
                 begin = end
-        size = (shape.max_micro_batches, shape.rows_per_micro_batch, shape.row_length)
-        count = np.array(math.ceil(len(rows) / shape.rows_per_micro_batch), np.int32)
-        return {name: x.reshape(size) for name, x in arrays.items()} | {"num_micro_batches": count}
+        batch["num_micro_batches"] = np.array(math.ceil(len(rows) / shape.rows_per_micro_batch), np.int32)
+        return batch
 
     def filling(self) -> float:
-        """Return the fraction of the positions that the run computes which hold a token."""
+        """Return the fraction of the run's positions that hold a token."""
         return int(self.examples.lengths.sum()) * self.config.num_epochs / self._num_positions

@@ -1,9 +1,7 @@
 """Training rows from files and hub datasets.
 
-In: JSONL, Parquet or a hub dataset, with the columns of this project or of the published s1K and s1K-1.1. Out: `TrainingRow`s, and the
-rejected rows, each with its reason.
-
-Invariant: no row is dropped silently.
+In: JSONL, Parquet or a hub dataset, with the columns of this project or of the published s1K and s1K-1.1. Out: `TrainingRow`s.
+No row is dropped silently: a rejected row comes out with its reason.
 """
 
 from __future__ import annotations
@@ -48,10 +46,9 @@ _OTHER_COLUMNS: dict[str, tuple[str, ...]] = {
 
 
 def read_rows(source: str) -> tuple[list[TrainingRow], list[dict[str, Any]]]:
-    """Return the usable rows of `source` in order, and the rejected rows as {file, row, reason, ...the row's columns}.
+    """Return the usable rows of `source` (see `DataConfig`) in order, and the rejected rows as {file, row, reason, ...the row's columns}.
 
-    `source` is a .jsonl or .parquet file, a directory of them, or a hub id, as in `DataConfig`. `row` counts from 1 within a file (for
-    JSONL: lines). A missing `id` becomes the first 16 hex digits of sha256(question).
+    `row` counts from 1 within a file (for JSONL: lines). A missing `id` becomes the first 16 hex digits of sha256(question).
     Raises FileNotFoundError if there is no such source, and UserError if it has no usable row.
     """
     rows: list[TrainingRow] = []
@@ -71,7 +68,7 @@ def read_rows(source: str) -> tuple[list[TrainingRow], list[dict[str, Any]]]:
 
 
 def describe_rejects(rejects: Sequence[dict[str, Any]], path: str | Path) -> str:
-    """Return one line for the log: the number of rejected rows, their reasons, and the file that holds them."""
+    """Return one line for the log about rejected rows that `path` holds."""
     reasons = Counter(str(reject["reason"]) for reject in rejects).most_common(8)
     counted = ", ".join(f"{count} x {reason}" for reason, count in reasons)
     return f"{len(rejects)} rejected" + (f" ({counted}; see {path})" if rejects else "")
@@ -137,9 +134,7 @@ def _hub_rows(name: str) -> Iterator[tuple[str, int, dict[str, Any]]]:
     try:
         dataset = load_dataset(name, split="train")
     except OSError as error:  # for example no such dataset, or no connection
-        raise FileNotFoundError(
-            f"there is no file or directory {name}, and the hub does not give it: {error}"
-        ) from error
+        raise FileNotFoundError(f"no file or directory {name}, and the hub does not have it: {error}") from error
     yield from ((name, number, row) for number, row in enumerate(dataset, 1))
 
 

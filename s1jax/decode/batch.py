@@ -2,8 +2,8 @@
 
 `RowBatch` keeps the arrays of `loop.py` on the device and a `Log` per row on the host. `scheduler.py` decides which request gets a row.
 
-Invariant: the cache has more slots than any row in use has steps behind it, so no row's tokens are overwritten. The cache grows before
-that would happen. It shrinks when half of it is enough, so that short rows do not pay for a long one that is gone.
+Invariant: the cache has more slots than the age of any row in use, in steps, so no row's tokens are overwritten. It grows before that
+would happen, and shrinks when half of it is enough.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class Log:
     def cut_at_stop_string(self, to_text: Callable[[Sequence[int]], str]) -> bool:
         """Cut the answer after the first token with which its text contains a stop string; return whether there is one.
 
-        The cut depends on the answer alone, not on how many of its tokens were there at an earlier look: if the text of some first
-        tokens contains a string, so does the text of more.
+        The cut does not depend on how many tokens were there at an earlier look: if the text of some first tokens contains a string, so
+        does the text of more.
         """
         begin = len(self.tokens) - self.num_answer - (self.finish_reason == "stop")
         answer = self.tokens[begin : begin + self.num_answer]
@@ -108,16 +108,16 @@ class RowBatch:
         self.num_thinking, self.last_token = np.zeros(num_rows, np.int32), np.zeros(num_rows, np.int32)
 
     @property
-    def live(self) -> list[int]:
-        """Rows that are decoding."""
-        return [row for row, log in enumerate(self.logs) if log is not None and log.phase != Phase.DONE]
+    def live(self) -> dict[int, Log]:
+        """The logs of the rows that are decoding, by row."""
+        return {row: log for row, log in enumerate(self.logs) if log is not None and log.phase != Phase.DONE}
 
     def _capacity_for(self, oldest: int) -> int:
         """Return the slots that a cache needs for one more step of rows that are at most `oldest` steps old."""
         return min(round_up(oldest + 1, 2 * SMALLEST_CAPACITY), self.max_capacity)
 
     def allow(self, max_tokens: int, ignore_width: int) -> None:
-        """Make room for requests of so many tokens and so long ignore strings, beside those that decode."""
+        """Make room for requests of `max_tokens` tokens with ignore strings of `ignore_width` tokens."""
         self.max_capacity = max(self.max_capacity, capacity_for(max_tokens))
         settings, row = self.rows.settings, self.state.row
         if (more := ignore_width - settings.ignore_ids.shape[1]) > 0:
@@ -177,16 +177,14 @@ class RowBatch:
         )  # fmt: skip
         self._read(live)
 
-    def _read(self, live: Sequence[int]) -> None:
-        """Append to the logs what the live rows emitted in the last call of `advance`."""
+    def _read(self, live: dict[int, Log]) -> None:
+        """Append the tokens of the last call of `advance` to the logs of the rows that were live."""
         state = self.state
         emitted, row, num_emitted, num_steps, is_finite = self.model.fetch(
             (state.emitted, state.row, state.num_emitted, state.num_steps, state.is_finite)
         )
         self.ages += num_steps
-        for i in live:
-            log = self.logs[i]
-            assert log is not None
+        for i, log in live.items():
             begin, new = len(log.tokens), slice(0, int(num_emitted[i]) - len(log.tokens))
             log.tokens += emitted.tokens[i, new].tolist()
             log.forced += emitted.forced[i, new].tolist()
@@ -202,12 +200,11 @@ class RowBatch:
             if log.request.stop and log.num_answer:
                 assert self.model.to_text is not None
                 self.ends[i] = log.cut_at_stop_string(self.model.to_text)
-        damaged = [log.ticket for i in live if not is_finite[i] and (log := self.logs[i])]
-        if damaged:
-            raise UserError(
-                f"the model gives NaN or infinity for request {damaged[0]}: its weights are "
-                f"damaged, or too large for {self.model.config.dtype}"
-            )
+            if not is_finite[i]:
+                raise UserError(
+                    f"the model gives NaN or infinity for request {log.ticket}: its weights are damaged, or too large for "
+                    f"{self.model.config.dtype}"
+                )
 
 
 def capacity_for(max_tokens: int) -> int:

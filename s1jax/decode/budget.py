@@ -1,8 +1,8 @@
 """Budget forcing (paper section 3): (row settings, row state, sampled token) -> (emitted token, row state), for B rows at once.
 
-A row thinks, writes the answer delimiter, answers, and is done. The delimiter is forced. Two rules steer the thinking. At
-`max_thinking_tokens` the delimiter with "Final Answer:" is forced. While ignores are left or the minimum is not reached, an attempt to end
-thinking is replaced by an ignore string ("Wait"). Everything is integers: this file knows no model, cache or tokenizer.
+A row thinks, writes the answer delimiter, answers, and is done. At `max_thinking_tokens` the delimiter with "Final Answer:" is forced.
+While ignores are left or the minimum is not reached, an attempt to end thinking is replaced by an ignore string ("Wait").
+Everything is integers: this file knows no model, cache or tokenizer.
 
 Invariant: `num_thinking` counts every token between the think and the answer delimiter, sampled or injected. It never exceeds
 `max_thinking_tokens`, and equals it if the budget ended the thinking. A swapped-out token is not part of the trace.
@@ -15,14 +15,12 @@ import itertools
 import operator
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
 
 from s1jax.data.condition import Limits
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Int
 
 
 class Phase(IntEnum):
@@ -97,8 +95,7 @@ class End(NamedTuple):
 def find_end(limits: Limits, attempts: Sequence[int]) -> End:
     """Return where a trace ends under `limits`, given how many tokens stood before each attempt to end it, ascending.
 
-    The trace may have been decoded under higher limits. Up to this end it is the same trace: a budget only cuts it, and it continues in
-    the same way after each ignored attempt. So one trace serves every lower limit.
+    The trace may have been decoded under higher limits: up to this end they change nothing. So one trace serves every lower limit.
     """
     for num_ignored, position in enumerate(attempts):
         if position >= limits.max_thinking_tokens:
@@ -112,8 +109,8 @@ def init_state(
     vocabulary: Vocabulary,
     settings: RowSettings,
     last_token: Int[Array, " B"],
-    phase: Int[Array, " B"] | int = Phase.THINK,
-    num_thinking: Int[Array, " B"] | int = 0,
+    phase: Int[Array, " B"] | int,
+    num_thinking: Int[Array, " B"] | int,
 ) -> RowState:
     """Return the state of rows that begin in `phase` after `num_thinking` thinking tokens; `last_token` is the one before.
 
@@ -121,11 +118,8 @@ def init_state(
     """
     zeros = jnp.zeros_like(settings.max_thinking_tokens)
     is_natural_end = zeros + phase == Phase.FORCE
-    longest_queue = max(
-        vocabulary.answer.shape[0],
-        vocabulary.newline.shape[0] + vocabulary.final_answer.shape[0],
-        settings.ignore_ids.shape[1],
-    )
+    longest_forced = vocabulary.newline.shape[0] + vocabulary.final_answer.shape[0]
+    longest_queue = max(longest_forced, vocabulary.answer.shape[0], settings.ignore_ids.shape[1])
     return RowState(
         phase=zeros + phase,
         num_thinking=zeros + num_thinking,
@@ -142,18 +136,13 @@ def init_state(
 
 
 def transition(
-    vocabulary: Vocabulary,
-    settings: RowSettings,
-    state: RowState,
-    token: Int[Array, " B"],
-    redraw: Int[Array, " B"],
+    vocabulary: Vocabulary, settings: RowSettings, state: RowState, token: Int[Array, " B"], redraw: Int[Array, " B"]
 ) -> tuple[Int[Array, " B"], Bool[Array, " B"], RowState]:
     """Return the token each row emits, whether it was forced, and the row's next state.
 
     `token` was sampled from the row's logits, `redraw` from the same logits with the ids that end thinking masked.
     """
-    queue_width = state.queue.shape[1]
-    as_queue = functools.partial(_as_queue, width=queue_width)
+    as_queue = functools.partial(_as_queue, width=state.queue.shape[1])
     thinking = state.phase == Phase.THINK
     answering = state.phase == Phase.ANSWER
     token = jnp.where(thinking & state.just_injected, redraw, token)
@@ -176,11 +165,10 @@ def transition(
     )
 
     # What each case that begins a delimiter or an ignore string puts into the queue.
-    newline_length, final_length = vocabulary.newline.shape[0], vocabulary.final_answer.shape[0]
-    after_newline = as_queue(vocabulary.final_answer)
-    with_newline = as_queue(jnp.concatenate([vocabulary.newline, vocabulary.final_answer]))
-    forced_delimiter = jnp.where(state.ends_in_newline[:, None], after_newline, with_newline)
-    forced_length = jnp.where(state.ends_in_newline, final_length, newline_length + final_length)
+    with_newline = jnp.concatenate([vocabulary.newline, vocabulary.final_answer])
+    after_newline = state.ends_in_newline
+    forced_delimiter = jnp.where(after_newline[:, None], as_queue(vocabulary.final_answer), as_queue(with_newline))
+    forced_length = jnp.where(after_newline, vocabulary.final_answer.shape[0], with_newline.shape[0])
     begins = out_of_budget | swap | natural_end
     queue = jnp.select(
         [out_of_budget[:, None], swap[:, None], natural_end[:, None]],
@@ -194,7 +182,7 @@ def transition(
     )
     queue_index = jnp.where(begins, 0, state.queue_index)
     forced = begins | in_delimiter | in_ignore
-    from_queue = jnp.take_along_axis(queue, jnp.minimum(queue_index, queue_width - 1)[:, None], axis=1)[:, 0]
+    from_queue = jnp.take_along_axis(queue, jnp.minimum(queue_index, queue.shape[1] - 1)[:, None], axis=1)[:, 0]
     emitted = jnp.select([done, forced, draw_again], [vocabulary.pad, from_queue, redraw], token)
     queue_index = queue_index + forced
     queue_ends = forced & (queue_index == queue_length)
@@ -208,23 +196,20 @@ def transition(
         [Phase.DONE, Phase.ANSWER, Phase.FORCE],
         state.phase,
     )
-    return (
-        emitted,
-        forced,
-        RowState(
-            phase=phase,
-            num_thinking=state.num_thinking + counts_as_thinking,
-            num_ignored=state.num_ignored + (swap | draw_again),
-            num_forced=state.num_forced + forced,
-            num_answer=num_answer,
-            queue=queue,
-            queue_length=queue_length,
-            queue_index=queue_index,
-            ends_in_newline=vocabulary.ends_in_newline[emitted],
-            just_injected=(swap | in_ignore) & queue_ends,
-            stopped=state.stopped | stops,
-        ),
+    state = RowState(
+        phase=phase,
+        num_thinking=state.num_thinking + counts_as_thinking,
+        num_ignored=state.num_ignored + (swap | draw_again),
+        num_forced=state.num_forced + forced,
+        num_answer=num_answer,
+        queue=queue,
+        queue_length=queue_length,
+        queue_index=queue_index,
+        ends_in_newline=vocabulary.ends_in_newline[emitted],
+        just_injected=(swap | in_ignore) & queue_ends,
+        stopped=state.stopped | stops,
     )
+    return emitted, forced, state
 
 
 def _as_queue(ids: Int[Array, "... n"], width: int) -> Int[Array, "... Q"]:

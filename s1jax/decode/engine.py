@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from s1jax.decode.loaded import LoadedModel
 from s1jax.decode.loop import MAX_STEPS
@@ -46,8 +47,7 @@ class Engine:
     def step(self, max_steps: int = MAX_STEPS) -> list[Results]:
         """Decode for at most `max_steps` tokens per row, and return (ticket, completions) of each request that finished.
 
-        There is one completion per point of the request, or one of its whole trace if it has no points. Forked answers are decoded in
-        addition to `max_steps`. If nothing is unfinished, this returns an empty list.
+        Forked answers are decoded in addition to `max_steps`. If no request is unfinished, the list is empty.
         """
         if max_steps < 1:
             raise UserError(f"max_steps is {max_steps}; it must be at least 1")
@@ -60,26 +60,20 @@ class Engine:
         self.scheduler.cancel(ticket)
 
     def progress(self) -> dict[int, Completion]:
-        """Return what unfinished requests have emitted so far, by ticket. Requests that wait for a row are left out."""
+        """Return the tokens so far of each unfinished request that has a row, by ticket."""
         return self.scheduler.progress()
 
     def stream(
-        self,
-        requests: Sequence[Request],
-        num_rows: int | None = None,
-        scores: bool = False,
-        max_steps: int = MAX_STEPS,
+        self, requests: Sequence[Request], num_rows: int | None = None, scores: bool = False, max_steps: int = MAX_STEPS
     ) -> Iterator[Results]:
         """Decode the requests in rows of their own; yield (index, completions) of each as it finishes.
 
-        `num_rows` rows decode together, and never more than there are requests. If it is None, there is one for each request.
-        Raises UserError before anything is decoded if a request does not fit the model.
+        `num_rows` rows decode together (default: one for each request). Raises UserError before anything is decoded if a request does
+        not fit the model.
         """
-        if num_rows is not None and num_rows < 1:
-            raise UserError(f"num_rows is {num_rows}; it must be at least 1")
         if not requests:
             return
-        engine = Engine(self.model, min(num_rows or len(requests), len(requests)), scores)
+        engine = Engine(self.model, len(requests) if num_rows is None else min(num_rows, len(requests)), scores)
         for request in requests:
             engine.submit(request)  # whose tickets are the indices
         while engine.num_unfinished:
@@ -90,11 +84,11 @@ class Engine:
         completions = dict(self.stream(requests, **options))
         return [completions[i][0] for i in range(len(requests))]
 
-    def score(self, prompt: Sequence[int], continuation: Sequence[int]) -> np.ndarray:
-        """Return the log-probability [n] of each of the n ids of a continuation; see `score_all`."""
+    def score(self, prompt: Sequence[int], continuation: Sequence[int]) -> Float[np.ndarray, " n"]:
+        """Return the log-probability of each id of a continuation."""
         return self.score_all([(prompt, continuation)])[0]
 
-    def score_all(self, pairs: Sequence[Pair]) -> list[np.ndarray]:
-        """Return the float32 log-probabilities [n] of each (prompt, continuation of n ids) under the model; see `score.py`."""
+    def score_all(self, pairs: Sequence[Pair]) -> list[Float[np.ndarray, " _"]]:
+        """Return the log-probabilities of the ids of each (prompt, continuation); see `score.py`."""
         with jax.set_mesh(self.model.mesh):
             return score_all(self.model, pairs)

@@ -1,4 +1,4 @@
-"""One question to one model: its budget-forced answer is streamed as it is decoded. Thinking, injected text and answer look different."""
+"""One question to one model: the budget-forced answer is streamed as it is decoded."""
 
 from __future__ import annotations
 
@@ -73,8 +73,7 @@ def generate(config: GenerateConfig, out: TextIO) -> Completion:
 class TranscriptStream:
     """Writes a growing completion as text, with a heading above the thinking and one above the answer.
 
-    On a terminal the thinking is dim and injected text has a colour. Elsewhere, or if NO_COLOR is set, injected text stands in
-    [[double brackets]].
+    On a terminal injected text has a colour. Elsewhere, or if NO_COLOR is set, it stands in [[double brackets]].
     """
 
     def __init__(self, tokenizer: Any, out: TextIO):
@@ -87,10 +86,7 @@ class TranscriptStream:
         self.answered = False
 
     def show(self, completion: Completion, whole: bool = False) -> None:
-        """Write the tokens that came since the last call. An incomplete character or injected string waits for the rest of it.
-
-        `whole` says that the completion is finished.
-        """
+        """Write the tokens since the last call. Unless the completion is `whole`, an incomplete character or injected string waits."""
         while self.shown < len(completion.tokens):
             kind = self._kind(completion, self.shown)
             end = self.shown

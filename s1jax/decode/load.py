@@ -32,10 +32,9 @@ def load_engine(
 ) -> tuple[Engine, ChatFormat]:
     """Load a model onto a mesh. Return an engine that decodes with it, and the format that encodes its prompts.
 
-    `dtype` is the dtype of weights and computation, `int8` says what is stored in 8 bits instead, and `attention` chooses the backend of
-    attention over caches (None: the default of the hardware). In `mesh`, `data` and `tensor` may both be -1: `share_out` then divides the
-    devices between them.
-    `num_rows` is the number of rows for `Engine.submit`; streams choose their own.
+    `dtype` is the dtype of weights and computation, `int8` says what is stored in 8 bits instead, and `attention` is the backend of
+    attention over caches (None: the default of the hardware). In `mesh`, `data` and `tensor` may both be -1: `share_out` divides the
+    devices. `num_rows` is the number of rows for `Engine.submit`; streams choose their own.
     Raises UserError if the tokenizer lacks the delimiters or does not belong to the model.
     """
     rules = rules or ShardingRules()
@@ -44,12 +43,8 @@ def load_engine(
     device_mesh = make_mesh(share_out(mesh, num_kv_heads, jax.device_count()))
     if num_kv_heads % (tensor := device_mesh.shape["tensor"]) and is_first_process():
         logger.warning(
-            "tensor %d does not divide the %d key/value heads of %s, so every device holds all caches. "
-            "With tensor %d, and data for the other devices, the caches would be split",
-            tensor,
-            num_kv_heads,
-            source.name,
-            math.gcd(num_kv_heads, tensor),
+            f"tensor {tensor} does not divide the {num_kv_heads} key/value heads of {source.name}, so every device holds all caches. "
+            f"With tensor {math.gcd(num_kv_heads, tensor)}, and data for the other devices, the caches would be split"
         )
     store: Storage | None = "int8" if "weights" in int8 else None
     config, params = load_model(source, device_mesh, rules, "per_layer", dtype=dtype, param_dtype=dtype, store=store)

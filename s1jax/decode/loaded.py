@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool
 
 from s1jax.data.chat import Delimiters
 from s1jax.decode.budget import Vocabulary
@@ -20,13 +21,10 @@ from s1jax.ops.attention import CacheBackend
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.sharding import ShardingRules
 
-if TYPE_CHECKING:
-    from jaxtyping import Array, Bool
-
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A model on a mesh, with what decoding must know of its tokenizer."""
+    """A model on a mesh, and the properties of its tokenizer that decoding needs."""
 
     config: ModelConfig
     params: Params
@@ -37,12 +35,12 @@ class LoadedModel:
     allowed: Bool[Array, " V"]
     """Ids that exist in the tokenizer. No other id is drawn."""
     longest_delimiter: int
-    """Most tokens that are forced between thinking and answer."""
+    """Largest number of tokens that are forced between thinking and answer."""
     attention: CacheBackend | None = None
     """Backend of attention over caches; default: the platform's."""
     to_text: Callable[[Sequence[int]], str] | None = None
-    """Text of ids without special tokens. Only stop strings need it. The text of more ids must begin with the text of fewer, except for
-    the replacement characters of a character that is not complete."""
+    """Text of ids without special tokens, for stop strings. The text of more ids must begin with the text of fewer, except for the
+    replacement characters of an incomplete character."""
 
     @property
     def static(self) -> dict[str, Any]:
@@ -54,20 +52,19 @@ class LoadedModel:
         return jax.device_get(_replicate(self.mesh)(tree) if jax.process_count() > 1 else tree)
 
     def num_new_tokens(self, request: Request) -> int:
-        """Return the most tokens this request can emit."""
+        """Return the largest number of tokens that this request can emit."""
         return request.condition.max_thinking_tokens + self.longest_delimiter + request.condition.max_answer_tokens + 1
 
     def check(self, request: Request) -> None:
         """Raise UserError unless the request's prompt and limits fit the model's context, and its stop strings can be found."""
-        total, condition = len(request.prompt) + self.num_new_tokens(request), request.condition
+        total = len(request.prompt) + self.num_new_tokens(request)
+        thinking, answer = request.condition.max_thinking_tokens, request.condition.max_answer_tokens
         if (over := total - self.config.context_length) > 0:
-            can_lower = over < condition.max_thinking_tokens + condition.max_answer_tokens
+            lower = f"lower max_thinking_tokens or max_answer_tokens, by {over} together, or "
             raise UserError(
-                f"a prompt of {len(request.prompt)} tokens, {condition.max_thinking_tokens} of thinking, "
-                f"{condition.max_answer_tokens} of answer and {self.longest_delimiter + 1} between and after them need {total} positions; "
-                f"the model has {self.config.context_length}, its context length: "
-                + (f"lower max_thinking_tokens or max_answer_tokens, by {over} together, or " if can_lower else "")
-                + "shorten the prompt"
+                f"a prompt of {len(request.prompt)} tokens, {thinking} of thinking, {answer} of answer and "
+                f"{self.longest_delimiter + 1} between and after them need {total} positions; the model has "
+                f"{self.config.context_length}, its context length: {lower if over < thinking + answer else ''}shorten the prompt"
             )
         if request.stop and self.to_text is None:
             raise UserError(
@@ -90,7 +87,7 @@ def place_model(
     attention: CacheBackend | None = None,
     to_text: Callable[[Sequence[int]], str] | None = None,
 ) -> LoadedModel:
-    """Return the model with its vocabulary on the devices; `ends_in_newline` says so for the text of each of the tokenizer's ids."""
+    """Return the model with its vocabulary; `ends_in_newline` says for each of the tokenizer's ids whether its text does."""
     vocabulary, allowed = make_vocabulary(delimiters, ends_in_newline, config.vocab_size)
     longest = len(delimiters.newline) + max(len(delimiters.final_answer), len(delimiters.answer))
     return LoadedModel(config, params, rules, mesh, vocabulary, allowed, longest, attention, to_text)
@@ -101,8 +98,8 @@ def make_vocabulary(
 ) -> tuple[Vocabulary, Bool[Array, " V"]]:
     """Return the ids that budget forcing must know, and the mask [V] of ids that exist in the tokenizer.
 
-    `vocab_size` is the model's. It is at least `len(ends_in_newline)`, the tokenizer's size. Ids between the two have no text and are
-    never drawn. Raises UserError if the tokenizer is larger than the model's vocabulary.
+    `vocab_size` is the model's. It may exceed the tokenizer's size, `len(ends_in_newline)`; the ids between have no text. Raises
+    UserError if it is below.
     """
     num_tokens = len(ends_in_newline)
     if num_tokens > vocab_size:

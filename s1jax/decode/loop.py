@@ -2,23 +2,24 @@
 
 Each step of the loop computes logits from the last hidden states and draws one token per sequence (`sampling.py`). `budget.transition` then
 decides which token to emit, and the model runs on it. Budgets, ignore strings and sampling settings are [B] arrays. So none of them
-recompiles anything, and no token goes to the host before the call ends. A sequence's own tokens lie in its slots of the cache. What came
-before them (the prompt, and for a forked answer the trace) is read in place from caches that neighbouring sequences share.
+recompiles anything, and no token goes to the host before the call ends. A sequence's own tokens lie in its slots of the cache. The tokens
+before them (the prompt, and for a forked answer the trace) are read in place from caches that neighbouring sequences share.
 
 Invariant: a sequence's tokens depend only on its own prompt, settings and (seed, problem, sample), never on its neighbours or its slot.
-This holds up to rounding: programs of other shapes may differ in the last bit of a number. In float32 no test saw such a bit change a
-token, nor in bfloat16 (forks of a small model on a CPU). With a cache in 8 bits it sometimes does.
+Programs of other shapes may round differently. No test saw this change a token, in float32 or in bfloat16 (forks of a small model on a
+CPU). With a cache in 8 bits it sometimes does.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
 
 from s1jax.decode import budget, sampling
 from s1jax.decode.budget import Phase, RowSettings, RowState, Vocabulary
@@ -29,9 +30,6 @@ from s1jax.model.config import ModelConfig
 from s1jax.model.qwen2 import Params, graphdef, init_cache
 from s1jax.ops.attention import CacheBackend
 from s1jax.runtime.sharding import ShardingRules
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float, Int
 
 MAX_STEPS = 256
 """Steps of one call of `advance` at most, and so the columns of `Emitted`."""
@@ -80,23 +78,15 @@ class DecodeState(NamedTuple):
 
 
 def empty_rows(num_rows: int, ignore_width: int) -> Rows:
-    """Return rows with nothing to do, as arrays of the host that their owner fills in.
-
-    `ignore_width` is the number of tokens that an ignore string may have. Under `jax.eval_shape` this gives the abstract rows.
-    """
+    """Return rows with nothing to do, as numpy arrays that their owner fills in. An ignore string may have `ignore_width` tokens."""
 
     def ints(*shape: int) -> Any:
         return np.zeros((num_rows, *shape), np.int32)
 
-    def floats(value: float) -> Any:
-        return np.full(num_rows, value, np.float32)
-
-    return Rows(
-        settings=RowSettings(ints(), ints(), ints(), ints(ignore_width), ints(), ints()),
-        sampling=SamplingSettings(temperature=floats(0), top_k=ints(), top_p=floats(1), min_p=floats(0)),
-        seeds=ints(3),
-        prefix_end=ints(),
-    )
+    settings = RowSettings(ints(), ints(), ints(), ints(ignore_width), ints(), ints())
+    floats: list[Any] = [np.full(num_rows, value, np.float32) for value in (0, 1, 0)]
+    sampling_settings = SamplingSettings(floats[0], ints(), top_p=floats[1], min_p=floats[2])
+    return Rows(settings, sampling_settings, seeds=ints(3), prefix_end=ints())
 
 
 @functools.partial(jax.jit, static_argnames=("config", "rules", "num_rows", "capacity", "ignore_width"))
@@ -110,26 +100,19 @@ def empty_state(
     ignore_width: int,
 ) -> DecodeState:
     """Return a state whose sequences are all done, with `capacity` slots each and room for ignore strings of `ignore_width` ids."""
-    B = num_rows
-    ints = jnp.zeros(B, jnp.int32)
-    settings = RowSettings(ints, ints, ints, jnp.zeros((B, ignore_width), jnp.int32), ints, ints)
-    row = budget.init_state(vocabulary, settings, ints, ints + Phase.DONE, ints)
+    ints = jnp.zeros(num_rows, jnp.int32)
+    tokens, flags, logprobs = (jnp.zeros((num_rows, MAX_STEPS), dtype) for dtype in (jnp.int32, bool, jnp.float32))
     state = DecodeState(
-        cache=init_cache(config, B, capacity, rules),
-        hidden=jnp.zeros((B, config.embed_dim), config.dtype),
+        cache=init_cache(config, num_rows, capacity, rules),
+        hidden=jnp.zeros((num_rows, config.embed_dim), config.dtype),
         position=ints,
         num_emitted=ints,
-        row=row,
+        row=budget.init_state(vocabulary, empty_rows(num_rows, ignore_width).settings, ints, Phase.DONE, 0),
         num_steps=jnp.zeros((), jnp.int32),
         is_finite=ints == 0,
-        emitted=_nothing_emitted(B),
+        emitted=Emitted(tokens, flags, flags, logprobs, logprobs),
     )
     return pin(state, rules)
-
-
-def _nothing_emitted(num_rows: int) -> Emitted:
-    ints, floats = (jnp.zeros((num_rows, MAX_STEPS), dtype) for dtype in (jnp.int32, jnp.float32))
-    return Emitted(ints, ints > 0, ints > 0, floats, floats)
 
 
 @functools.partial(jax.jit, static_argnames="rules", donate_argnames="state")
@@ -147,8 +130,8 @@ def start_rows(
 ) -> DecodeState:
     """Start the sequences that `starts` names: in `phase`, after `num_thinking` tokens. The others stay as they are. `state` is donated.
 
-    A sequence with 0 tokens starts after its prompt. One with more is a fork. A fork's first tokens are forced, so it needs no hidden
-    state, only the `last_token` of its trace.
+    A sequence with 0 tokens starts after its prompt. One with more is a fork. Its first tokens are forced, so instead of a hidden state
+    it needs only the `last_token` of its trace.
     """
     per_prompt = starts.shape[0] // prompts.length.shape[0]
     length, prompt_token, hidden = (
@@ -245,8 +228,10 @@ def advance(
     return pin(state._replace(cache=with_row(state.cache)), rules)
 
 
-def _log_probabilities(logits, allowed, ends_thinking, token) -> tuple[jax.Array, jax.Array]:
-    """Return the log-probabilities [B] of the tokens, and of drawing any id that ends thinking."""
+def _log_probabilities(
+    logits: Float[Array, "B V"], allowed: Bool[Array, " V"], ends_thinking: Bool[Array, " V"], token: Int[Array, " B"]
+) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
+    """Return the log-probabilities of the tokens, and of drawing any id that ends thinking."""
     logprobs = jax.nn.log_softmax(jnp.where(allowed, logits, sampling.NEVER), axis=-1)
     of_token = jnp.take_along_axis(logprobs, token[:, None], axis=1)[:, 0]
     return of_token, jax.nn.logsumexp(jnp.where(ends_thinking, logprobs, sampling.NEVER), axis=-1)

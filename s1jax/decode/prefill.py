@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float, Int
 
 from s1jax.decode.loaded import LoadedModel
 from s1jax.model.cache import KVCache, pin, resize
@@ -17,9 +18,6 @@ from s1jax.model.config import ModelConfig
 from s1jax.model.qwen2 import Params, graphdef, init_cache
 from s1jax.ops.attention import CacheBackend
 from s1jax.runtime.sharding import ShardingRules
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int
 
 PREFILL_TOKENS = 512
 """Tokens per prompt that one call of `prefill` reads at most."""
@@ -78,7 +76,7 @@ def prefill(
 
 
 def prefill_prompts(model: LoadedModel, prompts: Sequence[Sequence[int]], num_prompts: int, capacity: int) -> Prompts:
-    """Read at most `num_prompts` prompts of at most `capacity` tokens. Places that are left over hold a prompt of one padding token."""
+    """Read at most `num_prompts` prompts of at most `capacity` tokens. Each place that is left over holds one padding token."""
     tokens, lengths = np.zeros((num_prompts, capacity), np.int32), np.ones(num_prompts, np.int32)
     for i, prompt in enumerate(prompts):
         tokens[i, : len(prompt)], lengths[i] = prompt, len(prompt)
@@ -138,7 +136,7 @@ def round_up(n: int, smallest: int) -> int:
     return smallest * power_of_two(-(-n // smallest))
 
 
-def round_up_finely(n: int, smallest: int = 1) -> int:
-    """Return the smallest number at or above `n` that is `smallest` times a power of two, or times 1.5 of one (3, 6, 12...)."""
+def round_up_finely(n: int, smallest: int) -> int:
+    """Return the smallest number at or above `n` that is `smallest` times a power of two or times 3, 6, 12..."""
     n = -(-n // smallest)
     return smallest * min(power_of_two(n), 3 * power_of_two(-(-n // 3)))

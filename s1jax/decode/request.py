@@ -1,7 +1,7 @@
-"""What an engine takes and returns: a `Request` -> `Completion`s.
+"""Input and output of an engine: a `Request` -> `Completion`s.
 
-A request is one thinking trace under a condition, and optionally the points at which answers are wanted. Each point has limits that are not
-above the trace's. Its answer is decoded as a fork of the trace. Counts are in tokens.
+A request is one thinking trace under a condition, and optionally points: lower limits at which answers are wanted, too. The answer of a
+point is decoded as a fork of the trace. Counts are in tokens.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Request:
     prompt: tuple[int, ...]
     """Ids up to and including the think delimiter. If `thinks` is False, the ids of the chat prompt."""
     condition: Condition
-    """How to think and answer. The limits of the trace are those of the condition."""
+    """How to think and answer, with the limits of the trace."""
     ignore_ids: tuple[int, ...] = ()
     """Ids of the condition's `ignore_text`. If empty, another token is drawn in place of an attempt to end thinking."""
     points: tuple[Limits, ...] = ()
@@ -36,8 +36,7 @@ class Request:
     sample: int = 0
     """Seed, problem and sample are the only sources of the trace's randomness."""
     stop: tuple[str, ...] = ()
-    """Strings that end an answer. The answer is cut after the first token with which its text contains one of them. Thinking and delimiters
-    are not searched. The text of special tokens counts as empty."""
+    """Strings that end an answer. It is cut after the first token with which its text contains one of them. Special tokens have no text."""
 
     def __post_init__(self):
         for name in ("seed", "problem", "sample"):

@@ -1,7 +1,7 @@
 """Sampling: logits -> token, by row settings (greedy, temperature, top-k, top-p, min-p) under a vocabulary mask.
 
-Every setting is a [B] array, so one compiled program serves any mixture. The draw is the Gumbel-max trick with one key per row. The key is
-folded from (seed, problem, sample, position), so a draw does not depend on the row's neighbours, its slot or its budget.
+Every setting is a [B] array, so one compiled program serves any mixture. The draw is the Gumbel-max trick. Its key is folded from (seed,
+problem, sample, position), so a draw does not depend on the row's neighbours, its slot or its budget.
 
 Invariant: an id whose `allowed` is False is never drawn (the padding rows of Qwen2.5's vocabulary have no text).
 """
@@ -9,13 +9,11 @@ Invariant: an id whose `allowed` is False is never drawn (the padding rows of Qw
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 NEVER = -1e30
 
@@ -49,9 +47,8 @@ def filter_scores(scores: Float[Array, "B V"], settings: SamplingSettings) -> Fl
     """
     V = scores.shape[-1]
     descending = -jnp.sort(-scores, axis=-1)
-    kth = jnp.take_along_axis(
-        descending, (jnp.where(settings.top_k > 0, settings.top_k, V) - 1).clip(0, V - 1)[:, None], 1
-    )
+    k = jnp.where(settings.top_k > 0, settings.top_k, V).clip(1, V)
+    kth = jnp.take_along_axis(descending, (k - 1)[:, None], axis=1)
     kept = jnp.where(descending >= kth, descending, NEVER)
     probabilities = jax.nn.softmax(kept, axis=-1)
     before = jnp.cumsum(probabilities, axis=-1) - probabilities
@@ -62,10 +59,7 @@ def filter_scores(scores: Float[Array, "B V"], settings: SamplingSettings) -> Fl
 
 
 def draw(
-    logits: Float[Array, "B V"],
-    allowed: Bool[Array, "M V"],
-    keys: Key[Array, " B"],
-    settings: SamplingSettings,
+    logits: Float[Array, "B V"], allowed: Bool[Array, "M V"], keys: Key[Array, " B"], settings: SamplingSettings
 ) -> Int[Array, "M B"]:
     """Return one token per row under each of M masks, all from the same noise.
 

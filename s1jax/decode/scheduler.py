@@ -1,6 +1,6 @@
 """Scheduling: which request decodes in which row, and when its forked answers are decoded.
 
-A request is in one `State`: waiting, thinking, (waiting to fork,) answering, done. It may arrive or be cancelled between any two steps.
+A request is in one `State`. It may arrive or be cancelled between any two steps.
 
 The admission policy:
 
@@ -9,15 +9,14 @@ The admission policy:
 2. Within a prompt, requests get rows in the order of arrival. An idle row takes the next request of its group's prompt at the next step.
 3. A group whose rows are all idle, and whose prompt has no request left, takes the prompt that has waited longest and that no group holds.
    If there is none, it takes a copy of the prompt with the most waiting requests. So no whole group idles while a request waits.
-4. While requests wait, a step ends early once an eighth of the rows are done, so that they are refilled. Otherwise it ends once all are.
-5. A finished trace whose request wants answers at other points keeps its row and waits to fork. Such traces fork together, when no row
-   decodes any more. If requests wait for rows, they fork once they fill a quarter of the rows. They also fork before the cache would have
-   to grow for them alone. Forks read their traces' caches in place, or copies if at most half of the rows fork. All answers of a fork are
-   decoded within one step; rows that still think wait for them.
+4. While requests wait, a step ends once an eighth of the rows are done, so that they are refilled. Otherwise it ends once all are done.
+5. A finished trace whose request wants answers at other points keeps its row and waits to fork. Such traces fork together, once no row
+   decodes. If requests wait for rows, they fork once they fill a quarter of the rows. They also fork before the cache would have to grow
+   for them alone. Forks read their traces' caches in place, or copies if at most half of the rows fork. All answers of a fork are decoded
+   within one step; rows that still think wait for them.
 
-Shapes decide what is compiled: the number of rows per prompt, and buckets of the longest prompt, of the longest ignore string and of tokens
-per row. They are chosen from all waiting requests when requests have arrived and no row is in use. A request that arrives later and needs a
-larger bucket makes that bucket grow. Nothing else about a request compiles anything.
+`Shapes` decide what is compiled. They are chosen from all waiting requests when requests have arrived and no row is in use. A request that
+arrives later and needs a larger bucket makes that bucket grow. Nothing else about a request compiles anything.
 
 Invariant: neither the number of rows nor the other requests nor the time of arrival change a token, as far as `loop.py` can promise it.
 """
@@ -81,13 +80,13 @@ class Job:
 class Shapes(NamedTuple):
     """What decides which programs are compiled."""
 
-    per_prompt: int
+    per_prompt: int = 0
     """Rows per group."""
-    prompt_capacity: int
-    ignore_width: int
-    max_tokens: int
+    prompt_capacity: int = 0
+    ignore_width: int = 0
+    max_tokens: int = 0
     """Tokens of a row since the prompt."""
-    max_answer_tokens: int
+    max_answer_tokens: int = 0
 
 
 class Scheduler:
@@ -106,16 +105,14 @@ class Scheduler:
         """Requests without a row, by prompt. No queue is empty."""
         self.arrived: list[Request] = []
         """Requests that came since shapes were chosen."""
-        self.shapes: Shapes | None = None
-        """None before the first step, as long as there are no rows, groups and prompts yet."""
+        self.shapes = Shapes()
+        self.groups: list[tuple[int, ...]] = []
+        """The prompt that each group of rows holds, or (). The first step makes groups, rows and prompts."""
         self.traces: RowBatch
         self.prompts: Prompts
-        self.groups: list[tuple[int, ...] | None] = []
-        """The prompt that each group of rows holds."""
 
     def submit(self, request: Request) -> int:
         """Queue a request and return its ticket: 0, 1, 2..."""
-        self.model.check(request)
         job = Job(self.num_submitted, request)
         self.num_submitted += 1
         self.jobs[job.ticket] = job
@@ -133,12 +130,11 @@ class Scheduler:
         if job.row is not None:
             self.traces.free(job.row)
         else:
-            self.waiting[job.request.prompt].remove(job)
-            self._forget_if_empty(job.request.prompt)
+            self._dequeue(job)
 
     def progress(self) -> dict[int, Completion]:
-        """Return what the unfinished traces that have a row have emitted so far, by ticket."""
-        return {log.ticket: log.completion() for log in self.traces.logs if log is not None} if self.shapes else {}
+        """Return the tokens so far of each unfinished trace that has a row, by ticket."""
+        return {log.ticket: log.completion() for log in self.traces.logs if log is not None} if self.groups else {}
 
     def step(self, max_steps: int) -> list[Results]:
         """Fill idle rows, decode for at most `max_steps` steps and return what finished."""
@@ -161,7 +157,7 @@ class Scheduler:
             if log.phase != Phase.DONE:
                 job.state = State.THINKING if log.phase == Phase.THINK else State.ANSWERING
             elif set(ends := _ends(log)) == {_own_end(log)}:
-                results.append(self._finish(job, (log.completion(),) * len(ends)))
+                results.append(self._finish(row, log, (log.completion(),) * len(ends)))
             else:
                 job.state = State.WAITING_TO_FORK
                 forking[row] = log
@@ -172,93 +168,83 @@ class Scheduler:
             results += self._fork(forking)
         return results
 
-    def _finish(self, job: Job, completions: tuple[Completion, ...]) -> Results:
-        assert job.row is not None
-        self.traces.free(job.row)
-        job.state = State.DONE
-        del self.jobs[job.ticket]
-        return job.ticket, completions
+    def _finish(self, row: int, log: Log, completions: tuple[Completion, ...]) -> Results:
+        self.traces.free(row)
+        self.jobs.pop(log.ticket).state = State.DONE
+        return log.ticket, completions
 
     def _choose_shapes(self) -> None:
-        """Make the shapes fit the requests that arrived: new shapes if no row is in use, else larger buckets where needed."""
+        """Choose new shapes if requests arrived and no row is in use; else enlarge the buckets that are too small for them."""
         if not self.arrived:
             return
-        in_use = self.shapes is not None and any(self.traces.logs)
+        in_use = bool(self.groups) and any(self.traces.logs)
         requests = self.arrived if in_use else [job.request for queue in self.waiting.values() for job in queue]
         self.arrived = []
         needed = Shapes(
-            0,
+            0 if in_use else self._rows_per_prompt(),
             prompt_bucket(max(len(request.prompt) for request in requests)),
             round_up(max(1, *(len(request.ignore_ids) for request in requests)), 8),
             max(self.model.num_new_tokens(request) for request in requests),
             max(request.condition.max_answer_tokens for request in requests),
         )
-        if not in_use:
-            self._rebuild(needed._replace(per_prompt=self._rows_per_prompt()))
-            return
-        assert self.shapes is not None
-        before, self.shapes = self.shapes, Shapes(*map(max, self.shapes, needed))
-        self.traces.allow(self.shapes.max_tokens, self.shapes.ignore_width)
-        if self.shapes.prompt_capacity > before.prompt_capacity:
-            self.prompts = grow_prompts(self.prompts, self.shapes.prompt_capacity, self.model.rules)
+        shapes = Shapes(*map(max, self.shapes, needed)) if in_use else needed
+        before, self.shapes = self.shapes, shapes
+        if in_use:
+            self.traces.allow(shapes.max_tokens, shapes.ignore_width)
+            if shapes.prompt_capacity > before.prompt_capacity:
+                self.prompts = grow_prompts(self.prompts, shapes.prompt_capacity, self.model.rules)
+        elif shapes != before:
+            if self.groups:
+                del self.traces, self.prompts  # so that the old and the new ones are never held together
+            self.groups = [()] * (self.num_rows // shapes.per_prompt)
+            self.traces = RowBatch(self.model, self.num_rows, shapes.max_tokens, shapes.ignore_width, self.scores)
+            self.prompts = empty_prompts(
+                **self.model.static, num_prompts=len(self.groups), capacity=shapes.prompt_capacity
+            )
 
     def _rows_per_prompt(self) -> int:
         """Return the rows of a group: an even share for each waiting prompt, but no more than a prompt has requests."""
         max_samples = max(len(queue) for queue in self.waiting.values())
-        most = min(max_samples, -(-self.num_rows // len(self.waiting)))
-        return max(n for n in range(1, most + 1) if self.num_rows % n == 0)
+        largest = min(max_samples, -(-self.num_rows // len(self.waiting)))
+        return max(n for n in range(1, largest + 1) if self.num_rows % n == 0)
 
-    def _rebuild(self, shapes: Shapes) -> None:
-        """Make empty rows and prompts of these shapes, unless those at hand have them."""
-        if shapes == self.shapes:
-            return
-        if self.shapes is not None:
-            del self.traces, self.prompts  # so that the old and the new ones are never held together
-        self.shapes, num_groups = shapes, self.num_rows // shapes.per_prompt
-        self.groups = [None] * num_groups
-        self.traces = RowBatch(self.model, self.num_rows, shapes.max_tokens, shapes.ignore_width, self.scores)
-        self.prompts = empty_prompts(**self.model.static, num_prompts=num_groups, capacity=shapes.prompt_capacity)
-
-    def _rows_of(self, group: int) -> list[Log | None]:
-        assert self.shapes is not None
-        return self.traces.logs[group * self.shapes.per_prompt : (group + 1) * self.shapes.per_prompt]
+    def _is_idle(self, group: int) -> bool:
+        return not any(self.traces.logs[group * self.shapes.per_prompt : (group + 1) * self.shapes.per_prompt])
 
     def _fill_groups(self) -> None:
         """Give groups whose work is over the next prompts, and prefill those (rule 3)."""
-        assert self.shapes is not None
         held = set(self.groups)
         unheld = iter([prompt for prompt in self.waiting if prompt not in held])
-        new: dict[int, tuple[int, ...]] = {}
+        new = []
         for group, prompt in enumerate(self.groups):
-            if prompt not in self.waiting and not any(self._rows_of(group)) and (following := next(unheld, None)):
-                self.groups[group] = new[group] = following
-        groups, prompts = list(new), list(new.values())
+            if prompt not in self.waiting and self._is_idle(group) and (following := next(unheld, None)):
+                self.groups[group] = following
+                new.append(group)
         for size in prefill_sizes(len(new), self.shapes.prompt_capacity):
-            read = prefill_prompts(self.model, prompts[:size], size, self.shapes.prompt_capacity)
-            nowhere = [len(self.groups)] * (size - len(groups))
-            places = np.array(groups[:size] + nowhere, np.int32)
+            some, new = new[:size], new[size:]
+            prompts = [self.groups[group] for group in some]
+            read = prefill_prompts(self.model, prompts, size, self.shapes.prompt_capacity)
+            nowhere = [len(self.groups)] * (size - len(some))
+            places = np.array(some + nowhere, np.int32)
             self.prompts = put_prompts(self.prompts, read, places, rules=self.model.rules)
-            groups, prompts = groups[size:], prompts[size:]
 
     def _fill_rows(self) -> None:
         """Give idle rows the next requests of their prompts (rule 2)."""
-        assert self.shapes is not None
         for row, log in enumerate(self.traces.logs):
             prompt = self.groups[row // self.shapes.per_prompt]
             if log is None and prompt in self.waiting:
-                job = self.waiting[prompt].popleft()
-                self._forget_if_empty(prompt)
-                job.row, thinks = row, job.request.thinks
-                job.state = State.THINKING if thinks else State.ANSWERING
-                phase = Phase.THINK if thinks else Phase.ANSWER
-                self.traces.start(row, Log(job.ticket, job.request), job.request.condition.limits, phase)
+                job = self.waiting[prompt][0]
+                self._dequeue(job)
+                job.row, request = row, job.request
+                job.state, phase = (State.THINKING, Phase.THINK) if request.thinks else (State.ANSWERING, Phase.ANSWER)
+                self.traces.start(row, Log(job.ticket, request), request.condition.limits, phase)
 
     def _share_prompts(self) -> None:
         """Give groups that are still without work a copy of the prompt with the most requests left (rule 3)."""
         for group in range(len(self.groups)):
             if not self.waiting:
                 return
-            if any(self._rows_of(group)):
+            if not self._is_idle(group):
                 continue
             prompt = max(self.waiting, key=lambda prompt: len(self.waiting[prompt]))
             read = take_rows(self.prompts, np.array([self.groups.index(prompt)], np.int32), self.model.rules)
@@ -266,13 +252,14 @@ class Scheduler:
             self.groups[group] = prompt
             self._fill_rows()
 
-    def _forget_if_empty(self, prompt: tuple[int, ...]) -> None:
-        if not self.waiting[prompt]:
-            del self.waiting[prompt]
+    def _dequeue(self, job: Job) -> None:
+        queue = self.waiting[job.request.prompt]
+        queue.remove(job)
+        if not queue:
+            del self.waiting[job.request.prompt]
 
     def _fork(self, forking: dict[int, Log]) -> list[Results]:
         """Decode the answers of finished traces, by row, at the ends their points ask for (rule 5); free the rows."""
-        assert self.shapes is not None
         traces, rows, rules = self.traces, list(forking), self.model.rules
         if 2 * len(rows) > len(traces.logs):
             return self._decode_forks(forking, list(range(len(traces.logs))), self.prompts, traces.state.cache)
@@ -289,9 +276,8 @@ class Scheduler:
         self, forking: dict[int, Log], rows: list[int], prompts: Prompts, trace_cache: KVCache
     ) -> list[Results]:
         """Decode the forks of some traces. `rows` are the rows whose prompts and caches are given."""
-        assert self.shapes is not None
         ends = {row: sorted(set(_ends(trace)) - {_own_end(trace)}) for row, trace in forking.items()}
-        per_trace = round_up_finely(max(len(new) for new in ends.values()))
+        per_trace = round_up_finely(max(len(new) for new in ends.values()), 1)
         max_tokens = self.shapes.max_answer_tokens + self.model.longest_delimiter + 1
         forks = RowBatch(self.model, len(rows) * per_trace, max_tokens, self.shapes.ignore_width, self.scores)
         answers: dict[int, dict[End, Log]] = {}
@@ -311,7 +297,7 @@ class Scheduler:
                 first = slice(end.num_thinking, end.num_thinking + 1)
                 answers[row][end].end_logprobs[first] = trace.end_logprobs[first]
             completions = tuple(answers[row][end].completion() for end in _ends(trace))
-            results.append(self._finish(self.jobs[trace.ticket], completions))
+            results.append(self._finish(row, trace, completions))
         return results
 
 

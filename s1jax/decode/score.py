@@ -1,10 +1,8 @@
 """Scoring: (prompt, continuation) pairs of ids -> the log-probability of each id of the continuation.
 
-These are the plain model's: a float32 log-softmax over its whole vocabulary, as in Hugging Face transformers. Temperature, filters and the
-mask of ids without text, which decoding applies, have no part in it.
-
-A prompt that several pairs share is read once per `MAX_CONTINUATIONS` of them. Its continuations sit side by side and read its cache in
-place, as in decoding. Logits exist for few positions at a time.
+The log-probabilities are a float32 log-softmax over the model's whole vocabulary, as in Hugging Face transformers, without temperature,
+filters or a mask of ids. A prompt that several pairs share is read once per `MAX_CONTINUATIONS` of them. Its continuations sit side by side
+and read its cache in place, as in decoding. Logits exist for few positions at a time.
 """
 
 from __future__ import annotations
@@ -13,12 +11,13 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float, Int
 
 from s1jax.decode.loaded import LoadedModel
 from s1jax.decode.prefill import (
@@ -35,9 +34,6 @@ from s1jax.model.qwen2 import Params, graphdef
 from s1jax.ops.attention import CacheBackend
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.sharding import ShardingRules
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int
 
 Pair = tuple[Sequence[int], Sequence[int]]
 """Ids of a prompt and of its continuation."""
@@ -56,7 +52,7 @@ class _Shapes(NamedTuple):
     """Slots per continuation."""
 
 
-def score_all(model: LoadedModel, pairs: Sequence[Pair]) -> list[Float[np.ndarray, " n"]]:
+def score_all(model: LoadedModel, pairs: Sequence[Pair]) -> list[Float[np.ndarray, " _"]]:
     """Return the log-probabilities of each continuation. Call it under the model's mesh.
 
     Raises UserError for an empty prompt, for an id that the model does not have, or for a pair that is longer than its context.
@@ -111,11 +107,11 @@ def _score_batch(
     num_prompts: int,
     shapes: _Shapes,
 ) -> Float[np.ndarray, "B S"]:
-    """Return the log-probabilities of the continuations of each prompt, row by row; what is past their ends means nothing."""
+    """Return the log-probabilities of the continuations of each prompt, row by row. Values past their ends have no meaning."""
     num_rows = num_prompts * shapes.num_continuations
     tokens, lengths = np.zeros((num_rows, shapes.capacity), np.int32), np.zeros(num_rows, np.int32)
-    for place, ofs in enumerate(continuations):
-        for row, ids in enumerate(ofs, place * shapes.num_continuations):
+    for place, of_prompt in enumerate(continuations):
+        for row, ids in enumerate(of_prompt, place * shapes.num_continuations):
             tokens[row, : len(ids)], lengths[row] = ids, len(ids)
     read = prefill_prompts(model, prompts, num_prompts, shapes.prompt_capacity)
     hidden, prompt_lengths = (jnp.repeat(x, shapes.num_continuations, axis=0) for x in (read.hidden, read.length))

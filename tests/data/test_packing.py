@@ -120,7 +120,7 @@ def test_a_thousand_lengths_like_s1ks_leave_little_padding():
 
 def test_a_row_holds_its_examples_one_after_another_with_next_tokens_and_padding():
     packer = Packer(make_examples([3, 5, 6]), DataConfig("rows", batch_size=3, row_length=10, rows_per_micro_batch=2))
-    (batch,) = packer.make_batch([0, 1, 2])
+    (batch,) = packer.make_batch(np.array([0, 1, 2]))
     assert {name: (array.shape, array.dtype.name) for name, array in batch.items()} == {
         "tokens": ((1, 2, 10), "int32"),
         "targets": ((1, 2, 10), "int32"),

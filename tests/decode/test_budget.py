@@ -89,7 +89,7 @@ def compiled_loop(words: Delimiters):
             emitted, forced, state = budget.transition(vocabulary, settings, state, *drawn)
             return state, (emitted, forced, state)
 
-        state = budget.init_state(vocabulary, settings, last)
+        state = budget.init_state(vocabulary, settings, last, budget.Phase.THINK, 0)
         return jax.lax.scan(step, state, (scripts.T, redraws.T))[1]
 
     vocabulary = vocabulary_of(words)
@@ -127,8 +127,9 @@ def mismatches(
     table = row_settings(settings)
     advance = functools.partial(module.transition, vocabulary)
     advance = jax.jit(advance) if compiled else advance
-    last = np.array([s.last_prompt_token for s in settings], np.int32)
-    ours = jax.tree.map(np.asarray, module.init_state(vocabulary, jax.tree.map(jnp.asarray, table), last))
+    last = jnp.array([s.last_prompt_token for s in settings], jnp.int32)
+    state = module.init_state(vocabulary, jax.tree.map(jnp.asarray, table), last, module.Phase.THINK, 0)
+    ours = jax.tree.map(np.asarray, state)
 
     rows: list[Row] = []  # the reference's states, by number
     numbers: dict[Row, int] = {}
@@ -439,7 +440,8 @@ def test_settings_mixed_in_a_batch_give_what_each_gives_alone():
 
 def test_other_settings_compile_nothing_again():
     advance = jax.jit(functools.partial(budget.transition, vocabulary_of(LONG)))
-    state = budget.init_state(vocabulary_of(LONG), row_settings(random_settings(4)), np.zeros(4, np.int32))
+    settings, last = row_settings(random_settings(4)), jnp.zeros(4, jnp.int32)
+    state = budget.init_state(vocabulary_of(LONG), settings, last, budget.Phase.THINK, 0)
     for seed in range(3):
         advance(row_settings(random_settings(4, seed)), state, np.zeros(4, np.int32), np.zeros(4, np.int32))
     assert advance._cache_size() == 1
