@@ -24,7 +24,13 @@ from jaxtyping import install_import_hook
 
 # In these packages and modules, calls in this process check types and shapes against annotations. An int counts as a float.
 DECODE = ("batch", "budget", "engine", "loaded", "loop", "prefill", "sampling", "scheduler", "score")
-CHECKED = ["s1jax.ops", "s1jax.model", "s1jax.train", "s1jax.data.packing", *(f"s1jax.decode.{name}" for name in DECODE)]
+CHECKED = [
+    "s1jax.ops",
+    "s1jax.model",
+    "s1jax.train",
+    "s1jax.data.packing",
+    *(f"s1jax.decode.{name}" for name in DECODE),
+]
 install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 from tests.support.processes import processes  # noqa: E402, F401
