@@ -71,6 +71,9 @@ class Condition:
             raise UserError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
         if not 0 <= self.min_p <= 1:
             raise UserError(f"min_p is {self.min_p}; it must be from 0 to 1")
+        for name, choices in (("dtype", get_args(DType)), ("method", get_args(Method))):
+            if getattr(self, name) not in choices:
+                raise UserError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(choices)}")
         if unknown := set(self.int8) - set(get_args(Int8)):
             raise UserError(f"int8 is {self.int8}: {', '.join(sorted(unknown))} is neither weights nor cache")
         # One way to write each choice, since equal conditions must be equal columns of a row.

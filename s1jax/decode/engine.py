@@ -28,6 +28,7 @@ class Engine:
         if num_rows < 1:
             raise UserError(f"num_rows is {num_rows}; it must be at least 1")
         self.model = model
+        self.scores = scores
         self.scheduler = Scheduler(model, num_rows, scores)
 
     @property
@@ -64,16 +65,21 @@ class Engine:
         return self.scheduler.progress()
 
     def stream(
-        self, requests: Sequence[Request], num_rows: int | None = None, scores: bool = False, max_steps: int = MAX_STEPS
+        self,
+        requests: Sequence[Request],
+        num_rows: int | None = None,
+        scores: bool | None = None,
+        max_steps: int = MAX_STEPS,
     ) -> Iterator[Results]:
         """Decode the requests in rows of their own; yield (index, completions) of each as it finishes.
 
-        `num_rows` rows decode together (default: one for each request). Raises UserError before anything is decoded if a request does
-        not fit the model.
+        `num_rows` rows decode together (default: one for each request). `scores` is by default the engine's. Raises UserError before
+        anything is decoded if a request does not fit the model.
         """
         if not requests:
             return
-        engine = Engine(self.model, len(requests) if num_rows is None else min(num_rows, len(requests)), scores)
+        num_rows = len(requests) if num_rows is None else min(num_rows, len(requests))
+        engine = Engine(self.model, num_rows, self.scores if scores is None else scores)
         for request in requests:
             engine.submit(request)  # whose tickets are the indices
         while engine.num_unfinished:
@@ -81,6 +87,8 @@ class Engine:
 
     def decode(self, requests: Sequence[Request], **options: Any) -> list[Completion]:
         """Decode requests without points; return their completions in order. The options are those of `stream`."""
+        if any(request.points for request in requests):
+            raise UserError("a request with points has several completions: use `stream`")
         completions = dict(self.stream(requests, **options))
         return [completions[i][0] for i in range(len(requests))]
 

@@ -51,6 +51,11 @@ class Request:
                 )
         if not self.prompt:
             raise UserError("the prompt is empty")
+        may_ignore = self.thinks and (self.condition.num_ignore or self.condition.min_thinking_tokens)
+        if may_ignore and bool(self.ignore_ids) != bool(self.condition.ignore_text):
+            raise UserError(
+                f"ignore_ids {self.ignore_ids} are not the ids of the condition's ignore_text {self.condition.ignore_text!r}"
+            )
         limits = self.condition.limits
         above = [point for point in self.points if any(a > b for a, b in zip(point, limits, strict=True))]
         if above:

@@ -103,7 +103,7 @@ class Scheduler:
         """Unfinished requests, by ticket."""
         self.waiting: dict[tuple[int, ...], deque[Job]] = {}
         """Requests without a row, by prompt. No queue is empty."""
-        self.arrived: list[Request] = []
+        self.arrived: list[Job] = []
         """Requests that came since shapes were chosen."""
         self.shapes = Shapes()
         self.groups: list[tuple[int, ...]] = []
@@ -117,7 +117,7 @@ class Scheduler:
         self.num_submitted += 1
         self.jobs[job.ticket] = job
         self.waiting.setdefault(request.prompt, deque()).append(job)
-        self.arrived.append(request)
+        self.arrived.append(job)
         return job.ticket
 
     def cancel(self, ticket: int) -> None:
@@ -131,6 +131,7 @@ class Scheduler:
             self.traces.free(job.row)
         else:
             self._dequeue(job)
+            self.arrived = [other for other in self.arrived if other is not job]
 
     def progress(self) -> dict[int, Completion]:
         """Return the tokens so far of each unfinished trace that has a row, by ticket."""
@@ -178,7 +179,8 @@ class Scheduler:
         if not self.arrived:
             return
         in_use = bool(self.groups) and any(self.traces.logs)
-        requests = self.arrived if in_use else [job.request for queue in self.waiting.values() for job in queue]
+        jobs = self.arrived if in_use else [job for queue in self.waiting.values() for job in queue]
+        requests = [job.request for job in jobs]
         self.arrived = []
         needed = Shapes(
             0 if in_use else self._rows_per_prompt(),

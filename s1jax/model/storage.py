@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from s1jax.model.config import ModelConfig
 from s1jax.ops.quantization import quantize, quantize_nf4
-from s1jax.runtime.errors import UserError
 from s1jax.runtime.precision import Int8
 
 Storage = Literal["int8", "nf4"]
@@ -84,7 +83,5 @@ def store_in_int8(
 
 
 def with_int8(config: ModelConfig, int8: Sequence[Int8]) -> ModelConfig:
-    """Return the config with these parts stored in 8 bits. Raises UserError for an unknown part."""
-    if unknown := set(int8) - {"weights", "cache"}:
-        raise UserError(f"int8 is {tuple(int8)}: {', '.join(sorted(unknown))} is neither weights nor cache")
+    """Return the config with these parts stored in 8 bits."""
     return dataclasses.replace(config, int8=tuple(sorted(set(int8))))

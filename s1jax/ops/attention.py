@@ -84,7 +84,7 @@ def self_attention(
     if backend == "cudnn":
         if packed:
             raise UserError(
-                "attention backend cudnn knows no segments: take pallas, or promise packed=False (one segment a row, then padding)"
+                "attention backend cudnn knows no segments: choose pallas, or give each example a row of its own (--data.no-pack)"
             )
         if q.dtype not in (jnp.bfloat16, jnp.float16):
             raise UserError(f"attention backend cudnn computes in bfloat16 or float16, not {q.dtype}: take pallas")

@@ -99,7 +99,7 @@ def decode_figures(
     for batch in batch_sizes:
 
         def decode(count: int) -> list[Completion]:
-            exactly = Condition(limit or count, limit or count, max_answer_tokens=1)
+            exactly = Condition(limit or count, limit or count, ignore_text="", max_answer_tokens=1)
             requests = [Request(prompt, exactly, problem=i) for i, prompt in enumerate(prompts[:batch])]  # noqa: B023
             return _first_tokens(engine, requests, count) if limit else engine.decode(requests)
 

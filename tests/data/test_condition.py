@@ -19,6 +19,8 @@ def test_conditions_are_equal_however_their_int8_is_written():
         (dict(top_k=100_000_000_000), "top_k is 100000000000; it must be from 0 to 2147483647"),
         (dict(top_p=float("nan")), "top_p is nan"),
         (dict(min_p=float("inf")), "min_p is inf"),
+        (dict(dtype="float16"), "dtype is 'float16': choose one of bfloat16, float32"),
+        (dict(method="none"), "method is 'none'"),
         (dict(int8=("weight",)), "weight is neither weights nor cache"),
     ],
 )

@@ -2,9 +2,7 @@
 
 import pytest
 
-from tests.support.decoding import (
-    make_request,
-)
+from tests.support.decoding import make_request
 
 
 @pytest.mark.parametrize(
@@ -17,6 +15,8 @@ from tests.support.decoding import (
         (dict(top_p=0.0), "top_p is 0.0"),
         (dict(temperature=float("nan")), "temperature is nan"),
         (dict(prompt=()), "prompt is empty"),
+        (dict(num_ignore=1, ignore_text="Wait"), r"ignore_ids \(\) are not the ids of .* 'Wait'"),
+        (dict(num_ignore=1, ignore_text="", ignore_ids=(7,)), r"ignore_ids \(7,\) are not the ids of .* ''"),
     ],
 )
 def test_a_bad_request_is_refused_by_name(changes, message):

@@ -126,7 +126,7 @@ def test_cudnn_refuses_packed_rows_and_float32(monkeypatch):
     monkeypatch.setattr("s1jax.ops.attention.platform", lambda: "gpu")
     row = CASES["one segment"]
     q, k, v, _ = random_inputs(row[0])
-    with pytest.raises(ValueError, match="cudnn knows no segments: take pallas, or promise packed=False"):
+    with pytest.raises(ValueError, match="cudnn knows no segments: choose pallas, or give each example a row"):
         over_itself(*(x.astype("bfloat16") for x in (q, k, v)), *row, "cudnn")
     with pytest.raises(ValueError, match="cudnn computes in bfloat16 or float16, not float32"):
         self_attention(q, k, v, *row, backend="cudnn", packed=False)

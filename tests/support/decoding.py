@@ -52,7 +52,10 @@ def make_engine(mesh_config=None, attention=None, dtype="float32", **options):
 def make_request(prompt, **fields):
     """A request; fields of its condition may be given like its own."""
     own = {field.name for field in dataclasses.fields(Request)}
-    of_condition = {"max_thinking_tokens": 0} | {name: value for name, value in fields.items() if name not in own}
+    ignore_text = "Wait" if fields.get("ignore_ids") else ""
+    of_condition = {"max_thinking_tokens": 0, "ignore_text": ignore_text} | {
+        name: value for name, value in fields.items() if name not in own
+    }
     return Request(prompt, Condition(**of_condition), **{name: fields[name] for name in fields if name in own})
 
 
