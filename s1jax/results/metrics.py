@@ -124,12 +124,17 @@ def control(thinking_tokens: Sequence[float], bounds: Sequence[tuple[float, floa
     return statistics.fmean(low <= t <= high for t, (low, high) in zip(thinking_tokens, bounds, strict=True))
 
 
-def scaling(thinking_tokens: Sequence[float], accuracies: Sequence[float]) -> float | None:
-    """Return the mean slope over all pairs of points with different token counts (equation 2), in accuracy per doubling of the tokens.
+def scaling(
+    thinking_tokens: Sequence[float], accuracies: Sequence[float], per: Literal["doubling", "token"] = "doubling"
+) -> float | None:
+    """Return the mean slope over all pairs of points with different token counts (equation 2). None if no two counts differ.
 
-    Points without thinking have no logarithm and are left out. None if no two counts differ.
+    The unit is accuracy per doubling of the tokens, as in the paper's tables, or per token. Points without thinking have no logarithm, so
+    they are left out of the slope per doubling.
     """
-    points = [(math.log2(t), accuracy) for t, accuracy in zip(thinking_tokens, accuracies, strict=True) if t > 0]
+    points = list(zip(thinking_tokens, accuracies, strict=True))
+    if per == "doubling":
+        points = [(math.log2(tokens), accuracy) for tokens, accuracy in points if tokens > 0]
     pairs = itertools.combinations(points, 2)
     slopes = [(second[1] - first[1]) / (second[0] - first[0]) for first, second in pairs if first[0] != second[0]]
     return statistics.fmean(slopes) if slopes else None
@@ -218,6 +223,7 @@ def summarise_curves(rows: Sequence[SampleRow]) -> list[dict[str, Any]]:
                 control=control(tokens, [_bounds(point) for point in points]),
                 control_per_sample=control([r["num_thinking_tokens"] for r in samples], [_bounds(r) for r in samples]),
                 scaling_per_doubling=scaling(tokens, accuracies),
+                scaling_per_token=scaling(tokens, accuracies, per="token"),
                 performance=performance(accuracies),
             )
         )

@@ -144,6 +144,12 @@ def test_scaling_is_the_mean_slope_over_all_pairs_of_different_counts():
     assert scaling([400, 100, 200, 200], [0.5, 0.0, 0.1, 0.1]) == pytest.approx((0.25 + 2 * 0.1 + 2 * 0.4) / 5)
 
 
+def test_scaling_per_token_is_the_plain_mean_slope():
+    assert scaling([100, 200, 400], [0.0, 0.1, 0.5], per="token") == pytest.approx(
+        (0.1 / 100 + 0.4 / 200 + 0.5 / 300) / 3
+    )
+
+
 def test_two_counts_above_zero_are_needed_for_a_slope():
     assert scaling([5, 5], [0.1, 0.2]) is None and scaling([0, 5], [0.1, 0.2]) is None
 
@@ -219,7 +225,7 @@ def test_a_summary_counts_control_by_run_average_and_by_sample():
     assert (summary["control"], summary["control_per_sample"], summary["performance"]) == (1, 0.25, 1)
     assert summary["scaling_per_doubling"] == pytest.approx(1)
     (lone,) = summarise_curves(rows[:2])
-    assert lone["scaling_per_doubling"] is None
+    assert lone["scaling_per_doubling"] is None and lone["scaling_per_token"] is None
 
 
 def test_a_point_without_thinking_has_no_doubling():
