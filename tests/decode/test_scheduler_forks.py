@@ -8,7 +8,7 @@ import pytest
 from s1jax.checkpoint.source import resolve_source
 from s1jax.data.condition import Limits
 from s1jax.decode.load import load_engine
-from s1jax.ops import cached_attention
+from s1jax.ops import attention
 from tests.support.decoding import COMMA, START, THINK, WAIT, at_point, make_engine, make_request, mixed_requests
 
 pytestmark = pytest.mark.integration
@@ -60,9 +60,9 @@ def test_a_real_models_curve_equals_its_points_one_at_a_time(real_model, tempera
 
 def test_the_kernel_over_caches_computes_prompts_rows_and_forks(engine, monkeypatch):
     traced = set()
-    kernel = cached_attention.cached_attention
+    kernel = attention.cached_attention
     monkeypatch.setattr(
-        cached_attention,
+        attention,
         "cached_attention",
         lambda q, segment_ids, caches, *more, **how: (
             traced.add((q.shape[1] > 1, len(caches))) or kernel(q, segment_ids, caches, *more, **how)
