@@ -127,7 +127,7 @@ CURATE += ["--output", "{tmp}/run/train.jsonl"]
         ("convert", ["{model}", ""], "the directory to write is empty"),
         ("convert", ["{model}"], "Missing from python"),
         ("benchmark", ["decode", "--batch", "0"], "batch is [0]"),
-        ("benchmark", ["decode", "--limit", "9"], "limit is 9: it must be at least the 112 tokens"),
+        ("benchmark", ["decode", "--limit", "9"], "limit is 9: it must be at least 112, the number of tokens"),
         ("benchmark", ["convert", "--tensor", "3"], "tensor 3 does not fit 8 devices"),
         ("benchmark", ["decode", "--size", "1B"], "no Qwen2.5 of size '1B'"),
         ("benchmark", ["decode", "--model", "{model}", "--attention", "splash"], "choose xla or pallas"),
