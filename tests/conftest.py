@@ -27,7 +27,7 @@ DECODE = ("batch", "budget", "engine", "loaded", "loop", "prefill", "sampling", 
 CHECKED = [
     "s1jax.ops",
     "s1jax.model",
-    "s1jax.train",
+    "s1jax.train.optimizer",
     "s1jax.data.packing",
     *(f"s1jax.decode.{name}" for name in DECODE),
 ]

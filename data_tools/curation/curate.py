@@ -152,8 +152,17 @@ def first_of_copies(rows: Sequence[Row]) -> Callable[[Row], Reason]:
         key = normalise(row["question"])
         if key not in kept or _content(row) < _content(kept[key]):
             kept[key] = row
-    stays = {id(row) for row in kept.values()}
-    return lambda row: None if id(row) in stays else "copy of another row's question"
+    remaining = {key: _content(row) for key, row in kept.items()}
+
+    def reason(row: Row) -> Reason:
+        key = normalise(row["question"])
+        if remaining.get(key) != _content(row):
+            return "copy of another row's question"
+        # The first of identical rows stays.
+        del remaining[key]
+        return None
+
+    return reason
 
 
 def _content(row: Row) -> tuple[str, ...]:

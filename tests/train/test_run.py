@@ -101,12 +101,13 @@ def eval_losses_of(output):
 
 
 RUN = """
-import logging, pickle, sys, time
+import pickle, sys, time
 import jax
+from s1jax.runtime.command import configure_logging
 from s1jax.runtime.processes import start_processes
 from s1jax.train import run
 from s1jax.train.step import to_device
-logging.basicConfig(level=logging.INFO, format='%(message)s')
+configure_logging()
 start_processes()
 run.to_device = lambda *args: (time.sleep({pause}), to_device(*args))[1]
 {patch}
