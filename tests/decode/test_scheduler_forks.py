@@ -76,7 +76,7 @@ def test_the_kernel_over_caches_computes_prompts_rows_and_forks(engine, monkeypa
         for i in range(2)
     ]  # fmt: skip
     assert dict(make_engine(attention="pallas").stream(asked)) == dict(engine.stream(asked))
-    # A prompt sees itself; a row its prompt too, and a fork its trace besides.
+    # A prompt sees itself. A row also sees its prompt. A fork also sees its trace.
     assert traced == {(True, 1), (False, 2), (False, 3)}
 
 

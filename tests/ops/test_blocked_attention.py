@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 ON_CPU = ["xla", "pallas", "splash"]
 
 
-# Of one size, which no block divides, so that each backend is compiled once.
+# All cases have one size, so that each backend is compiled once. No block divides it.
 CASES = {
     "one segment": rows([300], [300]),
     "packed": rows([100, 1, 129, 70], [20, 280]),
