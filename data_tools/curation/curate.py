@@ -30,8 +30,7 @@ from s1jax.checkpoint.source import resolve_source
 from s1jax.data.chat import ChatFormat
 from s1jax.data.condition import Condition
 from s1jax.data.rows import TrainingRow, read_rows, write_rejects
-from s1jax.decode.engine import Engine
-from s1jax.decode.load import load_engine
+from s1jax.decode.engine import Engine, load_engine
 from s1jax.decode.request import Request
 from s1jax.evaluate.problems import read_problems
 from s1jax.grading.extract import extract_answer

@@ -17,6 +17,8 @@ LARGEST = 2**31 - 1
 """The largest integer that devices hold: counts and seeds are int32."""
 
 Method = Literal["budget_forcing"]
+AnswerEnd = Literal["stop", "length"]
+"""What ended an answer: the model, or `max_answer_tokens`."""
 
 
 class Limits(NamedTuple):

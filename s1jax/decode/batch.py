@@ -17,8 +17,8 @@ import numpy as np
 
 from s1jax.data.condition import Limits
 from s1jax.decode.budget import End, Phase
-from s1jax.decode.loaded import LoadedModel
-from s1jax.decode.loop import advance, empty_rows, empty_state, end_rows, start_rows, widen_queue
+from s1jax.decode.loaded import LoadedModel, fetch
+from s1jax.decode.loop import advance, change_rows, empty_rows, empty_state, widen_queue
 from s1jax.decode.prefill import Prompts, round_up, round_up_finely
 from s1jax.decode.request import Completion, FinishReason, Request
 from s1jax.model.cache import KVCache, resize
@@ -29,9 +29,9 @@ from s1jax.runtime.errors import UserError
 SMALLEST_CAPACITY = 64
 
 
-@dataclass
+@dataclass(eq=False)
 class Log:
-    """The tokens that a row has emitted since the prompt."""
+    """A request, and the tokens that its row has emitted since the prompt."""
 
     ticket: int
     request: Request
@@ -100,12 +100,11 @@ class RowBatch:
             ignore_width=ignore_width,
         )
         self.rows = empty_rows(num_rows, ignore_width)
-        self.starts, self.phase = np.zeros(num_rows, bool), np.zeros(num_rows, np.int32)
-        self.ends = np.zeros(num_rows, bool)
-        """Rows that the host ended, as the device does not know yet."""
+        self.starts, self.ends = np.zeros(num_rows, bool), np.zeros(num_rows, bool)
+        """Rows that the host started or ended, as the device does not know yet."""
         self.ages = np.zeros(num_rows, np.int32)
         """Steps since each row began."""
-        self.num_thinking, self.last_token = np.zeros(num_rows, np.int32), np.zeros(num_rows, np.int32)
+        self.phase, self.num_thinking, self.last_token = np.zeros((3, num_rows), np.int32)
 
     @property
     def live(self) -> dict[int, Log]:
@@ -116,7 +115,7 @@ class RowBatch:
         """Return the slots that a cache needs for one more step of rows that are at most `oldest` steps old."""
         return min(round_up(oldest + 1, 2 * SMALLEST_CAPACITY), self.max_capacity)
 
-    def allow(self, max_tokens: int, ignore_width: int) -> None:
+    def make_room(self, max_tokens: int, ignore_width: int) -> None:
         """Make room for requests of `max_tokens` tokens with ignore strings of `ignore_width` tokens."""
         self.max_capacity = max(self.max_capacity, capacity_for(max_tokens))
         settings, row = self.rows.settings, self.state.row
@@ -139,9 +138,12 @@ class RowBatch:
             array[row] = getattr(request.condition, name)
         self.rows.seeds[row] = request.seed, request.problem, request.sample
         self.rows.prefix_end[row] = len(request.prompt) + count
-        self.starts[row], self.phase[row], self.num_thinking[row], self.ages[row] = True, phase, count, 0
-        self.last_token[row] = log.tokens[-1] if log.tokens else 0
-        self.ends[row] = False
+        self.starts[row], self.ends[row], self.ages[row] = True, False, 0
+        self.phase[row], self.num_thinking[row], self.last_token[row] = (
+            phase,
+            count,
+            log.tokens[-1] if log.tokens else 0,
+        )
         log.phase = phase
 
     def free(self, row: int) -> None:
@@ -154,17 +156,13 @@ class RowBatch:
         Raises UserError if a hidden state is not finite.
         """
         model, live = self.model, self.live
-        if self.starts.any():
-            self.state = start_rows(
-                model.vocabulary, self.rows, prompts, self.state,
-                self.starts, self.phase, self.num_thinking, self.last_token, rules=model.rules,
+        if self.starts.any() or self.ends.any():
+            self.state = change_rows(
+                model.vocabulary, self.rows, prompts, self.state, self.starts, self.ends,
+                self.phase, self.num_thinking, self.last_token, rules=model.rules,
             )  # fmt: skip
-            # Not in place: the device may still read the old array.
-            self.starts = np.zeros_like(self.starts)
-        if self.ends.any():
-            phase = end_rows(self.state.row.phase, self.ends, rules=model.rules)
-            self.state = self.state._replace(row=self.state.row._replace(phase=phase))
-            self.ends = np.zeros_like(self.ends)
+            # Not in place: the device may still read the old arrays.
+            self.starts, self.ends = np.zeros_like(self.starts), np.zeros_like(self.ends)
         oldest = max(int(self.ages[row]) for row, log in enumerate(self.logs) if log is not None)
         capacity, held = self._capacity_for(oldest), self.state.cache.capacity
         if capacity > held or 2 * capacity <= held:
@@ -180,7 +178,7 @@ class RowBatch:
     def _read(self, live: dict[int, Log]) -> None:
         """Append the tokens of the last call of `advance` to the logs of the rows that were live."""
         state = self.state
-        emitted, row, num_emitted, num_steps, is_finite = self.model.fetch(
+        emitted, row, num_emitted, num_steps, is_finite = fetch(
             (state.emitted, state.row, state.num_emitted, state.num_steps, state.is_finite)
         )
         self.ages += num_steps

@@ -67,8 +67,6 @@ class RowState(NamedTuple):
     num_thinking: Int[Array, " B"]
     num_ignored: Int[Array, " B"]
     """Attempts to end thinking that were swapped or redrawn."""
-    num_forced: Int[Array, " B"]
-    """Emitted tokens that were not sampled."""
     num_answer: Int[Array, " B"]
     """Sampled answer tokens, without the one that ends the answer."""
     queue: Int[Array, "B Q"]
@@ -124,7 +122,6 @@ def init_state(
         phase=zeros + phase,
         num_thinking=zeros + num_thinking,
         num_ignored=zeros,
-        num_forced=zeros,
         num_answer=zeros,
         queue=jnp.where(is_natural_end[:, None], _as_queue(vocabulary.answer, longest_queue), zeros[:, None]),
         queue_length=jnp.where(is_natural_end, vocabulary.answer.shape[0], zeros),
@@ -200,7 +197,6 @@ def transition(
         phase=phase,
         num_thinking=state.num_thinking + counts_as_thinking,
         num_ignored=state.num_ignored + (swap | draw_again),
-        num_forced=state.num_forced + forced,
         num_answer=num_answer,
         queue=queue,
         queue_length=queue_length,

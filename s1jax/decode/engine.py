@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import logging
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,12 +12,21 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from s1jax.decode.loaded import LoadedModel
+from s1jax.checkpoint.source import Source, load_model, load_tokenizer
+from s1jax.data.chat import ChatFormat
+from s1jax.decode.loaded import LoadedModel, make_vocabulary
 from s1jax.decode.loop import MAX_STEPS
 from s1jax.decode.request import Completion, Request
 from s1jax.decode.scheduler import Results, Scheduler
 from s1jax.decode.score import Pair, score_all
+from s1jax.model.storage import with_int8
+from s1jax.ops.attention import CacheBackend
 from s1jax.runtime.errors import UserError
+from s1jax.runtime.precision import Int8
+from s1jax.runtime.processes import is_first_process
+from s1jax.runtime.sharding import DECODING_MESH, MeshConfig, ShardingRules, make_mesh, share_out
+
+logger = logging.getLogger(__name__)
 
 
 class Engine:
@@ -28,13 +40,12 @@ class Engine:
         if num_rows < 1:
             raise UserError(f"num_rows is {num_rows}; it must be at least 1")
         self.model = model
-        self.scores = scores
         self.scheduler = Scheduler(model, num_rows, scores)
 
     @property
     def num_unfinished(self) -> int:
         """Number of submitted requests that are neither finished nor cancelled."""
-        return len(self.scheduler.jobs)
+        return len(self.scheduler.unfinished)
 
     def check(self, request: Request) -> None:
         """Raise UserError unless the request fits the model."""
@@ -65,25 +76,21 @@ class Engine:
         return self.scheduler.progress()
 
     def stream(
-        self,
-        requests: Sequence[Request],
-        num_rows: int | None = None,
-        scores: bool | None = None,
-        max_steps: int = MAX_STEPS,
+        self, requests: Sequence[Request], num_rows: int | None = None, scores: bool = False
     ) -> Iterator[Results]:
         """Decode the requests in rows of their own; yield (index, completions) of each as it finishes.
 
-        `num_rows` rows decode together (default: one for each request). `scores` is by default the engine's. Raises UserError before
-        anything is decoded if a request does not fit the model.
+        `num_rows` rows decode together (default: one for each request). With `scores` completions hold log-probabilities. Raises UserError
+        before anything is decoded if a request does not fit the model.
         """
         if not requests:
             return
         num_rows = len(requests) if num_rows is None else min(num_rows, len(requests))
-        engine = Engine(self.model, num_rows, self.scores if scores is None else scores)
+        engine = Engine(self.model, num_rows, scores)
         for request in requests:
             engine.submit(request)  # whose tickets are the indices
         while engine.num_unfinished:
-            yield from engine.step(max_steps)
+            yield from engine.step()
 
     def decode(self, requests: Sequence[Request], **options: Any) -> list[Completion]:
         """Decode requests without points; return their completions in order. The options are those of `stream`."""
@@ -100,3 +107,39 @@ class Engine:
         """Return the log-probabilities of the ids of each (prompt, continuation); see `score.py`."""
         with jax.set_mesh(self.model.mesh):
             return score_all(self.model, pairs)
+
+
+def load_engine(
+    source: Source,
+    dtype: str = "bfloat16",
+    mesh: MeshConfig = DECODING_MESH,
+    rules: ShardingRules | None = None,
+    int8: tuple[Int8, ...] = (),
+    attention: CacheBackend | None = None,
+    num_rows: int = 8,
+) -> tuple[Engine, ChatFormat]:
+    """Load a model onto a mesh. Return an engine that decodes with it, and the format that encodes its prompts.
+
+    `dtype` is the dtype of weights and computation, `int8` says what is stored in 8 bits instead, and `attention` is the backend of
+    attention over caches (None: the default of the hardware). In `mesh`, `data` and `tensor` may both be -1: `share_out` divides the
+    devices. `num_rows` is the number of rows for `Engine.submit`; streams choose their own.
+    Raises UserError if the tokenizer lacks the delimiters or does not belong to the model.
+    """
+    rules = rules or ShardingRules()
+    num_kv_heads = source.model_config(dtype).num_kv_heads
+    chat = ChatFormat.of(load_tokenizer(source))
+    devices = make_mesh(share_out(mesh, num_kv_heads, jax.device_count()))
+    if num_kv_heads % (tensor := devices.shape["tensor"]) and is_first_process():
+        logger.warning(
+            "tensor %d does not divide the %d key/value heads of %s, so every device holds all caches. With tensor %d, and data for the "
+            "other devices, the caches would be split",
+            tensor, num_kv_heads, source.name, math.gcd(num_kv_heads, tensor),
+        )  # fmt: skip
+    config, params = load_model(
+        source, devices, rules, "per_layer", dtype, dtype, store="int8" if "weights" in int8 else None
+    )
+    vocabulary = make_vocabulary(chat.delimiters, chat.newline_ids, config.vocab_size)
+    decode = chat.tokenizer.decode
+    to_text = functools.partial(decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    model = LoadedModel(with_int8(config, int8), params, rules, devices, *vocabulary, attention, to_text)
+    return Engine(model, num_rows), chat

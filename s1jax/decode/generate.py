@@ -13,7 +13,7 @@ import tyro
 from s1jax.checkpoint.source import resolve_source
 from s1jax.data.chat import check_text
 from s1jax.data.condition import Condition, check_integer
-from s1jax.decode.load import load_engine
+from s1jax.decode.engine import load_engine
 from s1jax.decode.request import Completion, Request
 from s1jax.ops.attention import CacheBackend
 from s1jax.runtime.command import counted
@@ -63,10 +63,10 @@ def generate(config: GenerateConfig, out: TextIO) -> Completion:
         stream.close()
     ended = "the budget" if completion.num_thinking == condition.max_thinking_tokens else "the model"
     logger.info(
-        f"{counted(completion.num_thinking, 'thinking token')} (budget {condition.max_thinking_tokens}), ended by {ended}; "
-        f"{counted(completion.num_ignored, 'stop')} ignored; {counted(completion.num_answer, 'answer token')}; "
-        f"{seconds:.1f} s, compilation included"
-    )
+        "%s (budget %d), ended by %s; %s ignored; %s; %.1f s, compilation included",
+        counted(completion.num_thinking, "thinking token"), condition.max_thinking_tokens, ended,
+        counted(completion.num_ignored, "stop"), counted(completion.num_answer, "answer token"), seconds,
+    )  # fmt: skip
     return completion
 
 
@@ -86,20 +86,15 @@ class TranscriptStream:
         self.answered = False
 
     def show(self, completion: Completion, whole: bool = False) -> None:
-        """Write the tokens since the last call. Unless the completion is `whole`, an incomplete character or injected string waits."""
-        while self.shown < len(completion.tokens):
+        """Write the tokens since the last call. Unless the completion is `whole`, tokens up to an incomplete character or string wait."""
+        size = len(completion.tokens)
+        while self.shown < size:
             kind = self._kind(completion, self.shown)
-            end = self.shown
-            while end < len(completion.tokens) and self._kind(completion, end) == kind:
-                end += 1
-            growing = end == len(completion.tokens) and not whole
-            if growing and kind in ("injected", "delimiter"):
-                break  # it is marked as a whole, so it waits for the token after it
-            text = self._text(completion, end, kind)
-            while growing and text.endswith("\ufffd"):
-                end -= 1
-                text = self._text(completion, end, kind)
-            if end == self.shown:
+            end = next((i for i in range(self.shown, size) if self._kind(completion, i) != kind), size)
+            ids = completion.tokens[self.shown : end]
+            text = self.tokenizer.decode(ids, skip_special_tokens=kind != "thinking")
+            # An injected string is marked as a whole, so it waits for the token after it.
+            if end == size and not whole and (kind in ("injected", "delimiter") or text.endswith("\ufffd")):
                 break
             self._write(kind, text)
             self.shown = end
@@ -112,9 +107,6 @@ class TranscriptStream:
         if self.heading:
             self.out.write((RESET if self.color else "") + "\n")
             self.out.flush()
-
-    def _text(self, completion: Completion, end: int, kind: str) -> str:
-        return self.tokenizer.decode(completion.tokens[self.shown : end], skip_special_tokens=kind != "thinking")
 
     @staticmethod
     def _kind(completion: Completion, index: int) -> str:

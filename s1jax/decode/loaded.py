@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jaxtyping import Array, Bool
 
 from s1jax.data.chat import Delimiters
@@ -34,8 +34,6 @@ class LoadedModel:
     vocabulary: Vocabulary
     allowed: Bool[Array, " V"]
     """Ids that exist in the tokenizer. No other id is drawn."""
-    longest_delimiter: int
-    """Largest number of tokens that are forced between thinking and answer."""
     attention: CacheBackend | None = None
     """Backend of attention over caches; default: the platform's."""
     to_text: Callable[[Sequence[int]], str] | None = None
@@ -47,9 +45,11 @@ class LoadedModel:
         """The static arguments that every compiled function takes."""
         return dict(config=self.config, rules=self.rules)
 
-    def fetch(self, tree: Any) -> Any:
-        """Bring arrays to the host. If there are several processes, each gets all of them."""
-        return jax.device_get(_replicate(self.mesh)(tree) if jax.process_count() > 1 else tree)
+    @property
+    def longest_delimiter(self) -> int:
+        """Largest number of tokens that are forced between thinking and answer."""
+        ids = self.vocabulary
+        return len(ids.newline) + max(len(ids.final_answer), len(ids.answer))
 
     def num_new_tokens(self, request: Request) -> int:
         """Return the largest number of tokens that this request can emit."""
@@ -57,14 +57,11 @@ class LoadedModel:
 
     def check(self, request: Request) -> None:
         """Raise UserError unless the request's prompt and limits fit the model's context, and its stop strings can be found."""
-        total = len(request.prompt) + self.num_new_tokens(request)
-        thinking, answer = request.condition.max_thinking_tokens, request.condition.max_answer_tokens
-        if (over := total - self.config.context_length) > 0:
-            lower = f"lower max_thinking_tokens or max_answer_tokens, by {over} together, or "
+        context, total = self.config.context_length, len(request.prompt) + self.num_new_tokens(request)
+        if total > context:
             raise UserError(
-                f"a prompt of {len(request.prompt)} tokens, {thinking} of thinking, {answer} of answer and "
-                f"{self.longest_delimiter + 1} between and after them need {total} positions; the model has "
-                f"{self.config.context_length}, its context length: {lower if over < thinking + answer else ''}shorten the prompt"
+                f"a prompt of {len(request.prompt)} tokens, its thinking and its answer need {total} positions; the model has {context}, "
+                f"its context length: lower max_thinking_tokens or max_answer_tokens, by {total - context} together, or shorten the prompt"
             )
         if request.stop and self.to_text is None:
             raise UserError(
@@ -72,25 +69,9 @@ class LoadedModel:
             )
 
 
-@functools.cache
-def _replicate(mesh: jax.sharding.Mesh) -> Any:
-    return jax.jit(lambda x: x, out_shardings=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
-
-
-def place_model(
-    config: ModelConfig,
-    params: Params,
-    rules: ShardingRules,
-    mesh: jax.sharding.Mesh,
-    delimiters: Delimiters,
-    ends_in_newline: Bool[np.ndarray, " num_tokens"],
-    attention: CacheBackend | None = None,
-    to_text: Callable[[Sequence[int]], str] | None = None,
-) -> LoadedModel:
-    """Return the model with its vocabulary; `ends_in_newline` says for each of the tokenizer's ids whether its text does."""
-    vocabulary, allowed = make_vocabulary(delimiters, ends_in_newline, config.vocab_size)
-    longest = len(delimiters.newline) + max(len(delimiters.final_answer), len(delimiters.answer))
-    return LoadedModel(config, params, rules, mesh, vocabulary, allowed, longest, attention, to_text)
+def fetch(tree: Any) -> Any:
+    """Bring arrays to the host. If there are several processes, each gets all of them."""
+    return multihost_utils.process_allgather(tree, tiled=True) if jax.process_count() > 1 else jax.device_get(tree)
 
 
 def make_vocabulary(
@@ -98,8 +79,8 @@ def make_vocabulary(
 ) -> tuple[Vocabulary, Bool[Array, " V"]]:
     """Return the ids that budget forcing must know, and the mask [V] of ids that exist in the tokenizer.
 
-    `vocab_size` is the model's. It may exceed the tokenizer's size, `len(ends_in_newline)`; the ids between have no text. Raises
-    UserError if it is below.
+    `ends_in_newline` says for each of the tokenizer's ids whether its text does. `vocab_size` is the model's. It may exceed the number of
+    these ids; the ids between have no text. Raises UserError if it is below.
     """
     num_tokens = len(ends_in_newline)
     if num_tokens > vocab_size:

@@ -116,22 +116,23 @@ def empty_state(
 
 
 @functools.partial(jax.jit, static_argnames="rules", donate_argnames="state")
-def start_rows(
+def change_rows(
     vocabulary: Vocabulary,
     rows: Rows,
     prompts: Prompts,
     state: DecodeState,
     starts: Bool[Array, " B"],
+    ends: Bool[Array, " B"],
     phase: Int[Array, " B"],
     num_thinking: Int[Array, " B"],
     last_token: Int[Array, " B"],
     *,
     rules: ShardingRules,
 ) -> DecodeState:
-    """Start the sequences that `starts` names: in `phase`, after `num_thinking` tokens. The others stay as they are. `state` is donated.
+    """Start the sequences that `starts` names, in `phase` and after `num_thinking` tokens, and end those that `ends` names.
 
-    A sequence with 0 tokens starts after its prompt. One with more is a fork. Its first tokens are forced, so instead of a hidden state
-    it needs only the `last_token` of its trace.
+    All else stays as it is, the caches of ended sequences included. `state` is donated. A sequence with 0 tokens starts after its prompt.
+    One with more is a fork. Its first tokens are forced, so instead of a hidden state it needs only the `last_token` of its trace.
     """
     per_prompt = starts.shape[0] // prompts.length.shape[0]
     length, prompt_token, hidden = (
@@ -143,21 +144,16 @@ def start_rows(
     def pick(new: jax.Array, old: jax.Array) -> jax.Array:
         return jnp.where(starts.reshape(-1, *[1] * (old.ndim - 1)), new, old)
 
+    row = jax.tree.map(pick, new, state.row)
     state = state._replace(
         cache=state.cache._replace(segment_ids=pick(jnp.zeros((), jnp.int32), state.cache.segment_ids)),
         hidden=pick(hidden, state.hidden),
         position=pick(length + num_thinking, state.position),
         num_emitted=pick(num_thinking, state.num_emitted),
-        row=jax.tree.map(pick, new, state.row),
+        row=row._replace(phase=jnp.where(ends, Phase.DONE, row.phase)),
         is_finite=starts | state.is_finite,
     )
     return pin(state, rules)
-
-
-@functools.partial(jax.jit, static_argnames="rules")
-def end_rows(phase: Int[Array, " B"], ends: Bool[Array, " B"], *, rules: ShardingRules) -> Int[Array, " B"]:
-    """Return the phases with the sequences that `ends` names done. Their caches stay as they are."""
-    return pin(jnp.where(ends, Phase.DONE, phase), rules)
 
 
 @functools.partial(jax.jit, static_argnames=("width", "rules"))

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from s1jax.data.chat import check_text
-from s1jax.data.condition import Condition, Limits, check_integer
+from s1jax.data.condition import AnswerEnd, Condition, Limits, check_integer
 from s1jax.runtime.errors import UserError
 
-FinishReason = Literal["unfinished", "stop", "length", "stop_string"]
-"""What ended an answer: nothing yet, the model, `max_answer_tokens`, or a stop string."""
+FinishReason = AnswerEnd | Literal["unfinished", "stop_string"]
+"""What ended an answer: the model or its limit, nothing yet, or a stop string."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Scheduling: which request decodes in which row, and when its forked answers are decoded.
 
-A request is in one `State`. It may arrive or be cancelled between any two steps.
+A request waits for a row, thinks, may wait to fork, and answers. It may arrive or be cancelled between any two steps.
 
 The admission policy:
 
@@ -23,9 +23,8 @@ Invariant: neither the number of rows nor the other requests nor the time of arr
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
-from dataclasses import dataclass
-from enum import Enum
 from typing import NamedTuple
 
 import numpy as np
@@ -39,7 +38,6 @@ from s1jax.decode.prefill import (
     Prompts,
     empty_prompts,
     grow_prompts,
-    power_of_two,
     prefill_prompts,
     prefill_sizes,
     prompt_bucket,
@@ -54,27 +52,6 @@ from s1jax.runtime.errors import UserError
 
 Results = tuple[int, tuple[Completion, ...]]
 """A ticket, and the completions of its request: one per point, or one of the whole trace if it has no points."""
-
-
-class State(Enum):
-    """Where a request is."""
-
-    WAITING = "waiting"
-    THINKING = "thinking"
-    WAITING_TO_FORK = "waiting to fork"
-    ANSWERING = "answering"
-    """Writing the answer delimiter or an answer: the trace's own, or those of its forks."""
-    DONE = "done"
-
-
-@dataclass
-class Job:
-    """A request on its way."""
-
-    ticket: int
-    request: Request
-    state: State = State.WAITING
-    row: int | None = None
 
 
 class Shapes(NamedTuple):
@@ -97,14 +74,14 @@ class Scheduler:
         split = model.rules.num_shards("batch", model.mesh.shape)
         self.model, self.scores, self.num_rows = model, scores, -(-num_rows // split) * split
         # At most this many traces fork as copies at a time.
-        self.fork_rows = -(-power_of_two(-(-self.num_rows // 4)) // split) * split
-        self.num_submitted = 0
-        self.jobs: dict[int, Job] = {}
+        self.fork_rows = -(-self.num_rows // (4 * split)) * split
+        self.tickets = itertools.count()
+        self.unfinished: dict[int, Log] = {}
         """Unfinished requests, by ticket."""
-        self.waiting: dict[tuple[int, ...], deque[Job]] = {}
+        self.waiting: dict[tuple[int, ...], deque[Log]] = {}
         """Requests without a row, by prompt. No queue is empty."""
-        self.arrived: list[Job] = []
-        """Requests that came since shapes were chosen."""
+        self.has_arrivals = False
+        """Whether requests came since shapes were chosen."""
         self.shapes = Shapes()
         self.groups: list[tuple[int, ...]] = []
         """The prompt that each group of rows holds, or (). The first step makes groups, rows and prompts."""
@@ -113,75 +90,72 @@ class Scheduler:
 
     def submit(self, request: Request) -> int:
         """Queue a request and return its ticket: 0, 1, 2..."""
-        job = Job(self.num_submitted, request)
-        self.num_submitted += 1
-        self.jobs[job.ticket] = job
-        self.waiting.setdefault(request.prompt, deque()).append(job)
-        self.arrived.append(job)
-        return job.ticket
+        log = Log(next(self.tickets), request)
+        self.unfinished[log.ticket] = log
+        self.waiting.setdefault(request.prompt, deque()).append(log)
+        self.has_arrivals = True
+        return log.ticket
 
     def cancel(self, ticket: int) -> None:
         """Drop an unfinished request. Raises UserError for any other ticket."""
-        job = self.jobs.pop(ticket, None)
-        if job is None:
+        log = self.unfinished.pop(ticket, None)
+        if log is None:
             raise UserError(
                 f"ticket {ticket} is no unfinished request: it was never given, or is finished or cancelled"
             )
-        if job.row is not None:
-            self.traces.free(job.row)
+        if log in self.logs:
+            self.traces.free(self.logs.index(log))
         else:
-            self._dequeue(job)
-            self.arrived = [other for other in self.arrived if other is not job]
+            self._dequeue(log)
+
+    @property
+    def logs(self) -> list[Log | None]:
+        """The log of each row in use. Before the first step there are no rows."""
+        return self.traces.logs if self.groups else []
 
     def progress(self) -> dict[int, Completion]:
         """Return the tokens so far of each unfinished trace that has a row, by ticket."""
-        return {log.ticket: log.completion() for log in self.traces.logs if log is not None} if self.groups else {}
+        return {log.ticket: log.completion() for log in self.logs if log is not None}
 
     def step(self, max_steps: int) -> list[Results]:
         """Fill idle rows, decode for at most `max_steps` steps and return what finished."""
-        if not self.jobs:
+        if not self.unfinished:
             return []
         self._choose_shapes()
         self._fill_groups()
         self._fill_rows()
         self._share_prompts()
-        traces, is_more = self.traces, bool(self.waiting)
+        traces = self.traces
         if traces.live:
-            enough = max(1, len(traces.logs) // 8) if is_more else len(traces.logs)
-            traces.run(self.prompts, (self.prompts.cache,), max_steps, enough)
+            refill_at = max(1, self.num_rows // 8) if self.waiting else self.num_rows
+            traces.run(self.prompts, (self.prompts.cache,), max_steps, refill_at)
         results: list[Results] = []
         forking: dict[int, Log] = {}
         for row, log in enumerate(traces.logs):
-            if log is None:
+            if log is None or log.phase != Phase.DONE:
                 continue
-            job = self.jobs[log.ticket]
-            if log.phase != Phase.DONE:
-                job.state = State.THINKING if log.phase == Phase.THINK else State.ANSWERING
-            elif set(ends := _ends(log)) == {_own_end(log)}:
+            if set(ends := _ends(log)) == {_own_end(log)}:
                 results.append(self._finish(row, log, (log.completion(),) * len(ends)))
             else:
-                job.state = State.WAITING_TO_FORK
                 forking[row] = log
-        enough = min(self.fork_rows, len(traces.logs)) if is_more else len(traces.logs)
+        fork_at = self.fork_rows if self.waiting else self.num_rows
         if forking and (
-            not traces.live or len(forking) >= enough or max(traces.ages[list(forking)]) >= traces.max_capacity
+            not traces.live or len(forking) >= fork_at or max(traces.ages[list(forking)]) >= traces.max_capacity
         ):
             results += self._fork(forking)
         return results
 
     def _finish(self, row: int, log: Log, completions: tuple[Completion, ...]) -> Results:
         self.traces.free(row)
-        self.jobs.pop(log.ticket).state = State.DONE
+        del self.unfinished[log.ticket]
         return log.ticket, completions
 
     def _choose_shapes(self) -> None:
         """Choose new shapes if requests arrived and no row is in use; else enlarge the buckets that are too small for them."""
-        if not self.arrived:
+        if not (self.has_arrivals and self.waiting):
             return
-        in_use = bool(self.groups) and any(self.traces.logs)
-        jobs = self.arrived if in_use else [job for queue in self.waiting.values() for job in queue]
-        requests = [job.request for job in jobs]
-        self.arrived = []
+        self.has_arrivals, in_use = False, any(self.logs)
+        requests = [log.request for queue in self.waiting.values() for log in queue]
         needed = Shapes(
             0 if in_use else self._rows_per_prompt(),
             prompt_bucket(max(len(request.prompt) for request in requests)),
@@ -192,7 +166,7 @@ class Scheduler:
         shapes = Shapes(*map(max, self.shapes, needed)) if in_use else needed
         before, self.shapes = self.shapes, shapes
         if in_use:
-            self.traces.allow(shapes.max_tokens, shapes.ignore_width)
+            self.traces.make_room(shapes.max_tokens, shapes.ignore_width)
             if shapes.prompt_capacity > before.prompt_capacity:
                 self.prompts = grow_prompts(self.prompts, shapes.prompt_capacity, self.model.rules)
         elif shapes != before:
@@ -216,18 +190,16 @@ class Scheduler:
     def _fill_groups(self) -> None:
         """Give groups whose work is over the next prompts, and prefill those (rule 3)."""
         held = set(self.groups)
-        unheld = iter([prompt for prompt in self.waiting if prompt not in held])
-        new = []
-        for group, prompt in enumerate(self.groups):
-            if prompt not in self.waiting and self._is_idle(group) and (following := next(unheld, None)):
-                self.groups[group] = following
-                new.append(group)
+        unheld = [prompt for prompt in self.waiting if prompt not in held]
+        over = [i for i, prompt in enumerate(self.groups) if prompt not in self.waiting and self._is_idle(i)]
+        new = over[: len(unheld)]
+        for group, prompt in zip(new, unheld, strict=False):
+            self.groups[group] = prompt
         for size in prefill_sizes(len(new), self.shapes.prompt_capacity):
             some, new = new[:size], new[size:]
             prompts = [self.groups[group] for group in some]
             read = prefill_prompts(self.model, prompts, size, self.shapes.prompt_capacity)
-            nowhere = [len(self.groups)] * (size - len(some))
-            places = np.array(some + nowhere, np.int32)
+            places = np.array(some + [len(self.groups)] * (size - len(some)), np.int32)
             self.prompts = put_prompts(self.prompts, read, places, rules=self.model.rules)
 
     def _fill_rows(self) -> None:
@@ -235,30 +207,27 @@ class Scheduler:
         for row, log in enumerate(self.traces.logs):
             prompt = self.groups[row // self.shapes.per_prompt]
             if log is None and prompt in self.waiting:
-                job = self.waiting[prompt][0]
-                self._dequeue(job)
-                job.row, request = row, job.request
-                job.state, phase = (State.THINKING, Phase.THINK) if request.thinks else (State.ANSWERING, Phase.ANSWER)
-                self.traces.start(row, Log(job.ticket, request), request.condition.limits, phase)
+                log = self.waiting[prompt][0]
+                self._dequeue(log)
+                phase = Phase.THINK if log.request.thinks else Phase.ANSWER
+                self.traces.start(row, log, log.request.condition.limits, phase)
 
     def _share_prompts(self) -> None:
         """Give groups that are still without work a copy of the prompt with the most requests left (rule 3)."""
-        for group in range(len(self.groups)):
+        for group in filter(self._is_idle, range(len(self.groups))):
             if not self.waiting:
                 return
-            if not self._is_idle(group):
-                continue
             prompt = max(self.waiting, key=lambda prompt: len(self.waiting[prompt]))
             read = take_rows(self.prompts, np.array([self.groups.index(prompt)], np.int32), self.model.rules)
             self.prompts = put_prompts(self.prompts, read, np.array([group], np.int32), rules=self.model.rules)
             self.groups[group] = prompt
             self._fill_rows()
 
-    def _dequeue(self, job: Job) -> None:
-        queue = self.waiting[job.request.prompt]
-        queue.remove(job)
+    def _dequeue(self, log: Log) -> None:
+        queue = self.waiting[log.request.prompt]
+        queue.remove(log)
         if not queue:
-            del self.waiting[job.request.prompt]
+            del self.waiting[log.request.prompt]
 
     def _fork(self, forking: dict[int, Log]) -> list[Results]:
         """Decode the answers of finished traces, by row, at the ends their points ask for (rule 5); free the rows."""
@@ -284,7 +253,6 @@ class Scheduler:
         forks = RowBatch(self.model, len(rows) * per_trace, max_tokens, self.shapes.ignore_width, self.scores)
         answers: dict[int, dict[End, Log]] = {}
         for row, trace in forking.items():
-            self.jobs[trace.ticket].state = State.ANSWERING
             answers[row] = {_own_end(trace): trace}
             for place, end in enumerate(ends[row], rows.index(row) * per_trace):
                 phase = Phase.FORCE if end.is_natural else Phase.THINK

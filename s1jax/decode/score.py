@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from s1jax.decode.loaded import LoadedModel
+from s1jax.decode.loaded import LoadedModel, fetch
 from s1jax.decode.prefill import (
     PREFILL_TOKENS,
     empty_prompts,
@@ -124,7 +124,7 @@ def _score_batch(
             **model.static, attention=model.attention,
         )  # fmt: skip
         scores.append(found)
-    return np.concatenate(model.fetch(scores), axis=1)
+    return np.concatenate(fetch(scores), axis=1)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "rules", "attention"), donate_argnames="cache")

@@ -20,8 +20,7 @@ from typing import Any
 from s1jax.checkpoint.source import Source, resolve_source
 from s1jax.data.chat import ChatFormat
 from s1jax.data.condition import Condition
-from s1jax.decode.engine import Engine
-from s1jax.decode.load import load_engine
+from s1jax.decode.engine import Engine, load_engine
 from s1jax.decode.request import Completion, Request
 from s1jax.evaluate.conditions import DecodingConfig, EvaluateConfig, Trace
 from s1jax.evaluate.problems import Problem, read_problems

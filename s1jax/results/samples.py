@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from s1jax.data.condition import LARGEST, Condition, Limits
+from s1jax.data.condition import LARGEST, AnswerEnd, Condition, Limits
 from s1jax.runtime import jsonl
 from s1jax.runtime.errors import UserError
 
@@ -35,7 +35,7 @@ COLUMNS: dict[str, Any] = {
     "num_forced_tokens": int,
     "num_ignored": int,
     "num_answer_tokens": int,
-    "finish_reason": Literal["stop", "length"],
+    "finish_reason": AnswerEnd,
     "thinking": str,
     "answer_text": str,
     "extracted": str | None,

@@ -1,7 +1,7 @@
 import pytest
 
 from s1jax.checkpoint.source import resolve_source
-from s1jax.decode.load import load_engine
+from s1jax.decode.engine import load_engine
 from tests.support.quickstart import BASE
 
 

@@ -10,8 +10,7 @@ from flax import nnx
 
 from s1jax.checkpoint.source import resolve_source
 from s1jax.data.condition import Limits
-from s1jax.decode.engine import Engine
-from s1jax.decode.load import load_engine
+from s1jax.decode.engine import Engine, load_engine
 from s1jax.model.qwen2 import graphdef, init_cache
 from s1jax.model.storage import store_in_int8
 from s1jax.runtime.sharding import MeshConfig

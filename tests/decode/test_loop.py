@@ -27,7 +27,7 @@ from tests.support.decoding import (
 
 pytestmark = pytest.mark.integration
 
-COMPILED = (prefill.prefill, prefill.put_prompts, loop.start_rows, loop.advance)
+COMPILED = (prefill.prefill, prefill.put_prompts, loop.change_rows, loop.advance)
 
 
 def test_greedy_decode_without_ignores_equals_one_full_forward_per_token(engine):
@@ -118,7 +118,7 @@ def test_budgets_counts_strings_and_sampling_recompile_nothing(engine):
 
 @pytest.mark.parametrize("mesh", [None, pytest.param(MeshConfig(data=4, fsdp=1, tensor=2), marks=pytest.mark.slow)])
 def test_the_loop_is_compiled_once_for_a_shape(mesh):
-    """However its state was made: empty, begun by `start_rows`, grown, shrunk, or as the loop before left it."""
+    """However its state was made: empty, begun by `change_rows`, grown, shrunk, or as the loop before left it."""
     engine = make_engine(mesh)
     batch.advance.clear_cache()  # other tests decode with the same shapes
     capacities = []

@@ -7,7 +7,7 @@ import pytest
 
 from s1jax.checkpoint.source import resolve_source
 from s1jax.data.condition import Limits
-from s1jax.decode.load import load_engine
+from s1jax.decode.engine import load_engine
 from s1jax.ops import attention
 from tests.support.decoding import COMMA, START, THINK, WAIT, at_point, make_engine, make_request, mixed_requests
 

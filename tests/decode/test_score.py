@@ -7,7 +7,7 @@ import pytest
 
 from s1jax.checkpoint.source import resolve_source
 from s1jax.decode import prefill, score
-from s1jax.decode.load import load_engine
+from s1jax.decode.engine import load_engine
 from s1jax.model.qwen2 import Qwen2
 from s1jax.runtime.sharding import MeshConfig
 from tests.support.decoding import CONFIG, make_engine

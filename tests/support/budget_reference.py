@@ -49,7 +49,6 @@ class Row(NamedTuple):
     injected: bool = False
     thinking: int = 0
     ignored: int = 0
-    forced: int = 0
     answer: int = 0
     stopped: bool = False
 
@@ -84,7 +83,7 @@ def reference_step(words: Delimiters, settings: Settings, row: Row, sampled: int
 
     if row.pending:
         emitted, *rest = row.pending
-        row = row._replace(pending=tuple(rest), forced=row.forced + 1)
+        row = row._replace(pending=tuple(rest))
         if row.phase == "delimiter":
             return Step(emitted, True, row if rest else row._replace(phase="answer"))
         row = row._replace(injected=not rest)

@@ -8,7 +8,7 @@ import numpy as np
 from s1jax.data.chat import Delimiters
 from s1jax.data.condition import Condition
 from s1jax.decode.engine import Engine
-from s1jax.decode.loaded import place_model
+from s1jax.decode.loaded import LoadedModel, make_vocabulary
 from s1jax.decode.request import Request
 from s1jax.model.config import ModelConfig
 from s1jax.model.qwen2 import unstack
@@ -46,7 +46,8 @@ def make_engine(mesh_config=None, attention=None, dtype="float32", **options):
     newline = np.arange(NUM_TOKENS) == NEWLINE
     config = dataclasses.replace(CONFIG, dtype=dtype)
     layers = unstack(params, CONFIG.num_layers)
-    return Engine(place_model(config, layers, RULES, mesh, DELIMITERS, newline, attention, to_text), **options)
+    vocabulary = make_vocabulary(DELIMITERS, newline, config.vocab_size)
+    return Engine(LoadedModel(config, layers, RULES, mesh, *vocabulary, attention, to_text), **options)
 
 
 def make_request(prompt, **fields):

@@ -9,8 +9,8 @@ import pytest
 from s1jax.checkpoint.source import resolve_source
 from s1jax.data.chat import ChatFormat
 from s1jax.data.examples import DataConfig
-from s1jax.decode import load
-from s1jax.decode.load import load_engine
+from s1jax.decode import engine as decode_engine
+from s1jax.decode.engine import load_engine
 from s1jax.runtime.preemption import Preemption
 from s1jax.runtime.sharding import MeshConfig, make_mesh
 from s1jax.train import run
@@ -61,7 +61,7 @@ def test_a_run_on_real_rows_lowers_held_out_loss_and_its_export_thinks_under_tra
         eval_source=str(tmp_path / "held_out.jsonl"),
         eval_every=1000,
     )
-    for module in (run, load):
+    for module in (run, decode_engine):
         monkeypatch.setattr(module, "make_mesh", lambda mesh: make_mesh(mesh, jax.devices()[:1]))
 
     # The loss before the first step.

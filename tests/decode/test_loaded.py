@@ -1,4 +1,4 @@
-"""`load.py` and `loaded.py`: an engine around a loaded model, and the requests that fit it."""
+"""`loaded.py`: a model in an engine, and the requests that fit it."""
 
 import json
 from dataclasses import replace
@@ -9,7 +9,7 @@ import pytest
 from s1jax.checkpoint.export import save_hf
 from s1jax.checkpoint.source import load_model, resolve_source
 from s1jax.data.condition import Condition
-from s1jax.decode.load import load_engine
+from s1jax.decode.engine import load_engine
 from s1jax.evaluate.conditions import DecodingConfig
 from s1jax.evaluate.sweep import SweepConfig
 from s1jax.runtime.sharding import MeshConfig, ShardingRules, make_mesh
