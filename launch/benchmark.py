@@ -1,6 +1,6 @@
 """Measure this machine: JSON lines of figures, on random weights of a Qwen2.5 size or on a model.
 
-The measurement runs in a child process with GLIBC_TUNABLES=glibc.malloc.hugetlb=1 (huge pages) unless that variable is set.
+The command starts itself again with GLIBC_TUNABLES=glibc.malloc.hugetlb=1 (huge pages) unless that variable is set.
 
 python launch/benchmark.py decode --size 0.5B --batch 1 8 32
 python launch/benchmark.py sweep --model DIR --dtype float32
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -59,8 +58,8 @@ def main() -> None:
     """Run one measurement."""
     args = parse()
     if "GLIBC_TUNABLES" not in os.environ:  # a process cannot set it for itself: the C library reads it when it starts
-        env = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-        sys.exit(subprocess.run([sys.executable, __file__, *sys.argv[1:]], env=env).returncode)
+        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        os.execv(sys.executable, [sys.executable, __file__, *sys.argv[1:]])
     import jax
 
     jax.config.update("jax_enable_compilation_cache", False)  # compilation is measured, too

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -22,8 +22,6 @@ from s1jax.runtime.sharding import MeshConfig, ShardingRules, make_mesh
 
 logger = logging.getLogger("s1jax.launch")
 
-DTYPES = ("float32", "bfloat16", "float16")
-
 
 @dataclass(frozen=True)
 class ConvertConfig:
@@ -33,19 +31,15 @@ class ConvertConfig:
     """Hugging Face directory, hub id (ID@REVISION: a branch, tag or commit), pre-sharded checkpoint, training run, or a step of one."""
     dst: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DST")]
     """Directory to write."""
-    dtype: Annotated[str | None, tyro.conf.arg(metavar="{" + ",".join(DTYPES) + "}")] = None
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Dtype of the written weights; default: the dtype of SRC."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
     """Devices that hold the weights during the conversion."""
 
-    def __post_init__(self) -> None:
-        if self.dtype is not None and self.dtype not in DTYPES:
-            raise UserError(f"dtype is {self.dtype!r}: choose one of {', '.join(DTYPES)}")
-
 
 def main() -> None:
     """Load SRC, and write DST in the other form."""
-    config = parse_arguments(__doc__ or "", ConvertConfig)
+    config = parse_arguments(__doc__, ConvertConfig)
     destination = check_destination(config.dst)
     source = resolve_source(config.src)
     if destination.resolve().is_relative_to(source.directory.resolve()):

@@ -12,7 +12,7 @@ from s1jax.runtime.config import parse_arguments
 
 def main() -> None:
     """Parse the arguments and stream the answer to standard output."""
-    generate(parse_arguments(__doc__ or "", GenerateConfig), sys.stdout)
+    generate(parse_arguments(__doc__, GenerateConfig), sys.stdout)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ class PlotConfig:
 
 def main() -> None:
     """Read the rows, write the figures, print the tables."""
-    config = parse_arguments(__doc__ or "", PlotConfig)
+    config = parse_arguments(__doc__, PlotConfig)
     rows = read_samples(config.rows)
     if copies := len(rows) - len(distinct_samples(rows)):
         why = "temperature 0, or an unused ignore text"

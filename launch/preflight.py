@@ -17,7 +17,6 @@ from typing import Any
 
 from s1jax.runtime.command import run_command
 from s1jax.runtime.config import parse_command
-from s1jax.runtime.errors import UserError
 
 
 def main() -> None:
@@ -34,20 +33,18 @@ def main() -> None:
     from s1jax.train.config import TrainConfig
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--topology", action="append", nargs="?", const="", default=[])
+    parser.add_argument("--topology", nargs="?", const="", default="")
     hardware, argv = parser.parse_known_args()
-    config: Any = parse_command(__doc__ or "", (TrainConfig, EvaluateConfig, SweepConfig), argv)
-    if len(hardware.topology) != 1:
-        raise UserError("which hardware? Give --topology once, for example h100:2x8, v5p:2x2x4, v6e:4x8 or cpu:1")
-    (topology,) = hardware.topology
+    config: Any = parse_command(__doc__, (TrainConfig, EvaluateConfig, SweepConfig), argv)
     if isinstance(config, TrainConfig):
         model = config.model
-        figures = check_train(config, published_config(model, config.dtype), topology)
+        figures = check_train(config, published_config(model, config.dtype), hardware.topology)
     else:
         model, condition = config.decoding.model, config.condition
         if isinstance(config, SweepConfig):
             condition = grid(config).condition
-        figures = check_decode(config.decoding, condition, published_config(model, condition.dtype), topology)
+        model_config = published_config(model, condition.dtype)
+        figures = check_decode(config.decoding, condition, model_config, hardware.topology)
     print(json.dumps({"model": model} | figures))
     sys.exit(0 if figures["fits"] in (True, None) else 1)
 

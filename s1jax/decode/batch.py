@@ -139,12 +139,8 @@ class RowBatch:
         self.rows.seeds[row] = request.seed, request.problem, request.sample
         self.rows.prefix_end[row] = len(request.prompt) + count
         self.starts[row], self.ends[row], self.ages[row] = True, False, 0
-        self.phase[row], self.num_thinking[row], self.last_token[row] = (
-            phase,
-            count,
-            log.tokens[-1] if log.tokens else 0,
-        )
-        log.phase = phase
+        log.phase = self.phase[row] = phase
+        self.num_thinking[row], self.last_token[row] = count, log.tokens[-1] if log.tokens else 0
 
     def free(self, row: int) -> None:
         """Drop a row's log, and its work if it still decodes."""

@@ -112,25 +112,17 @@ def attention_over_caches(
     On a mesh, each device computes for the rows and heads that it holds by `rules`. Raises UserError if the backend does not support
     caches or the platform.
     """
-    if prefixes and prefix_end is None:
-        raise UserError("prefixes need a prefix_end")
     default = default_cache_backend(platform())
     backend = backend or default
     check_cache_backend(backend)
     _check_platform(backend, default)
+    caches, ends = [cache, *prefixes], [positions + 1]
+    if prefix_end is not None:
+        ends += [jnp.broadcast_to(prefix_end[:, None], positions.shape)] * len(prefixes)
     if backend == "pallas":
-        ends = [positions + 1]
-        if prefix_end is not None:
-            ends += [jnp.broadcast_to(prefix_end[:, None], positions.shape)] * len(prefixes)
-        return cached_attention(q, segment_ids, [cache, *prefixes], ends, rules, interpret=platform() == "cpu")
-    masks = [_causal_mask(positions, segment_ids, cache)]
-    for prefix in prefixes:
-        key_positions, key_segment_ids = (
-            jnp.repeat(x, q.shape[0] // x.shape[0], axis=0) for x in (prefix.positions, prefix.segment_ids)
-        )
-        is_before = key_positions[:, None, :] < prefix_end[:, None, None]  # type: ignore[index]  # checked above
-        masks.append(is_before & (segment_ids[:, :, None] == key_segment_ids[:, None, :]))
-    return dense_attention(q, [cache, *prefixes], masks)
+        return cached_attention(q, segment_ids, caches, ends, rules, interpret=platform() == "cpu")
+    masks = [_mask(segment_ids, end, keys) for end, keys in zip(ends, caches, strict=True)]
+    return dense_attention(q, caches, masks)
 
 
 def _check_platform(backend: str, default: str) -> None:
@@ -141,10 +133,11 @@ def _check_platform(backend: str, default: str) -> None:
         )
 
 
-def _causal_mask(positions, segment_ids, keys: KeysValues) -> jax.Array:
-    """Return which keys each query sees by the mask contract, [B, T, S]."""
-    causal = keys.positions[:, None, :] <= positions[:, :, None]
-    return causal & (segment_ids[:, :, None] == keys.segment_ids[:, None, :])
+def _mask(segment_ids, end, keys: KeysValues) -> jax.Array:
+    """Return which keys each query sees, [B, T, S]: those of its segment at positions before its `end`."""
+    per_row = len(end) // len(keys.positions)
+    key_positions, key_segment_ids = (jnp.repeat(x, per_row, axis=0) for x in (keys.positions, keys.segment_ids))
+    return (key_positions[:, None, :] < end[:, :, None]) & (segment_ids[:, :, None] == key_segment_ids[:, None, :])
 
 
 def _on_one_device(backend: Backend, interpret: bool, q, k, v, positions, segment_ids) -> jax.Array:
@@ -154,7 +147,7 @@ def _on_one_device(backend: Backend, interpret: bool, q, k, v, positions, segmen
             return blocked_attention(q, k, v, positions, segment_ids)
         case "xla":
             keys_values = KeysValues(k, v, positions, segment_ids)
-            return dense_attention(q, [keys_values], [_causal_mask(positions, segment_ids, keys_values)])
+            return dense_attention(q, [keys_values], [_mask(segment_ids, positions + 1, keys_values)])
         case "cudnn":
             return cudnn_attention(q, k, v, positions, segment_ids)
         case "pallas":

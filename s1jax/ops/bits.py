@@ -1,6 +1,5 @@
 """The bits of arrays, moved as unsigned integers because a CPU would change the payload of bfloat16 NaNs, and the range of dtypes."""
 
-import functools
 from typing import Any
 
 import jax
@@ -10,37 +9,29 @@ from jaxtyping import Array, Shaped, UInt
 
 from s1jax.runtime.errors import UserError
 
-UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
-
 
 def as_bits(x: Shaped[Array, "*S"]) -> UInt[Array, "*S"]:
     """Return the bits of `x` as unsigned integers of the same width."""
-    return jax.lax.bitcast_convert_type(x, UNSIGNED[x.dtype.itemsize])
+    return jax.lax.bitcast_convert_type(x, f"u{x.dtype.itemsize}")
 
 
 def take_layer(
     stack: Shaped[Array, "L ..."], layer: int, sharding: jax.sharding.Sharding | None = None
 ) -> Shaped[Array, "..."]:
     """Return one layer of a stack, placed on `sharding` if it is given."""
-    return _layer_taker(sharding)(stack, layer)
+    return jax.jit(_take_layer, out_shardings=sharding)(stack, layer)
 
 
-@functools.lru_cache(maxsize=64)
-def _layer_taker(sharding: jax.sharding.Sharding | None):
-    def take(stack: jax.Array, layer: jax.Array) -> jax.Array:
-        bits = jax.lax.dynamic_index_in_dim(as_bits(stack), layer, 0, keepdims=False)
-        return jax.lax.bitcast_convert_type(bits, stack.dtype)
-
-    return jax.jit(take, out_shardings=sharding)
+def _take_layer(stack: jax.Array, layer: jax.Array) -> jax.Array:
+    bits = jax.lax.dynamic_index_in_dim(as_bits(stack), layer, 0, keepdims=False)
+    return jax.lax.bitcast_convert_type(bits, stack.dtype)
 
 
 def check_range(name: str, x: jax.Array | np.ndarray, dtype: Any, layer: int | None = None) -> None:
     """Raise UserError if a finite number in `x`, or in one layer of `x`, is beyond the range of `dtype`."""
     largest = float(jnp.finfo(dtype).max)
-    if not narrows(x.dtype, dtype):
-        return
     is_beyond = _is_beyond if isinstance(x, np.ndarray) else jax.jit(_is_beyond)
-    if is_beyond(x, largest, layer):
+    if narrows(x.dtype, dtype) and is_beyond(x, largest, layer):
         raise UserError(
             f"{name} holds numbers beyond {largest:g}, the largest of {jnp.dtype(dtype).name}: choose a wider dtype"
         )

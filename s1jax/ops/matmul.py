@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Real
 
-from s1jax.ops.cpu import transposed_product
 from s1jax.ops.quantization import dequantize
 from s1jax.runtime.hardware import platform
 
@@ -24,7 +23,11 @@ def matmul(
     # A number of blocks that every mesh divides, because otherwise XLA would gather the weights.
     num_blocks = math.gcd(math.lcm(8, max(1, jax.sharding.get_abstract_mesh().size)), math.prod(outer))
     if T == 1 and platform() == "cpu" and num_blocks > 1:
-        y = transposed_product(x[:, 0], weight.reshape(-1, I), num_blocks, dtype)
+        # Decoding: weight x^T in blocks of rows, which XLA would otherwise turn around again. Measured with a 135M model in float32 on two
+        # cores, medians of five runs in turn: with 8 rows, a step takes 80 ms of processor time instead of 125 ms. With one row there is no
+        # clear difference (66 ms and 60 ms).
+        blocks = weight.reshape(num_blocks, -1, I)
+        y = jnp.einsum("noI,BI->noB", blocks, x[:, 0], preferred_element_type=dtype).transpose(2, 0, 1)
     else:
         y = jnp.einsum("BTI,OI->BTO", x, weight.reshape(-1, I), preferred_element_type=dtype)
     return y.reshape(B, T, *outer)

@@ -19,9 +19,8 @@ import numpy as np
 from s1jax.checkpoint.source import resolve_source
 from s1jax.data.chat import MADE_UP_DELIMITERS
 from s1jax.data.condition import Condition, Limits
-from s1jax.decode.engine import Engine
-from s1jax.decode.load import load_engine
-from s1jax.decode.loaded import place_model
+from s1jax.decode.engine import Engine, load_engine
+from s1jax.decode.loaded import LoadedModel, make_vocabulary
 from s1jax.decode.request import Completion, Request
 from s1jax.model.config import ModelConfig, qwen2_5
 from s1jax.model.qwen2 import init_params
@@ -65,15 +64,15 @@ def figures(args: Any) -> Iterator[Figures]:
     yield sweep_figures(engine, prompts, points, wait, args.answer)
 
 
-def random_engine(config: ModelConfig, mesh: MeshConfig, attention: CacheBackend | None = None) -> Engine:
+def random_engine(config: ModelConfig, mesh: MeshConfig, attention: CacheBackend | None) -> Engine:
     """Return an engine with random weights, in the storage that the config asks for, and made-up delimiters."""
     rules, devices = ShardingRules(), make_mesh(mesh)
     with jax.set_mesh(devices):
         floats = dataclasses.replace(config, int8=())
         params = init_params(floats, rules, "per_layer", devices, seed=0, dtype=config.dtype)
         config, params = store_in_int8(floats, params, config.int8)
-    newline = np.arange(config.vocab_size) == 4
-    return Engine(place_model(config, params, rules, devices, MADE_UP_DELIMITERS, newline, attention))
+    vocabulary = make_vocabulary(MADE_UP_DELIMITERS, np.arange(config.vocab_size) == 4, config.vocab_size)
+    return Engine(LoadedModel(config, params, rules, devices, *vocabulary, attention))
 
 
 def random_prompts(engine: Engine, num: int, length: int) -> list[tuple[int, ...]]:

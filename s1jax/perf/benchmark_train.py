@@ -71,12 +71,12 @@ def figures(args: Any) -> Iterator[Figures]:
         yield train_figures(config, model_config, lengths, params)
 
 
-def s1k_lengths(num: int, divided_by: float = 1, seed: int = 0) -> np.ndarray:
+def s1k_lengths(num: int, divided_by: float) -> np.ndarray:
     """Return `num` lengths in tokens that are distributed like s1K's, and then divided by `divided_by`.
 
     The distribution is log-normal, cut at 500 and 20,000, with a mean of about 5,000.
     """
-    lengths = np.exp(np.random.default_rng(seed).normal(np.log(4000), 0.75, num))
+    lengths = np.exp(np.random.default_rng(0).normal(np.log(4000), 0.75, num))
     return (np.clip(lengths, 500, 20_000) / divided_by).astype(int)
 
 

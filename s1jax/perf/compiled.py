@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import os
 import re
@@ -13,6 +14,7 @@ from typing import Any
 
 import jax
 
+from s1jax.perf.measure import timed
 from s1jax.perf.topology import MEMORY
 from s1jax.runtime.errors import UserError
 
@@ -25,77 +27,62 @@ def to_gib(num_bytes: float) -> float:
     return float(f"{num_bytes / 2**30:.4g}")
 
 
-def mesh_text(devices: jax.sharding.Mesh) -> str:
-    """Return a mesh as text, such as `data 1 x fsdp 16 x sequence 1 x tensor 1`."""
-    return " x ".join(f"{axis} {size}" for axis, size in devices.shape.items())
+def needed_bytes(compiled: Any) -> int:
+    """Return the bytes that a program needs on each device, by its compiler's `memory_analysis`.
 
-
-def memory_of(compiled: jax.stages.Compiled) -> Any:
-    """Return the compiler's `memory_analysis`, in bytes per device. Raises UserError if the compiler has none."""
-    memory = compiled.memory_analysis()
-    if memory is None:
-        raise UserError("this platform's compiler does not report how much memory a program needs")
-    return memory
-
-
-def needed_bytes(compiled: jax.stages.Compiled) -> int:
-    """Return the bytes that a program needs on each device, according to its compiler.
-
-    Outputs that reuse the memory of an argument (`alias`) count once. Raises UserError if the compiler does not report memory.
+    Outputs that reuse the memory of an argument (`alias`) count once.
     """
-    memory = memory_of(compiled)
+    memory = compiled.memory_analysis()
     return (
         memory.argument_size_in_bytes + memory.temp_size_in_bytes
         + memory.output_size_in_bytes - memory.alias_size_in_bytes
     )  # fmt: skip
 
 
-def memory_figures(compiled: jax.stages.Compiled, topology: str, arguments: str) -> dict[str, Any]:
-    """Return what a program needs of each device's memory in GiB, and whether it fits the topology (None if the limit is unknown).
+def compile_for(
+    topology: str, mesh: jax.sharding.Mesh, compile_step: Callable[[], Any], arguments: str
+) -> tuple[Any, dict[str, Any]]:
+    """Compile a step for a topology. Return the program, and what it needs of each device's memory in GiB.
 
-    `arguments` is the name of the figure for the program's arguments.
+    `fits` is None if the memory of the topology is unknown. `arguments` is the name of the figure for the program's arguments. Raises
+    UserError if the step does not fit and the compiler gives up for that reason, as TPU compilers do; GPU compilers only report the need.
     """
-    memory, total, limit = memory_of(compiled), needed_bytes(compiled), MEMORY.get(topology.partition(":")[0])
-    return {
+    try:
+        compile_s, compiled = timed(compile_step)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(f"the step does not fit {topology}: {str(error).splitlines()[0]}") from error
+    memory, total, limit = compiled.memory_analysis(), needed_bytes(compiled), MEMORY.get(topology.partition(":")[0])
+    return compiled, {
+        "topology": topology,
+        "devices": mesh.size,
+        "mesh": " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items()),
         arguments: to_gib(memory.argument_size_in_bytes),
         "temporaries_gib": to_gib(memory.temp_size_in_bytes),
         "total_gib": to_gib(total),
         "memory_gib": None if limit is None else to_gib(limit),
         "fits": None if limit is None else total < limit,
+        "compile_s": round(compile_s, 1),
     }
 
 
 @contextlib.contextmanager
-def explain_lack_of_room(topology: str) -> Iterator[None]:
-    """Turn a compiler's error about too little memory into a UserError. TPU compilers raise one; GPU compilers only report the need."""
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise UserError(f"the step does not fit {topology}: {str(error).splitlines()[0]}") from error
-
-
-@contextlib.contextmanager
-def stderr_to_text() -> Iterator[Callable[[], str]]:
-    """Capture standard error, including what compilers write from C++, and pass it on at the end.
-
-    Yields a function that returns the captured text after the block.
-    """
+def captured_stderr() -> Iterator[io.StringIO]:
+    """Capture standard error, including what compilers write from C++. At the end, pass it on and put it into the yielded text."""
     sys.stderr.flush()
-    original = os.dup(2)
-    with tempfile.TemporaryFile() as file:
+    original, text = os.dup(2), io.StringIO()
+    with tempfile.TemporaryFile("w+", errors="replace") as file:
         os.dup2(file.fileno(), 2)
-        caught = ""
         try:
-            yield lambda: caught
+            yield text
         finally:
             sys.stderr.flush()
             os.dup2(original, 2)
             os.close(original)
             file.seek(0)
-            caught = file.read().decode(errors="replace")
-            sys.stderr.write(caught)
+            text.write(file.read())
+            sys.stderr.write(text.getvalue())
 
 
 def written_in_loops(compiled: jax.stages.Compiled) -> list[tuple[str, str, int]]:

@@ -17,12 +17,10 @@ from s1jax.decode.loaded import make_vocabulary
 from s1jax.decode.loop import advance, empty_rows, empty_state
 from s1jax.decode.prefill import empty_prompts
 from s1jax.evaluate.conditions import DecodingConfig
-from s1jax.model.cache import KVCache
 from s1jax.model.config import ModelConfig
 from s1jax.model.qwen2 import abstract_params
 from s1jax.ops.attention import CacheBackend
-from s1jax.perf.compiled import explain_lack_of_room, memory_figures, memory_of, mesh_text, written_in_loops
-from s1jax.perf.measure import timed
+from s1jax.perf.compiled import compile_for, written_in_loops
 from s1jax.perf.topology import platform_of, topology_devices
 from s1jax.runtime.hardware import peak_bandwidth
 from s1jax.runtime.sharding import ShardingRules, make_mesh, sharding_for, share_out
@@ -50,21 +48,16 @@ def check_decode(
     num_rows = -(-config.num_rows // num_shards) * num_shards  # rounded up as in `scheduler.py`
     shape = (num_rows, PROMPT_TOKENS, capacity)
     compile_step = partial(compile_decode, model_config, topology, mesh, *shape, config.rules, config.attention)
-    with explain_lack_of_room(topology):
-        compile_s, compiled = timed(compile_step)
-    arguments, bandwidth = memory_of(compiled).argument_size_in_bytes, peak_bandwidth(mesh.devices.flat[0].device_kind)
-    gathered = [num_bytes for _, kind, num_bytes in written_in_loops(compiled) if "all-gather" in kind]
-    return dict(
-        topology=topology,
-        devices=mesh.size,
-        mesh=mesh_text(mesh),
+    compiled, figures = compile_for(topology, mesh, compile_step, "weights_and_caches_gib")
+    num_bytes = compiled.memory_analysis().argument_size_in_bytes
+    gathered = [size for _, kind, size in written_in_loops(compiled) if "all-gather" in kind]
+    bandwidth = peak_bandwidth(mesh.devices.flat[0].device_kind)
+    return figures | dict(
         rows=num_rows,
         tokens_per_row=PROMPT_TOKENS + capacity,
-        **memory_figures(compiled, topology, "weights_and_caches_gib"),
         largest_gathered_mib=round(max(gathered, default=0) / 2**20, 2),
         # A step reads at least every weight and every cache entry once.
-        roofline_step_ms=None if bandwidth is None else round(1e3 * arguments / bandwidth, 2),
-        compile_s=round(compile_s, 1),
+        roofline_step_ms=None if bandwidth is None else round(1e3 * num_bytes / bandwidth, 2),
     )
 
 
@@ -75,33 +68,29 @@ def compile_decode(
     num_rows: int,
     prompt_capacity: int,
     capacity: int,
-    rules: ShardingRules | None = None,
-    attention: CacheBackend | None = None,
+    rules: ShardingRules,
+    attention: CacheBackend | None,
 ) -> jax.stages.Compiled:
     """Compile the decode loop for `num_rows` rows of `capacity` tokens, each after its own prompt of `prompt_capacity` tokens."""
-    rules = rules or ShardingRules()
 
-    def placed(cache: KVCache) -> KVCache:
-        """Give the arrays of an abstract cache the shardings that they have in a run."""
-
-        def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-            names = ("batch", "kv_heads", None, None) if x.ndim == 4 else (None,) * x.ndim
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding_for(mesh, rules, names, x.shape))
-
-        return jax.tree.map(place, cache)
+    def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        """Give an array of a cache the sharding that it has in a run."""
+        names = ("batch", "kv_heads", None, None) if x.ndim == 4 else (None,) * x.ndim
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding_for(mesh, rules, names, x.shape))
 
     static = dict(config=config, rules=rules)
     with jax.set_mesh(mesh):
         newline = np.zeros(config.vocab_size, bool)
         vocabulary, allowed = jax.eval_shape(partial(make_vocabulary, MADE_UP_DELIMITERS, newline, config.vocab_size))
-        rows = jax.eval_shape(partial(empty_rows, num_rows, IGNORE_WIDTH))
-        prompts = jax.eval_shape(partial(empty_prompts, **static, num_prompts=num_rows, capacity=prompt_capacity))
+        rows = empty_rows(num_rows, IGNORE_WIDTH)
+        prompts = empty_prompts.eval_shape(**static, num_prompts=num_rows, capacity=prompt_capacity)
         sizes = dict(num_rows=num_rows, capacity=capacity, ignore_width=IGNORE_WIDTH)
-        state = jax.eval_shape(partial(empty_state, **static, **sizes), vocabulary)
+        state = empty_state.eval_shape(vocabulary, **static, **sizes)
+        prefix, cache = jax.tree.map(place, (prompts.cache, state.cache))
         params = abstract_params(config, rules, "per_layer", mesh, config.dtype)
         count = jax.ShapeDtypeStruct((), jnp.int32)
         traced = advance.trace(
-            params, vocabulary, allowed, rows, (placed(prompts.cache),), state._replace(cache=placed(state.cache)), count, count,
+            params, vocabulary, allowed, rows, (prefix,), state._replace(cache=cache), count, count,
             **static, attention=attention,
         )  # fmt: skip
         return traced.lower(lowering_platforms=(platform_of(topology),)).compile()

@@ -8,8 +8,7 @@ from typing import Any
 from s1jax.data.packing import Shape, bucket_lengths, rows_per_micro_batch
 from s1jax.model.config import ModelConfig
 from s1jax.model.flops import train_flops
-from s1jax.perf.compiled import REMATERIALISATION, explain_lack_of_room, memory_figures, mesh_text, stderr_to_text
-from s1jax.perf.measure import timed
+from s1jax.perf.compiled import REMATERIALISATION, captured_stderr, compile_for
 from s1jax.perf.topology import platform_of, topology_devices
 from s1jax.runtime.hardware import peak_flops
 from s1jax.runtime.sharding import make_mesh
@@ -25,23 +24,23 @@ def check_train(config: TrainConfig, model_config: ModelConfig, topology: str) -
     mesh = make_mesh(config.mesh, topology_devices(topology))
     program = training_program(config, model_config, mesh, num_steps=100)  # the number does not change the program
     largest, *shorter = worst_case_shapes(program)
-    with stderr_to_text() as text, explain_lack_of_room(topology):
-        compile_s, compiled = timed(lambda: program.lower_step([largest, *shorter], platform_of(topology)).compile())
+    with captured_stderr() as text:
+        _, figures = compile_for(
+            topology,
+            mesh,
+            lambda: program.lower_step([largest, *shorter], platform_of(topology)).compile(),
+            "state_gib",
+        )
     flops = train_flops(program.model_config, [largest.row_length] * config.data.batch_size)
     peak = peak_flops(mesh.devices.flat[0].device_kind, config.dtype)
-    return dict(
-        topology=topology,
-        devices=mesh.size,
-        mesh=mesh_text(mesh),
+    return figures | dict(
         micro_batches=largest.max_micro_batches,
         rows_per_micro_batch=largest.rows_per_micro_batch,
         row_length=largest.row_length,
         shorter_row_lengths=[shape.row_length for shape in shorter],
-        **memory_figures(compiled, topology, "state_gib"),
         step_pflops=float(f"{flops / 1e15:.5g}"),
         roofline_step_s=None if peak is None else round(flops / peak / mesh.size, 3),
-        involuntary_rematerialisations=text().count(REMATERIALISATION),
-        compile_s=round(compile_s, 1),
+        involuntary_rematerialisations=text.getvalue().count(REMATERIALISATION),
     )
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from s1jax.perf.compiled import REMATERIALISATION, stderr_to_text, written_in_loops
+from s1jax.perf.compiled import REMATERIALISATION, captured_stderr, written_in_loops
 
 
 @pytest.mark.parametrize("in_a_branch", [False, True])
@@ -22,7 +22,7 @@ def test_an_array_that_a_loop_writes_is_found(in_a_branch):
 def test_a_warning_of_the_partitioner_is_captured_and_passed_on(capfd):
     import os
 
-    with stderr_to_text() as text:
+    with captured_stderr() as text:
         os.write(2, b"[SPMD] Involuntary full rematerialization. The compiler ...\n")
-    assert text().count(REMATERIALISATION) == 1
+    assert text.getvalue().count(REMATERIALISATION) == 1
     assert "Involuntary" in capfd.readouterr().err

@@ -7,7 +7,7 @@ import pytest
 from s1jax.model.config import ModelConfig
 from s1jax.perf.decoding import compile_decode
 from s1jax.perf.topology import topology_devices
-from s1jax.runtime.sharding import make_mesh
+from s1jax.runtime.sharding import ShardingRules, make_mesh
 
 SMALL = ModelConfig(
     vocab_size=256, embed_dim=256, mlp_dim=512, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=64, rope_theta=1e4,
@@ -20,4 +20,4 @@ def needs(package):
 
 
 def compile_on(config, topology, mesh, *shape):
-    return compile_decode(config, topology, make_mesh(mesh, topology_devices(topology)), *shape)
+    return compile_decode(config, topology, make_mesh(mesh, topology_devices(topology)), *shape, ShardingRules(), None)
