@@ -140,7 +140,7 @@ class RowBatch:
         self.rows.prefix_end[row] = len(request.prompt) + count
         self.starts[row], self.ends[row], self.ages[row] = True, False, 0
         log.phase = self.phase[row] = phase
-        self.num_thinking[row], self.last_token[row] = count, log.tokens[-1] if log.tokens else 0
+        self.num_thinking[row], self.last_token[row] = count, (log.tokens or request.prompt)[-1]
 
     def free(self, row: int) -> None:
         """Drop a row's log, and its work if it still decodes."""
@@ -164,7 +164,7 @@ class RowBatch:
         if capacity > held or 2 * capacity <= held:
             self.state = self.state._replace(cache=resize(self.state.cache, capacity, model.rules))
         self.state = advance(
-            model.params, model.vocabulary, model.allowed, self.rows, prefixes, self.state,
+            model.params, model.vocabulary, self.rows, prefixes, self.state,
             np.int32(min(max_steps, self.state.cache.capacity - oldest)),
             np.int32(len(self.logs) - len(live) + max_new_done),
             **model.static, scores=self.scores, attention=model.attention,
@@ -196,8 +196,7 @@ class RowBatch:
                 self.ends[i] = log.cut_at_stop_string(self.model.to_text)
             if not is_finite[i]:
                 raise UserError(
-                    f"the model gives NaN or infinity for request {log.ticket}: its weights are damaged, or too large for "
-                    f"{self.model.config.dtype}"
+                    f"NaN or infinity for request {log.ticket}: the weights are damaged or too large for the dtype"
                 )
 
 

@@ -33,8 +33,10 @@ class Phase(IntEnum):
 
 
 class Vocabulary(NamedTuple):
-    """The ids that budget forcing must know, under one tokenizer."""
+    """The ids that decoding must know, under one tokenizer."""
 
+    exists: Bool[Array, " V"]
+    """Whether the tokenizer has this id of the model. No other id is drawn."""
     ends_thinking: Bool[Array, " V"]
     ends_answer: Bool[Array, " V"]
     ends_in_newline: Bool[Array, " V"]

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jaxtyping import Array, Bool
+from jaxtyping import Bool
 
 from s1jax.data.chat import Delimiters
 from s1jax.decode.budget import Vocabulary
@@ -32,8 +32,6 @@ class LoadedModel:
     rules: ShardingRules
     mesh: jax.sharding.Mesh
     vocabulary: Vocabulary
-    allowed: Bool[Array, " V"]
-    """Ids that exist in the tokenizer. No other id is drawn."""
     attention: CacheBackend | None = None
     """Backend of attention over caches; default: the platform's."""
     to_text: Callable[[Sequence[int]], str] | None = None
@@ -64,9 +62,7 @@ class LoadedModel:
                 f"its context length: lower max_thinking_tokens or max_answer_tokens, by {total - context} together, or shorten the prompt"
             )
         if request.stop and self.to_text is None:
-            raise UserError(
-                "the request has stop strings, but the engine has no tokenizer to read text with: give it `to_text`"
-            )
+            raise UserError("stop strings need `to_text`: the engine has no tokenizer to read text with")
 
 
 def fetch(tree: Any) -> Any:
@@ -76,8 +72,8 @@ def fetch(tree: Any) -> Any:
 
 def make_vocabulary(
     delimiters: Delimiters, ends_in_newline: Bool[np.ndarray, " num_tokens"], vocab_size: int
-) -> tuple[Vocabulary, Bool[Array, " V"]]:
-    """Return the ids that budget forcing must know, and the mask [V] of ids that exist in the tokenizer.
+) -> Vocabulary:
+    """Return the ids that decoding must know.
 
     `ends_in_newline` says for each of the tokenizer's ids whether its text does. `vocab_size` is the model's. It may exceed the number of
     these ids; the ids between have no text. Raises UserError if it is below.
@@ -85,17 +81,14 @@ def make_vocabulary(
     num_tokens = len(ends_in_newline)
     if num_tokens > vocab_size:
         raise UserError(f"the tokenizer has {num_tokens} ids, the model only {vocab_size}: they don't belong together")
-
-    def one_hot(ids: Sequence[int]) -> jax.Array:
-        return jnp.zeros(vocab_size, bool).at[jnp.array(ids)].set(True)
-
-    vocabulary = Vocabulary(
-        ends_thinking=one_hot(delimiters.end_thinking),
-        ends_answer=one_hot(delimiters.end_answer),
+    ids = np.arange(vocab_size)
+    return Vocabulary(
+        exists=jnp.array(ids < num_tokens),
+        ends_thinking=jnp.array(np.isin(ids, delimiters.end_thinking)),
+        ends_answer=jnp.array(np.isin(ids, delimiters.end_answer)),
         ends_in_newline=jnp.pad(jnp.array(ends_in_newline), (0, vocab_size - num_tokens)),
         answer=jnp.array(delimiters.answer, jnp.int32),
         newline=jnp.array(delimiters.newline, jnp.int32),
         final_answer=jnp.array(delimiters.final_answer, jnp.int32),
         pad=jnp.array(delimiters.pad, jnp.int32),
     )
-    return vocabulary, jnp.arange(vocab_size) < num_tokens

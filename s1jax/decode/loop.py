@@ -131,14 +131,10 @@ def change_rows(
 ) -> DecodeState:
     """Start the sequences that `starts` names, in `phase` and after `num_thinking` tokens, and end those that `ends` names.
 
-    All else stays as it is, the caches of ended sequences included. `state` is donated. A sequence with 0 tokens starts after its prompt.
-    One with more is a fork. Its first tokens are forced, so instead of a hidden state it needs only the `last_token` of its trace.
+    All else stays as it is, the caches of ended sequences included. `state` is donated. `last_token` is the one before the next. A
+    sequence with 0 tokens starts after its prompt. One with more is a fork. Its first tokens are forced, so it needs no hidden state.
     """
-    per_prompt = starts.shape[0] // prompts.length.shape[0]
-    length, prompt_token, hidden = (
-        jnp.repeat(x, per_prompt, axis=0) for x in (prompts.length, prompts.last_token, prompts.hidden)
-    )
-    last_token = jnp.where(num_thinking > 0, last_token, prompt_token)
+    hidden = jnp.repeat(prompts.hidden, len(starts) // len(prompts.hidden), axis=0)
     new = budget.init_state(vocabulary, rows.settings, last_token, phase, num_thinking)
 
     def pick(new: jax.Array, old: jax.Array) -> jax.Array:
@@ -148,7 +144,7 @@ def change_rows(
     state = state._replace(
         cache=state.cache._replace(segment_ids=pick(jnp.zeros((), jnp.int32), state.cache.segment_ids)),
         hidden=pick(hidden, state.hidden),
-        position=pick(length + num_thinking, state.position),
+        position=pick(rows.prefix_end, state.position),
         num_emitted=pick(num_thinking, state.num_emitted),
         row=row._replace(phase=jnp.where(ends, Phase.DONE, row.phase)),
         is_finite=starts | state.is_finite,
@@ -166,7 +162,6 @@ def widen_queue(queue: Int[Array, "B Q"], *, width: int, rules: ShardingRules) -
 def advance(
     params: Params,
     vocabulary: Vocabulary,
-    allowed: Bool[Array, " V"],
     rows: Rows,
     prefixes: tuple[KVCache, ...],
     state: DecodeState,
@@ -185,7 +180,7 @@ def advance(
     """
     model = nnx.merge(graphdef(config, rules, "per_layer"), params)
     row_keys = sampling.row_keys(*rows.seeds.T)
-    masks = jnp.stack([allowed, allowed & ~vocabulary.ends_thinking])
+    masks = jnp.stack([vocabulary.exists, vocabulary.exists & ~vocabulary.ends_thinking])
 
     def unfinished(state: DecodeState) -> jax.Array:
         num_done = jnp.sum(state.row.phase == Phase.DONE)
@@ -200,7 +195,7 @@ def advance(
         live = (state.row.phase != Phase.DONE).astype(jnp.int32)
         new = [token, forced, row.num_ignored > state.row.num_ignored]
         if scores:
-            of_token, of_end = _log_probabilities(logits, allowed, vocabulary.ends_thinking, token)
+            of_token, of_end = _log_probabilities(logits, vocabulary, token)
             new += [jnp.where(forced, 0, of_token), of_end]
         written = [
             jax.lax.dynamic_update_slice_in_dim(held, column[:, None], state.num_steps, axis=1)
@@ -225,9 +220,9 @@ def advance(
 
 
 def _log_probabilities(
-    logits: Float[Array, "B V"], allowed: Bool[Array, " V"], ends_thinking: Bool[Array, " V"], token: Int[Array, " B"]
+    logits: Float[Array, "B V"], vocabulary: Vocabulary, token: Int[Array, " B"]
 ) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
     """Return the log-probabilities of the tokens, and of drawing any id that ends thinking."""
-    logprobs = jax.nn.log_softmax(jnp.where(allowed, logits, sampling.NEVER), axis=-1)
+    logprobs = jax.nn.log_softmax(jnp.where(vocabulary.exists, logits, sampling.NEVER), axis=-1)
     of_token = jnp.take_along_axis(logprobs, token[:, None], axis=1)[:, 0]
-    return of_token, jax.nn.logsumexp(jnp.where(ends_thinking, logprobs, sampling.NEVER), axis=-1)
+    return of_token, jax.nn.logsumexp(jnp.where(vocabulary.ends_thinking, logprobs, sampling.NEVER), axis=-1)

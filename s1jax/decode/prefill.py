@@ -34,16 +34,13 @@ class Prompts(NamedTuple):
     cache: KVCache
     hidden: Float[Array, "P D"]
     """Final hidden state of each prompt's last token."""
-    last_token: Int[Array, " P"]
-    length: Int[Array, " P"]
 
 
 @functools.partial(jax.jit, static_argnames=("config", "rules", "num_prompts", "capacity"))
 def empty_prompts(*, config: ModelConfig, rules: ShardingRules, num_prompts: int, capacity: int) -> Prompts:
     """Return room for prompts of at most `capacity` tokens."""
-    zeros = jnp.zeros(num_prompts, jnp.int32)
     hidden = jnp.zeros((num_prompts, config.embed_dim), config.dtype)
-    return pin(Prompts(init_cache(config, num_prompts, capacity, rules), hidden, zeros, zeros), rules)
+    return pin(Prompts(init_cache(config, num_prompts, capacity, rules), hidden), rules)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "rules", "attention"), donate_argnames="prompts")
@@ -66,13 +63,8 @@ def prefill(
     hidden, cache = model(tokens, positions, segment_ids, prompts.cache, attention=attention)
     last = (lengths - 1 - begin)[:, None].clip(0, T - 1)
     is_here = (lengths > begin) & (lengths <= begin + T)
-    prompts = Prompts(
-        cache=cache,
-        hidden=jnp.where(is_here[:, None], jnp.take_along_axis(hidden, last[:, :, None], axis=1)[:, 0], prompts.hidden),
-        last_token=jnp.where(is_here, jnp.take_along_axis(tokens, last, axis=1)[:, 0], prompts.last_token),
-        length=lengths,
-    )
-    return pin(prompts, rules)
+    hidden = jnp.where(is_here[:, None], jnp.take_along_axis(hidden, last[:, :, None], axis=1)[:, 0], prompts.hidden)
+    return pin(Prompts(cache, hidden), rules)
 
 
 def prefill_prompts(model: LoadedModel, prompts: Sequence[Sequence[int]], num_prompts: int, capacity: int) -> Prompts:

@@ -46,9 +46,7 @@ class Request:
         for text in self.stop:
             check_text("a stop string", text)
             if not text or "\ufffd" in text:
-                raise UserError(
-                    f"the stop string {text!r} is empty or holds the replacement character: no text can end with it"
-                )
+                raise UserError(f"the stop string {text!r} is empty or holds U+FFFD: no text can end with it")
         if not self.prompt:
             raise UserError("the prompt is empty")
         may_ignore = self.thinks and (self.condition.num_ignore or self.condition.min_thinking_tokens)

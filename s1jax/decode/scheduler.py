@@ -100,9 +100,7 @@ class Scheduler:
         """Drop an unfinished request. Raises UserError for any other ticket."""
         log = self.unfinished.pop(ticket, None)
         if log is None:
-            raise UserError(
-                f"ticket {ticket} is no unfinished request: it was never given, or is finished or cancelled"
-            )
+            raise UserError(f"ticket {ticket} is no unfinished request")
         if log in self.logs:
             self.traces.free(self.logs.index(log))
         else:

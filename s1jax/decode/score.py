@@ -109,12 +109,13 @@ def _score_batch(
 ) -> Float[np.ndarray, "B S"]:
     """Return the log-probabilities of the continuations of each prompt, row by row. Values past their ends have no meaning."""
     num_rows = num_prompts * shapes.num_continuations
-    tokens, lengths = np.zeros((num_rows, shapes.capacity), np.int32), np.zeros(num_rows, np.int32)
+    tokens = np.zeros((num_rows, shapes.capacity), np.int32)
+    prompt_lengths, lengths = np.zeros((2, num_rows), np.int32)
     for place, of_prompt in enumerate(continuations):
         for row, ids in enumerate(of_prompt, place * shapes.num_continuations):
-            tokens[row, : len(ids)], lengths[row] = ids, len(ids)
+            tokens[row, : len(ids)], lengths[row], prompt_lengths[row] = ids, len(ids), len(prompts[place])
     read = prefill_prompts(model, prompts, num_prompts, shapes.prompt_capacity)
-    hidden, prompt_lengths = (jnp.repeat(x, shapes.num_continuations, axis=0) for x in (read.hidden, read.length))
+    hidden = jnp.repeat(read.hidden, shapes.num_continuations, axis=0)
     cache = empty_prompts(**model.static, num_prompts=num_rows, capacity=shapes.capacity).cache
     scores = []
     for begin in range(0, int(lengths.max()), PREFILL_TOKENS):

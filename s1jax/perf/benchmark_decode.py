@@ -41,9 +41,7 @@ def figures(args: Any) -> Iterator[Figures]:
         if np.min(getattr(args, name), initial=smallest) < smallest:
             raise UserError(f"{name} is {getattr(args, name)}: it must be at least {smallest}")
     if args.limit is not None and args.limit < args.tokens:
-        raise UserError(
-            f"limit is {args.limit}: it must be at least {args.tokens}, the number of tokens that are measured"
-        )
+        raise UserError(f"limit is {args.limit}: it must be at least {args.tokens}, the number of tokens")
     mesh = MeshConfig(data=-1, fsdp=1, tensor=args.tensor)
     num_prompts = max(args.batch) if args.what == "decode" else args.problems
     if args.model:
@@ -72,7 +70,7 @@ def random_engine(config: ModelConfig, mesh: MeshConfig, attention: CacheBackend
         params = init_params(floats, rules, "per_layer", devices, seed=0, dtype=config.dtype)
         config, params = store_in_int8(floats, params, config.int8)
     vocabulary = make_vocabulary(MADE_UP_DELIMITERS, np.arange(config.vocab_size) == 4, config.vocab_size)
-    return Engine(LoadedModel(config, params, rules, devices, *vocabulary, attention))
+    return Engine(LoadedModel(config, params, rules, devices, vocabulary, attention))
 
 
 def random_prompts(engine: Engine, num: int, length: int) -> list[tuple[int, ...]]:
@@ -134,8 +132,6 @@ def sweep_figures(
 
     `identical` says whether one pass gives the same tokens as the points one at a time.
     """
-    if not (prompts and points):
-        raise UserError("a curve needs at least one problem and one point")
     largest = Limits(*(max(values) for values in zip(*points, strict=True)))
     whole = Condition(*largest, max_answer_tokens=answer_tokens)
     requests = [Request(prompt, whole, ignore_ids, problem=i) for i, prompt in enumerate(prompts)]

@@ -43,9 +43,7 @@ def figures(args: Any) -> Iterator[Figures]:
     Raises UserError if an argument is out of range.
     """
     if args.examples < 1 or not 1 <= args.divide <= 250:
-        raise UserError(
-            f"examples is {args.examples} and divide is {args.divide}: examples must be at least 1, and divide from 1 to 250"
-        )
+        raise UserError(f"examples must be at least 1, divide from 1 to 250: they are {args.examples}, {args.divide}")
     lengths = s1k_lengths(args.examples, args.divide)
     config = TrainConfig(
         model=args.model or args.size,

@@ -81,7 +81,7 @@ def compile_decode(
     static = dict(config=config, rules=rules)
     with jax.set_mesh(mesh):
         newline = np.zeros(config.vocab_size, bool)
-        vocabulary, allowed = jax.eval_shape(partial(make_vocabulary, MADE_UP_DELIMITERS, newline, config.vocab_size))
+        vocabulary = jax.eval_shape(partial(make_vocabulary, MADE_UP_DELIMITERS, newline, config.vocab_size))
         rows = empty_rows(num_rows, IGNORE_WIDTH)
         prompts = empty_prompts.eval_shape(**static, num_prompts=num_rows, capacity=prompt_capacity)
         sizes = dict(num_rows=num_rows, capacity=capacity, ignore_width=IGNORE_WIDTH)
@@ -90,7 +90,7 @@ def compile_decode(
         params = abstract_params(config, rules, "per_layer", mesh, config.dtype)
         count = jax.ShapeDtypeStruct((), jnp.int32)
         traced = advance.trace(
-            params, vocabulary, allowed, rows, (prefix,), state._replace(cache=cache), count, count,
+            params, vocabulary, rows, (prefix,), state._replace(cache=cache), count, count,
             **static, attention=attention,
         )  # fmt: skip
         return traced.lower(lowering_platforms=(platform_of(topology),)).compile()

@@ -58,9 +58,7 @@ def topology_devices(topology: str) -> Sequence[jax.Device]:
         raise UserError(f"compiling for {kind} needs a compiler that is not installed: {COMPILERS[package]}")
     if kind == "cpu":
         if int(shape) > jax.device_count():
-            raise UserError(
-                f"topology {topology} needs more devices than this machine has, which is {jax.device_count()}"
-            )
+            raise UserError(f"topology {topology} needs more devices than the {jax.device_count()} of this machine")
         return jax.devices("cpu")[: int(shape)]
     if kind == "h100":
         os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")

@@ -57,6 +57,7 @@ def vocabulary_of(words: Delimiters) -> budget.Vocabulary:
         return jnp.zeros(VOCAB_SIZE, bool).at[jnp.array(sorted(ids))].set(True)
 
     return budget.Vocabulary(
+        exists=jnp.ones(VOCAB_SIZE, bool),
         ends_thinking=mask(ENDS_THINKING),
         ends_answer=mask(ENDS_ANSWER),
         ends_in_newline=mask(ENDS_IN_NEWLINE),

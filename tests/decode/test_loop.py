@@ -124,7 +124,7 @@ def test_the_loop_is_compiled_once_for_a_shape(mesh):
     capacities = []
     with pytest.MonkeyPatch.context() as patch:
         advance = batch.advance
-        patch.setattr(batch, "advance", lambda *a, **k: capacities.append(a[5].cache.capacity) or advance(*a, **k))
+        patch.setattr(batch, "advance", lambda *a, **k: capacities.append(a[4].cache.capacity) or advance(*a, **k))
         list(engine.stream(mixed_requests(8), num_rows=3))
         long = mixed_requests(3, max_thinking_tokens=150, min_thinking_tokens=140, num_ignore=40)
         list(engine.stream([*long, *mixed_requests(5, max_thinking_tokens=40)], num_rows=3))

@@ -24,7 +24,7 @@ def test_samples_of_one_prompt_are_prefilled_once_and_share_one_copy_of_its_cach
     def count(*args, **how):
         state = advance(*args, **how)
         held.append(sum(max(x.shape[2:]) >= 200 for x in jax.live_arrays() if x.ndim == 4))
-        assert args[4][0].positions.shape[0] == 1 and state.cache.positions.shape == (64, 64)
+        assert args[3][0].positions.shape[0] == 1 and state.cache.positions.shape == (64, 64)
         return state
 
     monkeypatch.setattr(batch, "advance", count)

@@ -47,7 +47,7 @@ def make_engine(mesh_config=None, attention=None, dtype="float32", **options):
     config = dataclasses.replace(CONFIG, dtype=dtype)
     layers = unstack(params, CONFIG.num_layers)
     vocabulary = make_vocabulary(DELIMITERS, newline, config.vocab_size)
-    return Engine(LoadedModel(config, layers, RULES, mesh, *vocabulary, attention, to_text), **options)
+    return Engine(LoadedModel(config, layers, RULES, mesh, vocabulary, attention, to_text), **options)
 
 
 def make_request(prompt, **fields):
