@@ -4,11 +4,11 @@ A request waits for a row, thinks, may wait to fork, and answers. It may arrive 
 
 The admission policy:
 
-1. A fixed number of rows decode together, in equal groups of neighbouring rows. A group holds one prompt, which is prefilled once and whose
-   cache its rows share. So samples of a prompt sit side by side.
+1. A fixed number of rows decode together, in equal groups of neighbouring rows. A group holds one prompt, which is prefilled for it and
+   whose cache its rows share. So samples of a prompt sit side by side.
 2. Within a prompt, requests get rows in the order of arrival. An idle row takes the next request of its group's prompt at the next step.
 3. A group whose rows are all idle, and whose prompt has no request left, takes the prompt that has waited longest and that no group holds.
-   If there is none, it takes a copy of the prompt with the most waiting requests. So no whole group idles while a request waits.
+   If there is none, it takes the prompt with the most waiting requests, too. So no whole group idles while a request waits.
 4. While requests wait, a step ends once an eighth of the rows are done, so that they are refilled. Otherwise it ends once all are done.
 5. A finished trace whose request wants answers at other points keeps its row and waits to fork. Such traces fork together, once no row
    decodes. If requests wait for rows, they fork once they fill a quarter of the rows. They also fork before the cache would have to grow
@@ -121,8 +121,6 @@ class Scheduler:
             return []
         self._choose_shapes()
         self._fill_groups()
-        self._fill_rows()
-        self._share_prompts()
         traces = self.traces
         if traces.live:
             refill_at = max(1, self.num_rows // 8) if self.waiting else self.num_rows
@@ -186,13 +184,18 @@ class Scheduler:
         return not any(self.traces.logs[group * self.shapes.per_prompt : (group + 1) * self.shapes.per_prompt])
 
     def _fill_groups(self) -> None:
-        """Give groups whose work is over the next prompts, and prefill those (rule 3)."""
-        held = set(self.groups)
-        unheld = [prompt for prompt in self.waiting if prompt not in held]
-        over = [i for i, prompt in enumerate(self.groups) if prompt not in self.waiting and self._is_idle(i)]
-        new = over[: len(unheld)]
-        for group, prompt in zip(new, unheld, strict=False):
-            self.groups[group] = prompt
+        """Give idle rows the next requests of their prompts (rule 2), and idle groups other prompts, which are prefilled (rule 3)."""
+        for group in range(len(self.groups)):
+            self._fill_rows(group)
+        held, new = set(self.groups), []
+        for group in filter(self._is_idle, range(len(self.groups))):
+            if self.waiting:
+                unheld = (prompt for prompt in self.waiting if prompt not in held)
+                prompt = next(unheld, None) or max(self.waiting, key=lambda prompt: len(self.waiting[prompt]))
+                self.groups[group] = prompt
+                self._fill_rows(group)
+                held.add(prompt)
+                new.append(group)
         for size in prefill_sizes(len(new), self.shapes.prompt_capacity):
             some, new = new[:size], new[size:]
             prompts = [self.groups[group] for group in some]
@@ -200,26 +203,14 @@ class Scheduler:
             places = np.array(some + [len(self.groups)] * (size - len(some)), np.int32)
             self.prompts = put_prompts(self.prompts, read, places, rules=self.model.rules)
 
-    def _fill_rows(self) -> None:
-        """Give idle rows the next requests of their prompts (rule 2)."""
-        for row, log in enumerate(self.traces.logs):
-            prompt = self.groups[row // self.shapes.per_prompt]
-            if log is None and prompt in self.waiting:
+    def _fill_rows(self, group: int) -> None:
+        prompt, size = self.groups[group], self.shapes.per_prompt
+        for row in range(group * size, (group + 1) * size):
+            if self.traces.logs[row] is None and prompt in self.waiting:
                 log = self.waiting[prompt][0]
                 self._dequeue(log)
                 phase = Phase.THINK if log.request.thinks else Phase.ANSWER
                 self.traces.start(row, log, log.request.condition.limits, phase)
-
-    def _share_prompts(self) -> None:
-        """Give groups that are still without work a copy of the prompt with the most requests left (rule 3)."""
-        for group in filter(self._is_idle, range(len(self.groups))):
-            if not self.waiting:
-                return
-            prompt = max(self.waiting, key=lambda prompt: len(self.waiting[prompt]))
-            read = take_rows(self.prompts, np.array([self.groups.index(prompt)], np.int32), self.model.rules)
-            self.prompts = put_prompts(self.prompts, read, np.array([group], np.int32), rules=self.model.rules)
-            self.groups[group] = prompt
-            self._fill_rows()
 
     def _dequeue(self, log: Log) -> None:
         queue = self.waiting[log.request.prompt]

@@ -43,7 +43,7 @@ def test_a_finished_row_is_refilled_while_the_others_go_on(engine):
 
 
 def test_no_row_idles_while_a_prompt_has_samples_left(engine, monkeypatch):
-    """A prompt of many samples is copied, not prefilled again, to the rows of those that have no more."""
+    """A prompt of many samples is prefilled again for the rows of those that have no more."""
     base = make_request(prompt=(9, START, THINK), max_thinking_tokens=20, min_thinking_tokens=20, max_answer_tokens=1)
     asked = [changed(base, temperature=1.0, sample=i) for i in range(14)]
     asked += [changed(base, prompt=(9, i, START, THINK)) for i in (21, 33)]
@@ -58,7 +58,7 @@ def test_no_row_idles_while_a_prompt_has_samples_left(engine, monkeypatch):
     monkeypatch.setattr(prefill, "prefill", lambda *a, **k: prefilled.append(a[2].shape) or prefill_once(*a, **k))
     monkeypatch.setattr(batch, "advance", count)
     together = engine.decode(asked, num_rows=3)
-    assert prefilled == [(1, 16)] * 3
+    assert prefilled == [(1, 16)] * 5
     length = max(len(completion.tokens) for completion in together)
     assert sum(steps) <= 6 * length
     monkeypatch.undo()
