@@ -96,7 +96,7 @@ class RowBatch:
             model.vocabulary,
             **model.static,
             num_rows=num_rows,
-            capacity=self._capacity_for(0),
+            capacity=min(2 * SMALLEST_CAPACITY, self.max_capacity),
             ignore_width=ignore_width,
         )
         self.rows = empty_rows(num_rows, ignore_width)
@@ -110,10 +110,6 @@ class RowBatch:
     def live(self) -> dict[int, Log]:
         """The logs of the rows that are decoding, by row."""
         return {row: log for row, log in enumerate(self.logs) if log is not None and log.phase != Phase.DONE}
-
-    def _capacity_for(self, oldest: int) -> int:
-        """Return the slots that a cache needs for one more step of rows that are at most `oldest` steps old."""
-        return min(round_up(oldest + 1, 2 * SMALLEST_CAPACITY), self.max_capacity)
 
     def make_room(self, max_tokens: int, ignore_width: int) -> None:
         """Make room for requests of `max_tokens` tokens with ignore strings of `ignore_width` tokens."""
@@ -160,7 +156,8 @@ class RowBatch:
             # Not in place: the device may still read the old arrays.
             self.starts, self.ends = np.zeros_like(self.starts), np.zeros_like(self.ends)
         oldest = max(int(self.ages[row]) for row, log in enumerate(self.logs) if log is not None)
-        capacity, held = self._capacity_for(oldest), self.state.cache.capacity
+        # The slots for at least one more step.
+        capacity, held = min(round_up(oldest + 1, 2 * SMALLEST_CAPACITY), self.max_capacity), self.state.cache.capacity
         if capacity > held or 2 * capacity <= held:
             self.state = self.state._replace(cache=resize(self.state.cache, capacity, model.rules))
         self.state = advance(

@@ -195,7 +195,9 @@ def advance(
         live = (state.row.phase != Phase.DONE).astype(jnp.int32)
         new = [token, forced, row.num_ignored > state.row.num_ignored]
         if scores:
-            of_token, of_end = _log_probabilities(logits, vocabulary, token)
+            logprobs = jax.nn.log_softmax(jnp.where(vocabulary.exists, logits, sampling.NEVER), axis=-1)
+            of_token = jnp.take_along_axis(logprobs, token[:, None], axis=1)[:, 0]
+            of_end = jax.nn.logsumexp(jnp.where(vocabulary.ends_thinking, logprobs, sampling.NEVER), axis=-1)
             new += [jnp.where(forced, 0, of_token), of_end]
         written = [
             jax.lax.dynamic_update_slice_in_dim(held, column[:, None], state.num_steps, axis=1)
@@ -217,12 +219,3 @@ def advance(
     state = state._replace(cache=without_row(state.cache), num_steps=jnp.zeros((), jnp.int32))
     state = jax.lax.while_loop(unfinished, step, state)
     return pin(state._replace(cache=with_row(state.cache)), rules)
-
-
-def _log_probabilities(
-    logits: Float[Array, "B V"], vocabulary: Vocabulary, token: Int[Array, " B"]
-) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
-    """Return the log-probabilities of the tokens, and of drawing any id that ends thinking."""
-    logprobs = jax.nn.log_softmax(jnp.where(vocabulary.exists, logits, sampling.NEVER), axis=-1)
-    of_token = jnp.take_along_axis(logprobs, token[:, None], axis=1)[:, 0]
-    return of_token, jax.nn.logsumexp(jnp.where(vocabulary.ends_thinking, logprobs, sampling.NEVER), axis=-1)

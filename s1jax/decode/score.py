@@ -8,7 +8,6 @@ and read its cache in place, as in decoding. Logits exist for few positions at a
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -57,47 +56,37 @@ def score_all(model: LoadedModel, pairs: Sequence[Pair]) -> list[Float[np.ndarra
 
     Raises UserError for an empty prompt, for an id that the model does not have, or for a pair that is longer than its context.
     """
+    context, vocab_size = model.config.context_length, model.config.vocab_size
     for prompt, continuation in pairs:
-        _check(model.config, prompt, continuation)
+        if not len(prompt):
+            raise UserError("the prompt is empty: a continuation is scored after at least one id")
+        if (total := len(prompt) + len(continuation)) > context:
+            raise UserError(
+                f"a prompt and its continuation need {total} positions; the model has {context}: shorten one of them"
+            )
+        if outside := [i for i in (*prompt, *continuation) if not 0 <= i < vocab_size]:
+            raise UserError(f"the model has ids from 0 to {vocab_size - 1}; {outside[0]} is none of them")
     scores = [np.zeros(len(continuation), np.float32) for _, continuation in pairs]
     by_prompt: dict[tuple[int, ...], list[int]] = {}
     for i, (prompt, continuation) in enumerate(pairs):
         if len(continuation):
             by_prompt.setdefault(tuple(prompt), []).append(i)
-    groups = [
-        (prompt, indices[begin : begin + MAX_CONTINUATIONS])
-        for prompt, indices in by_prompt.items()
-        for begin in range(0, len(indices), MAX_CONTINUATIONS)
-    ]
-
-    def shapes(group: tuple[tuple[int, ...], list[int]]) -> _Shapes:
-        prompt, indices = group
-        longest = max(len(pairs[i][1]) for i in indices)
-        return _Shapes(power_of_two(len(indices)), prompt_bucket(len(prompt)), prompt_bucket(longest))
-
-    for shape, alike in itertools.groupby(sorted(groups, key=shapes), key=shapes):
-        rest = list(alike)
-        for size in prefill_sizes(len(rest), shape.num_continuations * (shape.prompt_capacity + shape.capacity)):
-            some, rest = rest[:size], rest[size:]
-            continuations = [[pairs[i][1] for i in indices] for _, indices in some]
-            found = _score_batch(model, [prompt for prompt, _ in some], continuations, size, shape)
-            for place, (_, indices) in enumerate(some):
-                for row, i in enumerate(indices, place * shape.num_continuations):
+    by_shapes: dict[_Shapes, list[tuple[tuple[int, ...], list[int]]]] = {}
+    for prompt, indices in by_prompt.items():
+        for begin in range(0, len(indices), MAX_CONTINUATIONS):
+            some = indices[begin : begin + MAX_CONTINUATIONS]
+            longest = max(len(pairs[i][1]) for i in some)
+            shapes = _Shapes(power_of_two(len(some)), prompt_bucket(len(prompt)), prompt_bucket(longest))
+            by_shapes.setdefault(shapes, []).append((prompt, some))
+    for shapes, rest in by_shapes.items():
+        for size in prefill_sizes(len(rest), shapes.num_continuations * (shapes.prompt_capacity + shapes.capacity)):
+            group, rest = rest[:size], rest[size:]
+            continuations = [[pairs[i][1] for i in indices] for _, indices in group]
+            found = _score_batch(model, [prompt for prompt, _ in group], continuations, size, shapes)
+            for place, (_, indices) in enumerate(group):
+                for row, i in enumerate(indices, place * shapes.num_continuations):
                     scores[i] = found[row, : len(scores[i])]
     return scores
-
-
-def _check(config: ModelConfig, prompt: Sequence[int], continuation: Sequence[int]) -> None:
-    if not len(prompt):
-        raise UserError("the prompt is empty: a continuation is scored after at least one id")
-    if (total := len(prompt) + len(continuation)) > config.context_length:
-        raise UserError(
-            f"a prompt of {len(prompt)} tokens and a continuation of {len(continuation)} need {total} positions; the model has "
-            f"{config.context_length}, its context length: shorten one of them"
-        )
-    outside = [i for i in (*prompt, *continuation) if not 0 <= i < config.vocab_size]
-    if outside:
-        raise UserError(f"the model has ids from 0 to {config.vocab_size - 1}; {outside[0]} is none of them")
 
 
 def _score_batch(

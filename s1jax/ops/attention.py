@@ -165,10 +165,9 @@ def _sharded(
     shards = math.prod(mesh.shape[axis] for axis in axes)
     if num_heads % shards:
         if any(mesh.shape[axis] > 1 for axis in rules.length):
-            sizes = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in axes)
             raise UserError(
-                f"{num_heads} attention heads cannot be shared out over {sizes} devices: where the length is split, "
-                f"the product of these must divide the number of heads"
+                f"{num_heads} attention heads cannot be shared out over {' x '.join(axes)} = {shards} devices: where the length is "
+                "split, this number must divide that of the heads"
             )
         axes, shards = (), 1
     # Each device starts with the tokens that it projected. Then XLA can turn the split of the length into one of heads by one all-to-all.

@@ -29,10 +29,6 @@ class Quantized(Protocol):
     qvalue: jax.Array
     scale: jax.Array
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the values."""
-
 
 def quantize(x: Float[Array, "..."], axis: tuple[int, ...]) -> Quantized:
     """Return `x` in int8, as a `qwix.QArray` whose elements along `axis` share one scale."""

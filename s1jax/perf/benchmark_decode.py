@@ -53,7 +53,8 @@ def figures(args: Any) -> Iterator[Figures]:
     else:
         config = dataclasses.replace(qwen2_5(args.size, args.dtype), int8=tuple(args.int8))
         engine, wait = random_engine(config, mesh, args.attention), (7,)
-        prompts = random_prompts(engine, num_prompts, args.prompt)
+        ids = np.random.default_rng(0).integers(8, min(config.vocab_size, 10_000), (num_prompts, args.prompt))
+        prompts = [tuple(row) for row in ids.tolist()]
     if args.what == "decode":
         yield from decode_figures(engine, prompts, args.batch, args.tokens, args.limit)
         return
@@ -71,12 +72,6 @@ def random_engine(config: ModelConfig, mesh: MeshConfig, attention: CacheBackend
         config, params = store_in_int8(floats, params, config.int8)
     vocabulary = make_vocabulary(MADE_UP_DELIMITERS, np.arange(config.vocab_size) == 4, config.vocab_size)
     return Engine(LoadedModel(config, params, rules, devices, vocabulary, attention))
-
-
-def random_prompts(engine: Engine, num: int, length: int) -> list[tuple[int, ...]]:
-    """Return `num` prompts of `length` random ids."""
-    ids = np.random.default_rng(0).integers(8, min(engine.model.config.vocab_size, 10_000), (num, length))
-    return [tuple(row) for row in ids.tolist()]
 
 
 def decode_figures(

@@ -27,6 +27,7 @@ from s1jax.model.flops import train_flops
 from s1jax.model.qwen2 import Params, init_params
 from s1jax.perf.compiled import needed_bytes
 from s1jax.perf.measure import measured_flops, timed
+from s1jax.perf.topology import published_config
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.hardware import peak_flops
 from s1jax.runtime.sharding import MeshConfig, make_mesh
@@ -55,18 +56,14 @@ def figures(args: Any) -> Iterator[Figures]:
         step=StepConfig(loss_chunk=args.loss_chunk, remat=args.remat, attention=args.attention),
         dtype=args.dtype,
     )  # fmt: skip
-    params = None
-    if args.model and not args.slice:
-        source = resolve_source(args.model)
-        model_config, params = load_model(source, make_mesh(config.mesh), config.rules, "stacked", args.dtype)
-    elif args.model:
-        model_config = resolve_source(args.model, weights=False).model_config(args.dtype)
-    else:
-        model_config = qwen2_5(args.size, args.dtype)
+    model_config = published_config(args.model, args.dtype) if args.model else qwen2_5(args.size, args.dtype)
     if args.slice:
         yield slice_figures(config, model_config, lengths, tuple(args.slice))
-    else:
-        yield train_figures(config, model_config, lengths, params)
+        return
+    params = None
+    if args.model:
+        _, params = load_model(resolve_source(args.model), make_mesh(config.mesh), config.rules, "stacked", args.dtype)
+    yield train_figures(config, model_config, lengths, params)
 
 
 def s1k_lengths(num: int, divided_by: float) -> np.ndarray:
@@ -177,7 +174,5 @@ def slice_figures(
 
 def peak_bytes(compiled: jax.stages.Compiled) -> int:
     """Return the largest number of bytes in use so far on a device of this process. If the device does not report it, ask the compiler."""
-    stats = jax.local_devices()[0].memory_stats()
-    if stats and "peak_bytes_in_use" in stats:
-        return stats["peak_bytes_in_use"]
-    return needed_bytes(compiled)
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats.get("peak_bytes_in_use") or needed_bytes(compiled)

@@ -1,7 +1,6 @@
 """Hardware that is not present: the name of a topology -> its devices, as targets for a compiler.
 
-This needs the platform's compiler but no device. TPUs need the package `libtpu`; H100s need `jax-cuda12-plugin`, `jax-cuda12-pjrt`,
-`nvidia-cudnn-cu12` and `nvidia-cuda-nvcc-cu12`.
+This needs the platform's compiler (`COMPILERS`) but no device.
 """
 
 from __future__ import annotations

@@ -193,7 +193,7 @@ def test_heads_that_devices_cannot_share_are_refused_where_they_share_the_length
     inputs = (*random_inputs(row[0]), *row)
     with (
         jax.set_mesh(make_mesh(MeshConfig(fsdp=2, sequence=2, tensor=2))),
-        pytest.raises(ValueError, match="6 attention heads cannot be shared out over tensor 2 x sequence 2 devices"),
+        pytest.raises(ValueError, match="6 attention heads cannot be shared out over tensor x sequence = 4 devices"),
     ):
         jax.eval_shape(functools.partial(over_itself, backend="xla"), *inputs[:3], *row)
     wanted = outputs_and_gradients("all scores")(*inputs)
