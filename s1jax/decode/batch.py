@@ -92,13 +92,9 @@ class RowBatch:
         self.max_capacity = capacity_for(max_tokens)
         self.logs: list[Log | None] = [None] * num_rows
         """The log of each row in use: one that decodes, or that is done and must keep its tokens."""
-        self.state = empty_state(
-            model.vocabulary,
-            **model.static,
-            num_rows=num_rows,
-            capacity=min(2 * SMALLEST_CAPACITY, self.max_capacity),
-            ignore_width=ignore_width,
-        )
+        capacity = min(2 * SMALLEST_CAPACITY, self.max_capacity)
+        sizes = dict(num_rows=num_rows, capacity=capacity, ignore_width=ignore_width)
+        self.state = empty_state(model.vocabulary, **model.static, **sizes)
         self.rows = empty_rows(num_rows, ignore_width)
         self.starts, self.ends = np.zeros(num_rows, bool), np.zeros(num_rows, bool)
         """Rows that the host started or ended, as the device does not know yet."""
@@ -156,8 +152,8 @@ class RowBatch:
             # Not in place: the device may still read the old arrays.
             self.starts, self.ends = np.zeros_like(self.starts), np.zeros_like(self.ends)
         oldest = max(int(self.ages[row]) for row, log in enumerate(self.logs) if log is not None)
-        # The slots for at least one more step.
-        capacity, held = min(round_up(oldest + 1, 2 * SMALLEST_CAPACITY), self.max_capacity), self.state.cache.capacity
+        capacity = min(round_up(oldest + 1, 2 * SMALLEST_CAPACITY), self.max_capacity)  # for at least one more step
+        held = self.state.cache.capacity
         if capacity > held or 2 * capacity <= held:
             self.state = self.state._replace(cache=resize(self.state.cache, capacity, model.rules))
         self.state = advance(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -108,14 +108,13 @@ def prompt_bucket(length: int) -> int:
     return round_up_finely(length, SMALLEST_PROMPT)
 
 
-def prefill_sizes(num_prompts: int, capacity: int) -> list[int]:
-    """Return how many prompts to prefill in each call: few different numbers, that together cover `num_prompts`."""
+def prefill_batches(items: list[Any], capacity: int) -> Iterator[tuple[list[Any], int]]:
+    """Yield the items that are prefilled in one call, and for how many prompts: at least as many, and of few different numbers."""
     fits = [size for size in PREFILL_SIZES if size == 1 or size * capacity <= MAX_PREFILL_SLOTS]
-    sizes = []
-    while num_prompts > 0:
-        sizes.append(next(size for size in fits if num_prompts > size // 2))
-        num_prompts -= sizes[-1]
-    return sizes
+    while items:
+        size = next(size for size in fits if len(items) > size // 2)
+        yield items[:size], size
+        items = items[size:]
 
 
 def power_of_two(n: int) -> int:

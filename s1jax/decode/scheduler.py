@@ -38,8 +38,8 @@ from s1jax.decode.prefill import (
     Prompts,
     empty_prompts,
     grow_prompts,
+    prefill_batches,
     prefill_prompts,
-    prefill_sizes,
     prompt_bucket,
     put_prompts,
     round_up,
@@ -180,27 +180,23 @@ class Scheduler:
         largest = min(max_samples, -(-self.num_rows // len(self.waiting)))
         return max(n for n in range(1, largest + 1) if self.num_rows % n == 0)
 
-    def _is_idle(self, group: int) -> bool:
-        return not any(self.traces.logs[group * self.shapes.per_prompt : (group + 1) * self.shapes.per_prompt])
-
     def _fill_groups(self) -> None:
         """Give idle rows the next requests of their prompts (rule 2), and idle groups other prompts, which are prefilled (rule 3)."""
         for group in range(len(self.groups)):
             self._fill_rows(group)
-        held, new = set(self.groups), []
-        for group in filter(self._is_idle, range(len(self.groups))):
-            if self.waiting:
+        held, new, size = set(self.groups), [], self.shapes.per_prompt
+        for group in range(len(self.groups)):
+            if self.waiting and not any(self.logs[group * size : (group + 1) * size]):
                 unheld = (prompt for prompt in self.waiting if prompt not in held)
                 prompt = next(unheld, None) or max(self.waiting, key=lambda prompt: len(self.waiting[prompt]))
                 self.groups[group] = prompt
                 self._fill_rows(group)
                 held.add(prompt)
                 new.append(group)
-        for size in prefill_sizes(len(new), self.shapes.prompt_capacity):
-            some, new = new[:size], new[size:]
+        for some, num_prompts in prefill_batches(new, self.shapes.prompt_capacity):
             prompts = [self.groups[group] for group in some]
-            read = prefill_prompts(self.model, prompts, size, self.shapes.prompt_capacity)
-            places = np.array(some + [len(self.groups)] * (size - len(some)), np.int32)
+            read = prefill_prompts(self.model, prompts, num_prompts, self.shapes.prompt_capacity)
+            places = np.array(some + [len(self.groups)] * (num_prompts - len(some)), np.int32)
             self.prompts = put_prompts(self.prompts, read, places, rules=self.model.rules)
 
     def _fill_rows(self, group: int) -> None:
@@ -244,9 +240,8 @@ class Scheduler:
         for row, trace in forking.items():
             answers[row] = {_own_end(trace): trace}
             for place, end in enumerate(ends[row], rows.index(row) * per_trace):
-                phase = Phase.FORCE if end.is_natural else Phase.THINK
                 log = answers[row][end] = trace.fork(end)
-                forks.start(place, log, Limits(end.num_thinking), phase)
+                forks.start(place, log, Limits(end.num_thinking), Phase.FORCE if end.is_natural else Phase.THINK)
         while forks.live:
             forks.run(prompts, (prompts.cache, trace_cache), MAX_STEPS, len(forks.logs))
         results = []

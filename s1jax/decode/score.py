@@ -23,8 +23,8 @@ from s1jax.decode.prefill import (
     PREFILL_TOKENS,
     empty_prompts,
     power_of_two,
+    prefill_batches,
     prefill_prompts,
-    prefill_sizes,
     prompt_bucket,
 )
 from s1jax.model.cache import KVCache
@@ -74,16 +74,16 @@ def score_all(model: LoadedModel, pairs: Sequence[Pair]) -> list[Float[np.ndarra
     by_shapes: dict[_Shapes, list[tuple[tuple[int, ...], list[int]]]] = {}
     for prompt, indices in by_prompt.items():
         for begin in range(0, len(indices), MAX_CONTINUATIONS):
-            some = indices[begin : begin + MAX_CONTINUATIONS]
-            longest = max(len(pairs[i][1]) for i in some)
-            shapes = _Shapes(power_of_two(len(some)), prompt_bucket(len(prompt)), prompt_bucket(longest))
-            by_shapes.setdefault(shapes, []).append((prompt, some))
-    for shapes, rest in by_shapes.items():
-        for size in prefill_sizes(len(rest), shapes.num_continuations * (shapes.prompt_capacity + shapes.capacity)):
-            group, rest = rest[:size], rest[size:]
-            continuations = [[pairs[i][1] for i in indices] for _, indices in group]
-            found = _score_batch(model, [prompt for prompt, _ in group], continuations, size, shapes)
-            for place, (_, indices) in enumerate(group):
+            group = indices[begin : begin + MAX_CONTINUATIONS]
+            longest = max(len(pairs[i][1]) for i in group)
+            shapes = _Shapes(power_of_two(len(group)), prompt_bucket(len(prompt)), prompt_bucket(longest))
+            by_shapes.setdefault(shapes, []).append((prompt, group))
+    for shapes, groups in by_shapes.items():
+        capacity = shapes.num_continuations * (shapes.prompt_capacity + shapes.capacity)
+        for some, size in prefill_batches(groups, capacity):
+            continuations = [[pairs[i][1] for i in indices] for _, indices in some]
+            found = _score_batch(model, [prompt for prompt, _ in some], continuations, size, shapes)
+            for place, (_, indices) in enumerate(some):
                 for row, i in enumerate(indices, place * shapes.num_continuations):
                     scores[i] = found[row, : len(scores[i])]
     return scores

@@ -31,10 +31,8 @@ from s1jax.runtime.errors import UserError
 from s1jax.runtime.hardware import platform
 from s1jax.runtime.sharding import MeshConfig, ShardingRules, make_mesh
 
-Figures = dict[str, Any]
 
-
-def figures(args: Any) -> Iterator[Figures]:
+def figures(args: Any) -> Iterator[dict[str, Any]]:
     """Yield the figures for the command line `launch/benchmark.py decode` or `sweep`, whose parsed arguments are `args`."""
     check_cache_backend(args.attention)
     for name, smallest in dict(batch=1, tokens=2, prompt=1, problems=1, budgets=1, waits=1, answer=1, tensor=1).items():
@@ -80,7 +78,7 @@ def decode_figures(
     batch_sizes: Sequence[int],
     num_tokens: int,
     limit: int | None = None,
-) -> Iterator[Figures]:
+) -> Iterator[dict[str, Any]]:
     """Yield, for each batch size, the speed of decoding `num_tokens` (at least 2) of thinking, and the time of a step.
 
     With a `limit`, rows may think for so many tokens, and are stopped after `num_tokens`. Times are the fastest of three. The time of a
@@ -122,7 +120,7 @@ def sweep_figures(
     points: Sequence[Limits],
     ignore_ids: tuple[int, ...],
     answer_tokens: int,
-) -> Figures:
+) -> dict[str, Any]:
     """Return the seconds of a curve from one pass, of its largest point alone, and of its points one at a time.
 
     `identical` says whether one pass gives the same tokens as the points one at a time.
@@ -173,7 +171,7 @@ def _first_tokens(engine: Engine, requests: Sequence[Request], num_tokens: int) 
     return emitted
 
 
-def _of_engine(engine: Engine) -> Figures:
+def _of_engine(engine: Engine) -> dict[str, Any]:
     """Return the settings of an engine that its figures depend on."""
     config, attention = engine.model.config, engine.model.attention
     return dict(dtype=config.dtype, int8=config.int8, attention=attention or default_cache_backend(platform()))

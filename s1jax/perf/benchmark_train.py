@@ -35,10 +35,8 @@ from s1jax.train.compile import training_program
 from s1jax.train.config import TrainConfig
 from s1jax.train.step import StepConfig, to_device
 
-Figures = dict[str, Any]
 
-
-def figures(args: Any) -> Iterator[Figures]:
+def figures(args: Any) -> Iterator[dict[str, Any]]:
     """Yield the figures for the command line `launch/benchmark.py train`, whose parsed arguments are `args`.
 
     Raises UserError if an argument is out of range.
@@ -91,7 +89,7 @@ def random_examples(lengths: Sequence[int] | np.ndarray, vocab_size: int) -> Exa
 
 def train_figures(
     config: TrainConfig, model_config: ModelConfig, lengths: Sequence[int] | np.ndarray, params: Params | None = None
-) -> Figures:
+) -> dict[str, Any]:
     """Train on one epoch of examples of these lengths, after one step of warm-up. Return the speed and the memory.
 
     `params` are stacked float32 parameters on the mesh, which this function gives up. Without them the parameters are random.
@@ -142,7 +140,7 @@ def train_figures(
 
 def slice_figures(
     config: TrainConfig, model_config: ModelConfig, lengths: Sequence[int] | np.ndarray, num_layers: tuple[int, int]
-) -> Figures:
+) -> dict[str, Any]:
     """Measure slices of the model with two numbers of layers. Return the time of a step of the whole model, extrapolated from them.
 
     It is the time on devices with enough memory for the whole model. Raises UserError unless the second number is larger than the first.

@@ -37,8 +37,7 @@ def check_decode(
     """Compile the decode loop of a config for a topology. Return its memory and its least time per step, for `launch/preflight.py`.
 
     `condition` has the largest limits of all points. The figures are those of the end of a run: each of the `num_rows` rows has its own
-    prompt of 512 tokens and has used up its limits. Caches of forked answers are left out. Raises UserError if the loop does not fit and
-    the compiler gives up for that reason.
+    prompt of 512 tokens and has used up its limits. Caches of forked answers are left out. Raises UserError as `compile_for`.
     """
     devices = topology_devices(topology)
     mesh = make_mesh(share_out(config.mesh, model_config.num_kv_heads, len(devices)), devices)
