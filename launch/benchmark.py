@@ -9,8 +9,6 @@ python launch/benchmark.py train --size 32B --slice 1 3          (two slices of 
 python launch/benchmark.py convert --size 0.5B                   (write and read both forms of a checkpoint in $TMPDIR)
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

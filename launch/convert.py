@@ -4,8 +4,6 @@ The form of SRC, a directory or a hub id, decides the direction. DST is made and
 unless --dtype asks for another dtype. Converting is never necessary: every command reads both forms directly.
 """
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass, field
 from typing import Annotated, Literal

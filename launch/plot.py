@@ -5,8 +5,6 @@ each figure are written beside it as JSON. Rows that differ in model, weights, b
 Standard output: one JSON line per figure. Standard error: the points as tables.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from dataclasses import dataclass

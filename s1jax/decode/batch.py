@@ -6,8 +6,6 @@ Invariant: the cache has more slots than the age of any row in use, in steps, so
 would happen, and shrinks when half of it is enough.
 """
 
-from __future__ import annotations
-
 import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -47,7 +45,7 @@ class Log:
     finish_reason: FinishReason = "unfinished"
     phase: Phase = Phase.THINK
 
-    def fork(self, end: End) -> Log:
+    def fork(self, end: End) -> "Log":
         """Return the log of a fork that takes over the tokens before `end`."""
         n = end.num_thinking
         return Log(

@@ -8,8 +8,6 @@ Invariant: `num_thinking` counts every token between the think and the answer de
 `max_thinking_tokens`, and equals it if the budget ended the thinking. A swapped-out token is not part of the trace.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import operator

@@ -1,7 +1,5 @@
 """The engine: decodes requests with one model. Requests may arrive and be cancelled while others decode."""
 
-from __future__ import annotations
-
 import functools
 import logging
 import math

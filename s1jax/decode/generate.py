@@ -1,7 +1,5 @@
 """One question to one model: the budget-forced answer is streamed as it is decoded."""
 
-from __future__ import annotations
-
 import logging
 import os
 import time

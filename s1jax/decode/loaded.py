@@ -1,7 +1,5 @@
 """A model that is ready to decode: its parameters on a mesh, and the token ids that decoding must know."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -10,8 +10,6 @@ Programs of other shapes may round differently. No test saw this change a token,
 CPU). With a cache in 8 bits it sometimes does.
 """
 
-from __future__ import annotations
-
 import functools
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Prefill: prompts -> their key/value caches and last hidden states, in pieces of few shapes."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple

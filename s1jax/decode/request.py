@@ -4,8 +4,6 @@ A request is one thinking trace under a condition, and optionally points: lower 
 point is decoded as a fork of the trace. Counts are in tokens.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

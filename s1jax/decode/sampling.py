@@ -6,8 +6,6 @@ problem, sample, position), so a draw does not depend on the row's neighbours, i
 Invariant: an id whose `allowed` is False is never drawn (the padding rows of Qwen2.5's vocabulary have no text).
 """
 
-from __future__ import annotations
-
 import functools
 from typing import NamedTuple
 

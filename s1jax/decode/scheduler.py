@@ -21,8 +21,6 @@ arrives later and needs a larger bucket makes that bucket grow. Nothing else abo
 Invariant: neither the number of rows nor the other requests nor the time of arrival change a token, as far as `loop.py` can promise it.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections import deque
 from typing import NamedTuple

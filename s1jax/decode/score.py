@@ -5,8 +5,6 @@ filters or a mask of ids. A prompt that several pairs share is read once per `MA
 and read its cache in place, as in decoding. Logits exist for few positions at a time.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Sequence

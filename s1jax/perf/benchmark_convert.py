@@ -5,8 +5,6 @@ Times are those of a first call, as in a command, so they include JAX's compilat
 system's cache. `plain_read_s`, the time to read the same files and do nothing with them, shows that effect.
 """
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 from collections.abc import Iterator

@@ -5,8 +5,6 @@ tokens in the cache. `bandwidth_fraction` is the rate of these reads, relative t
 machine in the same run.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence

@@ -9,8 +9,6 @@ A model that is too large for one device is measured as a slice: a few of its la
 The difference gives the time of one layer, and so that of a whole step.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Facts about a compiled program: the memory it needs, the arrays it writes in loops, and the compiler's warnings."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import math

@@ -1,7 +1,5 @@
 """Preflight of decoding: a decoding config and a topology -> the compiled decode loop and its memory, without the hardware."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 from typing import Any

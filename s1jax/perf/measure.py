@@ -1,7 +1,5 @@
 """What this machine can do, measured: the seconds of a call, the rate of reading memory, and the rate of a matrix product."""
 
-from __future__ import annotations
-
 import concurrent.futures
 import os
 import time

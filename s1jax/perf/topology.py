@@ -3,8 +3,6 @@
 This needs the platform's compiler (`COMPILERS`) but no device.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import re

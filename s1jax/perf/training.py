@@ -1,7 +1,5 @@
 """Preflight of training: a training config and a topology -> the compiled training step and its memory, without the hardware."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
