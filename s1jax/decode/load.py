@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from s1jax.checkpoint.source import Source, load_model, load_tokenizer
 from s1jax.data.chat import ChatFormat
 from s1jax.decode.engine import Engine
 from s1jax.decode.loaded import place_model
-from s1jax.model.storage import Storage, with_int8
+from s1jax.model.storage import Storage
 from s1jax.ops.attention import CacheBackend
 from s1jax.runtime.precision import Int8
 from s1jax.runtime.processes import is_first_process
@@ -48,7 +49,7 @@ def load_engine(
         )
     store: Storage | None = "int8" if "weights" in int8 else None
     config, params = load_model(source, device_mesh, rules, "per_layer", dtype=dtype, param_dtype=dtype, store=store)
-    config = with_int8(config, int8)
+    config = dataclasses.replace(config, int8=int8)
 
     def to_text(ids: Sequence[int]) -> str:
         return str(chat.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
