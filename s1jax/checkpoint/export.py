@@ -20,16 +20,15 @@ def save_hf(
     dtype: str | None,
     files: Path | None,
     overwrite: bool = False,
-    max_shard_bytes: int = 5_000_000_000,
 ) -> None:
     """Export parameters of either layout as a Hugging Face directory: safetensors, config.json and tokenizer files.
 
     `dtype` None keeps each array's own dtype. The tokenizer files are copied from `files`, if given (`Source.files`). `overwrite` replaces
-    a directory that holds a checkpoint. All processes call this together, and gather one tensor at a time. Parameters may be functions that
-    compute an array when it is written (`lora.Merged`). Raises UserError if the directory is not empty.
+    a directory that holds a checkpoint. All processes call this together, and gather one tensor at a time. Parameters may be
+    computed when they are written (`lora.Merged`). Raises UserError if the directory is not empty.
     """
     with new_directory(directory, overwrite) as partial:
-        stored = huggingface.export_weights(partial, config, params, dtype, max_shard_bytes)
+        stored = huggingface.export_weights(partial, config, params, dtype)
         write_model_files(partial, config, files, stored)
 
 
@@ -41,14 +40,13 @@ def save_params(directory: str | Path, config: ModelConfig, params: Params, file
 
 
 def write_model_files(
-    directory: str | Path, config: ModelConfig, files: Path | None, stored_dtype: str | None = None
+    directory: Path, config: ModelConfig, files: Path | None, stored_dtype: str | None = None
 ) -> None:
     """Write config.json and copy the tokenizer files of the directory `files`, which may be `directory` itself. Process 0 writes.
 
     If the config.json in `files` describes the same model, all its fields are kept. `stored_dtype` is the dtype of the weights in
     `directory`, which config.json then names.
     """
-    directory = Path(directory)
     if not is_first_process():
         return
     hf = config.to_hf()

@@ -10,22 +10,23 @@ every bit survives (`ops/bits.py`). If it changes, a finite number that it canno
 import functools
 import json
 import math
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from s1jax.checkpoint import safetensors
 from s1jax.checkpoint.safetensors import FLOAT_DTYPES, Block, TensorInfo, read_block
 from s1jax.model.config import ModelConfig
+from s1jax.model.lora import Merged
 from s1jax.model.qwen2 import Layout, Params, abstract_params
-from s1jax.model.storage import Storage, quantize_leaf
+from s1jax.model.storage import LeafPath, Storage, quantize_leaf
 from s1jax.ops.bits import as_bits, check_range, narrows
 from s1jax.runtime.command import listed
 from s1jax.runtime.errors import UserError
@@ -36,6 +37,7 @@ from s1jax.runtime.sharding import ShardingRules
 
 INDEX_NAME = "model.safetensors.index.json"
 FILE_NAME = "model.safetensors"
+MAX_SHARD_BYTES = 5_000_000_000
 
 
 class Weight(NamedTuple):
@@ -81,7 +83,7 @@ class Slot(NamedTuple):
 
     hf_name: str
     weight: Weight
-    path: tuple[str | int, ...]
+    path: LeafPath
     layer: int | None
 
     def hf_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -110,18 +112,6 @@ def slots(config: ModelConfig, layout: Layout) -> Iterator[Slot]:
     yield alone(NORM)
     if not config.tie_word_embeddings:
         yield alone(LM_HEAD)
-
-
-def get_leaf(tree: Any, path: tuple[str | int, ...]) -> Any:
-    """Return the leaf at a path of keys."""
-    return functools.reduce(lambda node, key: node[key], path, tree)
-
-
-def set_leaf(tree: Any, path: tuple[str | int, ...], leaf: Any) -> None:
-    """Put a leaf at a path of keys. Dicts that the path lacks are made."""
-    for key in path[:-1]:
-        tree = tree.setdefault(key, {})
-    tree[path[-1]] = leaf
 
 
 @functools.lru_cache(maxsize=256)
@@ -153,42 +143,53 @@ def _exporter(hf_shape: tuple[int, ...], dtype: np.dtype, sharding: NamedShardin
     return jax.jit(run, out_shardings=sharding)
 
 
-def find_tensors(directory: Path) -> tuple[dict[str, TensorInfo], set[str], list[str]]:
-    """Return a directory's tensors by name, the names of tensors in absent or corrupt shards, and one message per problem.
+def find_tensors(directory: Path) -> dict[str, TensorInfo]:
+    """Return a directory's tensors by name.
 
-    Raises UserError if the one file or the index cannot be read.
+    Raises one UserError with all problems of its files: absent, corrupt, truncated, or with other tensors than the index says.
     """
     if (directory / FILE_NAME).is_file():
-        try:
-            return safetensors.read_header(directory / FILE_NAME), set(), []
-        except ValueError as error:
-            raise UserError(f"cannot load {directory}: {error}") from error
+        return safetensors.read_header(directory / FILE_NAME)
+    index = directory / INDEX_NAME
     try:
-        index = json.loads((directory / INDEX_NAME).read_text())
-    except ValueError as error:
-        raise UserError(f"{directory / INDEX_NAME} is not JSON: {error}") from error
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-        raise UserError(f"{directory / INDEX_NAME} has no weight_map from tensor names to file names")
+        weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        files = sorted(set(weight_map.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index} is not JSON with a weight_map from tensor names to file names: {error!r}") from error
     tensors: dict[str, TensorInfo] = {}
-    unreadable: set[str] = set()
     problems = []
-    for file in sorted(set(weight_map.values())):
+    for file in files:
         names = {name for name, holder in weight_map.items() if holder == file}
         try:
             if Path(file).name != file or not (directory / file).is_file():
                 raise UserError(f"the index places {len(names)} tensors in {file}, which is absent")
             header = safetensors.read_header(directory / file)
-        except ValueError as error:
+        except UserError as error:
             problems.append(str(error))
-            unreadable |= names
             continue
         lost, extra = sorted(names - set(header)), sorted(set(header) - names)
         problems += [f"the index places {name} in {file}, which does not hold it" for name in lost]
         problems += [f"{file} holds {name}, which the index does not place there" for name in extra]
-        unreadable.update(lost)
-        tensors |= {name: header[name] for name in names & set(header)}
-    return tensors, unreadable, problems
+        tensors |= header
+    raise_problems(directory, problems)
+    return tensors
+
+
+def raise_problems(directory: Path, problems: list[str]) -> None:
+    """Raise one UserError that lists the problems of a directory's weights, if there are any."""
+    if problems:
+        raise UserError(f"cannot load {directory}: {len(problems)} problem(s){listed(problems)}")
+
+
+def find_differences(found: Mapping[str, Sequence[int]], wanted: Mapping[str, Sequence[int]]) -> list[str]:
+    """Return one message for each array that is missing, unexpected or misshapen. Arrays are given by name and shape."""
+    problems = [f"{name} is missing" for name in wanted if name not in found]
+    problems += [f"{name} is unexpected" for name in found if name not in wanted]
+    shapes = [(name, list(found[name]), list(shape)) for name, shape in wanted.items() if name in found]
+    problems += [
+        f"{name} has shape {ours}, the config asks for {shape}" for name, ours, shape in shapes if ours != shape
+    ]
+    return problems
 
 
 def check_tensors(
@@ -196,32 +197,25 @@ def check_tensors(
 ) -> dict[str, TensorInfo]:
     """Return the tensors of a directory that a stacked `target` tree needs, by Hugging Face name.
 
-    Raises one UserError that lists all problems: absent, corrupt and truncated files; missing, unexpected and misshapen tensors; dtypes
+    Raises one UserError that lists all problems: those of files (`find_tensors`); or missing, unexpected and misshapen tensors, and dtypes
     that cannot be loaded in `param_dtype`. In a tied model, `lm_head.weight` is accepted if it equals the embedding byte for byte.
     """
-    tensors, unreadable, problems = find_tensors(directory)
+    tensors = {name: info for name, info in find_tensors(directory).items() if not name.endswith(IGNORED_SUFFIX)}
     needed = {slot.hf_name: slot for slot in slots(config, "stacked")}
-    problems += [f"{name} is missing" for name in needed if name not in tensors and name not in unreadable]
-    for name, info in tensors.items():
-        if name in needed:
-            continue
-        if config.tie_word_embeddings and name == LM_HEAD.hf_name:
-            embedding = tensors.get(EMBEDDING.hf_name)
-            if embedding is None or not safetensors.same_bytes(info, embedding):
-                problems.append(f"{name} differs from the embedding, but the config ties them (tie_word_embeddings)")
-        elif not name.endswith(IGNORED_SUFFIX):
-            problems.append(f"{name} is unexpected")
+    problems = []
+    if config.tie_word_embeddings and LM_HEAD.hf_name in tensors:
+        copy, embedding = tensors.pop(LM_HEAD.hf_name), tensors.get(EMBEDDING.hf_name)
+        if embedding is None or not safetensors.same_bytes(copy, embedding):
+            problems.append("lm_head.weight differs from the embedding, but the config ties them (tie_word_embeddings)")
+    leaves = flatten_dict(target)
+    shapes = {name: slot.hf_shape(leaves[slot.path].shape) for name, slot in needed.items()}
+    problems += find_differences({name: info.shape for name, info in tensors.items()}, shapes)
     dtypes: dict[str, set[str]] = {}
-    for name, slot in needed.items():
-        if name not in tensors:
-            continue
-        info, expected = tensors[name], slot.hf_shape(get_leaf(target, slot.path).shape)
-        if info.shape != expected:
-            problems.append(f"{name} has shape {list(info.shape)}, the config asks for {list(expected)}")
-        if info.dtype in FLOAT_DTYPES:
-            dtypes.setdefault(slot.weight.hf_name, set()).add(info.dtype)
+    for name, dtype in [(name, tensors[name].dtype) for name in needed if name in tensors]:
+        if dtype in FLOAT_DTYPES:
+            dtypes.setdefault(needed[name].weight.hf_name, set()).add(dtype)
         else:
-            problems.append(f"{name} has dtype {info.dtype}; only {', '.join(FLOAT_DTYPES)} are read")
+            problems.append(f"{name} has dtype {dtype}; only {', '.join(FLOAT_DTYPES)} are read")
     if param_dtype is None:
         problems += [
             f"{name.format('*')} has dtypes {', '.join(sorted(found))}; name one dtype to load it in"
@@ -230,9 +224,8 @@ def check_tensors(
         ]
         if any("F64" in found for found in dtypes.values()):
             problems.append("dtype F64 cannot be kept; name a dtype to load it in")
-    if problems:
-        raise UserError(f"cannot load {directory}: {len(problems)} problem(s){listed(problems)}")
-    return {name: tensors[name] for name in needed}
+    raise_problems(directory, problems)
+    return tensors
 
 
 def read_tensor(name: str, info: TensorInfo, sharding: NamedSharding, cast: str | None = None) -> jax.Array:
@@ -274,56 +267,48 @@ def import_weights(
     With `store`, matrices are quantized one parameter at a time: one layer's, or a stack of all layers. Raises one UserError with all
     problems of the tensors (`check_tensors`), or a UserError if the dtype cannot hold a number.
     """
-    stacked_target = abstract_params(config, rules, "stacked", mesh)
-    tensors = check_tensors(directory, config, stacked_target, param_dtype)
-    target = stacked_target if layout == "stacked" else abstract_params(config, rules, layout, mesh)
-    params: Params = {}
+    tensors = check_tensors(directory, config, abstract_params(config, rules, "stacked", mesh), param_dtype)
+    target = flatten_dict(abstract_params(config, rules, layout, mesh))
+    params: dict[LeafPath, jax.Array] = {}
     with _bar(sum(info.nbytes for info in tensors.values()), "load") as bar:
         # In the stacked layout, one stack is filled before the next begins.
         for slot in sorted(slots(config, layout), key=lambda slot: slot.path if layout == "stacked" else ()):
-            info, leaf = tensors[slot.hf_name], get_leaf(target, slot.path)
+            info, leaf = tensors[slot.hf_name], target[slot.path]
             dtype = jnp.dtype(param_dtype or FLOAT_DTYPES[info.dtype])
             leaf = jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
             # JAX has no float64 by default, so the host rounds it, once.
             cast = param_dtype if info.dtype == "F64" else None
             x = read_tensor(slot.hf_name, info, slot.hf_sharding(leaf.sharding), cast)
             check_range(slot.hf_name, x, dtype)
-            stack = get_leaf(params, slot.path) if slot.layer else None
-            result = _importer(leaf)(stack, x, slot.layer)
             # Without this wait the host would read ahead of the devices and hold many tensors.
-            set_leaf(params, slot.path, jax.block_until_ready(result))
-            del x, stack, result
+            params[slot.path] = jax.block_until_ready(_importer(leaf)(params.pop(slot.path, None), x, slot.layer))
+            del x
             if store is not None and slot.layer in (None, config.num_layers - 1):
-                module = get_leaf(params, slot.path[:-1])
-                module |= quantize_leaf(slot.path, module.pop(slot.path[-1]), store)
+                params |= quantize_leaf(slot.path, params.pop(slot.path), store)
             bar.update(info.nbytes)
-    return params
+    return unflatten_dict(params)
 
 
-def export_weights(
-    directory: Path, config: ModelConfig, params: Params, dtype: str | None, max_shard_bytes: int
-) -> str:
-    """Write parameters of either layout as safetensors: one file, or shards of at most `max_shard_bytes` with an index.
+def export_weights(directory: Path, config: ModelConfig, params: Params, dtype: str | None) -> str:
+    """Write parameters of either layout as safetensors: one file, or shards of at most MAX_SHARD_BYTES with an index.
 
-    `dtype` None keeps each array's dtype. Parameters may be functions that compute an array when it is written (`lora.Merged`). All
-    processes gather each tensor, and process 0 writes it. Returns the numpy name of the dtype that the most bytes have.
-    Raises UserError, before anything is written, if safetensors has no such dtype or the dtype cannot hold a number.
+    `dtype` None keeps each array's dtype. All processes gather each tensor, and process 0 writes it. Returns the numpy name of the
+    embedding's dtype. Raises UserError, before anything is written, if safetensors has no such dtype or the dtype cannot hold a number.
     """
     found = list(slots(config, "per_layer" if 0 in params["layers"] else "stacked"))
+    leaves = flatten_dict(params)
     specs: dict[str, tuple[str, tuple[int, ...]]] = {}
     sizes: dict[str, int] = {}
-    bytes_by_dtype: Counter[str] = Counter()
     for slot in found:
-        leaf = get_leaf(params, slot.path)
+        leaf = leaves[slot.path]
         name = safetensors.dtype_name(dtype or leaf.dtype)
         specs[slot.hf_name] = name, slot.hf_shape(leaf.shape)
         sizes[slot.hf_name] = math.prod(specs[slot.hf_name][1]) * FLOAT_DTYPES[name].itemsize
-        bytes_by_dtype[name] += sizes[slot.hf_name]
         if narrows(leaf.dtype, FLOAT_DTYPES[name]):
             check_range(slot.hf_name, _array(leaf), FLOAT_DTYPES[name], slot.layer)
     shards: list[list[Slot]] = [[]]
     for slot in found:
-        if shards[-1] and sum(sizes[s.hf_name] for s in shards[-1]) + sizes[slot.hf_name] > max_shard_bytes:
+        if shards[-1] and sum(sizes[s.hf_name] for s in shards[-1]) + sizes[slot.hf_name] > MAX_SHARD_BYTES:
             shards.append([])
         shards[-1].append(slot)
     files = [FILE_NAME]
@@ -336,7 +321,7 @@ def export_weights(
 
             def gathered(shard: list[Slot] = shard) -> Iterator[np.ndarray]:
                 for slot in shard:
-                    yield _gather(slot, _array(get_leaf(params, slot.path)), FLOAT_DTYPES[specs[slot.hf_name][0]])
+                    yield _gather(slot, _array(leaves[slot.path]), FLOAT_DTYPES[specs[slot.hf_name][0]])
                     bar.update(sizes[slot.hf_name])
 
             if is_first_process():
@@ -348,11 +333,11 @@ def export_weights(
         weight_map = {slot.hf_name: file for file, shard in zip(files, shards, strict=True) for slot in shard}
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
         write_file(directory / INDEX_NAME, json.dumps(index, indent=2) + "\n")
-    return FLOAT_DTYPES[bytes_by_dtype.most_common(1)[0][0]].name
+    return FLOAT_DTYPES[specs[EMBEDDING.hf_name][0]].name
 
 
-def _array(leaf: Any) -> jax.Array:
-    return leaf() if callable(leaf) else leaf
+def _array(leaf: jax.Array | Merged) -> jax.Array:
+    return leaf.compute() if isinstance(leaf, Merged) else leaf
 
 
 def _gather(slot: Slot, leaf: jax.Array, dtype: np.dtype) -> np.ndarray:

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from flax.traverse_util import flatten_dict
 
+from s1jax.checkpoint import huggingface
 from s1jax.model.config import ModelConfig
 from s1jax.model.qwen2 import Layout, Params, abstract_params, unstack
-from s1jax.runtime.command import listed
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.files import write_file
 from s1jax.runtime.processes import is_first_process
@@ -102,10 +103,7 @@ def find_fault(step_directory: Path) -> str | None:
 
 def step_directories(directory: Path) -> list[Path]:
     """Return the directories of all steps in a directory of checkpoints, in order. Damaged steps are included."""
-    if not directory.is_dir():
-        return []
-    paths = [path for path in directory.iterdir() if path.name.isdecimal() and path.name == str(int(path.name))]
-    return sorted(paths, key=lambda path: int(path.name))
+    return sorted((path for path in directory.glob("*") if path.name.isdecimal()), key=lambda path: int(path.name))
 
 
 def finished_steps(directory: Path) -> list[int]:
@@ -114,19 +112,13 @@ def finished_steps(directory: Path) -> list[int]:
 
 
 def newest_step(directory: Path) -> int | None:
-    """Return the newest finished step in a directory of checkpoints, or None if there is none.
-
-    A warning names each newer step that is skipped because it is not finished, if a finished one is found.
-    """
-    skipped: list[tuple[Path, str]] = []
+    """Return the newest finished step in a directory of checkpoints, or None. A warning names each newer step, which is skipped."""
     for path in reversed(step_directories(directory)):
         fault = find_fault(path)
-        if fault is not None:
-            skipped.append((path, fault))
-            continue
-        for newer, its_fault in skipped if is_first_process() else ():
-            logger.warning("%s is not a finished checkpoint and is skipped: %s", newer, its_fault)
-        return int(path.name)
+        if fault is None:
+            return int(path.name)
+        if is_first_process():
+            logger.warning("%s is not a finished checkpoint and is skipped: %s", path, fault)
     return None
 
 
@@ -139,11 +131,6 @@ def read_eval_loss(step_directory: Path) -> float | None:
     """Return the evaluation loss of a step, or None if it has none."""
     path = step_directory / EVAL_LOSS
     return json.loads(path.read_text()).get("eval_loss") if path.is_file() else None
-
-
-def write_eval_loss(step_directory: Path, eval_loss: float) -> None:
-    """Write the evaluation loss of a step to the file that Orbax reads it from."""
-    write_file(step_directory / EVAL_LOSS, json.dumps({"eval_loss": eval_loss}))
 
 
 def write_params(directory: Path, params: Params) -> None:
@@ -181,7 +168,11 @@ def read_params(
         stored = ocp.PyTreeCheckpointHandler().metadata(directory).tree
     found = stored.get("params", {}) if is_train_state else stored
     target = abstract_params(config, rules, "stacked", mesh)
-    _check_tree(directory, _by_name(target), _by_name(found))
+    if any(name.endswith(".lora_a") for name in _shapes(found)):
+        raise UserError(
+            f"{directory} holds only LoRA adapters: use the run's export in its hf/, where they are merged into the model"
+        )
+    huggingface.raise_problems(directory, huggingface.find_differences(_shapes(found), _shapes(target)))
 
     def wanted(leaf: jax.ShapeDtypeStruct, held: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, param_dtype or held.dtype, sharding=leaf.sharding)
@@ -198,26 +189,8 @@ def read_params(
     return unstack(params, config.num_layers, abstract_params(config, rules, "per_layer", mesh), donate=True)
 
 
-def _check_tree(directory: Path, wanted: dict[str, Any], found: dict[str, Any]) -> None:
-    """Raise UserError if the arrays of a directory do not have the names and shapes of the model's."""
-    if any(name.endswith(".lora_a") for name in found):
-        raise UserError(
-            f"{directory} holds only LoRA adapters: use the run's export in its hf/, where they are merged into the model"
-        )
-    problems = [f"{name} is missing" for name in wanted if name not in found]
-    problems += [f"{name} is unexpected" for name in found if name not in wanted]
-    problems += [
-        f"{name} has shape {list(found[name].shape)}, the config asks for {list(leaf.shape)}"
-        for name, leaf in wanted.items()
-        if name in found and tuple(found[name].shape) != leaf.shape
-    ]
-    if problems:
-        raise UserError(f"cannot load {directory}: {len(problems)} problem(s){listed(problems)}")
-
-
-def _by_name(tree: Params) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+def _shapes(tree: Params) -> dict[str, tuple[int, ...]]:
+    return {name: leaf.shape for name, leaf in flatten_dict(tree, sep=".").items()}
 
 
 @contextlib.contextmanager

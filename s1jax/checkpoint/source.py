@@ -23,7 +23,6 @@ from typing import Any, Literal
 
 import huggingface_hub
 import jax
-from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
 from s1jax.checkpoint import huggingface, orbax
 from s1jax.model.config import ModelConfig
@@ -141,26 +140,18 @@ def resolve_source(name: str | Path, weights: bool = True) -> Source:
 
 
 def _download(name: str, revision: str | None, weights: bool) -> Path:
-    """Return the hub's snapshot of a hub id, in a directory named by its commit. Raises UserError with the hub's reason."""
+    """Return the hub's snapshot of a hub id, in a directory named by its commit. Raises UserError with the hub's own message."""
     patterns = [CONFIG_NAME, *TOKENIZER_FILES, *(["*.safetensors", huggingface.INDEX_NAME] if weights else [])]
-    hub_id = name.partition("@")[0]
+    wanted: dict[str, Any] = dict(revision=revision, allow_patterns=patterns, ignore_patterns="*/*")
     try:
         # The attribute is looked up at each call, so that a test can replace it.
-        path = huggingface_hub.snapshot_download(
-            hub_id, revision=revision, allow_patterns=patterns, ignore_patterns="*/*"
-        )
-        return Path(path)
+        return Path(huggingface_hub.snapshot_download(name.partition("@")[0], **wanted))
     # The hub's errors have no common base class, and those of its HTTP package vary with its version.
     except Exception as error:
-        if isinstance(error, LocalEntryNotFoundError):
-            reason = "could not be reached"
-        elif isinstance(error, RevisionNotFoundError):
-            reason = f"has no revision {revision} of {hub_id}"
-        elif isinstance(error, RepositoryNotFoundError):
-            reason = "has no such model, or gives it only to those with a token that may read it"
-        else:
-            reason = f"does not give it ({type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]})"
-        raise UserError(f"there is no directory {name} in {Path.cwd()}, and the Hugging Face hub {reason}") from error
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise UserError(
+            f"there is no directory {name} in {Path.cwd()}, and the Hugging Face hub does not give it ({reason})"
+        ) from error
 
 
 def _describe(name: str, directory: Path, revision: str | None, weights: bool) -> Source:
@@ -191,10 +182,9 @@ def _find_weights(directory: Path) -> tuple[Kind, Path]:
         if fault := orbax.find_fault(directory):
             raise UserError(f"{directory} is not a finished checkpoint: {fault}")
         return "state", directory / "state"
-    pickled = next(directory.glob("*.bin"), None)
     raise UserError(
-        f"{directory} is not a checkpoint: it has no {huggingface.FILE_NAME}, {huggingface.INDEX_NAME}, params/ or checkpoints/"
-        + (f". {pickled.name} cannot be read: convert it to safetensors" if pickled else "")
+        f"{directory} is not a checkpoint: it has no {huggingface.FILE_NAME}, {huggingface.INDEX_NAME}, params/ or checkpoints/ "
+        "(pickled weights, *.bin, are not read)"
     )
 
 
@@ -220,15 +210,13 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 def stored_dtype(directory: Path) -> str | None:
     """Return the dtype that the config of a Hugging Face directory gives for its weights, or None if it is absent or damaged."""
-    if not (directory / CONFIG_NAME).is_file():
-        return None
     try:
-        source = resolve_source(directory)
+        source = _describe(str(directory), directory, None, weights=True)
         source.model_config()
-        problems = huggingface.find_tensors(directory)[2]
-    except (FileNotFoundError, ValueError):
+        huggingface.find_tensors(directory)
+    except (FileNotFoundError, UserError):
         return None
-    return None if problems else source.config.get("dtype", source.config.get("torch_dtype"))
+    return source.config.get("dtype", source.config.get("torch_dtype"))
 
 
 def load_model(

@@ -9,6 +9,7 @@ first save on there is always a whole checkpoint, whatever ends the process. The
 
 import contextlib
 import functools
+import json
 import logging
 import math
 import os
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from s1jax.checkpoint import orbax
-from s1jax.runtime.errors import UserError
+from s1jax.runtime.files import write_file
 from s1jax.runtime.processes import barrier, is_first_process
 
 logger = logging.getLogger(__name__)
@@ -43,8 +44,6 @@ class StateStore:
         import orbax.checkpoint as ocp
         from orbax.checkpoint import checkpoint_managers as policies
 
-        if keep < 1:
-            raise UserError(f"keep {keep}: at least one checkpoint must be kept")
         self.directory = Path(os.path.abspath(directory))
         self._saving: int | None = None
         _quieten()
@@ -73,29 +72,25 @@ class StateStore:
     def save(self, step: int, state: Any, metadata: dict[str, Any], eval_loss: float | None = None) -> None:
         """Wait for the previous save, then begin to save a pytree of arrays and a JSON object.
 
-        A step without a finite `eval_loss` is never the best. Raises UserError if the step exists already, and OSError if this save or the
-        previous one failed. A failure leaves older checkpoints as they are.
+        A step without a finite `eval_loss` is never the best. Raises OSError if the step exists already, or if this save or the previous
+        one failed. A failure leaves older checkpoints as they are.
         """
         import orbax.checkpoint as ocp
 
         self.wait()
-        if step in orbax.finished_steps(self.directory):
-            raise UserError(f"{self.directory} already has step {step}")
         self._set_damaged_aside()
         self._saving = step
         with self._errors_of_a_save():
             self._manager.reload()  # so that a damaged step does not count as one that is kept
             args = ocp.args.Composite(state=ocp.args.StandardSave(state), metadata=ocp.args.JsonSave(metadata))
             metrics = {} if eval_loss is None else {"eval_loss": float(eval_loss)}
-            if not self._manager.save(step, args=args, metrics=metrics, force=True):
-                raise OSError("Orbax declined")
+            self._manager.save(step, args=args, metrics=metrics, force=True)
 
     def add_eval_loss(self, step: int, eval_loss: float) -> None:
-        """Add the evaluation loss of a finished step that was saved without one. Raises UserError if there is no such step."""
-        path = self._finished(step)
+        """Add the evaluation loss of a finished step that was saved without one."""
         if is_first_process():
-            orbax.write_eval_loss(path, eval_loss)
-        barrier(f"evaluated {path}")
+            write_file(self.directory / str(step) / orbax.EVAL_LOSS, json.dumps({"eval_loss": eval_loss}))
+        barrier(f"evaluated step {step} in {self.directory}")
 
     def eval_loss(self, step: int) -> float | None:
         """Return the evaluation loss of a step, or None if it has none."""
@@ -103,7 +98,7 @@ class StateStore:
 
     def saved_at(self, step: int) -> float:
         """Return when a finished step was written, in seconds since the epoch, by the clock of the file system."""
-        return (self._finished(step) / orbax.FILES_NAME).stat().st_mtime
+        return (self.directory / str(step) / orbax.FILES_NAME).stat().st_mtime
 
     def latest_step(self) -> int | None:
         """Return the newest finished step, or None if there is none."""
@@ -116,8 +111,8 @@ class StateStore:
         return min(ranked, key=lambda step: (ranks[step], -step), default=None)
 
     def read_metadata(self, step: int) -> dict[str, Any]:
-        """Return the JSON object that was saved with a step. Raises UserError if there is no such step."""
-        return orbax.read_metadata(self._finished(step))
+        """Return the JSON object that was saved with a finished step."""
+        return orbax.read_metadata(self.directory / str(step))
 
     def restore(self, step: int, abstract_state: Any) -> Any:
         """Return the state of a step, with the shapes, dtypes and shardings (including the kind of memory) of `abstract_state`.
@@ -126,10 +121,9 @@ class StateStore:
         """
         import orbax.checkpoint as ocp
 
-        path = self._finished(step)
         others = [other for other in orbax.finished_steps(self.directory) if other != step]
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
-        with orbax.named_errors(path, f"; its other steps: {others}"):
+        with orbax.named_errors(self.directory / str(step), f"; its other steps: {others}"):
             return self._manager.restore(step, args=args)["state"]
 
     def wait(self) -> None:
@@ -145,12 +139,6 @@ class StateStore:
             self.wait()
         finally:
             self._manager.close()
-
-    def _finished(self, step: int) -> Path:
-        steps = orbax.finished_steps(self.directory)
-        if step not in steps:
-            raise UserError(f"{self.directory} has no step {step}; it has {steps or 'none'}")
-        return self.directory / str(step)
 
     def _empty_removed(self) -> None:
         if is_first_process():
@@ -183,16 +171,15 @@ class StateStore:
             yield
         except Exception as error:
             free = shutil.disk_usage(self.directory).free / 1e9
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             if "No space left on device" in str(error):
-                # If bytes are free, the file system has reached its limit on the number of files.
-                kind = " of files" if free > 0.01 else ""
-                reason = f"the disk is full{kind} ({free:.2f} GB were free); older checkpoints are unchanged"
-            else:
-                reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]} ({free:.2f} GB were free)"
+                reason = "the disk is full of bytes or of files"
             if is_first_process():
                 for path in self.directory.glob(f"{self._saving}{TEMPORARY}*"):
                     shutil.rmtree(path, ignore_errors=True)
-            raise OSError(f"cannot save step {self._saving} in {self.directory}: {reason}") from error
+            raise OSError(
+                f"cannot save step {self._saving} in {self.directory}: {reason} ({free:.2f} GB were free); older checkpoints are unchanged"
+            ) from error
 
 
 def _rank(metrics: dict[str, Any]) -> float:

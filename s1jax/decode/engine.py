@@ -1,5 +1,6 @@
 """The engine: decodes requests with one model. Requests may arrive and be cancelled while others decode."""
 
+import dataclasses
 import functools
 import logging
 import math
@@ -17,7 +18,6 @@ from s1jax.decode.loop import MAX_STEPS
 from s1jax.decode.request import Completion, Request
 from s1jax.decode.scheduler import Results, Scheduler
 from s1jax.decode.score import Pair, score_all
-from s1jax.model.storage import with_int8
 from s1jax.ops.attention import CacheBackend
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.precision import Int8
@@ -139,5 +139,5 @@ def load_engine(
     vocabulary = make_vocabulary(chat.delimiters, chat.newline_ids, config.vocab_size)
     decode = chat.tokenizer.decode
     to_text = functools.partial(decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    model = LoadedModel(with_int8(config, int8), params, rules, devices, vocabulary, attention, to_text)
+    model = LoadedModel(dataclasses.replace(config, int8=int8), params, rules, devices, vocabulary, attention, to_text)
     return Engine(model, num_rows), chat

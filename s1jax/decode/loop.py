@@ -23,9 +23,9 @@ from s1jax.decode import budget, sampling
 from s1jax.decode.budget import Phase, RowSettings, RowState, Vocabulary
 from s1jax.decode.prefill import Prompts
 from s1jax.decode.sampling import SamplingSettings
-from s1jax.model.cache import KVCache, pin, with_row, without_row
+from s1jax.model.cache import KVCache, init_cache, pin, with_row, without_row
 from s1jax.model.config import ModelConfig
-from s1jax.model.qwen2 import Params, graphdef, init_cache
+from s1jax.model.qwen2 import Params, graphdef
 from s1jax.ops.attention import CacheBackend
 from s1jax.runtime.sharding import ShardingRules
 

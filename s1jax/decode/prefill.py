@@ -11,9 +11,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from s1jax.decode.loaded import LoadedModel
-from s1jax.model.cache import KVCache, pin, resize
+from s1jax.model.cache import KVCache, init_cache, pin, resize
 from s1jax.model.config import ModelConfig
-from s1jax.model.qwen2 import Params, graphdef, init_cache
+from s1jax.model.qwen2 import Params, graphdef
 from s1jax.ops.attention import CacheBackend
 from s1jax.runtime.sharding import ShardingRules
 

@@ -153,7 +153,7 @@ def _find_missing(
     """Return which of the rows with these keys a file lacks. Raises UserError if rows cannot be added to it (`write_samples`)."""
     check_writable(output)
     # No rows are in a file that is missing, empty or torn inside its first row.
-    is_empty = not output.exists() or jsonl.is_first_row_torn(output, f'{{"{next(iter(COLUMNS))}": "')
+    is_empty = not output.exists() or jsonl.is_first_row_torn(output)
     rows = [] if is_empty else read_samples(output)
     if not all(is_whole(row) for row in rows):
         raise UserError(

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from s1jax.model.config import ModelConfig
 from s1jax.ops.keys_values import KeysValues
 from s1jax.ops.quantization import Quantized, quantize
 from s1jax.runtime.sharding import ShardingRules, constrain
@@ -40,15 +41,16 @@ class KVCache(NamedTuple):
         return KeysValues(self.k[index], self.v[index], self.positions, self.segment_ids)
 
 
-def empty_cache(
-    num_layers: int, shape: tuple[int, int, int, int], dtype: str, rules: ShardingRules, int8: bool = False
-) -> KVCache:
-    """Return an empty cache of `shape` (B, K, S, H) per layer. Call it under jit, so that the arrays are created in place."""
-    B, K, S, H = shape
+def init_cache(config: ModelConfig, batch_size: int, capacity: int, rules: ShardingRules) -> KVCache:
+    """Return an empty cache for `batch_size` rows of at most `capacity` tokens, in the compute dtype.
+
+    Call it under jit, so that the arrays are created in place.
+    """
+    B, K, S, H = batch_size, config.num_kv_heads, capacity, config.head_dim
 
     def layers(shape: tuple[int, ...], head_axis: int) -> tuple[Any, ...]:
-        zeros = jnp.zeros(shape, dtype)
-        return (quantize(zeros, (head_axis,)) if int8 else zeros,) * num_layers
+        zeros = jnp.zeros(shape, config.dtype)
+        return (quantize(zeros, (head_axis,)) if "cache" in config.int8 else zeros,) * config.num_layers
 
     ints = jnp.zeros((B, S), jnp.int32)
     cache = KVCache(layers((B, K, H, S), 2), layers((B, K, S, H), 3), ints, ints, jnp.zeros((), jnp.int32))

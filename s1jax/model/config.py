@@ -61,8 +61,7 @@ class LoraConfig:
             raise UserError(f"rank is {self.rank}: it must be at least 1")
         if not 0 < self.alpha < math.inf:
             raise UserError(f"alpha is {self.alpha}: it must be positive and finite")
-        unknown = [name for name in self.targets if name not in PROJECTIONS]
-        if unknown or not self.targets:
+        if not self.targets or set(self.targets) - set(PROJECTIONS):
             raise UserError(f"targets is {self.targets}: choose one or more of {', '.join(PROJECTIONS)}")
 
     @property
@@ -111,13 +110,12 @@ class ModelConfig:
         rope_type = rope.get("rope_type") or rope.get("type") or "default"
         rotary_factor = rope.get("partial_rotary_factor") or hf.get("partial_rotary_factor") or 1
         num_heads, num_kv_heads = hf.get("num_attention_heads") or 0, hf.get("num_key_value_heads")
-        bad_numbers = _bad_numbers(hf) + _bad_numbers(rope)
+        bad_numbers = _bad_numbers(hf | rope)
         has_remainder = not bad_numbers and num_kv_heads and num_heads % num_kv_heads
         is_problem = {
             f"model_type is {hf.get('model_type')!r}, not 'qwen2'": hf.get("model_type") != "qwen2",
             f"hidden_act is {hf.get('hidden_act')!r}, not 'silu'": hf.get("hidden_act", "silu") != "silu",
             "use_sliding_window is set": hf.get("use_sliding_window"),
-            **{f"{name} is missing": name not in hf for name in REQUIRED},
             f"rope_parameters or rope_scaling is {rope_field!r}: it must be an object": rope is not rope_field,
             **dict.fromkeys(bad_numbers, True),
             f"rope type is {rope_type!r}, not 'default' or 'yarn'": rope_type not in ("default", "yarn"),
@@ -143,9 +141,7 @@ class ModelConfig:
         yarn = None
         if rope_type == "yarn":
             given = {field.name: rope[field.name] for field in fields(YarnConfig) if rope.get(field.name)}
-            original = given.pop("original_max_position_embeddings", values["max_position_embeddings"])
-            scales = {name: float(value) for name, value in given.items()}
-            yarn = YarnConfig(original_max_position_embeddings=original, **scales)
+            yarn = YarnConfig(**{"original_max_position_embeddings": values["max_position_embeddings"]} | given)
         return cls(**{ours: values[theirs] for theirs, ours in HF_NAMES.items()}, yarn=yarn, dtype=dtype)
 
     def to_hf(self) -> dict[str, Any]:
@@ -165,18 +161,14 @@ class ModelConfig:
 
 
 def _bad_numbers(fields: dict[str, Any]) -> list[str]:
-    """Return the problems with the known numbers among the fields of a config.json."""
+    """Return the problems with the known numbers among the fields of a config.json and of its rotation."""
     problems = []
     for name in (*REQUIRED, *OPTIONAL, *SCALES):
         value = fields.get(name)
-        if value is None and (name not in REQUIRED or name not in fields):
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            problems.append(f"{name} is {value!r}: it must be a number")
-        elif not 0 < value < math.inf:
-            problems.append(f"{name} is {value}: it must be positive and finite")
-        elif name not in SCALES and not (isinstance(value, int) and value < 2**31):
-            problems.append(f"{name} is {value}: it must be a whole number below 2**31")
+        kind, bound = ("finite number", math.inf) if name in SCALES else ("whole number below 2**31", 2**31)
+        is_number = type(value) is int or (type(value) is float and name in SCALES)
+        if (value is not None or name in REQUIRED) and not (is_number and 0 < value < bound):
+            problems.append(f"{name} is {value!r}: it must be a positive {kind}")
     return problems
 
 

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from s1jax.model.config import LoraConfig, ModelConfig
+from s1jax.model.config import ModelConfig
 from s1jax.model.qwen2 import Params, abstract_params, init_params, unstack
 from s1jax.ops.quantization import dequantize
-from s1jax.runtime.errors import UserError
 from s1jax.runtime.sharding import ShardingRules
 
 NAMES = ("lora_a", "lora_b")
@@ -27,29 +27,18 @@ NAMES = ("lora_a", "lora_b")
 
 def combine(frozen: Params, adapters: Params) -> Params:
     """Return the parameters of a model with `config.lora`: the frozen tree with the adapters added. No array is copied."""
-    tree = dict(frozen)
-    for name, value in adapters.items():
-        tree[name] = combine(tree.get(name, {}), value) if isinstance(value, dict) else value
-    return tree
+    return unflatten_dict(flatten_dict(frozen) | flatten_dict(adapters))
 
 
 def split(params: Params) -> tuple[Params, Params]:
     """Return the frozen part and the adapters of a tree: the inverse of `combine`."""
-    frozen: Params = {}
-    adapters: Params = {}
-    for name, value in params.items():
-        if not isinstance(value, dict):
-            (adapters if name in NAMES else frozen)[name] = value
-            continue
-        frozen[name], below = split(value)
-        if below:
-            adapters[name] = below
-    return frozen, adapters
+    leaves = flatten_dict(params)
+    adapters = {path: leaves.pop(path) for path in list(leaves) if path[-1] in NAMES}
+    return unflatten_dict(leaves), unflatten_dict(adapters)
 
 
 def init_adapters(config: ModelConfig, rules: ShardingRules, mesh: jax.sharding.Mesh, seed: int) -> Params:
     """Return the initial adapters of `config.lora`, with random A and B = 0, created in place on the devices that hold them."""
-    _check(config)
     return init_params(config, rules, "stacked", mesh, seed, part=lambda tree: split(tree)[1])
 
 
@@ -59,50 +48,34 @@ def merge(
     mesh: jax.sharding.Mesh,
     frozen: Params,
     adapters: Params,
-    dtype: str | None = None,
-    lazily: bool = False,
+    dtype: str,
 ) -> tuple[ModelConfig, Params]:
     """Return a plain model that equals the frozen weights with their adapters: its config and its per-layer parameters.
 
-    W + (alpha / rank) B A is computed in float32, layer by layer, and rounded to `dtype` (None: that of the final norm). With `lazily`,
-    each parameter is a `Merged` and the frozen stacks are deleted, so that memory never holds the whole merged model.
+    W + (alpha / rank) B A is computed in float32 and rounded to `dtype`. Each parameter is a `Merged`, and the stacks of the given ones are
+    deleted, so that memory never holds the whole merged model.
 
     Quantized weights are dequantized and then merged, because the adapters were trained and evaluated on these numbers and partly correct
     their error. With the original weights, that correction would itself be an error.
     """
-    lora = _check(config)
-    num_layers, dtype = config.num_layers, dtype or frozen["norm"]["weight"].dtype.name
-    base = dataclasses.replace(config, lora=None)
-    plain = dataclasses.replace(base, nf4=False, int8=tuple(part for part in config.int8 if part != "weights"))
-    layers = unstack(frozen, num_layers, abstract_params(base, rules, "per_layer", mesh), donate=lazily)["layers"]
-    deltas = unstack(adapters, num_layers)["layers"]
-
-    def finish(node: Params, delta: Params, target: Params) -> Params:
-        result: Params = {}
-        for name, wanted in target.items():
-            if isinstance(wanted, dict):
-                result[name] = finish(node[name], delta.get(name, {}), wanted)
-                continue
-            parts = (None, None, None) if name == "bias" else (node.get("scale"), *(delta.get(key) for key in NAMES))
-            compute = functools.partial(_merger(lora.scale, wanted), node[name], *parts)
-            result[name] = Merged(wanted.shape, wanted.dtype, compute) if lazily else compute()
-        return result
-
-    target = abstract_params(plain, rules, "per_layer", mesh, dtype)
-    merged: Params = {name: finish(frozen[name], {}, node) for name, node in target.items() if name != "layers"}
-    return plain, merged | {"layers": {i: finish(layers[i], deltas[i], target["layers"][i]) for i in range(num_layers)}}
+    assert config.lora is not None
+    plain = dataclasses.replace(config, lora=None, nf4=False, int8=tuple(x for x in config.int8 if x != "weights"))
+    target = abstract_params(config, rules, "per_layer", mesh)
+    leaves = flatten_dict(unstack(combine(frozen, adapters), config.num_layers, target, donate=True))
+    merged = {}
+    for path, wanted in flatten_dict(abstract_params(plain, rules, "per_layer", mesh, dtype)).items():
+        parts = [leaves.get((*path[:-1], name)) if path[-1] != "bias" else None for name in ("scale", *NAMES)]
+        compute = functools.partial(_merger(config.lora.scale, wanted), leaves[path], *parts)
+        merged[path] = Merged(wanted.shape, wanted.dtype, compute)
+    return plain, unflatten_dict(merged)
 
 
 class Merged(NamedTuple):
-    """A parameter that is computed when it is called."""
+    """A parameter that is computed when it is written."""
 
     shape: tuple[int, ...]
     dtype: Any
     compute: Callable[[], jax.Array]
-
-    def __call__(self) -> jax.Array:
-        """Return the array."""
-        return self.compute()
 
 
 @functools.lru_cache(maxsize=64)
@@ -116,9 +89,3 @@ def _merger(scale_of_adapter: float, target: jax.ShapeDtypeStruct):
         return kernel.astype(target.dtype)
 
     return jax.jit(run, out_shardings=target.sharding)
-
-
-def _check(config: ModelConfig) -> LoraConfig:
-    if config.lora is None:
-        raise UserError("config.lora is None: give the model's config a LoraConfig")
-    return config.lora

@@ -15,9 +15,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Int
 
-from s1jax.model.cache import KVCache, empty_cache, write
+from s1jax.model.cache import KVCache, write
 from s1jax.model.config import LoraConfig, ModelConfig
 from s1jax.model.params import ParamFactory, create
 from s1jax.model.storage import storage_dtype
@@ -43,12 +44,6 @@ REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
     "full": None,
 }
 """What each remat policy except `none` saves per layer, in addition to the layer's input; see `Qwen2.__call__`."""
-
-
-def init_cache(config: ModelConfig, batch_size: int, capacity: int, rules: ShardingRules) -> KVCache:
-    """Return an empty cache for `batch_size` rows of at most `capacity` tokens, in the compute dtype. Call it under jit."""
-    shape = (batch_size, config.num_kv_heads, capacity, config.head_dim)
-    return empty_cache(config.num_layers, shape, config.dtype, rules, "cache" in config.int8)
 
 
 class Projection(nnx.Module):
@@ -314,11 +309,8 @@ class Qwen2(nnx.Module):
 def _abstract(config: ModelConfig, rules: ShardingRules, layout: Layout):
     graph, state = nnx.split(nnx.eval_shape(lambda: Qwen2(config, rules, layout)))
 
-    def is_param(x: Any) -> bool:
-        return isinstance(x, nnx.Variable)
-
     def metadata(key: str) -> Any:
-        return nnx.to_pure_dict(jax.tree.map(lambda p: p.replace(p.get_metadata()[key]), state, is_leaf=is_param))
+        return unflatten_dict({path: param.get_metadata()[key] for path, param in nnx.to_flat_state(state)})
 
     return graph, nnx.to_pure_dict(state), metadata("names"), metadata("initial")
 
@@ -343,13 +335,8 @@ def abstract_params(
 
 def constrain_params(params: Params, config: ModelConfig, rules: ShardingRules) -> Params:
     """Pin stacked parameters, a part of their tree, or arrays of their shapes, to their sharding on the mesh of `jax.set_mesh`."""
-
-    def pin(node: Any, names: Any) -> Any:
-        if isinstance(node, dict):
-            return {key: pin(value, names[key]) for key, value in node.items()}
-        return constrain(node, rules, *names)
-
-    return pin(params, _abstract(config, rules, "stacked")[2])
+    names = flatten_dict(_abstract(config, rules, "stacked")[2])
+    return unflatten_dict({path: constrain(x, rules, *names[path]) for path, x in flatten_dict(params).items()})
 
 
 def init_params(

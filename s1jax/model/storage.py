@@ -1,55 +1,40 @@
 """Parameter trees of either layout whose matrices are small integers with a `scale`: stored in 8 or 4 bits (`ops/quantization.py`)."""
 
-import dataclasses
 import functools
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from s1jax.model.config import ModelConfig
 from s1jax.ops.quantization import quantize, quantize_nf4
-from s1jax.runtime.precision import Int8
 
+LeafPath = tuple[str | int, ...]
+"""The keys that lead to a parameter."""
 Storage = Literal["int8", "nf4"]
 
 
 def quantize_matrices(params: dict[str, Any], kind: Storage) -> dict[str, Any]:
-    """Return parameters with all matrices as `int8`, or those of layers as `nf4` (as in QLoRA). The floats are removed from `params`."""
-    rest = {name: value for name, value in params.items() if name != "layers"}
-    layers = _quantize_tree(params["layers"], kind, ("layers",))
-    return (_quantize_tree(rest, kind, ()) if kind == "int8" else rest) | {"layers": layers}
+    """Return parameters with all matrices as `int8`, or those of layers as `nf4` (as in QLoRA). `params` is emptied."""
+    leaves = flatten_dict(params)
+    params.clear()
+    for path in list(leaves):
+        leaves |= quantize_leaf(path, leaves.pop(path), kind)
+    return unflatten_dict(leaves)
 
 
-def _quantize_tree(tree: dict[Any, Any], kind: Storage, path: tuple[str | int, ...]) -> dict[Any, Any]:
-    quantized: dict[Any, Any] = {}
-    for name in list(tree):
-        below = (*path, name)
-        if isinstance(tree[name], dict):
-            quantized[name] = _quantize_tree(tree[name], kind, below)
-        else:
-            quantized |= quantize_leaf(below, tree.pop(name) if _is_stored(below, kind) else tree[name], kind)
-    return quantized
-
-
-def _is_stored(path: tuple[str | int, ...], kind: Storage) -> bool:
-    """Return whether the parameter at this path is a matrix that is stored as `kind`."""
-    matrix = "weight" if path[-2] == "embed_tokens" else "kernel"
-    return path[-1] == matrix and (kind == "int8" or path[0] == "layers")
-
-
-def quantize_leaf(path: tuple[str | int, ...], leaf: jax.Array, kind: Storage) -> dict[str, jax.Array]:
-    """Return the arrays that replace a parameter, by name: values and a scale if `kind` stores it, otherwise `leaf` itself.
+def quantize_leaf(path: LeafPath, leaf: jax.Array, kind: Storage) -> dict[LeafPath, jax.Array]:
+    """Return the arrays that replace a parameter, by path: values and a scale if `kind` stores it, otherwise `leaf` itself.
 
     This waits for the result, so that a caller can free each float parameter before the next, and their collectives do not overlap.
     """
-    name = str(path[-1])
-    if not _is_stored(path, kind):
-        return {name: leaf}
+    matrix = "weight" if path[-2] == "embed_tokens" else "kernel"
+    if path[-1] != matrix or (kind == "nf4" and path[0] != "layers"):
+        return {path: leaf}
     stacked = path[0] == "layers" and not isinstance(path[1], int)
     values, scale = jax.block_until_ready(_quantize_matrix(leaf, kind, 2 if path[-2] == "o_proj" else 1, stacked))
-    return {name: values, "scale": scale}
+    return {path: values, (*path[:-1], "scale"): scale}
 
 
 @functools.partial(jax.jit, static_argnames=("kind", "num_in", "stacked"))
@@ -72,16 +57,3 @@ def storage_dtype(path: tuple[Any, ...], config: ModelConfig) -> Any:
     if "weights" in config.int8 and (name in ("kernel", "scale") or first == "embed_tokens"):
         return jnp.float32 if name == "scale" else jnp.int8
     return None
-
-
-def store_in_int8(
-    config: ModelConfig, params: dict[str, Any], int8: Sequence[Int8]
-) -> tuple[ModelConfig, dict[str, Any]]:
-    """Return the config and parameters with these parts stored in 8 bits. Matrices are removed from `params`."""
-    config = with_int8(config, int8)
-    return config, quantize_matrices(params, "int8") if "weights" in config.int8 else params
-
-
-def with_int8(config: ModelConfig, int8: Sequence[Int8]) -> ModelConfig:
-    """Return the config with these parts stored in 8 bits."""
-    return dataclasses.replace(config, int8=tuple(sorted(set(int8))))

@@ -22,7 +22,7 @@ from s1jax.decode.loaded import LoadedModel, make_vocabulary
 from s1jax.decode.request import Completion, Request
 from s1jax.model.config import ModelConfig, qwen2_5
 from s1jax.model.qwen2 import init_params
-from s1jax.model.storage import store_in_int8
+from s1jax.model.storage import quantize_matrices
 from s1jax.ops.attention import CacheBackend, check_cache_backend, default_cache_backend
 from s1jax.perf.measure import read_bandwidth, timed
 from s1jax.runtime.errors import UserError
@@ -65,7 +65,8 @@ def random_engine(config: ModelConfig, mesh: MeshConfig, attention: CacheBackend
     with jax.set_mesh(devices):
         floats = dataclasses.replace(config, int8=())
         params = init_params(floats, rules, "per_layer", devices, seed=0, dtype=config.dtype)
-        config, params = store_in_int8(floats, params, config.int8)
+        if "weights" in config.int8:
+            params = quantize_matrices(params, "int8")
     vocabulary = make_vocabulary(MADE_UP_DELIMITERS, np.arange(config.vocab_size) == 4, config.vocab_size)
     return Engine(LoadedModel(config, params, rules, devices, vocabulary, attention))
 

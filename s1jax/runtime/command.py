@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import NoReturn
 
 from s1jax.runtime.errors import UserError
-from s1jax.runtime.files import ROOT
 
 logger = logging.getLogger(__name__)
 
@@ -27,11 +26,7 @@ OUT_OF_MEMORY_ADVICE = (
 def program() -> str:
     """Return how the running command was called: `python launch/NAME.py` or `python -m data_tools.NAME`."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    if spec is not None and spec.name.startswith("data_tools."):
-        return f"python -m {spec.name}"
-    script = Path(sys.argv[0])
-    in_project = script.is_file() and script.resolve().is_relative_to(ROOT)
-    return f"python {script.resolve().relative_to(ROOT) if in_project else script.name}"
+    return f"python {sys.argv[0]}" if spec is None else f"python -m {spec.name}"
 
 
 def listed(problems: Sequence[str], shown: int = 8) -> str:
@@ -126,17 +121,9 @@ def _process_of_several() -> int | None:
     return jax.process_index()
 
 
-def _is_own_process() -> bool:
-    """Return whether this process was started to run one of our commands, rather than a program (such as pytest) that calls one."""
-    script, spec = (getattr(sys.modules["__main__"], name, None) for name in ("__file__", "__spec__"))
-    if script not in sys.orig_argv and (spec is None or spec.name not in sys.orig_argv):
-        return False
-    return any(Path(script or "").resolve().is_relative_to(ROOT / folder) for folder in ("launch", "data_tools"))
-
-
 def _exit_failed() -> NoReturn:
-    """Exit with code 1; in a process of our own without exit handlers, where JAX would wait for other processes and Orbax for threads."""
-    if _is_own_process():
+    """Exit with code 1. One of several processes skips its exit handlers, in which JAX would wait for the others."""
+    if _process_of_several() is not None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)

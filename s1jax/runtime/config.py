@@ -8,7 +8,6 @@ a mistake in one breaks all commands, and takes no path of a file outside `confi
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import importlib.util
 import io
 import re
@@ -29,15 +28,12 @@ Config = TypeVar("Config")
 
 def config_names(config_type: type[Any] | tuple[type[Any], ...] = object) -> list[str]:
     """Return the names of the project's configs of this type (or of one of these types)."""
-
-    def fits(name: str) -> bool:
-        try:
-            return bool(load_config(name, config_type))
-        except UserError:
-            return False
-
-    names = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
-    return [name for name in names if config_type is object or fits(name)]
+    names = []
+    for path in sorted((ROOT / "configs").glob("[!_]*.py")):
+        with contextlib.suppress(UserError):
+            load_config(path.stem, config_type)
+            names.append(path.stem)
+    return names
 
 
 def load_config(name: str, config_type: type[Config] | tuple[type[Config], ...]) -> Config:
@@ -57,30 +53,16 @@ def load_config(name: str, config_type: type[Config] | tuple[type[Config], ...])
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise UserError(_describe_mistake(path, error)) from error
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == spec.origin]
+        line = f", line {lines[-1]}" if lines else ""
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        raise UserError(f"{path}{line}: {kind}{error}") from error
     config = getattr(module, "CONFIG", None)
     if not isinstance(config, config_type):
         types = config_type if isinstance(config_type, tuple) else (config_type,)
         wanted = " or ".join(cls.__name__ for cls in types)
         raise UserError(f"{path} has no CONFIG of type {wanted}; it holds {type(config).__name__}")
     return config
-
-
-def _describe_mistake(path: Path, error: Exception) -> str:
-    """Return the line of a mistake in a config file and the reason; for an unknown field also the known ones."""
-    frames = traceback.extract_tb(error.__traceback__)
-    line = next((frame.lineno for frame in reversed(frames) if Path(frame.filename).resolve() == path.resolve()), None)
-    message = str(error)
-    if isinstance(error, SyntaxError) and error.filename:
-        path, line, message = Path(error.filename), error.lineno, error.msg
-    if found := re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message):
-        loaded = [module for name, module in list(sys.modules.items()) if name.startswith(("s1jax.", "data_tools."))]
-        cls = next((getattr(module, found[1]) for module in loaded if hasattr(module, found[1])), None)
-        if dataclasses.is_dataclass(cls):
-            names = ", ".join(field.name for field in dataclasses.fields(cls))
-            message = f"{found[1]} has no field {found[2]}; its fields are: {names}"
-    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-    return f"{path}{f', line {line}' if line else ''}: {kind}{message}"
 
 
 def parse_command(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-from pathlib import Path
 
 from s1jax.runtime.files import ROOT
 
@@ -13,14 +12,7 @@ def commit() -> str:
 
     An installed package has no commit and returns "unknown", even if it lies inside some other repository.
     """
-    git = ["git", "-C", str(ROOT)]
-    result = subprocess.run(
-        [*git, "rev-parse", "--show-toplevel", "--short=12", "HEAD"], capture_output=True, text=True
-    )
-    if result.returncode:
+    if not (ROOT / ".git").exists():
         return "unknown"
-    top, revision = result.stdout.splitlines()
-    if Path(top).resolve() != ROOT:
-        return "unknown"
-    changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True).returncode
-    return revision + "+" * (changed != 0)
+    describe = ["git", "-C", str(ROOT), "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+"]
+    return subprocess.run(describe, capture_output=True, text=True).stdout.strip() or "unknown"

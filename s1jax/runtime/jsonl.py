@@ -38,11 +38,10 @@ def read(path: str | Path) -> list[tuple[int, Any]]:
     return rows
 
 
-def is_first_row_torn(path: str | Path, beginning: str) -> bool:
-    """Return whether a file holds nothing but a torn first row, all of whose rows start with `beginning`."""
-    *whole, last = _lines(path)
-    start = beginning.encode()
-    return not whole and not _parses(last) and last[: len(start)] == start[: len(last)]
+def is_first_row_torn(path: str | Path) -> bool:
+    """Return whether a file is empty or holds nothing but the beginning of a JSON object."""
+    first, *others = _lines(path)
+    return first[:1] in (b"", b"{") and not _parses(first) and not others
 
 
 def write(path: str | Path, rows: Iterable[Any]) -> None:
@@ -72,34 +71,21 @@ class Appender:
         """Write rows behind those that are there."""
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            _mend(self.path)
+            torn = _lines(self.path)[-1] if self.path.exists() else b""
             self._file = self.path.open("ab")
+            if _parses(torn):
+                self._file.write(b"\n")
+            else:
+                self._file.truncate(self._file.tell() - len(torn))
         self._file.write("".join(_to_line(row) for row in rows).encode())
         self._file.flush()
 
 
 def _to_line(row: Any) -> str:
     """Return a row as one line. Values that JSON does not know, such as dates, become text."""
-    line = json.dumps(row, ensure_ascii=False, default=str)
-    try:
-        line.encode()
-    except UnicodeEncodeError:  # a lone surrogate, from bytes that are not UTF-8, can only be written as an escape
-        line = json.dumps(row, default=str)
-    return line + "\n"
-
-
-def _mend(path: Path) -> None:
-    if not path.exists():
-        return
-    *whole, last = _lines(path)
-    if not last:
-        return
-    with path.open("r+b") as file:
-        if _parses(last):
-            file.seek(0, os.SEEK_END)
-            file.write(b"\n")
-        else:
-            file.truncate(sum(len(line) + 1 for line in whole))
+    line = json.dumps(row, ensure_ascii=False, default=str) + "\n"
+    # A lone surrogate, from bytes that are not UTF-8, can only be written as an escape.
+    return line.encode(errors="backslashreplace").decode()
 
 
 def _lines(path: str | Path) -> list[bytes]:

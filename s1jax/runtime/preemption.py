@@ -17,7 +17,6 @@ import itertools
 import logging
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -78,14 +77,14 @@ class Preemption:
         `doing` names the work of the body ("compiling") in the message. The body must have nothing to save, and no save may be running.
         """
         with self._lock:
-            before, self._idle = self._idle, doing
+            self._idle = doing
             if self._received is not None:
-                self._end(self._received, doing)
+                _leave(self._received, f"while {doing}: nothing new to save; the same command resumes")
         try:
             yield
         finally:
             with self._lock:
-                self._idle = before
+                self._idle = None
 
     def requested(self) -> bool:
         """Return whether to save and stop now. A call takes microseconds.
@@ -111,11 +110,11 @@ class Preemption:
             received = signal.Signals(number[0])
             with self._lock:
                 if self._idle is not None:
-                    self._end(received, self._idle)
+                    _leave(received, f"while {self._idle}: nothing new to save; the same command resumes")
                 # A launcher may forward the signal that the terminal has sent to this process already.
                 again = self._received is not None and time.monotonic() > self._received_at + 0.5
                 if received == signal.SIGINT and again:
-                    _leave(received, "interrupted again: stopped at once; the same command resumes from the last save")
+                    _leave(received, "again: stopped at once; the same command resumes from the last save")
                 if self._received is None:
                     hint = "; press Ctrl-C again to stop at once" if received == signal.SIGINT else ""
                     _write(f"{received.name}: saving after this step{hint}\n")
@@ -123,15 +122,9 @@ class Preemption:
             if self._tell_jax is not None:
                 self._tell_jax()
 
-    def _end(self, received: signal.Signals, doing: str) -> NoReturn:
-        _leave(received, f"{SIGNALS[received]} while {doing}: nothing new to save; the same command resumes")
 
-
-def _leave(received: signal.Signals, message: str) -> NoReturn:
-    _write(message + "\n")
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # the reader is gone
-            stream.flush()
+def _leave(received: signal.Signals, reason: str) -> NoReturn:
+    _write(f"{SIGNALS[received]} {reason}\n")
     os._exit(128 + received)
 
 

@@ -14,9 +14,10 @@ import jax
 import optax
 
 from s1jax.data.packing import Shape
+from s1jax.model import lora
 from s1jax.model.config import ModelConfig
 from s1jax.model.qwen2 import Params, abstract_params
-from s1jax.train.config import TrainConfig, split_params, weight_dtype, with_adapters
+from s1jax.train.config import TrainConfig, weight_dtype, with_adapters
 from s1jax.train.optimizer import make_optimizer
 from s1jax.train.step import TrainState, abstract_batch, abstract_state, init_state, make_loss_step, make_train_step
 
@@ -76,6 +77,6 @@ def training_program(
     model_config = with_adapters(config, model_config)
     optimizer = make_optimizer(config.optimizer, num_steps)
     params: Any = abstract_params(model_config, config.rules, "stacked", mesh, weight_dtype(config))
-    frozen, trained = split_params(config, params)
+    frozen, trained = ({}, params) if config.lora is None else lora.split(params)
     state = abstract_state(optimizer, trained, mesh, config.step.offload_optimizer)
     return TrainingProgram(config, model_config, mesh, optimizer, frozen, state)

@@ -6,9 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from s1jax.data.examples import DataConfig, Examples
-from s1jax.model import lora
 from s1jax.model.config import LoraConfig, ModelConfig
-from s1jax.model.qwen2 import Params
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.precision import DType, Int8
 from s1jax.runtime.sharding import MeshConfig, ShardingRules
@@ -116,8 +114,3 @@ def with_adapters(config: TrainConfig, model_config: ModelConfig) -> ModelConfig
 def weight_dtype(config: TrainConfig) -> str:
     """Return the dtype of the model's weights: `param_dtype` if they are trained, the compute dtype if they are frozen."""
     return config.param_dtype if config.lora is None else config.dtype
-
-
-def split_params(config: TrainConfig, params: Params) -> tuple[Params, Params]:
-    """Split a model's parameters into (frozen, trained). Without LoRA nothing is frozen."""
-    return ({}, params) if config.lora is None else lora.split(params)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import math
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -182,7 +181,7 @@ def check_trackers(names: Sequence[str]) -> None:
     for name in names:
         if name not in PACKAGES:
             raise UserError(f"trackers contains {name!r}: choose from {', '.join(PACKAGES)}")
-        if sys.modules.get(PACKAGES[name]) is None and importlib.util.find_spec(PACKAGES[name]) is None:
+        if importlib.util.find_spec(PACKAGES[name]) is None:
             raise UserError(f"tracker {name} needs the package {PACKAGES[name]}: pip install {PACKAGES[name]}")
 
 

@@ -6,6 +6,7 @@ is updated in float32 and then rounded up or down at random, such that its mean 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, BFloat16, Float, Float32, Key, PyTree
 
-from s1jax.model.qwen2 import Params
 from s1jax.runtime.errors import UserError
 
 Floats: TypeAlias = PyTree[Float[Array, " ..."]]
@@ -64,17 +64,13 @@ def learning_rate(config: OptimizerConfig, num_steps: int) -> Callable[[Any], An
 def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
     """Return clipping followed by AdamW (arXiv 1711.05101) on the schedule of `learning_rate`."""
 
-    def decays(params: Params) -> Any:
-        def is_matrix(path: tuple[Any, ...], _: Any) -> bool:
-            names = [str(getattr(key, "key", key)) for key in path]
-            return names[-1] in ("kernel", "lora_a", "lora_b") or names[0] == "embed_tokens"
+    def is_matrix(path: tuple[Any, ...], _: Any) -> bool:
+        return path[-1].key in ("kernel", "lora_a", "lora_b") or path[0].key == "embed_tokens"
 
-        return jax.tree_util.tree_map_with_path(is_matrix, params)
-
-    schedule = learning_rate(config, num_steps)
     adamw = optax.adamw(
-        schedule, config.beta1, config.beta2, config.epsilon, weight_decay=config.weight_decay, mask=decays
-    )
+        learning_rate(config, num_steps), config.beta1, config.beta2, config.epsilon, weight_decay=config.weight_decay,
+        mask=functools.partial(jax.tree_util.tree_map_with_path, is_matrix),
+    )  # fmt: skip
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
 
 

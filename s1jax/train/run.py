@@ -61,7 +61,7 @@ def train(config: TrainConfig) -> Path:
             run = prepare(config)
             if run.store is not None and run.is_finished():
                 run.store.close()
-                logger.info(f"{run.output} is finished: nothing to do")
+                logger.info("%s is finished: nothing to do", run.output)
                 return run.export_path
             compiled = compile_run(run)
             frozen, state = load(run)
@@ -180,9 +180,9 @@ def read_examples(
     examples.check_fit(model_config)
     rejects += more_rejects
     logger.info(
-        f"{config.source}: {counted(len(examples), 'example')}, {examples.num_truncated} of them cut to max_length "
-        f"{config.max_length}, {describe_rejects(rejects, output / REJECTS_NAME)}"
-    )
+        "%s: %s, %d of them cut to max_length %d, %s", config.source, counted(len(examples), "example"),
+        examples.num_truncated, config.max_length, describe_rejects(rejects, output / REJECTS_NAME),
+    )  # fmt: skip
     return examples, rejects
 
 
@@ -230,10 +230,10 @@ def compile_run(run: Run) -> CompiledRun:
     """Compile the step and the evaluation. This happens before the first step, so that an error of the compiler costs no work."""
     packer = run.packer
     logger.info(
-        f"{counted(run.num_steps, 'step')} of {run.config.data.batch_size} examples, in micro-batches of "
-        f"{counted(packer.rows_per_micro_batch, 'row')} of {' or '.join(map(str, packer.row_lengths))} tokens; "
-        f"{packer.filling():.0%} of the positions hold a token"
-    )
+        "%s of %d examples, in micro-batches of %s of %s tokens; %.0f%% of the positions hold a token",
+        counted(run.num_steps, "step"), run.config.data.batch_size, counted(packer.rows_per_micro_batch, "row"),
+        " or ".join(map(str, packer.row_lengths)), 100 * packer.filling(),
+    )  # fmt: skip
     has_steps = run.first_step < run.num_steps
     step = run.program.lower_step(packer.shapes).compile() if has_steps else None
     if run.eval_packer is None or not (has_steps or run.needs_evaluation(run.num_steps)):
@@ -246,7 +246,7 @@ def load(run: Run) -> tuple[Params, TrainState]:
     config, program = run.config, run.program
     frozen: Params = {} if config.lora is None else load_weights(run)
     if run.store is not None and run.first_step:
-        logger.info(f"resuming {run.output} after step {run.first_step} of {run.num_steps}")
+        logger.info("resuming %s after step %d of %d", run.output, run.first_step, run.num_steps)
         return frozen, run.store.restore(run.first_step, program.state)
     if config.lora is None:
         trained = load_weights(run)
@@ -324,7 +324,7 @@ def fit(
     if run.eval_packer is not None:
         store.wait()  # the last step may be the best
         if (best := store.best_step()) is not None:
-            logger.info(f"lowest loss on {config.eval_source}: {store.eval_loss(best):.4f} after step {best}")
+            logger.info("lowest loss on %s: %.4f after step %d", config.eval_source, store.eval_loss(best), best)
     return state
 
 
@@ -366,7 +366,5 @@ def export(run: Run, frozen: Params, params: Params) -> None:
     """Write the trained model as a Hugging Face directory, with LoRA's adapters merged."""
     config, model_config, mesh = run.config, run.program.model_config, run.program.mesh
     if config.lora is not None:
-        model_config, params = lora.merge(
-            model_config, config.rules, mesh, frozen, params, config.export_dtype, lazily=True
-        )
+        model_config, params = lora.merge(model_config, config.rules, mesh, frozen, params, config.export_dtype)
     save_hf(run.export_path, model_config, params, config.export_dtype, run.source.files, overwrite=True)

@@ -45,7 +45,7 @@ def test_an_export_that_fails_midway_leaves_the_old_one_in_place(tmp_path, monke
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_transformers_loads_the_export_and_computes_the_same_logits(tmp_path, tied):
+def test_transformers_loads_the_export_and_computes_the_same_logits(tmp_path, tied, monkeypatch):
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -60,7 +60,8 @@ def test_transformers_loads_the_export_and_computes_the_same_logits(tmp_path, ti
         with torch.no_grad():
             return model.dtype, model(tokens).logits
 
-    save_hf(tmp_path / "same", config, params, None, source, max_shard_bytes=30_000)
+    monkeypatch.setattr(huggingface, "MAX_SHARD_BYTES", 30_000)
+    save_hf(tmp_path / "same", config, params, None, source)
     dtype, same = logits(tmp_path / "same")
     assert dtype == torch.float32 and torch.equal(same, logits(source)[1])
     save_hf(tmp_path / "half", config, params, "bfloat16", source)

@@ -16,7 +16,6 @@ from s1jax.checkpoint import huggingface, safetensors
 from s1jax.checkpoint.export import save_hf
 from s1jax.model.qwen2 import abstract_params
 from s1jax.ops import bits
-from s1jax.runtime.command import listed
 from s1jax.runtime.files import ROOT
 from tests.support.checkpoints import RULES, assert_same, load, mesh_of, raw, tiny_tensors, write_checkpoint
 
@@ -32,11 +31,12 @@ from tests.support.checkpoints import RULES, assert_same, load, mesh_of, raw, ti
         ("F8_E5M2", True, 1, "stacked"),
     ],
 )
-def test_import_then_export_keeps_every_bit(tmp_path, dtype, tied, num_files, layout):
+def test_import_then_export_keeps_every_bit(tmp_path, dtype, tied, num_files, layout, monkeypatch):
     tensors = tiny_tensors(tied, dtype, bits=True)
     source = write_checkpoint(tmp_path / "in", tensors, num_files, tie_word_embeddings=tied)
     config, params = load(source, layout)
-    save_hf(tmp_path / "out", config, params, None, source, max_shard_bytes=20_000 if num_files > 1 else 10**9)
+    monkeypatch.setattr(huggingface, "MAX_SHARD_BYTES", 20_000 if num_files > 1 else 10**9)
+    save_hf(tmp_path / "out", config, params, None, source)
     assert raw(tmp_path / "out") == raw(source)
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1 or num_files == 1
     assert (tmp_path / "out" / "model.safetensors.index.json").exists() == (num_files > 1)
@@ -206,10 +206,18 @@ def test_what_is_wrong_with_a_tensor_is_named(tmp_path, damage):
     assert "1 problem(s)" in str(caught.value)
 
 
-def test_all_that_is_wrong_is_raised_together(tmp_path, monkeypatch):
+def test_all_that_is_wrong_with_tensors_is_raised_together(tmp_path):
     tensors = tiny_tensors()
     for damage in BREAKS:
         damage(tmp_path, tensors)
+    with pytest.raises(ValueError) as caught:
+        load(write_checkpoint(tmp_path / "in", tensors, num_files=6))
+    assert f"{len(BREAKS)} problem(s)" in str(caught.value)
+    assert all(expected in str(caught.value) for expected in BREAKS.values())
+
+
+def test_all_that_is_wrong_with_files_is_raised_together(tmp_path):
+    tensors = tiny_tensors()
     source = write_checkpoint(tmp_path / "in", tensors, num_files=6)
     index_path = source / "model.safetensors.index.json"
     index = json.loads(index_path.read_text())
@@ -230,22 +238,15 @@ def test_all_that_is_wrong_is_raised_together(tmp_path, monkeypatch):
     true_file = holder[misplaced]
     holder[misplaced] = next(f for f in holder.values() if f not in special and f != true_file)
     index_path.write_text(json.dumps(index))
-    with pytest.raises(ValueError, match=f"and {len(BREAKS) + 5 - 8} more$"):
-        load(source)
-    monkeypatch.setattr(huggingface, "listed", lambda problems: listed(problems, shown=99))
     with pytest.raises(ValueError) as caught:
         load(source)
     message = str(caught.value)
-    for expected in BREAKS.values():
-        assert expected in message
     assert "model-x.safetensors, which is absent" in message
     assert "model-y.safetensors is truncated" in message
-    assert "model-z.safetensors is not a safetensors file" in message
+    assert "model-z.safetensors is truncated or not a safetensors file" in message
     assert f"the index places {misplaced} in {holder[misplaced]}, which does not hold it" in message
     assert f"{true_file} holds {misplaced}, which the index does not place there" in message
-    assert f"{len(BREAKS) + 5} problem(s)" in message
-    # What lies in an unreadable file is not called missing as well.
-    assert not any(f"{name} is missing" in message for name in (*victims, misplaced))
+    assert "5 problem(s)" in message
 
 
 def test_a_tied_model_with_a_copy_of_its_embedding_as_lm_head_loads(tmp_path):

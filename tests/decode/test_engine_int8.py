@@ -11,17 +11,18 @@ from flax import nnx
 from s1jax.checkpoint.source import resolve_source
 from s1jax.data.condition import Limits
 from s1jax.decode.engine import Engine, load_engine
-from s1jax.model.qwen2 import graphdef, init_cache
-from s1jax.model.storage import store_in_int8
+from s1jax.model.cache import init_cache
+from s1jax.model.qwen2 import graphdef
 from s1jax.runtime.sharding import MeshConfig
 from tests.support.decoding import RULES, WAIT, at_point, make_engine, make_request
+from tests.support.models import in_int8
 
 pytestmark = pytest.mark.integration
 
 
 def int8_engine(*int8, mesh_config=None):
     model = make_engine(mesh_config).model
-    config, params = store_in_int8(model.config, model.params, int8)
+    config, params = in_int8(model.config, model.params, int8)
     return Engine(dataclasses.replace(model, config=config, params=params))
 
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from s1jax.model.cache import empty_cache, resize, write
+from s1jax.model.cache import init_cache, resize, write
+from s1jax.model.config import ModelConfig
 from s1jax.ops.quantization import quantize
 from s1jax.runtime.sharding import ShardingRules
 
@@ -15,7 +16,11 @@ from s1jax.runtime.sharding import ShardingRules
 @pytest.mark.parametrize("num_written", [0, 1, 3, 4, 7])
 @pytest.mark.parametrize("capacity", [8, 2])
 def test_a_resized_cache_holds_the_newest_and_writes_on_behind_them(capacity, num_written, num_rows, int8):
-    cache = jax.jit(lambda: empty_cache(2, (num_rows, 1, 4, 1), "float32", ShardingRules(), int8))()
+    config = ModelConfig(
+        vocab_size=8, embed_dim=1, mlp_dim=1, num_layers=2, num_heads=1, num_kv_heads=1, head_dim=1, rope_theta=1e4, rms_norm_eps=1e-6,
+        max_position_embeddings=8, tie_word_embeddings=True, dtype="float32", int8=("cache",) if int8 else (),
+    )  # fmt: skip
+    cache = jax.jit(lambda: init_cache(config, num_rows, 4, ShardingRules()))()
     for i in range(num_written):
         slot, x = jnp.array(i % 4), jnp.full((num_rows, 1, 1, 1), i + 1.0)
         cache = cache._replace(

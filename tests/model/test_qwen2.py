@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from s1jax.model.cache import init_cache
 from s1jax.model.config import ModelConfig
-from s1jax.model.qwen2 import abstract_params, graphdef, init_cache, unstack
+from s1jax.model.qwen2 import abstract_params, graphdef, unstack
 from tests.support.models import RULES, full_logits, one_device, random_tokens
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

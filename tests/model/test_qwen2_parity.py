@@ -14,8 +14,9 @@ import pytest
 from flax import nnx
 
 from s1jax.checkpoint.source import load_model, resolve_source
+from s1jax.model.cache import init_cache
 from s1jax.model.config import ModelConfig
-from s1jax.model.qwen2 import graphdef, init_cache, unstack
+from s1jax.model.qwen2 import graphdef, unstack
 from s1jax.ops.rope import rotation_at
 from tests.support.models import RULES, YARN, full_logits, one_device, published, random_tokens, relative_error
 

@@ -11,18 +11,19 @@ from flax import nnx
 from s1jax.checkpoint.export import save_hf
 from s1jax.checkpoint.source import load_model, resolve_source
 from s1jax.model import storage
-from s1jax.model.qwen2 import abstract_params, graphdef, init_cache, unstack
-from s1jax.model.storage import quantize_matrices, store_in_int8
+from s1jax.model.cache import init_cache
+from s1jax.model.qwen2 import abstract_params, graphdef, unstack
+from s1jax.model.storage import quantize_matrices
 from s1jax.runtime.sharding import MeshConfig, make_mesh
 from tests.support.decoding import CONFIG, RULES
-from tests.support.models import in_nf4, random_params
+from tests.support.models import in_int8, in_nf4, random_params
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 def test_a_stack_is_stored_as_its_layers_are(kind):
     mesh = make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
-    store = in_nf4 if kind == "nf4" else lambda *args: store_in_int8(*args, ["weights"])
+    store = in_nf4 if kind == "nf4" else in_int8
     params = random_params(CONFIG, "stacked", mesh)
     # Storing takes the matrices out of the tree it is given, and the embedding would be in both.
     config, wanted = store(CONFIG, jax.tree.map(jnp.copy, unstack(params, CONFIG.num_layers)))
@@ -73,7 +74,7 @@ def logits(config, params, num_tokens=6, with_cache=False):
 def test_a_model_computes_with_what_its_stored_weights_stand_for(tied):
     config = dataclasses.replace(CONFIG, tie_word_embeddings=tied)
     mesh = make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
-    int8, stored = store_in_int8(config, random_params(config, "per_layer", mesh), ["weights"])
+    int8, stored = in_int8(config, random_params(config, "per_layer", mesh))
     wanted = jax.tree.map(lambda x: (x.shape, x.dtype), abstract_params(int8, RULES, "per_layer", mesh))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), stored) == wanted
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from s1jax.model.qwen2 import Remat, abstract_params, graphdef, init_cache, unstack
+from s1jax.model.cache import init_cache
+from s1jax.model.qwen2 import Remat, abstract_params, graphdef, unstack
 from s1jax.ops.attention import default_backend, self_attention
 from s1jax.ops.blocked_attention import _needed_pairs, blocked_attention
 from s1jax.perf.topology import topology_devices

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from s1jax.model.qwen2 import graphdef, init_cache, unstack
+from s1jax.model.cache import init_cache
+from s1jax.model.qwen2 import graphdef, unstack
 from s1jax.ops.cached_attention import BLOCK
 from s1jax.ops.keys_values import KeysValues
 from s1jax.ops.quantization import quantize

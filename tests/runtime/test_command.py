@@ -118,6 +118,7 @@ def test_an_unexpected_error_in_one_of_several_processes_is_a_traceback_with_its
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(os, "_exit", sys.exit)
     with pytest.raises(SystemExit) as exit_info:
         run_command(lambda: json.loads("{"))
     error = capsys.readouterr().err

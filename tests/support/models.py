@@ -82,6 +82,12 @@ def in_nf4(config: ModelConfig, params):
     return dataclasses.replace(config, nf4=True), quantize_matrices(params, "nf4")
 
 
+def in_int8(config: ModelConfig, params, parts=("weights",)):
+    """The model with these parts stored in 8 bits; parameters of either layout, which are given up if they are among them."""
+    params = quantize_matrices(params, "int8") if "weights" in parts else params
+    return dataclasses.replace(config, int8=tuple(parts)), params
+
+
 def random_tokens(config: ModelConfig, shape, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, config.vocab_size, shape).astype(np.int32)
 

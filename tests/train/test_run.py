@@ -347,7 +347,7 @@ def test_trackers_are_given_every_step_and_an_absent_one_is_named(run_config, mo
         def finish(self):
             seen.append("finished")
 
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **_: Run()))
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **_: Run(), __spec__="wandb"))
     config = replace(run_config, data=replace(run_config.data, num_epochs=1), trackers=("wandb",))
     train(config)
     assert seen == [*enumerate(losses_of(config.output)), "finished"]
