@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, TextIO
+from typing import Annotated, TextIO
 
 import tyro
 
@@ -51,7 +52,7 @@ def generate(config: GenerateConfig, out: TextIO) -> Completion:
     prompt, ignore_ids = chat.encode_prompt(config.prompt), chat.encode_text(condition.ignore_text)
     request = Request(tuple(prompt), condition, tuple(ignore_ids), seed=config.seed)
     ticket = engine.submit(request)
-    stream = TranscriptStream(chat.tokenizer, out)
+    stream = TranscriptStream(chat.decode, out)
     started = time.monotonic()
     try:
         while not (finished := engine.step(STEPS_PER_UPDATE)):
@@ -76,8 +77,8 @@ class TranscriptStream:
     On a terminal injected text has a colour. Elsewhere, or if NO_COLOR is set, it stands in [[double brackets]].
     """
 
-    def __init__(self, tokenizer: Any, out: TextIO):
-        self.tokenizer, self.out = tokenizer, out
+    def __init__(self, decode: Callable[..., str], out: TextIO):
+        self.decode, self.out = decode, out
         self.color = out.isatty() and not os.environ.get("NO_COLOR")
         self.shown = 0
         self.heading = ""
@@ -114,7 +115,7 @@ class TranscriptStream:
             self.out.flush()
 
     def _text(self, completion: Completion, end: int, kind: str) -> str:
-        return self.tokenizer.decode(completion.tokens[self.shown : end], skip_special_tokens=kind != "thinking")
+        return self.decode(completion.tokens[self.shown : end], skip_special_tokens=kind != "thinking")
 
     @staticmethod
     def _kind(completion: Completion, index: int) -> str:

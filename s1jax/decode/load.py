@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from functools import partial
 
 import jax
 
@@ -49,9 +49,6 @@ def load_engine(
     store: Storage | None = "int8" if "weights" in int8 else None
     config, params = load_model(source, device_mesh, rules, "per_layer", dtype=dtype, param_dtype=dtype, store=store)
     config = with_int8(config, int8)
-
-    def to_text(ids: Sequence[int]) -> str:
-        return str(chat.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
+    to_text = partial(chat.decode, skip_special_tokens=True)
     placed = place_model(config, params, rules, device_mesh, chat.delimiters, chat.newline_ids, attention, to_text)
     return Engine(placed, num_rows), chat

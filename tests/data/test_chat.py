@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from s1jax.data import chat as chat_module
 from s1jax.data.chat import ChatFormat
 from s1jax.data.rows import read_rows
 from tests.support.tokenizers import CHATML, SPECIALS, byte_tokenizer
@@ -210,17 +209,3 @@ def test_a_completion_splits_into_its_thinking_and_its_answer(delimiter):
     split = chat.split_completion(tokens, len(thinking))
     assert split == ("\nno answer yet\n", "\n42" if delimiter == "answer" else "\nFinal Answer:\n42")
     assert chat.split_completion(tokens[:-1], len(thinking)) == split
-
-
-def test_what_all_examples_share_is_tokenised_once(monkeypatch):
-    texts, encode = [], chat_module._encode
-    monkeypatch.setattr(
-        chat_module, "_encode", lambda tokenizer, text, **how: texts.append(text) or encode(tokenizer, text, **how)
-    )
-    chat = ChatFormat.of(byte_tokenizer())
-    chat.encode_example("first", "trace", "4")
-    texts.clear()
-    for i in range(5):
-        chat.encode_example(f"question {i}", f"trace {i}", f"Answer: {i}")
-    own = [(f"user\nquestion {i}", f"\ntrace {i}\n", f"\nAnswer: {i}") for i in range(5)]
-    assert texts == [text for example in own for text in example]
