@@ -76,8 +76,6 @@ def read_samples(path: str | Path) -> list[SampleRow]:
     number, for any other line that is not JSON, a column that is missing, mistyped or impossible, a sample that is there twice, and for a
     file without rows.
     """
-    if Path(path).is_dir():
-        raise UserError(f"{path} is a directory; name the file of sample rows in it")
     rows: list[SampleRow] = []
     seen: dict[tuple[Any, ...], int] = {}
     for number, row in jsonl.read(path):

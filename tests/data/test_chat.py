@@ -86,8 +86,6 @@ def test_loss_on_answer_covers_the_answer_only():
     assert all(mask[mask.index(True) :])
     assert tokenizer.decode(ids[mask.index(True) :]) == "<|im_start|>answer\nAnswer: 4<|im_end|>\n"
     assert ids == chat.encode_example("q", "trace", "4")[0]
-    with pytest.raises(ValueError, match="loss_on is 'trace': choose one of reasoning_and_answer, answer"):
-        chat.encode_example("q", "trace", "4", "trace")
 
 
 @pytest.mark.parametrize(
@@ -168,15 +166,11 @@ def test_template_may_strip_the_question_but_not_repeat_it():
         ChatFormat.of(repeating).encode_prompt("q")
 
 
-def test_empty_texts_are_errors():
+def test_an_empty_question_is_an_error():
     chat = ChatFormat.of(byte_tokenizer())
     for question in ("", " \n"):
         with pytest.raises(ValueError, match=r"the question .* is empty"):
             chat.encode_prompt(question)
-    with pytest.raises(ValueError, match="the reasoning trace of the question 'q' is empty"):
-        chat.encode_example("q", " ", "a")
-    with pytest.raises(ValueError, match="the answer of the question 'q' is empty"):
-        chat.encode_example("q", "t", "")
 
 
 @pytest.mark.parametrize(("text", "kind"), [("a\ud800", "a lone surrogate"), ("a\udcff", "a byte that is not UTF-8")])

@@ -99,8 +99,6 @@ def test_packing_takes_the_fullest_row_that_has_room():
     assert pack([6, 7, 3, 4, 8], [10, 10, 7]) is None
     assert pack_step([6, 7, 3, 4, 8], [10, 5], 1) == [[[4], [1, 2], [0, 3]], []]
     assert pack_step([6, 7, 5, 4, 8], [10, 5], 1) == [[[4], [1], [0, 3]], [[2]]]
-    with pytest.raises(ValueError, match="11 tokens does not fit a row of 10"):
-        pack_step([3, 11], [10, 5], 1)
 
 
 def test_a_thousand_lengths_like_s1ks_leave_little_padding():
@@ -252,14 +250,6 @@ def test_no_fewer_micro_batches_are_tried_than_the_large_examples_need(monkeypat
     monkeypatch.setattr(packing, "pack", lambda lengths, rooms: tried.append(len(rooms)) or pack(lengths, rooms))
     rows = pack_step(np.full(30, 501), [1000, 500], 1)
     assert len(rows[0]) == 30 and not rows[1] and tried == [30]
-
-
-def test_more_epochs_than_can_be_planned_are_refused():
-    assert num_steps(1000, DataConfig("rows", num_epochs=5)) == 315
-    with pytest.raises(
-        ValueError, match="num_epochs is 1000000: with 1,000 examples a run can have at most 50000 epochs"
-    ):
-        num_steps(1000, DataConfig("rows", num_epochs=1_000_000))
 
 
 @pytest.mark.parametrize(("rows", "length"), [(500_000, 5000), (1, 50_000_000)])

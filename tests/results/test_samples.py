@@ -87,5 +87,5 @@ def test_a_file_without_rows_is_an_error(tmp_path):
         read_samples(write(tmp_path / "rows.jsonl", []))
     with pytest.raises(FileNotFoundError, match=r"none\.jsonl cannot be read: No such file"):
         read_samples(tmp_path / "none.jsonl")
-    with pytest.raises(ValueError, match="is a directory; name the file of sample rows"):
+    with pytest.raises(IsADirectoryError, match="cannot be read: Is a directory"):
         read_samples(tmp_path)
