@@ -51,7 +51,7 @@ class CurateConfig:
     pool: str
     """Training rows: a .jsonl or .parquet file, a directory of them, or a hub id."""
     output: Path
-    """JSONL file for the chosen rows."""
+    """JSONL file for the chosen rows. The rejected rows go to NAME.rejects.jsonl beside it."""
     model: str
     """Base model of the difficulty stage: a directory, a hub id (ID@REVISION: a branch, tag or commit), or our own checkpoint."""
     heldout: str
@@ -66,35 +66,27 @@ class CurateConfig:
     """Maximum tokens of the base model's direct answers."""
     num_rows: int = 256
     """Rows decoded together; a finished row takes the next question."""
-    rejects: Path | None = None
-    """JSONL file for the rejected rows; default: NAME.rejects.jsonl beside the output."""
+
+    def __post_init__(self) -> None:
+        if self.num < 1 or self.ngram < 1:
+            raise UserError(f"--num {self.num} and --ngram {self.ngram} must be positive")
+        pool, heldout = Path(self.pool).resolve(), Path(self.heldout).resolve()
+        for written in (self.output.resolve(), self.rejects.resolve()):
+            if written.is_dir():
+                raise UserError(f"--output {written} is a directory: give a .jsonl file to write")
+            if pool in (written, written.parent):
+                raise UserError(f"--output {written} would change --pool {pool}: write elsewhere")
+            if heldout == written:
+                raise UserError(f"--output {written} would change --heldout {heldout}: write elsewhere")
 
     @property
-    def rejects_path(self) -> Path:
-        """The file for the rejected rows."""
-        return self.rejects or self.output.parent / f"{self.output.stem}.rejects.jsonl"
-
-
-def check_paths(config: CurateConfig) -> None:
-    """Raise UserError if an output is a directory, or would overwrite an input or the other output."""
-    pool, heldout = Path(config.pool).resolve(), Path(config.heldout).resolve()
-    for option, path in {"output": config.output, "rejects": config.rejects_path}.items():
-        written = path.resolve()
-        if written.is_dir():
-            raise UserError(f"--{option} {path} is a directory: give a .jsonl file to write")
-        if pool in (written, written.parent):
-            raise UserError(f"--{option} {path} would change --pool {pool}: write elsewhere")
-        if heldout == written:
-            raise UserError(f"--{option} {path} would change --heldout {heldout}: write elsewhere")
-    if config.output.resolve() == config.rejects_path.resolve():
-        raise UserError(f"--output and --rejects are the same file, {config.output}")
+    def rejects(self) -> Path:
+        """The file for the rejected rows: NAME.rejects.jsonl beside the output."""
+        return self.output.parent / f"{self.output.stem}.rejects.jsonl"
 
 
 def curate(config: CurateConfig) -> list[tuple[str, int]]:
     """Run all stages and write the chosen rows; return the number of rows after each stage."""
-    if config.num < 1 or config.ngram < 1:
-        raise UserError(f"--num {config.num} and --ngram {config.ngram} must be positive")
-    check_paths(config)
     questions = [problem.question for problem in read_problems(config.heldout)]
     rows, rejects = read_rows(config.pool)
     counts = [("pool", len(rows) + len(rejects))]
@@ -128,7 +120,7 @@ def curate(config: CurateConfig) -> list[tuple[str, int]]:
     drawn = {id(row) for row in chosen}
     drop("diversity", lambda row: None if id(row) in drawn else "not drawn")
 
-    jsonl.write(config.rejects_path, rejects)
+    jsonl.write(config.rejects, rejects)
     jsonl.write(config.output, chosen)
     return counts
 

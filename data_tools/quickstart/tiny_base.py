@@ -138,10 +138,8 @@ def write_tokenizer(directory: Path, tokenizer: Tokenizer, max_length: int) -> N
         pad_token=END_OF_TEXT,
         model_max_length=max_length,
     )
-    ids = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
-    generation = dict(
-        eos_token_id=[ids["<|im_end|>"], ids[END_OF_TEXT]], pad_token_id=ids[END_OF_TEXT], do_sample=False
-    )
+    end, end_of_text = tokenizer.token_to_id("<|im_end|>"), tokenizer.token_to_id(END_OF_TEXT)
+    generation = dict(eos_token_id=[end, end_of_text], pad_token_id=end_of_text, do_sample=False)
     (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
     (directory / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
 
@@ -220,8 +218,7 @@ def pretrain(config: TinyBaseConfig, tokenizer: Tokenizer) -> Params:
     batches, started, losses = packed_batches(tokenizer, config), time.monotonic(), []
     with jax.set_mesh(mesh):
         for step in range(1, config.num_steps + 1):
-            batch = jax.tree.map(jnp.asarray, next(batches))
-            state, metrics = step_fn(state, {}, batch)
+            state, metrics = step_fn(state, {}, next(batches))
             losses.append(metrics["loss"])
             if step % 50 == 0 or step == config.num_steps:
                 loss, elapsed = float(np.mean(jax.device_get(losses))), time.monotonic() - started

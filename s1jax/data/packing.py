@@ -27,7 +27,6 @@ import numpy as np
 from jaxtyping import Int
 
 from s1jax.data.examples import DataConfig, Examples
-from s1jax.runtime.command import counted
 from s1jax.runtime.errors import UserError
 
 MicroBatches = dict[str, np.ndarray]
@@ -60,14 +59,12 @@ def rows_per_micro_batch(config: DataConfig, row_length: int, num_shards: int) -
     rows = config.rows_per_micro_batch or math.ceil(smallest / num_shards) * num_shards
     if rows % num_shards:
         raise UserError(
-            f"rows_per_micro_batch is {rows}, which is not a multiple of {num_shards}, the number of shards of a batch on this mesh "
-            f"(data x fsdp): choose a multiple of {num_shards}, or give more devices to the mesh's sequence or tensor axis"
+            f"rows_per_micro_batch is {rows}: it must be a multiple of {num_shards}, the number of shards of a batch (data x fsdp)"
         )
     # The second term: packed attention numbers the pairs of blocks of 256 tokens.
     if rows * max(row_length, (row_length // 256) ** 2) >= 2**31:
         raise UserError(
-            f"a micro-batch of {counted(rows, 'row')} of {row_length} tokens is too large for an array: "
-            "lower rows_per_micro_batch or row_length"
+            f"{rows} x {row_length} tokens are too large a micro-batch for an array: lower rows_per_micro_batch or row_length"
         )
     return rows
 
@@ -81,8 +78,7 @@ def bucket_lengths(config: DataConfig, longest: int, length_shards: int = 1) -> 
     """
     if config.row_length and config.row_length % length_shards:
         raise UserError(
-            f"row_length is {config.row_length}, which is not a multiple of {length_shards}, the number of shards of a row on this mesh "
-            "(its sequence axis)"
+            f"row_length is {config.row_length}: it must be a multiple of {length_shards}, the shards of a row (the mesh's sequence axis)"
         )
     multiple = math.lcm(config.pad_multiple, length_shards)
     lengths = [config.row_length or math.ceil(longest / multiple) * multiple]

@@ -9,6 +9,7 @@ Invariant: the randomness of a row is a function of (seed, problem, sample) and 
 
 from __future__ import annotations
 
+import functools
 import logging
 import zlib
 from collections.abc import Callable, Sequence
@@ -149,8 +150,7 @@ def _read_keys(output: Path, problems: Sequence[Problem]) -> set[tuple[Any, ...]
     rows = [] if is_empty else read_samples(output)
     if not all(is_whole(row) for row in rows):
         raise UserError(
-            f"{output} holds rows of an earlier format, whose settings are not all known: give another --decoding.output "
-            "(launch/plot.py still reads this file)"
+            f"{output} holds rows of an earlier format, whose settings are not all known: give another --decoding.output"
         )
     digests = {(problem.benchmark, problem.problem_id): problem.digest for problem in problems}
     for row in rows:
@@ -170,12 +170,11 @@ def _prepare(
     """Return the engine, the chat format, and a request for each job. Raises UserError if a request does not fit the model."""
     engine, chat = load_engine(source, condition.dtype, config.mesh, config.rules, condition.int8, config.attention)
     ignore_ids = tuple(chat.encode_text(condition.ignore_text))
-    questions = {job.problem.problem_id: job.problem.question for job in jobs}
-    prompts = {name: tuple(chat.encode_prompt(question)) for name, question in questions.items()}
+    encode = functools.cache(chat.encode_prompt)  # a problem may have many samples
     requests = []
     for job in jobs:
         request = Request(
-            prompts[job.problem.problem_id],
+            tuple(encode(job.problem.question)),
             job.trace.condition,
             ignore_ids,
             points=tuple(point.limits for point in job.trace.conditions),

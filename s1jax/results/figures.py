@@ -204,8 +204,7 @@ class _Page:
         width = self._LEFT + self._columns * self._panel_width + (self._columns - 1) * self._GAP + self._RIGHT
         self.figure = Figure(figsize=(width, 6))
         FigureCanvasAgg(self.figure)
-        grid = self.figure.subplots(self._rows, self._columns, squeeze=False)
-        axes = list(grid.flat)
+        axes = list(self.figure.subplots(self._rows, self._columns, squeeze=False).flat)
         for ax in axes[len(benchmarks) :]:
             ax.remove()
         self.panels: list[tuple[Axes, list[Any]]] = list(zip(axes, benchmarks, strict=False))

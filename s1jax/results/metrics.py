@@ -141,10 +141,6 @@ def _by_setting(rows: Sequence[SampleRow]) -> Iterator[tuple[dict[str, Any], lis
         yield dict(zip(SETTING, key, strict=True)), list(settings[key].values())
 
 
-def _means(problems: list[list[SampleRow]], column: Literal["correct", "num_thinking_tokens"]) -> list[float]:
-    return [statistics.fmean(row[column] for row in group) for group in problems]
-
-
 def _with_interval(name: str, values: Sequence[float], max_draws: float) -> dict[str, float]:
     return dict(zip((name, f"{name}_low", f"{name}_high"), mean_interval(values, max_draws), strict=True))
 
@@ -160,9 +156,11 @@ def thinking_curve(rows: Sequence[SampleRow]) -> list[Point]:
     for setting, problems in _by_setting(rows):
         samples = [row for group in problems for row in group]
         budget = setting["max_thinking_tokens"]
+        solved = [statistics.fmean(row["correct"] for row in group) for group in problems]
+        tokens = [statistics.fmean(row["num_thinking_tokens"] for row in group) for group in problems]
         point = setting | {"n": len(samples), "num_problems": len(problems)}
-        point |= _with_interval("accuracy", _means(problems, "correct"), len(samples))
-        point["mean_thinking_tokens"] = statistics.fmean(_means(problems, "num_thinking_tokens"))
+        point |= _with_interval("accuracy", solved, len(samples))
+        point["mean_thinking_tokens"] = statistics.fmean(tokens)
         point["num_budget_ended"] = sum(row["num_thinking_tokens"] >= budget for row in samples)
         point["num_over_budget"] = sum(row["num_thinking_tokens"] > budget for row in samples)
         points.append(point)

@@ -110,8 +110,6 @@ def _find_fault(row: Any) -> str | None:
             return f"column {name} holds {value!r}, expected {getattr(expected, '__name__', expected)}"
         if expected in (int, float) and not (0 <= value <= LARGEST and math.isfinite(value)):
             return f"column {name} holds {value}, expected a number from 0 to {LARGEST}"
-    if row["correct"] and row["extracted"] is None:
-        return "it is marked correct, and has no extracted answer"
     return None
 
 

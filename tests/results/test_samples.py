@@ -73,7 +73,6 @@ def test_a_torn_last_line_is_reported_and_left_out(tmp_path, caplog):
         (sample(num_answer_tokens=10**400), "column num_answer_tokens holds 1000"),
         (sample(temperature=float("nan")), "line 2: column temperature holds nan"),
         (sample(temperature=float("inf")), "line 2: column temperature holds inf"),
-        (sample(extracted=None), "marked correct, and has no extracted answer"),
         (sample(), "lines 1 and 2 hold the same sample .problem p0, sample 0"),
     ],
 )
