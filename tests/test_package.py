@@ -84,4 +84,4 @@ def test_an_installed_command_runs_from_any_directory(python, tmp_path):
         12,
     ]
     listing = run(python, "-m", "data_tools.quickstart.tiny_base", "--help", cwd=tmp_path)
-    assert "usage: python -m data_tools.quickstart.tiny_base CONFIG" in listing and "\nconfigs: tiny_base\n" in listing
+    assert "usage: python -m data_tools.quickstart.tiny_base [-h]" in listing and "--num-steps INT" in listing

@@ -18,22 +18,21 @@ Invariants: the selection does not depend on the order of the pool. Every row of
 from __future__ import annotations
 
 import logging
-import math
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 from s1jax.checkpoint.source import resolve_source
-from s1jax.data.chat import ChatFormat
+from s1jax.data.chat import ChatFormat, with_label
 from s1jax.data.condition import Condition
-from s1jax.data.rows import TrainingRow, read_rows, write_rejects
+from s1jax.data.rows import TrainingRow, read_rows
 from s1jax.decode.engine import Engine, load_engine
 from s1jax.decode.request import Request
 from s1jax.evaluate.problems import read_problems
-from s1jax.grading.extract import extract_answer
 from s1jax.grading.grade import grade
 from s1jax.runtime import jsonl
 from s1jax.runtime.command import run_command
@@ -43,9 +42,6 @@ from s1jax.runtime.progress import progress
 
 logger = logging.getLogger("data_tools.curation")
 
-Row = TrainingRow
-Reason = str | None
-
 
 @dataclass(frozen=True)
 class CurateConfig:
@@ -54,7 +50,7 @@ class CurateConfig:
     pool: str
     """Training rows: a .jsonl or .parquet file, a directory of them, or a hub id."""
     output: Path
-    """JSONL file for the chosen rows."""
+    """JSONL file for the chosen rows. The rejected rows go to NAME.rejects.jsonl beside it."""
     model: str
     """Base model of the difficulty stage: a directory, a hub id (ID@REVISION: a branch, tag or commit), or our own checkpoint."""
     heldout: str
@@ -69,55 +65,50 @@ class CurateConfig:
     """Maximum tokens of the base model's direct answers."""
     num_rows: int = 256
     """Rows decoded together; a finished row takes the next question."""
-    rejects: Path | None = None
-    """JSONL file for the rejected rows; default: NAME.rejects.jsonl beside the output."""
+
+    def __post_init__(self) -> None:
+        if self.num < 1 or self.ngram < 1:
+            raise UserError(f"--num {self.num} and --ngram {self.ngram} must be positive")
+        pool, heldout = Path(self.pool).resolve(), Path(self.heldout).resolve()
+        for written in (self.output.resolve(), self.rejects.resolve()):
+            if written.is_dir():
+                raise UserError(f"--output {written} is a directory: give a .jsonl file to write")
+            if pool in (written, written.parent):
+                raise UserError(f"--output {written} would change --pool {pool}: write elsewhere")
+            if heldout == written:
+                raise UserError(f"--output {written} would change --heldout {heldout}: write elsewhere")
 
     @property
-    def rejects_path(self) -> Path:
-        """The file for the rejected rows."""
-        return self.rejects or self.output.with_suffix(".rejects.jsonl")
-
-
-def check_paths(config: CurateConfig) -> None:
-    """Raise UserError if an output is a directory, or would overwrite an input or the other output."""
-    for name, path in {"output": config.output, "rejects": config.rejects}.items():
-        if path is not None and (not path.name or path.is_dir()):
-            raise UserError(f"--{name} {path} is a directory: give a .jsonl file to write")
-    output, rejects = config.output.resolve(), config.rejects_path.resolve()
-    if output == rejects:
-        raise UserError(f"--output and --rejects are the same file, {config.output}")
-    for name, read in {"pool": config.pool, "heldout": config.heldout}.items():
-        for option, written in {"output": output, "rejects": rejects}.items():
-            if Path(read).resolve() in (written, written.parent if name == "pool" else None):
-                raise UserError(f"--{option} {written} would change --{name} {read}: write elsewhere")
+    def rejects(self) -> Path:
+        """The file for the rejected rows: NAME.rejects.jsonl beside the output."""
+        return self.output.parent / f"{self.output.stem}.rejects.jsonl"
 
 
 def curate(config: CurateConfig) -> list[tuple[str, int]]:
     """Run all stages and write the chosen rows; return the number of rows after each stage."""
-    if config.num < 1 or config.ngram < 1:
-        raise UserError(f"--num {config.num} and --ngram {config.ngram} must be positive")
-    check_paths(config)
     questions = [problem.question for problem in read_problems(config.heldout)]
     rows, rejects = read_rows(config.pool)
     counts = [("pool", len(rows) + len(rejects))]
-    logger.info(f"{'pool':15} {counts[0][1]:6} rows of {config.pool}")
+    logger.info("%-15s %6d rows of %s", "pool", counts[0][1], config.pool)
     rejects = [{"stage": "validity"} | reject for reject in rejects]
-    _report(counts, "validity", rows, Counter(reject["reason"] for reject in rejects))
 
-    def drop(stage: str, reason_of: Callable[[Row], Reason]) -> None:
+    def report(stage: str) -> None:
+        counts.append((stage, len(rows)))
+        reasons = Counter(reject["reason"] for reject in rejects if reject["stage"] == stage).most_common()
+        gone = "; gone: " + ", ".join(f"{count} x {reason}" for reason, count in reasons) if reasons else ""
+        logger.info("%-15s %6d rows left%s", stage, len(rows), gone)
+
+    def drop(stage: str, reason_of: Callable[[TrainingRow], str | None]) -> None:
         nonlocal rows
-        kept, reasons = [], Counter[str]()
-        for row in rows:
-            if reason := reason_of(row):
-                reasons[reason] += 1
-                rejects.append({"stage": stage, "reason": reason, **row})
-            else:
-                kept.append(row)
-        rows = kept
-        _report(counts, stage, rows, reasons)
+        reasons = [reason_of(row) for row in rows]
+        rejects.extend({"stage": stage, "reason": why, **row} for row, why in zip(rows, reasons, strict=True) if why)
+        rows = [row for row, why in zip(rows, reasons, strict=True) if not why]
+        report(stage)
 
-    drop("copies", first_of_copies(rows))
-    drop("decontaminated", Decontaminator(questions, config.ngram).reason)
+    report("validity")
+    first = {id(row) for row in first_of_copies(rows)}
+    drop("copies", lambda row: None if id(row) in first else "copy of another row's question")
+    drop("decontaminated", contamination_rule(questions, config.ngram))
     drop("quality", quality_reason)
     engine, chat = load_engine(resolve_source(config.model), dtype="float32")
     solved = solved_by(engine, chat, rows, config.max_answer_tokens, config.num_rows)
@@ -128,15 +119,9 @@ def curate(config: CurateConfig) -> list[tuple[str, int]]:
     drawn = {id(row) for row in chosen}
     drop("diversity", lambda row: None if id(row) in drawn else "not drawn")
 
-    write_rejects(config.rejects_path, rejects)
+    jsonl.write(config.rejects, rejects)
     jsonl.write(config.output, chosen)
     return counts
-
-
-def _report(counts: list[tuple[str, int]], stage: str, rows: Sequence[Row], reasons: Mapping[str, int]) -> None:
-    counts.append((stage, len(rows)))
-    listed = ", ".join(f"{count} x {reason}" for reason, count in sorted(reasons.items(), key=lambda item: -item[1]))
-    logger.info(f"{stage:15} {len(rows):6} rows left" + (f"; gone: {listed}" if listed else ""))
 
 
 def normalise(question: str) -> str:
@@ -144,53 +129,36 @@ def normalise(question: str) -> str:
     return " ".join(question.lower().split())
 
 
-def first_of_copies(rows: Sequence[Row]) -> Callable[[Row], Reason]:
-    """Return the rule that keeps one of several rows with the same question: the row whose content sorts first."""
-    kept: dict[str, Row] = {}
-    for row in rows:
-        key = normalise(row["question"])
-        if key not in kept or _content(row) < _content(kept[key]):
-            kept[key] = row
-    remaining = {key: _content(row) for key, row in kept.items()}
+def first_of_copies(rows: Sequence[TrainingRow]) -> list[TrainingRow]:
+    """Return one row for each question: of its rows the one whose content sorts first, and of identical rows the first."""
+    first: dict[str, TrainingRow] = {}
+    for row in sorted(rows, key=itemgetter("thinking", "answer", "reference", "id", "source", "domain")):
+        first.setdefault(normalise(row["question"]), row)
+    return list(first.values())
 
-    def reason(row: Row) -> Reason:
-        key = normalise(row["question"])
-        if remaining.get(key) != _content(row):
-            return "copy of another row's question"
-        # The first of identical rows stays.
-        del remaining[key]
-        return None
+
+def contamination_rule(heldout: Sequence[str], n: int) -> Callable[[TrainingRow], str | None]:
+    """Return a rule for rows whose question equals a held-out question or shares a run of `n` words with one."""
+
+    def runs(question: str) -> set[tuple[str, ...]]:
+        words = question.split()
+        return {tuple(words[i : i + n]) for i in range(len(words) - n + 1)}
+
+    questions = {normalise(question) for question in heldout}
+    heldout_runs = {run for question in questions for run in runs(question)}
+
+    def reason(row: TrainingRow) -> str | None:
+        question = normalise(row["question"])
+        if question in questions:
+            return "is a held-out question"
+        if heldout_runs.isdisjoint(runs(question)):
+            return None
+        return f"shares {n} words in a row with a held-out question"
 
     return reason
 
 
-def _content(row: Row) -> tuple[str, ...]:
-    return tuple(row[name] for name in ("thinking", "answer", "reference", "id", "source", "domain"))  # type: ignore[literal-required]
-
-
-class Decontaminator:
-    """Finds questions that equal a held-out question or share a run of `n` words with one."""
-
-    def __init__(self, questions: Sequence[str], n: int):
-        self.n = n
-        self.questions = {normalise(question) for question in questions}
-        self.runs = {run for question in self.questions for run in self._runs(question)}
-
-    def reason(self, row: Row) -> Reason:
-        """Return why the row must not be trained on, None if it may be."""
-        question = normalise(row["question"])
-        if question in self.questions:
-            return "is a held-out question"
-        if any(run in self.runs for run in self._runs(question)):
-            return f"shares {self.n} words in a row with a held-out question"
-        return None
-
-    def _runs(self, question: str) -> Iterator[tuple[str, ...]]:
-        words = question.split()
-        return (tuple(words[i : i + self.n]) for i in range(len(words) - self.n + 1))
-
-
-def quality_reason(row: Row) -> Reason:
+def quality_reason(row: TrainingRow) -> str | None:
     """Return the fault of a row's text, None if it has none."""
     text = f"{row['question']}\n{row['thinking']}\n{row['answer']}"
     if "![Image]" in text or "[asy]" in text:
@@ -199,20 +167,16 @@ def quality_reason(row: Row) -> Reason:
         return "torn bold markup"
     if not row["reference"].strip():
         return "no reference to grade against"
-    if not grade(_with_label(row["answer"]), row["reference"])[1]:
+    answer, is_right = grade(with_label(row["answer"]), row["reference"])
+    if answer is None or not is_right:
         return "the answer disagrees with the reference"
-    answer = extract_answer(_with_label(row["answer"])) or ""
     if not re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", row["thinking"]):
         return "the trace does not reach the answer"
     return None
 
 
-def _with_label(answer: str) -> str:
-    return answer if "Answer:" in answer else f"Answer: {answer}"
-
-
 def solved_by(
-    engine: Engine, chat: ChatFormat, rows: Sequence[Row], max_answer_tokens: int, num_rows: int
+    engine: Engine, chat: ChatFormat, rows: Sequence[TrainingRow], max_answer_tokens: int, num_rows: int
 ) -> list[bool]:
     """Return, for each row, whether the model answers its question rightly by greedy decoding without thinking."""
     condition = Condition(0, max_answer_tokens=max_answer_tokens)
@@ -220,20 +184,19 @@ def solved_by(
     solved = [False] * len(rows)
     with progress(len(rows), "difficulty", "row") as bar:
         for i, (completion,) in engine.stream(requests, num_rows=num_rows):
-            text = chat.tokenizer.decode(list(completion.tokens))
-            solved[i] = grade(_with_label(str(text)), rows[i]["reference"])[1]
+            solved[i] = grade(with_label(chat.decode(completion.tokens)), rows[i]["reference"])[1]
             bar.update()
     return solved
 
 
-def draw_diverse(rows: Sequence[Row], lengths: Mapping[str, int], num: int, seed: int) -> list[Row]:
+def draw_diverse(rows: Sequence[TrainingRow], lengths: Mapping[str, int], num: int, seed: int) -> list[TrainingRow]:
     """Draw `num` rows as the diversity stage does (algorithm 1 of the paper); `lengths` holds trace lengths by row id.
 
     A domain without rows is dropped. Raises UserError if there are fewer than `num` rows.
     """
     if len(rows) < num:
         raise UserError(f"only {len(rows)} rows are left to draw {num} from: give a larger pool or a smaller --num")
-    domains: dict[str, list[Row]] = defaultdict(list)
+    domains: dict[str, list[TrainingRow]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: (row["domain"], -lengths[row["id"]], row["id"])):
         domains[row["domain"]].append(row)
     names = sorted(domains)
@@ -241,16 +204,12 @@ def draw_diverse(rows: Sequence[Row], lengths: Mapping[str, int], num: int, seed
     chosen = []
     for _ in range(num):
         name = rng.choice(names)
-        chosen.append(domains[name].pop(_draw_rank(rng, len(domains[name]))))
+        weights = [2.0**-rank for rank in range(min(len(domains[name]), 64))]  # a later rank is never drawn
+        (rank,) = rng.choices(range(len(weights)), weights)
+        chosen.append(domains[name].pop(rank))
         if not domains[name]:
             names.remove(name)
     return chosen
-
-
-def _draw_rank(rng: random.Random, n: int) -> int:
-    """Return a rank in 0..n-1 drawn with weight 2^-rank, by inverting the cumulative weights 2 (1 - 2^-(rank + 1))."""
-    u = rng.random() * (1 - 2.0**-n)
-    return min(int(-math.log2(1 - u)), n - 1)
 
 
 def main() -> None:

@@ -252,10 +252,7 @@ def main() -> None:
     config = parse_arguments(__doc__ or "", ArithmeticConfig)
     heldout = make_heldout(config.num_heldout, config.seed)
     jsonl.write(config.out / "pool.jsonl", make_pool(config.num, config.seed, heldout))
-    problems = [
-        dict(id=question_id(p.question), question=p.question, answer=str(p.answer), num_steps=len(p.steps))
-        for p in heldout
-    ]
+    problems = [dict(id=question_id(p.question), question=p.question, answer=str(p.answer)) for p in heldout]
     jsonl.write(config.out / "heldout.jsonl", problems)
 
 

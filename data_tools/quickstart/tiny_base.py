@@ -1,8 +1,12 @@
 """Make the quickstart's base model: a seed -> a tokenizer and a Qwen2.5-shaped model of under a million parameters.
 
-`python -m data_tools.quickstart.tiny_base tiny_base` rebuilds the folder `tiny_base/` beside this file; `configs/tiny_base.py` holds the
-settings and the record of the run. The tokenizer is a small byte-level BPE with Qwen2.5's splitting rule, special tokens and chat template.
-The texts come from `tiny_texts.py`. Muon trains the matrices (Jordan et al. 2024).
+`python -m data_tools.quickstart.tiny_base` rebuilds the folder `tiny_base/` beside this file. The tokenizer is a small byte-level BPE with
+Qwen2.5's splitting rule, special tokens and chat template. The texts come from `tiny_texts.py`. Muon trains the matrices (Jordan et al.
+2024).
+
+Run on two CPU cores that did other work at the same time: 1,919 s (about half of that on idle cores). The mean loss of the last 50 of 2,400
+steps was 0.219. The model has 875,000 parameters (3.5 MB). Without thinking it solves 88 of 200 problems of one step, and 9 of 400 problems
+of two or three steps.
 
 Invariant: the base never sees the format that fine-tuning teaches, and sees a held-out problem only by chance.
 """
@@ -16,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +37,7 @@ from s1jax.checkpoint.export import save_hf
 from s1jax.model.config import ModelConfig
 from s1jax.model.qwen2 import Params, init_params
 from s1jax.runtime.command import run_command
-from s1jax.runtime.config import parse_command
+from s1jax.runtime.config import parse_arguments
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.sharding import MeshConfig, ShardingRules, make_mesh
 from s1jax.train.step import StepConfig, TrainState, make_train_step
@@ -59,37 +64,45 @@ CHAT_TEMPLATE = (
     "{%- endif %}{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
 )
+MODEL = ModelConfig(
+    vocab_size=672,
+    embed_dim=128,
+    mlp_dim=384,
+    num_layers=4,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=32,
+    rope_theta=10000.0,
+    rms_norm_eps=1e-6,
+    max_position_embeddings=1024,
+    tie_word_embeddings=True,
+    dtype="float32",
+)
 
 
 @dataclass(frozen=True)
 class TinyBaseConfig:
     """Settings of the tiny base model and its training."""
 
-    output: str
+    output: str = "data_tools/quickstart/tiny_base"
     """Directory for the Hugging Face checkpoint; an existing one is replaced."""
-    model: ModelConfig
+    model: ModelConfig = MODEL
     """The shape; `vocab_size` is larger than the number of tokens, as in Qwen2.5."""
-    num_steps: int
-    batch_size: int
+    num_steps: int = 2400
+    batch_size: int = 9
     """Rows of a step."""
-    length: int
+    length: int = 352
     """Tokens of a row; several texts are packed into each."""
-    learning_rate: float
+    learning_rate: float = 1e-2
     """Peak for the matrices, after `warmup_steps` from 0; cosine decay to 0."""
-    vector_learning_rate: float
+    vector_learning_rate: float = 3e-3
     """The same for embeddings, biases and norms."""
-    warmup_steps: int
-    context_weight: float
+    warmup_steps: int = 100
+    context_weight: float = 0.1
     """Loss weight of text that the text before it does not determine, such as questions. All other text has weight 1."""
-    init_scale: float
+    init_scale: float = 3.0
     """Factor on the usual initial matrices, which are too small for so narrow a model."""
-    seed: int
-    export_dtype: str = "float32"
-    """Dtype of the written weights."""
-
-    def __post_init__(self) -> None:
-        if not self.output.strip():
-            raise UserError("output is empty: give a directory")
+    seed: int = 0
 
 
 def make_tokenizer(seed: int, vocab_size: int) -> Tokenizer:
@@ -125,10 +138,8 @@ def write_tokenizer(directory: Path, tokenizer: Tokenizer, max_length: int) -> N
         pad_token=END_OF_TEXT,
         model_max_length=max_length,
     )
-    ids = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
-    generation = dict(
-        eos_token_id=[ids["<|im_end|>"], ids[END_OF_TEXT]], pad_token_id=ids[END_OF_TEXT], do_sample=False
-    )
+    end, end_of_text = tokenizer.token_to_id("<|im_end|>"), tokenizer.token_to_id(END_OF_TEXT)
+    generation = dict(eos_token_id=[end, end_of_text], pad_token_id=end_of_text, do_sample=False)
     (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
     (directory / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
 
@@ -172,16 +183,12 @@ def packed_batches(tokenizer: Tokenizer, config: TinyBaseConfig) -> Iterator[tup
 def make_pretraining_optimizer(config: TinyBaseConfig) -> optax.GradientTransformation:
     """Return Muon for the matrices and AdamW for embeddings, biases and norms, on one schedule."""
 
-    def matrices(params: Params) -> Any:
-        """Return the input and output dimensions of each stacked kernel, and None for all other parameters."""
-
-        def dimensions(path: tuple[Any, ...], leaf: jax.Array) -> MuonDimensionNumbers | None:
-            if path[-1].key != "kernel":
-                return None
-            to = 2 if path[-2].key in ("q_proj", "k_proj", "v_proj") else 1
-            return MuonDimensionNumbers(tuple(range(1 + to, leaf.ndim)), tuple(range(1, 1 + to)))
-
-        return jax.tree_util.tree_map_with_path(dimensions, params)
+    def dimensions(path: tuple[Any, ...], leaf: jax.Array) -> MuonDimensionNumbers | None:
+        """Return the input and output dimensions of a stacked kernel, and None for another parameter."""
+        if path[-1].key != "kernel":
+            return None
+        to = 2 if path[-2].key in ("q_proj", "k_proj", "v_proj") else 1
+        return MuonDimensionNumbers(tuple(range(1 + to, leaf.ndim)), tuple(range(1, 1 + to)))
 
     def schedule(peak: float) -> optax.Schedule:
         return optax.warmup_cosine_decay_schedule(0.0, peak, config.warmup_steps, config.num_steps)
@@ -193,7 +200,7 @@ def make_pretraining_optimizer(config: TinyBaseConfig) -> optax.GradientTransfor
         adam_b2=0.98,
         weight_decay=0.01,
         consistent_rms=0.2,
-        muon_weight_dimension_numbers=matrices,
+        muon_weight_dimension_numbers=partial(jax.tree_util.tree_map_with_path, dimensions),
     )
     return optax.chain(optax.clip_by_global_norm(1.0), optimizer)
 
@@ -201,20 +208,17 @@ def make_pretraining_optimizer(config: TinyBaseConfig) -> optax.GradientTransfor
 def pretrain(config: TinyBaseConfig, tokenizer: Tokenizer) -> Params:
     """Train from random parameters, and return the result in the stacked layout. Logs the mean loss every 50 steps."""
     rules, mesh = ShardingRules(), make_mesh(MeshConfig(), jax.devices()[:1])
-    params = init_params(config.model, rules, "stacked", mesh, config.seed)
-
-    def scaled(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        return leaf * config.init_scale if path[-1].key == "kernel" else leaf
-
-    params = jax.tree_util.tree_map_with_path(scaled, params)
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf * config.init_scale if path[-1].key == "kernel" else leaf,
+        init_params(config.model, rules, "stacked", mesh, config.seed),
+    )
     optimizer = make_pretraining_optimizer(config)
     state = TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
     step_fn = make_train_step(config.model, rules, optimizer, StepConfig(loss_chunk=config.length, remat="none"))
     batches, started, losses = packed_batches(tokenizer, config), time.monotonic(), []
     with jax.set_mesh(mesh):
         for step in range(1, config.num_steps + 1):
-            batch = jax.tree.map(jnp.asarray, next(batches))
-            state, metrics = step_fn(state, {}, batch)
+            state, metrics = step_fn(state, {}, next(batches))
             losses.append(metrics["loss"])
             if step % 50 == 0 or step == config.num_steps:
                 loss, elapsed = float(np.mean(jax.device_get(losses))), time.monotonic() - started
@@ -223,23 +227,15 @@ def pretrain(config: TinyBaseConfig, tokenizer: Tokenizer) -> Params:
     return state.params
 
 
-def make_tiny_base(config: TinyBaseConfig) -> Path:
-    """Make the tokenizer and the model, write both as a Hugging Face checkpoint, and return its directory."""
+def main() -> None:
+    """Make the tokenizer and the model, and write both as a Hugging Face checkpoint."""
+    config = parse_arguments(__doc__ or "", TinyBaseConfig)
     tokenizer = make_tokenizer(config.seed, config.model.vocab_size)
     params = pretrain(config, tokenizer)
     with tempfile.TemporaryDirectory() as directory:
         write_tokenizer(Path(directory), tokenizer, config.model.max_position_embeddings)
-        save_hf(config.output, config.model, params, config.export_dtype, Path(directory), overwrite=True)
-    return Path(config.output)
-
-
-def main() -> None:
-    """Run the command line."""
-    make_tiny_base(parse_command("Pretrain the quickstart's base model.", TinyBaseConfig))
+        save_hf(config.output, config.model, params, "float32", Path(directory), overwrite=True)
 
 
 if __name__ == "__main__":
-    # The config holds an instance of this module's dataclass, which differs from the one of `__main__`.
-    from data_tools.quickstart import tiny_base
-
-    run_command(tiny_base.main)
+    run_command(main)

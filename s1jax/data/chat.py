@@ -16,8 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from jaxtyping import Bool
@@ -118,9 +117,10 @@ class ChatFormat:
                 f"{question[:80]!r}: use one that writes a user's turn as it is"
             )
         # The turn between its special tokens is one piece, because a question may merge with the line break before it.
-        start = self._turn_start
+        start = before.rindex(IM_START) + len(IM_START)
         stop = len(text) - len(after) + after.index(IM_END)
-        return [*self._template_ids[0], *self.encode_text(text[start:stop]), *self._template_ids[1]]
+        pieces = ((text[:start], False), (text[start:stop], True), (text[stop:], False))
+        return [i for piece, is_text in pieces for i in _encode(self.tokenizer, piece, split_special_tokens=is_text)]
 
     def encode_prompt(self, question: str) -> list[int]:
         """Return the ids that a model continues with its thinking: those of `encode_chat`, then the think delimiter."""
@@ -132,24 +132,21 @@ class ChatFormat:
         """Return the ids of one training example, and a mask of the same length: whether the loss is taken on each id.
 
         With `loss_on="reasoning_and_answer"` the mask begins after `<|im_start|>assistant\\n`, with `"answer"` at `<|im_start|>answer`.
-        Trace and answer are stripped. The answer gets the prefix `Answer: ` unless it contains `Answer:`. Raises UserError if the question,
-        the trace or the answer is empty.
+        Trace and answer are stripped. The answer gets the prefix `Answer: ` unless it contains `Answer:`. Raises UserError if the question
+        is empty.
         """
-        if loss_on not in get_args(LossOn):
-            raise UserError(f"loss_on is {loss_on!r}: choose one of {', '.join(get_args(LossOn))}")
-        thinking, answer = thinking.strip(), answer.strip()
-        if not thinking or not answer:
-            empty = "answer" if thinking else "reasoning trace"
-            raise UserError(f"the {empty} of the question {question[:80]!r} is empty: give some text")
-        if "Answer:" not in answer:
-            answer = f"Answer: {answer}"
         prompt_ids = self.encode_chat(question)
-        thinking_ids = [*self.delimiters.think, *self.encode_text(f"\n{thinking}\n")]
-        answer_ids = [*self.delimiters.answer, *self.encode_text(f"\n{answer}")]
+        thinking_ids = [*self.delimiters.think, *self.encode_text(f"\n{thinking.strip()}\n")]
+        answer_ids = [*self.delimiters.answer, *self.encode_text(f"\n{with_label(answer.strip())}")]
         answer_ids += [self.delimiters.end_answer[0], *self.delimiters.newline]
         parts = ((prompt_ids, False), (thinking_ids, loss_on == "reasoning_and_answer"), (answer_ids, True))
         loss_mask = [trained for ids, trained in parts for _ in ids]
         return prompt_ids + thinking_ids + answer_ids, loss_mask
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        """Return the text of some ids as the tokens spell it, with or without special tokens."""
+        options = {"skip_special_tokens": skip_special_tokens, "clean_up_tokenization_spaces": False}
+        return str(self.tokenizer.decode(list(ids), **options))
 
     def split_completion(self, tokens: Sequence[int], num_thinking: int) -> tuple[str, str]:
         """Return the text of the thinking (the first `num_thinking` tokens) and the text of the answer.
@@ -157,36 +154,20 @@ class ChatFormat:
         The answer begins after its delimiter, so a forced "Final Answer:" is part of it. It lacks the token that ended it. Special tokens
         within the thinking stay.
         """
-        thinking = str(self.tokenizer.decode(list(tokens[:num_thinking]), skip_special_tokens=False))
-        after = str(self.tokenizer.decode(list(tokens[num_thinking:]), skip_special_tokens=False))
-        answer = after.partition(f"{IM_START}answer")[2]
-        for end in self._end_texts:
-            answer = answer.removesuffix(end)
-        return thinking, answer
+        answer = self.decode(tokens[num_thinking:]).partition(f"{IM_START}answer")[2]
+        for end in self.delimiters.end_answer:
+            answer = answer.removesuffix(self.decode([end]))
+        return self.decode(tokens[:num_thinking]), answer
 
-    @cached_property
+    @property
     def newline_ids(self) -> Bool[np.ndarray, " num_tokens"]:
         """For every id below `len(tokenizer)`: whether its text ends in a line break."""
-        ids = [[i] for i in range(len(self.tokenizer))]
-        texts = self.tokenizer.batch_decode(ids, clean_up_tokenization_spaces=False)
-        return np.array([text.endswith("\n") for text in texts], bool)
+        return np.array([self.decode([i]).endswith("\n") for i in range(len(self.tokenizer))], bool)
 
-    @cached_property
-    def _turn_start(self) -> int:
-        """Where the user's turn begins in the template's text: after its `<|im_start|>`."""
-        return self.before_question.rindex(IM_START) + len(IM_START)
 
-    @cached_property
-    def _template_ids(self) -> tuple[list[int], list[int]]:
-        """The template's ids before and after the user's turn, which are the same for every question."""
-        before = self.before_question[: self._turn_start]
-        after = self.after_question[self.after_question.index(IM_END) :]
-        return tuple(_encode(self.tokenizer, text, split_special_tokens=False) for text in (before, after))  # type: ignore[return-value]
-
-    @cached_property
-    def _end_texts(self) -> list[str]:
-        """The texts of the tokens that end an answer."""
-        return [str(self.tokenizer.decode([end])) for end in self.delimiters.end_answer]
+def with_label(answer: str) -> str:
+    """Return an answer, with the prefix `Answer: ` unless it contains `Answer:`."""
+    return answer if "Answer:" in answer else f"Answer: {answer}"
 
 
 def check_text(name: str, text: str) -> None:

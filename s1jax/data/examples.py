@@ -19,6 +19,7 @@ from jaxtyping import Bool, Int
 from s1jax.data.chat import ChatFormat, LossOn
 from s1jax.data.rows import TrainingRow
 from s1jax.model.config import ModelConfig
+from s1jax.runtime.command import listed
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.processes import check_same, map_over_processes
 
@@ -152,10 +153,9 @@ def encode_rows(
         row_ids.append(row["id"])
     if too_long and config.too_long == "error":
         longest = max(too_long.values())
-        named = ", ".join(list(too_long)[:10]) + (f" and {len(too_long) - 10} more" if len(too_long) > 10 else "")
         raise UserError(
-            f"{len(too_long)} of {len(rows)} examples are longer than max_length {config.max_length}, the longest has "
-            f"{longest} tokens: {named}. Raise max_length to {longest}, drop these rows, or set too_long to truncate"
+            f"{len(too_long)} of {len(rows)} examples are longer than max_length {config.max_length}, the longest has {longest} tokens. "
+            f"Raise max_length to {longest}, drop these rows, or set too_long to truncate:{listed(list(too_long))}"
         )
     if not tokens:
         cause = f": {rejects[0]['reason']}; raise max_length" if rejects else ""
@@ -173,6 +173,5 @@ def encode_rows(
 def _encode(
     chat: ChatFormat, loss_on: LossOn, row: TrainingRow
 ) -> tuple[Int[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-    """Return the token ids and the loss mask of one row."""
     ids, mask = chat.encode_example(row["question"], row["thinking"], row["answer"], loss_on)
     return np.array(ids, np.int32), np.array(mask, bool)

@@ -27,7 +27,6 @@ import numpy as np
 from jaxtyping import Int
 
 from s1jax.data.examples import DataConfig, Examples
-from s1jax.runtime.command import counted
 from s1jax.runtime.errors import UserError
 
 MicroBatches = dict[str, np.ndarray]
@@ -37,9 +36,6 @@ Scalar: int32 `num_micro_batches`. The step computes the first so many of the M 
 Batch = tuple[MicroBatches, ...]
 """The batch of a step: one `MicroBatches` for each `Shape` of the run."""
 Lengths = Sequence[int] | Int[np.ndarray, " n"]
-
-MAX_EXAMPLES = 50_000_000
-"""Largest number of examples in a run, counted once per epoch. All steps are packed before the first one runs."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +59,12 @@ def rows_per_micro_batch(config: DataConfig, row_length: int, num_shards: int) -
     rows = config.rows_per_micro_batch or math.ceil(smallest / num_shards) * num_shards
     if rows % num_shards:
         raise UserError(
-            f"rows_per_micro_batch is {rows}, which is not a multiple of {num_shards}, the number of shards of a batch on this mesh "
-            f"(data x fsdp): choose a multiple of {num_shards}, or give more devices to the mesh's sequence or tensor axis"
+            f"rows_per_micro_batch is {rows}: it must be a multiple of {num_shards}, the number of shards of a batch (data x fsdp)"
         )
     # The second term: packed attention numbers the pairs of blocks of 256 tokens.
     if rows * max(row_length, (row_length // 256) ** 2) >= 2**31:
         raise UserError(
-            f"a micro-batch of {counted(rows, 'row')} of {row_length} tokens is too large for an array: "
-            "lower rows_per_micro_batch or row_length"
+            f"{rows} x {row_length} tokens are too large a micro-batch for an array: lower rows_per_micro_batch or row_length"
         )
     return rows
 
@@ -84,8 +78,7 @@ def bucket_lengths(config: DataConfig, longest: int, length_shards: int = 1) -> 
     """
     if config.row_length and config.row_length % length_shards:
         raise UserError(
-            f"row_length is {config.row_length}, which is not a multiple of {length_shards}, the number of shards of a row on this mesh "
-            "(its sequence axis)"
+            f"row_length is {config.row_length}: it must be a multiple of {length_shards}, the shards of a row (the mesh's sequence axis)"
         )
     multiple = math.lcm(config.pad_multiple, length_shards)
     lengths = [config.row_length or math.ceil(longest / multiple) * multiple]
@@ -118,10 +111,8 @@ def pack_step(lengths: Lengths, row_lengths: Sequence[int], rows_per_micro_batch
     """Distribute the items of a step over as few positions as best fit finds. Return, for each row length, the items of its rows.
 
     A step has any number of micro-batches of the first row length, which is the longest, and at most one of each other length. Leaving out
-    lengths that this step does not use changes nothing. Raises UserError if an item is longer than all rows.
+    lengths that this step does not use changes nothing. No item may be longer than the longest rows.
     """
-    if max(lengths) > row_lengths[0]:
-        raise UserError(f"an example of {max(lengths)} tokens does not fit a row of {row_lengths[0]}")
     # A large item fits only the longest rows, and no two share one. So their number bounds the number of longest rows from below.
     num_large = sum(n > max(row_lengths[0] / 2, *row_lengths[1:], 0) for n in lengths)
     for num_positions, counts in _micro_batch_counts(len(lengths), tuple(row_lengths), rows_per_micro_batch):
@@ -145,15 +136,7 @@ def _micro_batch_counts(
 
 
 def num_steps(num_examples: int, config: DataConfig) -> int:
-    """Return the number of steps of the whole run. The last step of an epoch may take fewer examples.
-
-    Raises UserError if the run would have more than `MAX_EXAMPLES` examples.
-    """
-    if num_examples * config.num_epochs > MAX_EXAMPLES:
-        raise UserError(
-            f"num_epochs is {config.num_epochs}: with {num_examples:,} examples a run can have at most "
-            f"{MAX_EXAMPLES // num_examples or 'no'} epochs"
-        )
+    """Return the number of steps of the whole run. The last step of an epoch may take fewer examples."""
     return math.ceil(num_examples / config.batch_size) * config.num_epochs
 
 
@@ -180,8 +163,8 @@ class Packer:
         """Find the shapes that serve every step.
 
         The mesh splits the rows of a micro-batch into `num_shards` parts, and each row into `length_shards` parts. `steps` holds the
-        indices of the examples of each step (default: `step_examples`). Raises UserError if an example is longer than `row_length`, if
-        `rows_per_micro_batch` or `row_length` is no multiple of its number of shards, or if a step is too large for an array.
+        indices of the examples of each step (default: `step_examples`). Raises UserError if an example is longer than `row_length`, or as
+        `rows_per_micro_batch` and `bucket_lengths` do.
         """
         self.examples, self.config = examples, config
         self.steps = step_examples(len(examples), config) if steps is None else steps
@@ -198,15 +181,10 @@ class Packer:
         num_rows = np.array([[len(rows) for rows in self.rows_of(indices)] for indices in self.steps])
         counts = -(-num_rows // self.rows_per_micro_batch)
         self._num_positions = int((counts @ self.row_lengths).sum()) * self.rows_per_micro_batch
-        max_counts = dict(zip(self.row_lengths, map(int, counts.max(axis=0)), strict=True))
-        largest = max(count * self.rows_per_micro_batch * length for length, count in max_counts.items())
-        if largest >= 2**31:
-            raise UserError(
-                f"a step of {largest:,} positions is too large for an array: lower row_length or batch_size"
-            )
         # Each row length makes the compiled step larger, so those that no step needs are dropped.
-        self.row_lengths = [length for length in self.row_lengths if max_counts[length]]
-        self.shapes = tuple(Shape(max_counts[length], self.rows_per_micro_batch, length) for length in self.row_lengths)
+        needed = [(int(n), length) for n, length in zip(counts.max(axis=0), self.row_lengths, strict=True) if n]
+        self.row_lengths = [length for _, length in needed]
+        self.shapes = tuple(Shape(n, self.rows_per_micro_batch, length) for n, length in needed)
         # The first token of an example is never a target.
         self.num_targets = np.array([examples[i][1][1:].sum() for i in range(len(examples))])
 

@@ -7,7 +7,6 @@ No row is dropped silently: a rejected row comes out with its reason.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -54,12 +53,11 @@ def read_rows(source: str) -> tuple[list[TrainingRow], list[dict[str, Any]]]:
     rows: list[TrainingRow] = []
     rejects: list[dict[str, Any]] = []
     for file, number, columns in _raw_rows(source):
-        row = _training_row(columns)
-        if isinstance(row, str):
+        try:
+            rows.append(_training_row(columns))
+        except UserError as error:
             original = {"text": columns} if isinstance(columns, str) else columns
-            rejects.append({**original, "file": file, "row": number, "reason": row})
-        else:
-            rows.append(row)
+            rejects.append({**original, "file": file, "row": number, "reason": str(error)})
     if not rows:
         reasons = Counter(reject["reason"] for reject in rejects).most_common(3)
         found = "; ".join(f"{reason} ({count} x)" for reason, count in reasons) or "it is empty"
@@ -72,11 +70,6 @@ def describe_rejects(rejects: Sequence[dict[str, Any]], path: str | Path) -> str
     reasons = Counter(str(reject["reason"]) for reject in rejects).most_common(8)
     counted = ", ".join(f"{count} x {reason}" for reason, count in reasons)
     return f"{len(rejects)} rejected" + (f" ({counted}; see {path})" if rejects else "")
-
-
-def write_rejects(path: str | Path, rejects: Sequence[dict[str, Any]]) -> None:
-    """Write rejected rows as JSONL, replacing the file at `path` in one step."""
-    jsonl.write(path, rejects)
 
 
 def _raw_rows(source: str) -> Iterator[tuple[str, int, dict[str, Any] | str]]:
@@ -97,23 +90,12 @@ def _raw_rows(source: str) -> Iterator[tuple[str, int, dict[str, Any] | str]]:
         if not file.exists():
             raise FileNotFoundError(f"there is no file {file}")
         if file.suffix == ".jsonl":
-            yield from _jsonl_rows(file)
+            for number, line, value in jsonl.parse(file):
+                yield str(file), number, value if isinstance(value, dict) else line.decode(errors="replace")
         elif file.suffix == ".parquet":
             yield from _parquet_rows(file)
         else:
             raise UserError(f"{file} is neither .jsonl nor .parquet: convert it to one of them")
-
-
-def _jsonl_rows(file: Path) -> Iterator[tuple[str, int, dict[str, Any] | str]]:
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                columns = json.loads(line)
-            except (ValueError, RecursionError):
-                columns = None
-            yield str(file), number, columns if isinstance(columns, dict) else line.decode(errors="replace")
 
 
 def _parquet_rows(file: Path) -> Iterator[tuple[str, int, dict[str, Any]]]:
@@ -138,13 +120,13 @@ def _hub_rows(name: str) -> Iterator[tuple[str, int, dict[str, Any]]]:
     yield from ((name, number, row) for number, row in enumerate(dataset, 1))
 
 
-def _training_row(columns: dict[str, Any] | str) -> TrainingRow | str:
-    """Return the training row with these columns, or the reason why the row is rejected."""
+def _training_row(columns: dict[str, Any] | str) -> TrainingRow:
+    """Return the training row with these columns. Raises UserError, with the reason, if it must be rejected."""
     if isinstance(columns, str):
-        return "not a JSON object"
+        raise UserError("not a JSON object")
     pair = next((pair for pair in _TRACE_COLUMNS if all(name in columns for name in pair)), None)
     if pair is None:
-        return "it has neither the columns thinking and answer nor those of s1K or s1K-1.1"
+        raise UserError("it has neither the columns thinking and answer nor those of s1K or s1K-1.1")
     row: dict[str, str] = {}
     for field, candidates in {"thinking": pair[:1], "answer": pair[1:], **_OTHER_COLUMNS}.items():
         name = next((name for name in candidates if name in columns), field)
@@ -152,11 +134,11 @@ def _training_row(columns: dict[str, Any] | str) -> TrainingRow | str:
         if isinstance(value, list) and all(isinstance(part, str) for part in value):
             value = "\n".join(value)
         if value is not None and not isinstance(value, str | int | float):
-            return f"{name} is not text"
+            raise UserError(f"{name} is not text")
         row[field] = "" if value is None else str(value)
         if any("\ud800" <= character <= "\udfff" for character in row[field]):
-            return f"{name} is not valid Unicode"
+            raise UserError(f"{name} is not valid Unicode")
         if field in ("question", "thinking", "answer") and not row[field].strip():
-            return f"{name} is empty"
+            raise UserError(f"{name} is empty")
     row["id"] = row["id"] or hashlib.sha256(row["question"].encode()).hexdigest()[:16]
     return TrainingRow(**row)  # type: ignore[typeddict-item]

@@ -3,8 +3,9 @@
 import logging
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, TextIO
+from typing import Annotated, TextIO
 
 import tyro
 
@@ -49,7 +50,7 @@ def generate(config: GenerateConfig, out: TextIO) -> Completion:
     prompt, ignore_ids = chat.encode_prompt(config.prompt), chat.encode_text(condition.ignore_text)
     request = Request(tuple(prompt), condition, tuple(ignore_ids), seed=config.seed)
     ticket = engine.submit(request)
-    stream = TranscriptStream(chat.tokenizer, out)
+    stream = TranscriptStream(chat.decode, out)
     started = time.monotonic()
     try:
         while not (finished := engine.step(STEPS_PER_UPDATE)):
@@ -74,8 +75,8 @@ class TranscriptStream:
     On a terminal injected text has a colour. Elsewhere, or if NO_COLOR is set, it stands in [[double brackets]].
     """
 
-    def __init__(self, tokenizer: Any, out: TextIO):
-        self.tokenizer, self.out = tokenizer, out
+    def __init__(self, decode: Callable[..., str], out: TextIO):
+        self.decode, self.out = decode, out
         self.color = out.isatty() and not os.environ.get("NO_COLOR")
         self.shown = 0
         self.heading = ""
@@ -90,7 +91,7 @@ class TranscriptStream:
             kind = self._kind(completion, self.shown)
             end = next((i for i in range(self.shown, size) if self._kind(completion, i) != kind), size)
             ids = completion.tokens[self.shown : end]
-            text = self.tokenizer.decode(ids, skip_special_tokens=kind != "thinking")
+            text = self.decode(ids, skip_special_tokens=kind != "thinking")
             # An injected string is marked as a whole, so it waits for the token after it.
             if end == size and not whole and (kind in ("injected", "delimiter") or text.endswith("\ufffd")):
                 break

@@ -9,7 +9,7 @@ Invariant: the randomness of a row is a function of (seed, problem, sample) and 
 
 from __future__ import annotations
 
-import itertools
+import functools
 import logging
 import zlib
 from collections.abc import Callable, Sequence
@@ -76,16 +76,17 @@ def write_samples(config: DecodingConfig, trace: Trace, num_samples: int = 1) ->
     check_same(every_problem, "problems")
     problems = every_problem[: config.limit]
     source = everywhere(lambda: resolve_source(config.model, weights=False))
-    shared = _shared_columns(config, source)
-    jobs = [_Job(problem, sample, trace) for problem in problems for sample in range(num_samples)]
-    keys = [[row_key(_key_columns(job, condition, shared)) for condition in trace.conditions] for job in jobs]
-    missing = from_first_process(lambda: _find_missing(output, keys, every_problem))
-    num_rows = len(jobs) * len(trace.conditions)
-    jobs = [
-        replace(job, trace=Trace(tuple(itertools.compress(trace.conditions, row))))
-        for job, row in zip(jobs, missing, strict=True)
-        if any(row)
-    ]
+    weights, tokenizer = everywhere(lambda: (source.fingerprint, source.tokenizer_fingerprint))
+    check_same((weights, tokenizer), "model")
+    shared = dict(model=config.model, weights=weights, tokenizer=tokenizer, seed=config.seed, commit=commit())
+    every_job = [_Job(problem, sample, trace) for problem in problems for sample in range(num_samples)]
+    num_rows = len(every_job) * len(trace.conditions)
+    done = from_first_process(lambda: _read_keys(output, every_problem))
+    jobs = []
+    for job in every_job:
+        missing = [c for c in trace.conditions if row_key(_key_columns(job, c, shared)) not in done]
+        if missing:
+            jobs.append(replace(job, trace=Trace(tuple(missing))))
     if not jobs:
         logger.info("%s has all %d rows already", output, num_rows)
         return output
@@ -108,15 +109,8 @@ def write_samples(config: DecodingConfig, trace: Trace, num_samples: int = 1) ->
     return output
 
 
-def _shared_columns(config: DecodingConfig, source: Source) -> dict[str, Any]:
-    """Return the columns that all rows of a run share, except those of the condition."""
-    weights, tokenizer = everywhere(lambda: (source.fingerprint, source.tokenizer_fingerprint))
-    check_same((weights, tokenizer), "model")
-    return dict(model=config.model, weights=weights, tokenizer=tokenizer, seed=config.seed, commit=commit())
-
-
 def _key_columns(job: _Job, condition: Condition, shared: dict[str, Any]) -> SampleRow:
-    """Return the columns of a row that are known before it is decoded."""
+    """Return the columns of a row that are known before it is decoded; `shared` are those that all rows of the run share."""
     return {
         "problem_id": job.problem.problem_id,
         "benchmark": job.problem.benchmark,
@@ -147,18 +141,15 @@ def _sample_row(
     return {name: row[name] for name in COLUMNS}
 
 
-def _find_missing(
-    output: Path, keys: Sequence[Sequence[tuple[Any, ...]]], problems: Sequence[Problem]
-) -> list[list[bool]]:
-    """Return which of the rows with these keys a file lacks. Raises UserError if rows cannot be added to it (`write_samples`)."""
+def _read_keys(output: Path, problems: Sequence[Problem]) -> set[tuple[Any, ...]]:
+    """Return the keys of the rows that a file holds. Raises UserError if rows cannot be added to it (`write_samples`)."""
     check_writable(output)
     # No rows are in a file that is missing, empty or torn inside its first row.
     is_empty = not output.exists() or jsonl.is_first_row_torn(output)
     rows = [] if is_empty else read_samples(output)
     if not all(is_whole(row) for row in rows):
         raise UserError(
-            f"{output} holds rows of an earlier format, whose settings are not all known: give another --decoding.output "
-            "(launch/plot.py still reads this file)"
+            f"{output} holds rows of an earlier format, whose settings are not all known: give another --decoding.output"
         )
     digests = {(problem.benchmark, problem.problem_id): problem.digest for problem in problems}
     for row in rows:
@@ -169,8 +160,7 @@ def _find_missing(
                 f"rows of {output}: undo the edit of the benchmark, rename one of two benchmarks of that name, or give another "
                 "--decoding.output"
             )
-    done = {row_key(row) for row in rows}
-    return [[key not in done for key in group] for group in keys]
+    return {row_key(row) for row in rows}
 
 
 def _prepare(
@@ -179,12 +169,11 @@ def _prepare(
     """Return the engine, the chat format, and a request for each job. Raises UserError if a request does not fit the model."""
     engine, chat = load_engine(source, condition.dtype, config.mesh, config.rules, condition.int8, config.attention)
     ignore_ids = tuple(chat.encode_text(condition.ignore_text))
-    questions = {job.problem.problem_id: job.problem.question for job in jobs}
-    prompts = {name: tuple(chat.encode_prompt(question)) for name, question in questions.items()}
+    encode = functools.cache(chat.encode_prompt)  # a problem may have many samples
     requests = []
     for job in jobs:
         request = Request(
-            prompts[job.problem.problem_id],
+            tuple(encode(job.problem.question)),
             job.trace.condition,
             ignore_ids,
             points=tuple(point.limits for point in job.trace.conditions),

@@ -11,6 +11,7 @@ equals a missing or an empty answer.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from fractions import Fraction
 
 # Longer answers are compared character by character. No gold answer is nearly as long, and the limit bounds the work of every rule below.
@@ -29,7 +30,7 @@ def is_equivalent(extracted: str | None, gold: str) -> bool:
     # "x = 5" is as good an answer to "what is x" as "5". If both answers name a variable, the names must agree.
     if bool(_LEFT_SIDE.match(ours)) != bool(_LEFT_SIDE.match(theirs)):
         ours, theirs = _LEFT_SIDE.sub("", ours), _LEFT_SIDE.sub("", theirs)
-    return _equal_entries(ours, theirs) or _equal_collections(ours, theirs)
+    return (bool(ours) and _value(ours) == _value(theirs)) or _equal_collections(ours, theirs)
 
 
 # Spellings that mean nothing (`_normalise`), and forms of an answer.
@@ -78,7 +79,7 @@ def _normalise(answer: str) -> str:
     if _WORDS.fullmatch(text):  # case and spacing mean nothing in prose (a single letter is a variable or a choice)
         return " ".join(text.lower().split())
     text = _MIXED_NUMBER.sub(r"\1\\frac{\2}{\3}", text)  # before spaces are removed: "1 4/5" is not 14/5
-    text = _SHORT_FRAC.sub(lambda m: "\\frac" + _braced(m.group(1)) + _braced(m.group(2)), text)
+    text = _SHORT_FRAC.sub(lambda m: "\\frac" + "".join("{" + part.strip("{}") + "}" for part in m.groups()), text)
     text = _SHORT_SQRT.sub(r"\\sqrt{\1}", text)
     text = _ONE_IN_BRACES.sub(r"\1\2", _RELATIONS.sub(r"\\\1", text))
     text = re.sub(r"\s+", "", text)
@@ -91,10 +92,6 @@ def _chosen_letter(answer: str) -> str | None:
     return match[1] if match and not _OTHER_CHOICE.search(match[2]) else None
 
 
-def _braced(group: str) -> str:
-    return group if group.startswith("{") else "{" + group + "}"
-
-
 _DECIMAL = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]*)?)"
 _NUMBER = re.compile(
     rf"(?P<sign>[+-]?)(?:(?P<whole>[0-9]+)?\\frac\{{(?P<top>[+-]?{_DECIMAL})\}}\{{(?P<bottom>[+-]?{_DECIMAL})\}}"
@@ -103,11 +100,11 @@ _NUMBER = re.compile(
 )
 
 
-def _number(text: str) -> Fraction | None:
-    """Return the exact value of a normalised number; None for other text and for a zero denominator."""
+def _value(text: str) -> Fraction | str:
+    """Return the exact value of a normalised number, and any other text as it is; so too for a zero denominator."""
     match = _NUMBER.fullmatch(text)
     if match is None:
-        return None
+        return text
     groups = {name: value.replace(",", "") for name, value in match.groupdict().items() if value and name != "sign"}
     part = {name: Fraction(value) for name, value in groups.items()}
     if "plain" in part:
@@ -115,16 +112,9 @@ def _number(text: str) -> Fraction | None:
     else:
         top, bottom = part.get("top", part.get("over")), part.get("bottom", part.get("under"))
         if top is None or not bottom or ("whole" in part and (top < 0 or bottom < 0)):
-            return None
+            return text
         value = part.get("whole", Fraction(0)) + top / bottom
     return -value if match["sign"] == "-" else value
-
-
-def _equal_entries(ours: str, theirs: str) -> bool:
-    if ours == theirs:
-        return bool(ours)  # nothing equals an empty entry
-    value = _number(ours)
-    return value is not None and value == _number(theirs)
 
 
 _MATRIX = re.compile(r"\\begin\{[pbvBV]?(?:matrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\{[pbvBV]?(?:matrix|array)\}")
@@ -161,14 +151,9 @@ def _split_commas(body: str) -> list[str] | None:
 def _equal_collections(ours: str, theirs: str) -> bool:
     """Compare two collections by their entries: in order for tuples, intervals and matrices, in any order for sets and bare lists."""
     first, second = _collection(ours), _collection(theirs)
-    if first is None or second is None or first[0] != second[0] or len(first[1]) != len(second[1]):
+    if first is None or second is None or first[0] != second[0] or "" in first[1]:  # nothing equals an empty entry
         return False
-    if first[0] not in ("set", "list"):
-        return all(_equal_entries(a, b) for a, b in zip(first[1], second[1], strict=True))
-    left = list(second[1])
-    for entry in first[1]:
-        match = next((i for i, other in enumerate(left) if _equal_entries(entry, other)), None)
-        if match is None:
-            return False
-        left.pop(match)
-    return True
+    values = [_value(entry) for entry in first[1]], [_value(entry) for entry in second[1]]
+    if first[0] in ("set", "list"):
+        return Counter(values[0]) == Counter(values[1])
+    return values[0] == values[1]

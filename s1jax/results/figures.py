@@ -65,6 +65,7 @@ def _drawing() -> Iterator[None]:
         yield
 
 
+@_drawing()
 def plot_thinking(rows: Sequence[SampleRow], path: str | Path) -> list[Point]:
     """Draw accuracy against mean thinking tokens, write the points beside it as JSON, and return the points.
 
@@ -74,25 +75,25 @@ def plot_thinking(rows: Sequence[SampleRow], path: str | Path) -> list[Point]:
     """
     points = thinking_curve(rows)
     points = [p for curve in groups(points, *CURVE) if len(curve) > 1 for p in curve] or points
-    with _drawing():
-        page = _Page(points, "Sequential scaling: accuracy against thinking time")
-        for ax, panel in page.panels:
-            _log2_axis(ax, [p["mean_thinking_tokens"] for p in panel], "thinking tokens, mean per problem (log scale)")
-            _percent_axis(ax, [p["accuracy_low"] for p in panel], [p["accuracy_high"] for p in panel])
-            for group in groups(panel, *_SERIES):
-                waits = [p for p in group if p["num_ignore"] and p["mean_thinking_tokens"] > 0]
-                budgets = [p for p in group if p not in waits]
-                for series in groups(budgets, "ignore_text"):
-                    _draw_budgets(page, ax, series)
-                for series in groups(waits, "ignore_text", "max_thinking_tokens"):
-                    text = series[0]["ignore_text"] if series[0]["min_thinking_tokens"] else ""
-                    start = (series[0]["max_thinking_tokens"], text)
-                    begin = [p for p in budgets if (p["max_thinking_tokens"], p["ignore_text"]) == start]
-                    _draw_waits(page, ax, begin, series)
-        page.write(path)
+    page = _Page(points, "Sequential scaling: accuracy against thinking time")
+    for ax, panel in page.panels:
+        _log2_axis(ax, [p["mean_thinking_tokens"] for p in panel], "thinking tokens, mean per problem (log scale)")
+        _percent_axis(ax, [p["accuracy_low"] for p in panel], [p["accuracy_high"] for p in panel])
+        for group in groups(panel, *_SERIES):
+            waits = [p for p in group if p["num_ignore"] and p["mean_thinking_tokens"] > 0]
+            budgets = [p for p in group if p not in waits]
+            for series in groups(budgets, "ignore_text"):
+                _draw_budgets(page, ax, series)
+            for series in groups(waits, "ignore_text", "max_thinking_tokens"):
+                text = series[0]["ignore_text"] if series[0]["min_thinking_tokens"] else ""
+                start = (series[0]["max_thinking_tokens"], text)
+                begin = [p for p in budgets if (p["max_thinking_tokens"], p["ignore_text"]) == start]
+                _draw_waits(page, ax, begin, series)
+    page.write(path)
     return points
 
 
+@_drawing()
 def plot_voting(rows: Sequence[SampleRow], path: str | Path) -> list[Point]:
     """Draw maj@k (thick) and pass@k (thin) against the number of samples k, write the points as JSON, and return the points.
 
@@ -101,23 +102,22 @@ def plot_voting(rows: Sequence[SampleRow], path: str | Path) -> list[Point]:
     points = voting_curve(rows)
     if not points:
         raise UserError("voting needs at least two samples of each problem under one setting; these rows have none")
-    with _drawing():
-        page = _Page(points, "Parallel scaling: majority voting over k samples")
-        for ax, panel in page.panels:
-            highs = [max(p["pass_at_k"], p["maj_at_k_high"]) for p in panel]
-            _log2_axis(ax, [p["k"] for p in panel], "samples per problem, k (log scale)")
-            _percent_axis(ax, [p["maj_at_k_low"] for p in panel], highs)
-            settings = groups(panel, *SETTING)
-            for i, group in enumerate(settings):
-                # Series that share each k stand a little apart, and together stay within the axis.
-                step = min(0.07, 0.3 / max(len(settings) - 1, 1))
-                x = [p["k"] * 2 ** (step * (i - (len(settings) - 1) / 2)) for p in group]
-                name = page.setting_name(group[0])
-                label = f"{name}: majority vote" if name else "majority vote (maj@k)"
-                page.draw(ax, x, group, "maj_at_k", page.style(label))
-                ax.plot(x, [p["pass_at_k"] for p in group], zorder=2, **page.style(label, (0, (4, 3)), 1, marked=False))
-        page.handles["at least one of k is right (pass@k)"] = Line2D([], [], color=_GREY, linewidth=1, dashes=(4, 3))
-        page.write(path)
+    page = _Page(points, "Parallel scaling: majority voting over k samples")
+    for ax, panel in page.panels:
+        highs = [max(p["pass_at_k"], p["maj_at_k_high"]) for p in panel]
+        _log2_axis(ax, [p["k"] for p in panel], "samples per problem, k (log scale)")
+        _percent_axis(ax, [p["maj_at_k_low"] for p in panel], highs)
+        settings = groups(panel, *SETTING)
+        for i, group in enumerate(settings):
+            # Series that share each k stand a little apart, and together stay within the axis.
+            step = min(0.07, 0.3 / max(len(settings) - 1, 1))
+            x = [p["k"] * 2 ** (step * (i - (len(settings) - 1) / 2)) for p in group]
+            name = page.setting_name(group[0])
+            label = f"{name}: majority vote" if name else "majority vote (maj@k)"
+            page.draw(ax, x, group, "maj_at_k", page.style(label))
+            ax.plot(x, [p["pass_at_k"] for p in group], zorder=2, **page.style(label, (0, (4, 3)), 1, marked=False))
+    page.handles["at least one of k is right (pass@k)"] = Line2D([], [], color=_GREY, linewidth=1, dashes=(4, 3))
+    page.write(path)
     return points
 
 
@@ -204,8 +204,7 @@ class _Page:
         width = self._LEFT + self._columns * self._panel_width + (self._columns - 1) * self._GAP + self._RIGHT
         self.figure = Figure(figsize=(width, 6))
         FigureCanvasAgg(self.figure)
-        grid = self.figure.subplots(self._rows, self._columns, squeeze=False)
-        axes = list(grid.flat)
+        axes = list(self.figure.subplots(self._rows, self._columns, squeeze=False).flat)
         for ax in axes[len(benchmarks) :]:
             ax.remove()
         self.panels: list[tuple[Axes, list[Any]]] = list(zip(axes, benchmarks, strict=False))
@@ -216,7 +215,9 @@ class _Page:
         """Axes, place in data coordinates, text and colour of small texts. One that would cover an earlier one is left out."""
         self._title = title
         if len(benchmarks) > 1:
-            self._title_panels()
+            names = _shortened((group[0]["benchmark"] for group in benchmarks), 18, 0.5)  # such a name fits its panel
+            for ax, group in self.panels:
+                ax.set_title(f"{names[group[0]['benchmark']]}  ({_problems(group)})", loc="left", fontsize=10.5)
         self._models = _shortened(p["model"] for p in points)
         self._names = CurveNames(points)
         self._settings = {setting_text(p) for p in points}
@@ -224,16 +225,6 @@ class _Page:
         # Points with ignored stops have the ignore text in their label anyway.
         texts = {p["ignore_text"] for p in points if p["min_thinking_tokens"] and not p["num_ignore"]}
         self._names_ignore_text = len(texts) > 1
-
-    def _title_panels(self) -> None:
-        """Name each panel's benchmark above it, shortened until it fits."""
-        for length in range(64, 8, -4):
-            names, widths = _shortened((group[0]["benchmark"] for _, group in self.panels), length, 0.5), []
-            for ax, group in self.panels:
-                text = f"{names[group[0]['benchmark']]}  ({_problems(group)})"
-                widths.append(ax.set_title(text, loc="left", fontsize=10.5).get_window_extent().width)
-            if max(widths) <= self._panel_width * self.figure.dpi:
-                break
 
     def curve_name(self, point: Point) -> str:
         """Name a curve by what sets it apart from the other curves of the figure; "" if it is the only one."""

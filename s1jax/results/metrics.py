@@ -20,23 +20,24 @@ import numpy as np
 
 from s1jax.grading.equivalence import is_equivalent
 from s1jax.results.samples import CURVE, SETTING, SampleRow, distinct_samples, pick
-from s1jax.runtime.errors import UserError
 
 Point = dict[str, Any]
 """A point of a curve: the columns of `SETTING` and the statistics that `thinking_curve` or `voting_curve` lists."""
 
+Votes = tuple[int, list[int], int]
+"""Votes of the correct answer, votes of each distinct wrong answer, and the number of samples that do not vote."""
+
 _Z = statistics.NormalDist().inv_cdf(0.975)
 
 
-def mean_interval(values: Sequence[float], num_units: float | None = None) -> tuple[float, float, float]:
+def mean_interval(values: Sequence[float], max_draws: float) -> tuple[float, float, float]:
     """Return the mean over problems of a statistic in [0, 1], with its 95% interval: (mean, low, high).
 
-    `num_units` is an upper bound on the number of independent draws behind the values (default: one per problem). The interval is
-    Wilson's at the effective number of draws, mean (1 - mean) / (variance / problems), which is Kish's design effect. Unlike a bootstrap
-    interval it is not empty at 0% or 100%.
+    `max_draws` is an upper bound on the number of independent draws behind the values, at least one per problem. The interval is Wilson's
+    at the effective number of draws, mean (1 - mean) / (variance / problems), which is Kish's design effect. Unlike a bootstrap interval it
+    is not empty at 0% or 100%.
     """
     count, mean = len(values), statistics.fmean(values)
-    max_draws = max(count, num_units or count)
     binomial = mean * (1 - mean)
     variance = statistics.fmean([(value - mean) ** 2 for value in values])
     draws = count if binomial == 0 else min(count * binomial / variance, max_draws) if variance else max_draws
@@ -49,27 +50,13 @@ def mean_interval(values: Sequence[float], num_units: float | None = None) -> tu
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     """Return the chance that at least one of k samples, drawn without replacement from n, is correct.
 
-    1 - C(n - c, k) / C(n, k): the unbiased estimator of arXiv 2107.03374. Raises UserError unless 1 <= k <= n and 0 <= c <= n.
+    1 - C(n - c, k) / C(n, k): the unbiased estimator of arXiv 2107.03374.
     """
-    if not 1 <= k <= num_samples or not 0 <= num_correct <= num_samples:
-        raise UserError(
-            f"pass@{k} of {num_samples} samples, {num_correct} of them correct: need 1 <= k <= n, 0 <= c <= n"
-        )
     return 1 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
 
 
-def maj_at_k(answers: Sequence[str | None], correct: Sequence[bool], k: int) -> float:
-    """Return the chance that a vote among k samples, drawn without replacement, elects a correct answer.
-
-    Exact over all subsets and over the draws of ties. None never votes. Raises UserError unless 1 <= k <= n.
-    """
-    if not 1 <= k <= len(answers):
-        raise UserError(f"maj@{k} of {len(answers)} samples: need 1 <= k <= n")
-    return _elected(*_count_votes(answers, correct), k)
-
-
-def _count_votes(answers: Sequence[str | None], correct: Sequence[bool]) -> tuple[int, list[int], int]:
-    """Return the votes of the correct answer, those of each distinct wrong answer, and how many samples do not vote."""
+def count_votes(answers: Sequence[str | None], correct: Sequence[bool]) -> Votes:
+    """Count the votes of all samples of a problem. None never votes."""
     wrong: dict[str, int] = {}
     for answer, is_correct in zip(answers, correct, strict=True):
         if answer is None or is_correct:
@@ -80,13 +67,14 @@ def _count_votes(answers: Sequence[str | None], correct: Sequence[bool]) -> tupl
     return num_correct, list(wrong.values()), len(answers) - num_correct - sum(wrong.values())
 
 
-def _elected(num_correct: int, wrong: Sequence[int], silent: int, k: int) -> float:
-    """Return maj@k, given how many of all samples vote for the correct answer and for each wrong one, and how many do not vote.
+def maj_at_k(votes: Votes, k: int) -> float:
+    """Return the chance that a vote among k samples, drawn without replacement, elects a correct answer.
 
-    The votes in a random subset of k are distributed as independent binomials, one per answer, under the condition that they sum to k.
-    So a coefficient of a product of small polynomials is the chance that the correct answer gets j votes, that t wrong answers get j
-    votes too, and that no answer gets more.
+    Exact over all subsets and over the draws of ties. The votes in a random subset of k are distributed as independent binomials, one per
+    answer, under the condition that they sum to k. So a coefficient of a product of small polynomials is the chance that the correct answer
+    gets j votes, that t wrong answers get j votes too, and that no answer gets more.
     """
+    num_correct, wrong, silent = votes
     total = num_correct + sum(wrong) + silent
     share = k / total  # every share in (0, 1] gives the same result; this one keeps the factors near 1
     chance = 0.0
@@ -95,12 +83,12 @@ def _elected(num_correct: int, wrong: Sequence[int], silent: int, k: int) -> flo
         # ways[t, v]: chance that the wrong answers so far got v votes together, none more than j, and t of them exactly j.
         ways = np.zeros((rest // j + 1, rest + 1))
         ways[0] = _binomial(silent, share, rest)
-        for votes in wrong:
-            likely = _binomial(votes, share, rest)
+        for votes_of_one in wrong:
+            likely = _binomial(votes_of_one, share, rest)
             grown = np.zeros_like(ways)
-            for v in range(min(votes, j - 1, rest) + 1):
+            for v in range(min(votes_of_one, j - 1, rest) + 1):
                 grown[:, v:] += likely[v] * ways[:, : rest + 1 - v]
-            if j <= min(votes, rest):
+            if j <= min(votes_of_one, rest):
                 grown[1:, j:] += likely[j] * ways[:-1, : rest + 1 - j]
             ways = grown
         chance += _binomial(num_correct, share, j)[j] * float(np.sum(ways[:, rest] / (1 + np.arange(len(ways)))))
@@ -140,11 +128,6 @@ def scaling(
     return statistics.fmean(slopes) if slopes else None
 
 
-def performance(accuracies: Sequence[float]) -> float:
-    """Return the best accuracy of a curve (equation 3)."""
-    return max(accuracies)
-
-
 # ---- curves ----
 
 
@@ -158,12 +141,8 @@ def _by_setting(rows: Sequence[SampleRow]) -> Iterator[tuple[dict[str, Any], lis
         yield dict(zip(SETTING, key, strict=True)), list(settings[key].values())
 
 
-def _means(problems: list[list[SampleRow]], column: Literal["correct", "num_thinking_tokens"]) -> list[float]:
-    return [statistics.fmean(row[column] for row in group) for group in problems]
-
-
-def _with_interval(name: str, values: Sequence[float], num_units: float) -> dict[str, float]:
-    return dict(zip((name, f"{name}_low", f"{name}_high"), mean_interval(values, num_units), strict=True))
+def _with_interval(name: str, values: Sequence[float], max_draws: float) -> dict[str, float]:
+    return dict(zip((name, f"{name}_low", f"{name}_high"), mean_interval(values, max_draws), strict=True))
 
 
 def thinking_curve(rows: Sequence[SampleRow]) -> list[Point]:
@@ -177,9 +156,11 @@ def thinking_curve(rows: Sequence[SampleRow]) -> list[Point]:
     for setting, problems in _by_setting(rows):
         samples = [row for group in problems for row in group]
         budget = setting["max_thinking_tokens"]
+        solved = [statistics.fmean(row["correct"] for row in group) for group in problems]
+        tokens = [statistics.fmean(row["num_thinking_tokens"] for row in group) for group in problems]
         point = setting | {"n": len(samples), "num_problems": len(problems)}
-        point |= _with_interval("accuracy", _means(problems, "correct"), len(samples))
-        point["mean_thinking_tokens"] = statistics.fmean(_means(problems, "num_thinking_tokens"))
+        point |= _with_interval("accuracy", solved, len(samples))
+        point["mean_thinking_tokens"] = statistics.fmean(tokens)
         point["num_budget_ended"] = sum(row["num_thinking_tokens"] >= budget for row in samples)
         point["num_over_budget"] = sum(row["num_thinking_tokens"] > budget for row in samples)
         points.append(point)
@@ -197,38 +178,34 @@ def voting_curve(rows: Sequence[SampleRow]) -> list[Point]:
         num_samples = min(len(group) for group in problems)
         if num_samples < 2:
             continue
-        counts = [_count_votes([row["extracted"] for row in g], [row["correct"] for row in g]) for g in problems]
+        votes = [count_votes([row["extracted"] for row in g], [row["correct"] for row in g]) for g in problems]
         for k in (2**i for i in range(num_samples.bit_length())):
-            num_votes = sum(len(group) // k for group in problems)
-            passes = [pass_at_k(len(g), count[0], k) for g, count in zip(problems, counts, strict=True)]
+            num_draws = sum(len(group) // k for group in problems)
+            solved = [pass_at_k(len(group), right, k) for group, (right, _, _) in zip(problems, votes, strict=True)]
             point = setting | {"k": k, "num_problems": len(problems), "num_samples": num_samples}
-            point |= _with_interval("maj_at_k", [_elected(*count, k) for count in counts], num_votes)
-            points.append(point | _with_interval("pass_at_k", passes, num_votes))
+            point |= _with_interval("maj_at_k", [maj_at_k(v, k) for v in votes], num_draws)
+            points.append(point | _with_interval("pass_at_k", solved, num_draws))
     return points
 
 
 def summarise_curves(rows: Sequence[SampleRow]) -> list[dict[str, Any]]:
-    """Return the columns of `CURVE` and the figures of merit (equations 1 to 3) of each curve, in the order of `thinking_curve`.
+    """Return the figures of merit (equations 1 to 3) of each curve, in the order of `thinking_curve`.
 
     `control` is the share of points whose mean thinking tokens keep to their bounds, as in the paper, `control_per_sample` that of samples.
     """
-    rows, summaries = distinct_samples(rows), []
+    rows, summaries, bounds = distinct_samples(rows), [], ("min_thinking_tokens", "max_thinking_tokens")
     for curve, group in itertools.groupby(thinking_curve(rows), key=lambda point: pick(point, CURVE)):
         points = list(group)
         samples = [row for row in rows if pick(row, CURVE) == curve]
         tokens, accuracies = [p["mean_thinking_tokens"] for p in points], [p["accuracy"] for p in points]
-        summaries.append(
-            dict(zip(CURVE, curve, strict=True))
-            | dict(
-                control=control(tokens, [_bounds(point) for point in points]),
-                control_per_sample=control([r["num_thinking_tokens"] for r in samples], [_bounds(r) for r in samples]),
-                scaling_per_doubling=scaling(tokens, accuracies),
-                scaling_per_token=scaling(tokens, accuracies, per="token"),
-                performance=performance(accuracies),
-            )
-        )
+        summary = {
+            "control": control(tokens, [pick(p, bounds) for p in points]),
+            "control_per_sample": control(
+                [r["num_thinking_tokens"] for r in samples], [pick(r, bounds) for r in samples]
+            ),
+            "scaling_per_doubling": scaling(tokens, accuracies),
+            "scaling_per_token": scaling(tokens, accuracies, per="token"),
+            "performance": max(accuracies),
+        }
+        summaries.append(summary)
     return summaries
-
-
-def _bounds(row: dict[str, Any]) -> tuple[int, int]:
-    return row["min_thinking_tokens"], row["max_thinking_tokens"]

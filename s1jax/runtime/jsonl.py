@@ -1,7 +1,8 @@
 """JSON lines (UTF-8): reading them, writing a whole file, and appending rows that survive a crash.
 
 A process that is killed while it appends leaves a last line without its line break: a torn line. `read` leaves a torn line out unless it
-is whole JSON. `Appender` mends the file: it adds the missing line break to a line that is whole, and cuts off any other.
+is whole JSON. `Appender` mends the file: it adds the missing line break to a line that is whole, and cuts off any other. `parse` serves
+files that a user made, where each bad line needs a reason of its own.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,17 +26,33 @@ def read(path: str | Path) -> list[tuple[int, Any]]:
     A torn line is left out, with a warning. Raises OSError if the file cannot be read, and UserError for any other line that is not JSON.
     """
     rows: list[tuple[int, Any]] = []
-    lines = _lines(path)
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            rows.append((number, json.loads(line)))
-        except (ValueError, RecursionError) as error:
-            if number < len(lines):
-                raise UserError(f"{path}: line {number} is not JSON ({error})") from None
+    for number, line, value in parse(path):
+        if not isinstance(value, Exception):
+            rows.append((number, value))
+        elif line.endswith(b"\n"):
+            raise UserError(f"{path}: line {number} is not JSON ({value})")
+        else:
             logger.warning("%s: line %d was cut off while it was written; it is left out", path, number)
     return rows
+
+
+def parse(path: str | Path) -> Iterator[tuple[int, bytes, Any]]:
+    """Yield the number (from 1), the bytes and the value of every line that is not blank. The value of a bad line is the error.
+
+    Raises OSError if the file cannot be read.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    value = json.loads(line.decode("utf-8-sig"))
+                except (ValueError, RecursionError) as error:
+                    value = error
+                yield number, line, value
+    except OSError as error:
+        raise type(error)(f"{path} cannot be read: {error.strerror}") from None
 
 
 def is_first_row_torn(path: str | Path) -> bool:
@@ -90,10 +107,7 @@ def _to_line(row: Any) -> str:
 
 def _lines(path: str | Path) -> list[bytes]:
     """Return the lines of a file as bytes: one may be torn inside a character. The last one is empty unless it is torn."""
-    try:
-        return Path(path).read_bytes().split(b"\n")
-    except OSError as error:
-        raise type(error)(f"{path} cannot be read: {error.strerror}") from None
+    return Path(path).read_bytes().split(b"\n")
 
 
 def _parses(line: bytes) -> bool:

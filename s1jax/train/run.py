@@ -25,11 +25,12 @@ from s1jax.checkpoint.train_state import StateStore
 from s1jax.data.chat import ChatFormat
 from s1jax.data.examples import DataConfig, Examples, encode_rows
 from s1jax.data.packing import Packer, num_steps
-from s1jax.data.rows import describe_rejects, read_rows, write_rejects
+from s1jax.data.rows import describe_rejects, read_rows
 from s1jax.model import lora
 from s1jax.model.config import ModelConfig
 from s1jax.model.flops import train_flops
 from s1jax.model.qwen2 import Params
+from s1jax.runtime import jsonl
 from s1jax.runtime.command import counted
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.files import check_writable, write_file
@@ -271,7 +272,7 @@ def write_run_files(run: Run) -> None:
     """Write the files of the run directory that do not change during the run, once nothing can be refused any more."""
     write_model_files(run.output, run.program.model_config, run.source.files)
     if is_first_process():
-        write_rejects(run.output / REJECTS_NAME, run.rejects)
+        jsonl.write(run.output / REJECTS_NAME, run.rejects)
         # Every field of the config, and the commit of a hub id (null for a directory).
         record = asdict(run.config) | {"revision": run.source.revision}
         write_file(run.output / CONFIG_NAME, json.dumps(record, indent=2) + "\n")

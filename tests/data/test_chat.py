@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from s1jax.data import chat as chat_module
 from s1jax.data.chat import ChatFormat
 from s1jax.data.rows import read_rows
 from tests.support.tokenizers import CHATML, SPECIALS, byte_tokenizer
@@ -87,8 +86,6 @@ def test_loss_on_answer_covers_the_answer_only():
     assert all(mask[mask.index(True) :])
     assert tokenizer.decode(ids[mask.index(True) :]) == "<|im_start|>answer\nAnswer: 4<|im_end|>\n"
     assert ids == chat.encode_example("q", "trace", "4")[0]
-    with pytest.raises(ValueError, match="loss_on is 'trace': choose one of reasoning_and_answer, answer"):
-        chat.encode_example("q", "trace", "4", "trace")
 
 
 @pytest.mark.parametrize(
@@ -169,15 +166,11 @@ def test_template_may_strip_the_question_but_not_repeat_it():
         ChatFormat.of(repeating).encode_prompt("q")
 
 
-def test_empty_texts_are_errors():
+def test_an_empty_question_is_an_error():
     chat = ChatFormat.of(byte_tokenizer())
     for question in ("", " \n"):
         with pytest.raises(ValueError, match=r"the question .* is empty"):
             chat.encode_prompt(question)
-    with pytest.raises(ValueError, match="the reasoning trace of the question 'q' is empty"):
-        chat.encode_example("q", " ", "a")
-    with pytest.raises(ValueError, match="the answer of the question 'q' is empty"):
-        chat.encode_example("q", "t", "")
 
 
 @pytest.mark.parametrize(("text", "kind"), [("a\ud800", "a lone surrogate"), ("a\udcff", "a byte that is not UTF-8")])
@@ -210,17 +203,3 @@ def test_a_completion_splits_into_its_thinking_and_its_answer(delimiter):
     split = chat.split_completion(tokens, len(thinking))
     assert split == ("\nno answer yet\n", "\n42" if delimiter == "answer" else "\nFinal Answer:\n42")
     assert chat.split_completion(tokens[:-1], len(thinking)) == split
-
-
-def test_what_all_examples_share_is_tokenised_once(monkeypatch):
-    texts, encode = [], chat_module._encode
-    monkeypatch.setattr(
-        chat_module, "_encode", lambda tokenizer, text, **how: texts.append(text) or encode(tokenizer, text, **how)
-    )
-    chat = ChatFormat.of(byte_tokenizer())
-    chat.encode_example("first", "trace", "4")
-    texts.clear()
-    for i in range(5):
-        chat.encode_example(f"question {i}", f"trace {i}", f"Answer: {i}")
-    own = [(f"user\nquestion {i}", f"\ntrace {i}\n", f"\nAnswer: {i}") for i in range(5)]
-    assert texts == [text for example in own for text in example]

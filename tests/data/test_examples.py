@@ -38,7 +38,7 @@ def test_too_long_examples_are_one_error_that_names_them():
     assert message.startswith(
         f"12 of 14 examples are longer than max_length {lengths[1]}, the longest has {lengths[-1]} tokens"
     )
-    assert "row-2 (row 2), row-3 (row 3)" in message and "row-11 (row 11) and 2 more" in message
+    assert "\n  row-2 (row 2)\n  row-3 (row 3)\n" in message and message.endswith("row-9 (row 9)\n  and 4 more")
     assert f"Raise max_length to {lengths[-1]}" in message
 
 

@@ -99,8 +99,6 @@ def test_packing_takes_the_fullest_row_that_has_room():
     assert pack([6, 7, 3, 4, 8], [10, 10, 7]) is None
     assert pack_step([6, 7, 3, 4, 8], [10, 5], 1) == [[[4], [1, 2], [0, 3]], []]
     assert pack_step([6, 7, 5, 4, 8], [10, 5], 1) == [[[4], [1], [0, 3]], [[2]]]
-    with pytest.raises(ValueError, match="11 tokens does not fit a row of 10"):
-        pack_step([3, 11], [10, 5], 1)
 
 
 def test_a_thousand_lengths_like_s1ks_leave_little_padding():
@@ -210,7 +208,7 @@ def test_shapes_that_fit_no_example_or_mesh_are_refused():
         Packer(examples, DataConfig("rows", row_length=8))
     with pytest.raises(
         ValueError,
-        match=r"rows_per_micro_batch is 6, which is not a multiple of 4, .* \(data x fsdp\): choose a multiple of 4",
+        match=r"rows_per_micro_batch is 6: it must be a multiple of 4, .* \(data x fsdp\)",
     ):
         Packer(examples, DataConfig("rows", rows_per_micro_batch=6), num_shards=4)
 
@@ -240,9 +238,7 @@ def test_rows_are_split_over_all_of_a_mesh(length_shards, expected):
     assert bucket_lengths(config, 404, length_shards) == expected
     packer = Packer(make_examples([404, 300, 90, 100]), config, length_shards=length_shards)
     assert set(packer.row_lengths) <= set(expected) and len(packer.row_lengths) > 1
-    with pytest.raises(
-        ValueError, match="row_length is 403, which is not a multiple of 2, the number of shards of a row"
-    ):
+    with pytest.raises(ValueError, match="row_length is 403: it must be a multiple of 2, the shards of a row"):
         bucket_lengths(dataclasses.replace(config, row_length=403), 404, 2)
 
 
@@ -254,16 +250,8 @@ def test_no_fewer_micro_batches_are_tried_than_the_large_examples_need(monkeypat
     assert len(rows[0]) == 30 and not rows[1] and tried == [30]
 
 
-def test_more_epochs_than_can_be_planned_are_refused():
-    assert num_steps(1000, DataConfig("rows", num_epochs=5)) == 315
-    with pytest.raises(
-        ValueError, match="num_epochs is 1000000: with 1,000 examples a run can have at most 50000 epochs"
-    ):
-        num_steps(1000, DataConfig("rows", num_epochs=1_000_000))
-
-
 @pytest.mark.parametrize(("rows", "length"), [(500_000, 5000), (1, 50_000_000)])
 def test_a_micro_batch_that_is_too_large_for_an_array_is_refused(rows, length):
-    with pytest.raises(ValueError, match="too large for an array"):
+    with pytest.raises(ValueError, match="too large a micro-batch for an array"):
         packing.rows_per_micro_batch(DataConfig("rows", rows_per_micro_batch=rows), length, 1)
     assert packing.rows_per_micro_batch(DataConfig("rows", rows_per_micro_batch=500), 32768, 1) == 500

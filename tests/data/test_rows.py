@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from s1jax.data.rows import read_rows, write_rejects
+from s1jax.data.rows import read_rows
 from tests.support.training import ROW
 
 
@@ -98,12 +98,6 @@ def test_bad_rows_are_rejected_with_reason_and_place(tmp_path):
     ]
     assert rejects[0]["text"].strip() == bad[0] and rejects[4]["solution"] == "4"
     assert all(reject["file"] == str(path) for reject in rejects)
-
-    out = tmp_path / "new" / "rejects.jsonl"
-    write_rejects(out, rejects)
-    assert [json.loads(line) for line in out.read_text().splitlines()] == rejects
-    write_rejects(out, [])
-    assert out.read_text() == "" and list(out.parent.iterdir()) == [out]
 
 
 def test_source_without_rows_is_one_error(tmp_path):

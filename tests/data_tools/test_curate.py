@@ -59,18 +59,17 @@ def test_of_copies_one_is_kept_whatever_their_order():
     copies += [row | {"question": row["question"].upper(), "thinking": "Z"} for row in rows[10:12]]
     kept = []
     for order in (copies, copies[::-1]):
-        reason = curate.first_of_copies(order)
-        kept.append([row for row in order if reason(row) is None])
+        kept.append(curate.first_of_copies(order))
     by_id = [sorted(rows, key=lambda row: row["id"]) for rows in kept]
     assert by_id[0] == by_id[1] and len(by_id[0]) == 20
 
 
 def test_eight_shared_words_contaminate_whatever_their_case_and_spacing_but_seven_do_not():
     words = ["one", "two", "three", "four", "five", "six", "seven", "eight"]
-    decontaminator = curate.Decontaminator([" ".join(["start", *words, "end"])], 8)
+    rule = curate.contamination_rule([" ".join(["start", *words, "end"])], 8)
 
     def reason(question):
-        return decontaminator.reason({"question": question})
+        return rule({"question": question})
 
     assert reason("Other ONE  two three\nfour five six seven eight words here")
     assert not reason("other one two three four five six seven nine words here")
@@ -82,8 +81,8 @@ def test_eight_shared_words_contaminate_whatever_their_case_and_spacing_but_seve
 def test_a_held_out_question_is_found_even_if_it_is_shorter_than_the_run():
     problem = make_heldout(1, 0)[0]
     assert len(problem.question.split()) < 28
-    decontaminator = curate.Decontaminator([problem.question], 28)
-    assert decontaminator.reason({"question": problem.question.upper().replace(" ", "  ")}) == "is a held-out question"
+    rule = curate.contamination_rule([problem.question], 28)
+    assert rule({"question": problem.question.upper().replace(" ", "  ")}) == "is a held-out question"
 
 
 def test_diversity_draws_domains_evenly_and_long_traces_first():

@@ -9,10 +9,10 @@ from tests.support.quickstart import BASE
 
 
 def test_the_committed_base_has_the_shape_its_config_says():
-    from configs.tiny_base import CONFIG
+    from data_tools.quickstart.tiny_base import MODEL
     from s1jax.checkpoint.source import resolve_source
 
-    assert resolve_source(BASE).model_config("float32") == CONFIG.model
+    assert resolve_source(BASE).model_config("float32") == MODEL
     assert (BASE / "model.safetensors").stat().st_size < 6_000_000
 
 

@@ -26,7 +26,7 @@ def transcript(out, thinking, delimiter, answer):
         tuple(itertools.chain(*ids)),
         (False,) * len(ids[0]) + (True,) * len(ids[1]) + (False,) * len(ids[2]),
     )
-    stream = generate.TranscriptStream(tokenizer, out)
+    stream = generate.TranscriptStream(tokenizer.decode, out)
     for n in range(1, len(tokens) + 1):
         completion = Completion(tokens[:n], forced[:n], min(n, len(ids[0])), 0, 0, "unfinished")
         stream.show(completion, whole=n == len(tokens))
@@ -95,7 +95,7 @@ def test_streaming_a_character_waits_for_all_its_bytes():
     tokenizer = byte_tokenizer()
     ids = tokenizer("é→🙂", add_special_tokens=False)["input_ids"]
     out = io.StringIO()
-    stream = generate.TranscriptStream(tokenizer, out)
+    stream = generate.TranscriptStream(tokenizer.decode, out)
     for n in range(1, len(ids) + 1):
         stream.show(Completion(tuple(ids[:n]), (False,) * n, n, 0, 0, "unfinished"))
     assert out.getvalue() == "--- thinking ---\né→🙂"

@@ -34,11 +34,12 @@ def test_all_bad_lines_are_counted_and_named(tmp_path):
     with pytest.raises(ValueError) as error:
         read_problems(write(tmp_path / "bad.jsonl", good, *bad))
     message = str(error.value)
-    assert "6 bad lines: line 2: no answer" in message
+    assert "6 bad lines:\n  line 2: no answer" in message
     assert "line 3: no question" in message
     assert "line 4: expected a JSON object" in message
+    assert "line 5: expected a JSON object with a question and an answer, found not JSON (Expecting" in message
     assert "line 6: id 'a' was already used on line 1" in message
-    assert message.endswith("; ...")
+    assert message.endswith("line 7: no answer after ####")
 
 
 @pytest.mark.parametrize(
@@ -46,15 +47,18 @@ def test_all_bad_lines_are_counted_and_named(tmp_path):
     [
         (
             b'{"question": "a \\ud800 b", "answer": "1"}',
-            r"the question .* character 3 is a lone surrogate \('\\ud800'\)",
+            r"question .* character 3 is a lone surrogate \('\\ud800'\)",
         ),
-        (b'{"question": "q", "answer": "\\udfff"}', "the answer is not valid Unicode"),
-        (b'{"question": "q", "answer": 1, "id": "\\ud83d"}', "the id is not valid Unicode"),
+        (b'{"question": "q", "answer": "\\udfff"}', "answer is not valid Unicode"),
+        (b'{"question": "q", "answer": 1, "id": "\\ud83d"}', "id is not valid Unicode"),
         (
             b'{"question": "caf\xe9", "answer": "1"}',
-            "it is not valid Unicode: character 18 is a byte that is not UTF-8",
+            ".* found not JSON .*can't decode byte 0xe9 in position 17",
         ),
-        ('{"question": "q", "answer": "1"}'.encode("utf-16"), "it is not valid Unicode: character 1 "),
+        (
+            '{"question": "q", "answer": "1"}'.encode("utf-16"),
+            ".* found not JSON .*can't decode byte 0xff in position 0",
+        ),
         (b'{"question": "q", "answer": NaN}', "answer is nan: it must be text or a finite number"),
         (b'{"question": "q", "answer": -1e400}', "answer is -inf: it must be text or a finite number"),
     ],
@@ -62,7 +66,7 @@ def test_all_bad_lines_are_counted_and_named(tmp_path):
 def test_text_that_cannot_be_encoded_and_numbers_that_are_none_are_bad_lines(tmp_path, line, fault):
     path = tmp_path / "some.jsonl"
     path.write_bytes(b'{"question": "\xf0\x9f\x99\x82 \\ud83d\\ude42", "answer": 1%b}\n' % (b"0" * 400) + line)
-    with pytest.raises(ValueError, match=rf"^{path}: 1 bad line: line 2: {fault}"):
+    with pytest.raises(ValueError, match=rf"^{path}: 1 bad line:\n  line 2: {fault}"):
         read_problems(str(path))
     path.write_bytes(path.read_bytes().splitlines()[0])
     assert read_problems(str(path))[0].question == "🙂 🙂"
@@ -73,15 +77,9 @@ def test_a_name_that_is_not_utf8_is_refused_before_its_rows_are_written_under_it
         read_problems(write(tmp_path / "caf\udce9.jsonl", {"question": "q", "answer": "1"}))
 
 
-@pytest.mark.parametrize(
-    ("source", "error", "words"),
-    [
-        ("amie24", ValueError, "unknown benchmark 'amie24'.*aime24, aime25, math500, gpqa_diamond, gsm8k"),
-        ("missing.jsonl", FileNotFoundError, "no problem file at missing.jsonl"),
-    ],
-)
-def test_a_bad_source_is_named(source, error, words):
-    with pytest.raises(error, match=words):
+@pytest.mark.parametrize("source", ["amie24", "missing.jsonl"])
+def test_a_bad_source_is_named(source):
+    with pytest.raises(FileNotFoundError, match=f"at {source}: .*aime24, aime25, math500, gpqa_diamond, gsm8k"):
         read_problems(source)
 
 

@@ -5,8 +5,7 @@ import json
 import pytest
 
 from s1jax.grading.equivalence import is_equivalent
-from s1jax.grading.extract import extract_answer
-from s1jax.grading.grade import grade
+from s1jax.grading.grade import extract_answer, grade
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,6 @@ CURATE += ["--output", "{tmp}/run/train.jsonl"]
             [*CURATE, "--output", "{tmp}/directory/../good.jsonl"],
             "would change --heldout",
         ),
-        ("data_tools/curation/curate", [*CURATE, "--rejects", "{tmp}/run/train.jsonl"], "are the same file"),
         (
             "data_tools/curation/curate",
             [*CURATE, "--pool", "{tmp}", "--output", "{tmp}/new.jsonl"],

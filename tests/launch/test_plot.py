@@ -44,7 +44,7 @@ def test_the_command_explains_bad_rows_in_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{tmp}"], "{tmp} is a directory; name the file of sample rows in it"),
+        (["{tmp}"], "{tmp} cannot be read: Is a directory"),
         (
             ["{tmp}/rows.jsonl", "--out", "{tmp}/rows.jsonl"],
             "{tmp}/rows.jsonl/thinking.png cannot be written: Not a dir",

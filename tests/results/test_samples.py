@@ -73,7 +73,6 @@ def test_a_torn_last_line_is_reported_and_left_out(tmp_path, caplog):
         (sample(num_answer_tokens=10**400), "column num_answer_tokens holds 1000"),
         (sample(temperature=float("nan")), "line 2: column temperature holds nan"),
         (sample(temperature=float("inf")), "line 2: column temperature holds inf"),
-        (sample(extracted=None), "marked correct, and has no extracted answer"),
         (sample(), "lines 1 and 2 hold the same sample .problem p0, sample 0"),
     ],
 )
@@ -87,5 +86,5 @@ def test_a_file_without_rows_is_an_error(tmp_path):
         read_samples(write(tmp_path / "rows.jsonl", []))
     with pytest.raises(FileNotFoundError, match=r"none\.jsonl cannot be read: No such file"):
         read_samples(tmp_path / "none.jsonl")
-    with pytest.raises(ValueError, match="is a directory; name the file of sample rows"):
+    with pytest.raises(IsADirectoryError, match="cannot be read: Is a directory"):
         read_samples(tmp_path)

@@ -10,7 +10,6 @@ from typing import Annotated
 import pytest
 import tyro
 
-from data_tools.quickstart.tiny_base import TinyBaseConfig
 from s1jax.evaluate.conditions import EvaluateConfig
 from s1jax.evaluate.sweep import SweepConfig
 from s1jax.runtime import config
@@ -144,7 +143,7 @@ def test_a_config_that_does_not_load_is_named_with_its_line(text, message, tmp_p
 
 def test_only_the_configs_of_a_command_are_listed():
     assert "quickstart" in config.config_names(TrainConfig) and "s1_32b_gpqa" in config.config_names(EvaluateConfig)
-    by_type = [config.config_names(config_type) for config_type in (*COMMANDS.values(), TinyBaseConfig)]
+    by_type = [config.config_names(config_type) for config_type in COMMANDS.values()]
     assert sorted(name for names in by_type for name in names) == config.config_names()
 
 

@@ -1,8 +1,8 @@
-"""`extract.py`: which part of a response is its answer."""
+"""`grade.py`: which part of a response is its answer."""
 
 import pytest
 
-from s1jax.grading.extract import extract_answer
+from s1jax.grading.grade import extract_answer
 
 
 @pytest.mark.parametrize(
