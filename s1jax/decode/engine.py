@@ -137,7 +137,7 @@ def load_engine(
         source, devices, rules, "per_layer", dtype, dtype, store="int8" if "weights" in int8 else None
     )
     vocabulary = make_vocabulary(chat.delimiters, chat.newline_ids, config.vocab_size)
-    decode = chat.tokenizer.decode
+    decode: Any = chat.tokenizer.decode
     to_text = functools.partial(decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     model = LoadedModel(with_int8(config, int8), params, rules, devices, vocabulary, attention, to_text)
     return Engine(model, num_rows), chat
