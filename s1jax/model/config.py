@@ -164,7 +164,7 @@ def _bad_numbers(fields: dict[str, Any]) -> list[str]:
     """Return the problems with the known numbers among the fields of a config.json and of its rotation."""
     problems = []
     for name in (*REQUIRED, *OPTIONAL, *SCALES):
-        value = fields.get(name)
+        value: Any = fields.get(name)
         kind, bound = ("finite number", math.inf) if name in SCALES else ("whole number below 2**31", 2**31)
         is_number = type(value) is int or (type(value) is float and name in SCALES)
         if (value is not None or name in REQUIRED) and not (is_number and 0 < value < bound):
