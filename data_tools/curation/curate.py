@@ -73,7 +73,7 @@ class CurateConfig:
         for written in (self.output.resolve(), self.rejects.resolve()):
             if written.is_dir():
                 raise UserError(f"--output {written} is a directory: give a .jsonl file to write")
-            if pool in (written, written.parent):
+            if pool in (written, *written.parents):
                 raise UserError(f"--output {written} would change --pool {pool}: write elsewhere")
             if heldout == written:
                 raise UserError(f"--output {written} would change --heldout {heldout}: write elsewhere")

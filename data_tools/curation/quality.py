@@ -72,12 +72,13 @@ def has_torn_bold(text: str) -> bool:
 
 
 def _is_reference(answer: str, reference: str) -> bool:
-    """Return whether an answer is the one that a reference states, or occurs in a reference of prose that states none."""
+    """Return whether an answer is the one that a reference states, or occurs in the last line of prose that states none."""
     if agrees(answer, reference):
         return True
-    is_prose = len(re.findall("[A-Za-z]{2,}", re.sub(r"\\[A-Za-z]+", "", reference))) >= 3
+    last = reference.strip().rpartition("\n")[2]
+    is_prose = len(re.findall("[A-Za-z]{2,}", re.sub(r"\\[A-Za-z]+", "", last))) >= 3
     states_one = extract_answer(reference) is not None or "####" in reference
-    return is_prose and not states_one and not re.fullmatch("[A-Za-z '-]+", answer) and _occurs(answer, reference)
+    return is_prose and not states_one and not re.fullmatch("[A-Za-z '-]+", answer) and _occurs(answer, last)
 
 
 def _occurs(answer: str, text: str) -> bool:

@@ -61,6 +61,12 @@ def test_no_clean_row_is_turned_away_for_its_quality():
         ("the set is (4, 5)", r"\boxed{(4,5)}", "(4,5)", None),
         # What only looks alike.
         (
+            "it is 0",
+            "0",
+            "Let n > 0 be given. Then 0 < n.\nThis proves the whole claim.",
+            "the answer disagrees with the reference",
+        ),
+        (
             "that makes 2",
             "2",
             r"First add 2 and 4, so $\boxed{6}$ is right.",
