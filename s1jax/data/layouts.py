@@ -16,7 +16,15 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
-from s1jax.data.columns import check_whole_question, columns_of, filled_text_of, first_column, is_empty, text_of
+from s1jax.data.columns import (
+    check_whole_question,
+    columns_of,
+    filled_text_of,
+    first_column,
+    is_empty,
+    is_missing,
+    text_of,
+)
 from s1jax.runtime.errors import UserError
 
 
@@ -52,7 +60,9 @@ _SPEAKERS |= {"system": "system", "developer": "system"}
 _TRACE_FIELDS = ("reasoning_content", "reasoning", "thinking")
 _FIELDS_BESIDE_TEXT = ("tool_calls", "function_call", "images", "audio")
 
-_TAG = re.compile(r"<(/?)(think|thinking|thought|reasoning)>|<\|(begin|end)_of_(thought)\|>", re.IGNORECASE)
+_TAG = re.compile(
+    r"<(/?)(think|thinking|thought|reasoning)(?: [^<>]{0,80})?>|<\|(begin|end)_of_(thought)\|>", re.IGNORECASE
+)
 _TAGGED_ANSWER = re.compile(
     r"\s*(?:<answer>(.*)</answer>|<\|begin_of_solution\|>(.*)<\|end_of_solution\|>)\s*", re.IGNORECASE | re.DOTALL
 )
@@ -64,7 +74,8 @@ def find_parts(row: dict[str, Any]) -> Parts:
 
     Raises UserError, with the reason, if they cannot be told apart, if one is empty, or if the row has more that belongs to its question.
     """
-    trace = next((pair for pair in _TRACE_COLUMNS if all(name in row for name in pair)), None)
+    pairs = (pair for pair in _TRACE_COLUMNS if all(name in row for name in pair))
+    trace = next((pair for pair in pairs if not all(is_missing(row[name]) for name in pair)), None)
     turns = first_column(row, _TURN_COLUMNS)
     completion = next((pair for pair in _COMPLETION_COLUMNS if _holds_completion(row, *pair)), None)
     used: tuple[str, ...] = ()

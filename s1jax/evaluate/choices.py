@@ -3,7 +3,7 @@
 The choices are a list (`choices` or `options`), an object from letter to text, an object of the lists `text` and `label`, the columns
 `A`, `B`, ..., or GPQA's four columns. Each column that says which choice is right must name the same one. It may give
 
-- a letter ("B" or "(B)"), or a label of the row's own
+- a letter ("B" or "(B)"), or a label of the row's own, perhaps with the text
 - the text of a choice
 - a number that is no text, which counts from 0
 
@@ -23,7 +23,8 @@ from s1jax.runtime.errors import UserError
 
 _CHOICE_COLUMNS = ("choices", "options", "Choices", "Options")
 _RIGHT_COLUMNS = (
-    "answer", "Answer", "gold", "answerKey", "answer_key", "answer_idx", "answer_index", "answer_letter", "correct_answer", "label",
+    "answer", "Answer", "gold", "answerKey", "answer_key", "answer_idx", "answer_index", "answer_letter", "correct_answer",
+    "correct_option", "correct", "label",
 )  # fmt: skip
 # Columns of GPQA. The first one holds the right choice.
 _GPQA_COLUMNS = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
@@ -55,12 +56,10 @@ def find_choices(row: dict[str, Any], question: str) -> Choices | None:
     columns = (name,) if name else tuple(letter for letter in LETTERS if not is_empty(row.get(letter)))
     if name is None and columns[:2] != ("A", "B"):
         return None
-    texts, labels = _texts_and_labels(
-        name or "choices", row[name] if name else {column: row[column] for column in columns}
-    )
-    right = {
-        column: _index(column, row[column], texts, labels) for column in _RIGHT_COLUMNS if not is_empty(row.get(column))
-    }
+    choices = row[name] if name else {column: row[column] for column in columns}
+    texts, labels = _texts_and_labels(name or "choices", choices)
+    said = [column for column in _RIGHT_COLUMNS if not is_empty(row.get(column))]
+    right = {column: _index(column, row[column], texts, labels) for column in said}
     if not right:
         raise UserError(f"no {' or '.join(_RIGHT_COLUMNS[:4])} says which of the choices is right")
     if len(set(right.values())) > 1:
@@ -104,7 +103,8 @@ def _index(column: str, value: Any, texts: list[str], labels: list[str]) -> int:
     """Return the index of the choice that a column names."""
     text = text_of(column, value, number=True).strip()
     label = re.sub(r"^\(?(\w+)[).:]?$", r"\1", text).upper()
-    found = {i for i in range(len(texts)) if text == texts[i] or label == labels[i]}
+    both = [rf"\(?{re.escape(letter)}[).:]\s*{re.escape(choice)}" for letter, choice in zip(labels, texts, strict=True)]
+    found = {i for i in range(len(texts)) if text == texts[i] or label == labels[i] or re.fullmatch(both[i], text)}
     if not isinstance(value, str) and value in range(len(texts)):
         found.add(int(value))
     if len(found) != 1:

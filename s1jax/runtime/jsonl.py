@@ -71,7 +71,7 @@ def _check_format(path: str | Path, start: bytes) -> None:
         )
     found = next((name for first, name in _FORMATS.items() if start.lstrip().startswith(first)), None)
     if found is not None:
-        raise UserError(f"{path} is {found}, not JSON lines: convert it to one JSON object per line")
+        raise UserError(f"{path} is {found}, not JSON lines (one JSON object per line)")
 
 
 def _value_of(line: bytes) -> Any:

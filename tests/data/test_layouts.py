@@ -28,6 +28,7 @@ FITS = {
         "messages": [{**turn, "reasoning_content": None, "tool_calls": None} for turn in turns("q", R1)]
     },
     "sharegpt": {"conversations": turns("q", SKY, **SHAREGPT)},
+    "messages beside nulls": {"question": None, "thinking": None, "answer": None, "messages": turns("q", R1)},
     "prompt": {"prompt": "q", "completion": R1},
     "prompt, turns": {"prompt": turns("q"), "completion": [{"role": "assistant", "content": R1}]},
     "alpaca": {"instruction": "q", "input": "", "output": R1},

@@ -18,6 +18,7 @@ BELOW = "Which?\n\nA) Mars\nB) Jupiter\nC) Venus"
         {"options": PLANETS, "answer": "B"},
         {"options": PLANETS, "answer": "(b)"},
         {"options": PLANETS, "answer": "Jupiter"},
+        {"options": PLANETS, "answer": "B) Jupiter"},
         {"options": PLANETS, "answer": "Jupiter", "answer_idx": "B", "answer_index": 1},
         {"options": [" (A) Mars", "(B) Jupiter", "(C) Venus "], "label": "B"},
         {"options": dict(zip("ABC", PLANETS, strict=True)), "answer": "B"},
