@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -103,6 +104,9 @@ def _parquet_rows(file: Path) -> Iterator[tuple[str, int, dict[str, Any], str]]:
 
     try:
         with pyarrow.parquet.ParquetFile(file) as parquet:
+            names = parquet.schema_arrow.names
+            if len(set(names)) < len(names):
+                raise UserError(f"it has two columns named {Counter(names).most_common(1)[0][0][:80]}")
             rows = (row for batch in parquet.iter_batches(256) for row in batch.to_pylist())
             yield from ((str(file), number, row, "") for number, row in enumerate(rows, 1))
     except (pyarrow.ArrowException, OSError, ValueError) as error:

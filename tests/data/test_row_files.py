@@ -47,6 +47,17 @@ def test_a_directory_without_a_certain_training_file_is_refused(tmp_path):
         training_files(tmp_path)
 
 
+def test_two_parquet_columns_of_one_name_are_refused(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = [pyarrow.array([text]) for text in "qtab"]
+    table = pyarrow.Table.from_arrays(columns, names=["question", "thinking", "answer", "answer"])
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    with pytest.raises(ValueError, match=r"rows\.parquet .*: it has two columns named answer"):
+        list(raw_rows(str(tmp_path / "rows.parquet")))
+
+
 def test_a_json_file_is_read_as_json_lines(tmp_path):
     (tmp_path / "rows.json").write_text('{"a": 1}\n')
     assert [columns for _, _, columns, _ in raw_rows(str(tmp_path / "rows.json"))] == [{"a": 1}]
