@@ -8,24 +8,25 @@ stage and the reason of its rejection; counts per stage on standard error. The s
 3. decontamination: no question shares a run of `--ngram` words with a held-out question, or equals one (lowercase, whitespace collapsed,
    punctuation kept). The paper uses 8 words. The quickstart's stories come from templates, where nearly every question shares 8 words with
    another, so the default is a run of more than three steps.
-4. quality: no missing images, no torn markup, an answer that agrees with the reference, a trace that reaches the answer.
+4. quality: no missing images, no torn markup, an answer that agrees with the reference, a trace that reaches the answer (`quality.py`).
 5. difficulty: the base model does not answer the question rightly without thinking.
 6. diversity: draw a domain uniformly, then one of its questions with weight 2^-rank, longest trace first, without replacement.
 
-Invariants: the selection does not depend on the order of the pool. Every row of the pool is in one of the two output files.
+Invariants: the selection does not depend on the order of the pool. Every row of the pool is in one of the two output files. Rows are never
+told apart by their ids, because two sources may number their rows alike.
 """
 
 from __future__ import annotations
 
 import logging
 import random
-import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 
+from data_tools.curation.quality import agrees, quality_reason
 from s1jax.checkpoint.source import resolve_source
 from s1jax.data.chat import ChatFormat, with_label
 from s1jax.data.condition import Condition
@@ -33,7 +34,6 @@ from s1jax.data.rows import TrainingRow, read_rows
 from s1jax.decode.engine import Engine, load_engine
 from s1jax.decode.request import Request
 from s1jax.evaluate.problems import read_problems
-from s1jax.grading.grade import grade
 from s1jax.runtime import jsonl
 from s1jax.runtime.command import run_command
 from s1jax.runtime.config import parse_arguments
@@ -73,7 +73,7 @@ class CurateConfig:
         for written in (self.output.resolve(), self.rejects.resolve()):
             if written.is_dir():
                 raise UserError(f"--output {written} is a directory: give a .jsonl file to write")
-            if pool in (written, written.parent):
+            if pool in (written, *written.parents):
                 raise UserError(f"--output {written} would change --pool {pool}: write elsewhere")
             if heldout == written:
                 raise UserError(f"--output {written} would change --heldout {heldout}: write elsewhere")
@@ -112,9 +112,9 @@ def curate(config: CurateConfig) -> list[tuple[str, int]]:
     drop("quality", quality_reason)
     engine, chat = load_engine(resolve_source(config.model), dtype="float32")
     solved = solved_by(engine, chat, rows, config.max_answer_tokens, config.num_rows)
-    easy = {row["id"] for row, is_solved in zip(rows, solved, strict=True) if is_solved}
-    drop("difficulty", lambda row: "the base model answers it rightly without thinking" if row["id"] in easy else None)
-    lengths = {row["id"]: len(chat.encode_text(row["thinking"])) for row in rows}
+    easy = {id(row) for row, is_solved in zip(rows, solved, strict=True) if is_solved}
+    drop("difficulty", lambda row: "the base model answers it rightly without thinking" if id(row) in easy else None)
+    lengths = [len(chat.encode_text(row["thinking"])) for row in rows]
     chosen = draw_diverse(rows, lengths, config.num, config.seed)
     drawn = {id(row) for row in chosen}
     drop("diversity", lambda row: None if id(row) in drawn else "not drawn")
@@ -158,23 +158,6 @@ def contamination_rule(heldout: Sequence[str], n: int) -> Callable[[TrainingRow]
     return reason
 
 
-def quality_reason(row: TrainingRow) -> str | None:
-    """Return the fault of a row's text, None if it has none."""
-    text = f"{row['question']}\n{row['thinking']}\n{row['answer']}"
-    if "![Image]" in text or "[asy]" in text:
-        return "refers to an image"
-    if any(part.count("**") % 2 for part in (row["question"], row["thinking"], row["answer"])):
-        return "torn bold markup"
-    if not row["reference"].strip():
-        return "no reference to grade against"
-    answer, is_right = grade(with_label(row["answer"]), row["reference"])
-    if answer is None or not is_right:
-        return "the answer disagrees with the reference"
-    if not re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", row["thinking"]):
-        return "the trace does not reach the answer"
-    return None
-
-
 def solved_by(
     engine: Engine, chat: ChatFormat, rows: Sequence[TrainingRow], max_answer_tokens: int, num_rows: int
 ) -> list[bool]:
@@ -184,20 +167,21 @@ def solved_by(
     solved = [False] * len(rows)
     with progress(len(rows), "difficulty", "row") as bar:
         for i, (completion,) in engine.stream(requests, num_rows=num_rows):
-            solved[i] = grade(with_label(chat.decode(completion.tokens)), rows[i]["reference"])[1]
+            solved[i] = agrees(with_label(chat.decode(completion.tokens)), rows[i]["answer"])
             bar.update()
     return solved
 
 
-def draw_diverse(rows: Sequence[TrainingRow], lengths: Mapping[str, int], num: int, seed: int) -> list[TrainingRow]:
-    """Draw `num` rows as the diversity stage does (algorithm 1 of the paper); `lengths` holds trace lengths by row id.
+def draw_diverse(rows: Sequence[TrainingRow], lengths: Sequence[int], num: int, seed: int) -> list[TrainingRow]:
+    """Draw `num` rows as the diversity stage does (algorithm 1 of the paper); `lengths` are those of the rows' traces.
 
     A domain without rows is dropped. Raises UserError if there are fewer than `num` rows.
     """
     if len(rows) < num:
         raise UserError(f"only {len(rows)} rows are left to draw {num} from: give a larger pool or a smaller --num")
     domains: dict[str, list[TrainingRow]] = defaultdict(list)
-    for row in sorted(rows, key=lambda row: (row["domain"], -lengths[row["id"]], row["id"])):
+    order = sorted(zip(lengths, rows, strict=True), key=lambda pair: (-pair[0], pair[1]["id"], pair[1]["question"]))
+    for _, row in order:
         domains[row["domain"]].append(row)
     names = sorted(domains)
     rng = random.Random(f"diversity {seed}")

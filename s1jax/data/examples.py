@@ -33,7 +33,7 @@ class DataConfig:
     """What to train on, and how to make batches of it. The defaults are the paper's values for s1K."""
 
     source: str
-    """A .jsonl or .parquet file, a directory of them, or the id of a dataset on the Hugging Face hub."""
+    """A .jsonl or .parquet file, a directory of them (its train split, if there is one), or the id of a dataset on the Hugging Face hub."""
     max_length: int = 32768
     """Largest number of tokens of an example."""
     too_long: TooLong = "error"
@@ -122,7 +122,7 @@ class Examples:
             )
         if self.lengths[longest] > model.context_length:
             raise UserError(
-                f"example {self.row_ids[longest]} has {self.lengths[longest]} tokens, but the model's context is "
+                f"example {self.row_ids[longest][:80]} has {self.lengths[longest]} tokens, but the model's context is "
                 f"{model.context_length}: drop longer rows, or set max_length to {model.context_length} and too_long to "
                 "truncate"
             )
@@ -143,7 +143,7 @@ def encode_rows(
     encoded = map_over_processes(partial(_encode, chat, config.loss_on), rows)
     for index, (row, (ids, mask)) in enumerate(zip(rows, encoded, strict=True)):
         if len(ids) > config.max_length:
-            too_long[f"{row['id']} (row {index})"] = len(ids)
+            too_long[f"{row['id'][:80]} (row {index})"] = len(ids)
         if not mask[: config.max_length].any():
             reason = f"cut to max_length {config.max_length}, no token to train on is left of {len(ids)}"
             rejects.append({**row, "row": index, "reason": reason})

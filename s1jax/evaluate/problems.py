@@ -1,7 +1,7 @@
 """Benchmarks: questions with gold answers.
 
 The prompt is the bare question (paper, section 4.1), so a problem needs only an id, a question and an answer. A multiple-choice question
-has its choices below it, and its answer is a letter.
+has its choices below it, and its answer is a letter (`choices.py`). A row with another column that belongs to its question is refused.
 
 Invariant: no two problems of one list have the same id, since samples and votes are joined by id.
 """
@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import random
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from s1jax.data.chat import check_text
+from s1jax.data.columns import check_whole_question, columns_of, filled_text_of, first_column
+from s1jax.evaluate.choices import find_choices
 from s1jax.runtime import jsonl
 from s1jax.runtime.command import counted, listed
 from s1jax.runtime.errors import UserError
@@ -47,19 +47,18 @@ _HUB = {
     "gsm8k": ("openai/gsm8k", "main", "test", 1319),
 }
 
-# Names of these columns in public files. The first one that a row has is used.
+# Names of these columns in public files. The first one that holds something is used.
 _ID_COLUMNS = ("id", "problem_id", "unique_id", "ID", "Record ID")
 _QUESTION_COLUMNS = ("question", "problem", "Problem", "Question")
 _ANSWER_COLUMNS = ("answer", "Answer", "gold")
-# Columns of GPQA. The first one holds the right choice.
-_CHOICE_COLUMNS = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
+_SYSTEM_COLUMNS = ("system", "system_prompt")
 
 
 def read_problems(source: str) -> list[Problem]:
     """Return the problems of a benchmark of the hub, or of a JSONL file, in order. A file's benchmark is called by its stem.
 
-    A line needs a question and an answer, each text or a finite number. Without an id, its id is "<benchmark>/<line number>". A row with
-    GPQA's columns (one right and three wrong answers) becomes a question with the choices A) to D).
+    A line needs a question, which is text, and an answer, which is text or a finite number. Without an id, its id is
+    "<benchmark>/<line number>".
 
     Raises FileNotFoundError if there is neither such a file nor such a benchmark, or if the hub cannot provide it. Raises UserError for an
     empty file, or for bad lines: it counts them all and shows the first few.
@@ -67,6 +66,8 @@ def read_problems(source: str) -> list[Problem]:
     if source in _HUB:
         return _to_problems(enumerate(_read_hub(source), start=1), source, f"benchmark {source}", "row")
     path = Path(source)
+    if path.is_dir():
+        raise UserError(f"{source} is a directory: give one .jsonl file of problems")
     if not path.is_file():
         raise FileNotFoundError(f"no problem file at {source}: give a .jsonl file, or one of {', '.join(_HUB)}")
     check_text(f"the name of the benchmark {path.stem!r}", path.stem)
@@ -97,7 +98,7 @@ def _to_problems(rows: Iterable[tuple[int, Any]], benchmark: str, source: str, u
         try:
             problem = _to_problem(row, benchmark, number)
             if problem.problem_id in seen:
-                raise UserError(f"id {problem.problem_id!r} was already used on {unit} {seen[problem.problem_id]}")
+                raise UserError(f"id {problem.problem_id[:80]!r} was already used on {unit} {seen[problem.problem_id]}")
         except UserError as error:
             errors.append(f"{unit} {number}: {error}")
             continue
@@ -111,43 +112,34 @@ def _to_problems(rows: Iterable[tuple[int, Any]], benchmark: str, source: str, u
 
 
 def _to_problem(row: Any, benchmark: str, number: int) -> Problem:
+    if isinstance(row, UserError):
+        raise row
     if not isinstance(row, dict):
-        found = f"not JSON ({row})" if isinstance(row, Exception) else type(row).__name__
-        raise UserError(f"expected a JSON object with a question and an answer, found {found}")
-    if all(name in row for name in _CHOICE_COLUMNS):
-        row = _with_choices(row)
+        raise UserError(f"expected a JSON object with a question and an answer, found {type(row).__name__}")
+    problem_id = _column(row, _ID_COLUMNS, number=True, default=f"{benchmark}/{number}").strip()
     question = _column(row, _QUESTION_COLUMNS)
+    choices = find_choices(row, question)
+    check_whole_question(row, choices.columns if choices else ())
+    if (system := first_column(row, _SYSTEM_COLUMNS)) is not None:
+        raise UserError(f"column {system} would be left out: the model is asked the bare question")
+    if choices is not None:
+        return Problem(problem_id, benchmark, choices.below(question), choices.right)
     # GSM8K writes a worked solution, four hashes, and the answer.
-    answer = _column(row, _ANSWER_COLUMNS).rpartition("####")[2].strip()
+    answer = _column(row, _ANSWER_COLUMNS, number=True).rpartition("####")[2].strip()
     if not answer:
         raise UserError("no answer after ####")
-    problem_id = _column(row, _ID_COLUMNS, f"{benchmark}/{number}").strip()
     return Problem(problem_id, benchmark, question, answer)
 
 
-def _with_choices(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a multiple-choice row with the choices, shuffled, below its question, and the letter of the right one as its answer."""
-    question = _column(row, _QUESTION_COLUMNS).strip()
-    choices = [_column(row, (name,)).strip() for name in _CHOICE_COLUMNS]
-    # The question is the seed, so that neither other rows nor the machine change the letters.
-    rng = random.Random(f"choices of {question}")
-    order = sorted(range(len(choices)), key=lambda _: rng.random())
-    listed = "\n".join(f"{letter}) {choices[i]}" for letter, i in zip("ABCD", order, strict=True))
-    return row | {"question": f"{question}\n\n{listed}", "answer": "ABCD"[order.index(0)]}
+def _column(row: dict[str, Any], names: tuple[str, ...], *, number: bool = False, default: str | None = None) -> str:
+    """Return the text of the first of these columns that holds something.
 
-
-def _column(row: dict[str, Any], names: tuple[str, ...], default: str | None = None) -> str:
-    """Return, as text, the first of these columns that holds text or a number.
-
-    Raises UserError for nan, inf and text that is not Unicode, and if no column holds anything and there is no default.
+    Raises UserError if it is not text, and if no column holds anything and there is no default.
     """
-    for name in names:
-        value = row.get(name)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{name} is {value}: it must be text or a finite number")
-        if isinstance(value, str | int | float) and not isinstance(value, bool) and str(value).strip():
-            check_text(name, str(value))
-            return str(value)
-    if default is None:
-        raise UserError(f"no {' or '.join(names)}")
-    return default
+    name = first_column(row, names)
+    if name is None and default is not None:
+        return default
+    name = name or next((name for name in names if name in row), None)
+    if name is None:
+        raise UserError(f"no {' or '.join(names)} in the columns {columns_of(row)}")
+    return filled_text_of(name, row[name], number=number)

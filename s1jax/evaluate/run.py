@@ -152,11 +152,11 @@ def _read_keys(output: Path, problems: Sequence[Problem]) -> set[tuple[Any, ...]
             f"{output} holds rows of an earlier format, whose settings are not all known: give another --decoding.output"
         )
     digests = {(problem.benchmark, problem.problem_id): problem.digest for problem in problems}
+    benchmarks = {problem.benchmark for problem in problems}
     for row in rows:
-        digest = digests.get((row["benchmark"], row["problem_id"]), row["problem"])
-        if row["problem"] != digest:
+        if row["benchmark"] in benchmarks and row["problem"] != digests.get((row["benchmark"], row["problem_id"])):
             raise UserError(
-                f"problem {row['problem_id']} of benchmark {row['benchmark']} has another question or answer than in the "
+                f"problem {row['problem_id'][:80]} of benchmark {row['benchmark']} is gone, or has another question or answer than in the "
                 f"rows of {output}: undo the edit of the benchmark, rename one of two benchmarks of that name, or give another "
                 "--decoding.output"
             )

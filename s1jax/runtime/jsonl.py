@@ -10,7 +10,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,29 +33,74 @@ def read(path: str | Path) -> list[tuple[int, Any]]:
         if not isinstance(value, Exception):
             rows.append((number, value))
         elif line.endswith(b"\n"):
-            raise UserError(f"{path}: line {number} is not JSON ({value})")
+            raise UserError(f"{path}: line {number} is {value}")
         else:
             logger.warning("%s: line %d was cut off while it was written; it is left out", path, number)
     return rows
 
 
 def parse(path: str | Path) -> Iterator[tuple[int, bytes, Any]]:
-    """Yield the number (from 1), the bytes and the value of every line that is not blank. The value of a bad line is the error.
+    """Yield the number (from 1), the bytes and the value of every line that is not blank. The value of a bad line is a UserError.
 
-    Raises OSError if the file cannot be read.
+    Raises OSError if the file cannot be read, and UserError if it is of another format or encoding.
     """
     try:
         with Path(path).open("rb") as file:
+            _check_format(path, file.read(512))
+            file.seek(0)
             for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    value = json.loads(line.decode("utf-8-sig"))
-                except (ValueError, RecursionError) as error:
-                    value = error
-                yield number, line, value
+                if line.strip():
+                    yield number, line, _value_of(line)
     except OSError as error:
         raise type(error)(f"{path} cannot be read: {error.strerror}") from None
+
+
+# How files begin that are often given in the place of JSON lines.
+_FORMATS = {
+    b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"PAR1": "Parquet", b"ARROW1": "Arrow", b"\x28\xb5\x2f\xfd": "zstd",
+    b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"version https://git-lfs": "a Git LFS pointer", b"<": "HTML or XML",
+    b"[": "a JSON array", b"\xef\xbb\xbf[": "a JSON array",
+}  # fmt: skip
+
+
+def _check_format(path: str | Path, start: bytes) -> None:
+    """Raise UserError if a file that begins with these bytes does not hold JSON lines in UTF-8."""
+    if (encoding := json.detect_encoding(start)) not in ("utf-8", "utf-8-sig"):
+        raise UserError(
+            f"{path} is {encoding.upper()}, not UTF-8: convert it, for example with iconv -f {encoding.upper()} -t UTF-8"
+        )
+    found = next((name for first, name in _FORMATS.items() if start.lstrip().startswith(first)), None)
+    if found is not None:
+        raise UserError(f"{path} is {found}, not JSON lines (one JSON object per line)")
+
+
+def _value_of(line: bytes) -> Any:
+    """Return the value of a line, or a UserError that says why it has none."""
+    try:
+        return json.loads(line.decode("utf-8-sig").rstrip("\r\n"), parse_int=_integer, object_pairs_hook=_object)
+    except UnicodeDecodeError as error:
+        return UserError(
+            f"not UTF-8: byte {error.start + 1} of the line is {error.object[error.start]:#04x} (save the file as UTF-8)"
+        )
+    except json.JSONDecodeError as error:
+        return UserError(f"not JSON: {error.msg.removesuffix(' at')} at character {error.pos + 1}")
+    except RecursionError:
+        return UserError("not JSON: brackets are nested too deeply")
+    except UserError as error:
+        return error
+
+
+def _integer(digits: str) -> int | Decimal:
+    """Return an integer. One that is too long for Python's `int` becomes a Decimal, which keeps its digits too."""
+    return int(digits) if len(digits) <= sys.int_info.default_max_str_digits else Decimal(digits)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    columns = dict(pairs)
+    if len(columns) < len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise UserError(f"not usable: the key {twice[:80]!r} is there twice")
+    return columns
 
 
 def is_first_row_torn(path: str | Path) -> bool:

@@ -1,6 +1,7 @@
 """`rows.py`: reading rows and setting bad ones aside."""
 
 import json
+import math
 
 import pytest
 
@@ -84,17 +85,17 @@ def test_bad_rows_are_rejected_with_reason_and_place(tmp_path):
     rows, rejects = read_rows(str(path))
     assert [row["question"] for row in rows] == ["q", "line\u2028separator"]
     assert [(reject["row"], reject["reason"]) for reject in rejects] == [
-        (2, "not a JSON object"),
+        (2, "not JSON: Unterminated string starting at character 14"),
         (3, "not a JSON object"),
-        (4, "not a JSON object"),
-        (5, "not a JSON object"),
-        (6, "it has neither the columns thinking and answer nor those of s1K or s1K-1.1"),
+        (4, "not JSON: brackets are nested too deeply"),
+        (5, "not UTF-8: byte 15 of the line is 0xff (save the file as UTF-8)"),
+        (6, "no trace is found in the columns question, solution (docs/usage.md lists the layouts)"),
         (7, "question is empty"),
         (8, "thinking is empty"),
         (9, "answer is empty"),
-        (10, "thinking is not text"),
-        (11, "question is not text"),
-        (12, "answer is not valid Unicode"),
+        (10, "thinking is not text but a list"),
+        (11, "question is not text but an object"),
+        (12, r"answer is not valid Unicode: character 1 is a lone surrogate ('\ud800')"),
     ]
     assert rejects[0]["text"].strip() == bad[0] and rejects[4]["solution"] == "4"
     assert all(reject["file"] == str(path) for reject in rejects)
@@ -127,3 +128,27 @@ def test_missing_and_unknown_sources_are_one_error(tmp_path):
     ):
         with pytest.raises(error, match=message):
             read_rows(source)
+
+
+def test_a_missing_value_of_a_data_frame_is_no_text_in_json_lines_and_in_parquet(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    frame = [
+        {"id": 1, "question": "q", "thinking": "t", "answer": math.nan, "domain": math.nan},
+        {"id": 2, "question": "q", "thinking": "t", "answer": None, "domain": None},
+        {"id": 7, "question": "q", "thinking": "t", "answer": 2.5, "domain": math.nan},
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(frame), tmp_path / "rows.parquet")
+    for source in (write_jsonl(tmp_path / "rows.jsonl", frame), str(tmp_path / "rows.parquet")):
+        rows, rejects = read_rows(source)
+        assert rows == [{**ROW, "id": "7", "answer": "2.5", "reference": "", "source": "", "domain": ""}]
+        assert [reject["reason"] for reject in rejects] == ["answer is NaN, a missing value", "answer is empty"]
+
+
+def test_rows_of_turns_are_read_and_their_system_prompts_counted(tmp_path, caplog):
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "<think>t</think>a"}]
+    row = {**ROW, "messages": turns, "system": "Be brief."}
+    del row["question"], row["thinking"], row["answer"]
+    assert read_rows(write_jsonl(tmp_path / "rows.jsonl", [row, row, row | {"system": None}])) == ([ROW] * 3, [])
+    assert "rows.jsonl: 2 rows with a system prompt: it is left out" in caplog.text

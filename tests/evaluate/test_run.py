@@ -124,7 +124,12 @@ def test_an_edited_benchmark_is_noticed_and_an_edited_tokenizer_makes_rows_of_it
     problems, output = Path(config.decoding.benchmark), Path(config.decoding.output)
     before, rows = problems.read_text(), output.read_text()
     problems.write_text(before.replace("2 + 1?", "1 + 2?"))
-    with pytest.raises(ValueError, match="problem sums/3 of benchmark sums has another question or answer"):
+    with pytest.raises(ValueError, match="problem sums/3 of benchmark sums is gone, or has another question or answer"):
+        sweep(config)
+    problems.write_text(
+        "".join(json.dumps({"id": f"b{i}", "question": f"{i}?", "answer": "1"}) + "\n" for i in range(3))
+    )
+    with pytest.raises(ValueError, match="problem sums/1 of benchmark sums is gone"):
         sweep(config)
     other = shutil.copytree(tiny_model, tmp_path / "other")
     with pytest.raises(ValueError, match="rename one of two benchmarks of that name"):

@@ -1,6 +1,8 @@
 """`jsonl.py`: files of one JSON object a line, of which the last may be torn."""
 
+import gzip
 import json
+from decimal import Decimal
 
 import pytest
 
@@ -74,3 +76,37 @@ def test_a_torn_first_row_is_distinguished_from_other_text(tmp_path, text, torn)
 def test_text_that_is_not_unicode_is_escaped(tmp_path):
     jsonl.write(tmp_path / "rows.jsonl", [{"a": "\udce9é"}])
     assert json.loads((tmp_path / "rows.jsonl").read_text()) == {"a": "\udce9é"}
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ('{"a": 1}'.encode("utf-16"), "UTF-16, not UTF-8: convert it"),
+        ('{"a": 1}'.encode("utf-16-le"), "UTF-16-LE, not UTF-8"),
+        ('{"a": 1}'.encode("utf-32-be"), "UTF-32-BE, not UTF-8"),
+        (gzip.compress(b"{}", mtime=0), "gzip, not JSON lines"),
+        (b"PK\x03\x04", "zip, not JSON lines"),
+        (b"PAR1", "Parquet, not JSON lines"),
+        (b'\n [\n{"a": 1}\n]', "a JSON array, not JSON lines"),
+        ('\ufeff[{"a": 1}]'.encode(), "a JSON array, not JSON lines"),
+        (b"<!DOCTYPE html>", "HTML or XML, not JSON lines"),
+    ],
+)
+def test_a_file_of_another_format_or_encoding_is_one_error_that_names_it(tmp_path, content, fault):
+    (tmp_path / "rows.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"rows\.jsonl is {fault}"):
+        list(jsonl.parse(tmp_path / "rows.jsonl"))
+
+
+def test_a_bad_line_says_where_it_is_bad(tmp_path):
+    lines = {
+        '\ufeff{"a": 1}'.encode(): {"a": 1},
+        b'{"a": %b}' % (b"7" * 5000): {"a": Decimal("7" * 5000)},
+        b'{"a": "caf\xe9"}': "not UTF-8: byte 11 of the line is 0xe9 (save the file as UTF-8)",
+        b'{"a": 1,}': "not JSON: Expecting property name enclosed in double quotes at character 9",
+        b'{"a": 1, "b": 2, "b": 3}': "not usable: the key 'b' is there twice",
+        b'{"a": "b': "not JSON: Unterminated string starting at character 7",
+    }
+    (tmp_path / "rows.jsonl").write_bytes(b"\n\n".join(lines))
+    values = [value for _, _, value in jsonl.parse(tmp_path / "rows.jsonl")]
+    assert [str(value) if isinstance(value, Exception) else value for value in values] == list(lines.values())

@@ -1,0 +1,66 @@
+"""`row_files.py`: which files of a directory are read."""
+
+import logging
+
+import pytest
+
+from s1jax.data.row_files import raw_rows, training_files
+
+FOLDERS = {
+    "splits": ("train.jsonl", "validation.jsonl", ".train.jsonl", "train.rejects.jsonl"),
+    "quickstart": ("train.jsonl", "pool.jsonl", "heldout.jsonl", "train.rejects.jsonl"),
+    "hub": ("data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet", "data/test-00000-of-00001.parquet"),
+    "split folders": ("train/a.jsonl", "train/b.jsonl", "test/a.jsonl"),
+    "no train split": ("math.jsonl", "physics.parquet", "held-out.jsonl", "math_dev.jsonl", "runs/metrics.jsonl", "notes.md"),
+}  # fmt: skip
+READ = {
+    "splits": FOLDERS["splits"][:1],
+    "quickstart": FOLDERS["quickstart"][:1],
+    "hub": FOLDERS["hub"][:2],
+    "split folders": FOLDERS["split folders"][:2],
+    "no train split": FOLDERS["no train split"][:2],
+}
+
+
+def make(folder, names):
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("")
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_directory_gives_its_train_split_or_else_all_that_is_of_no_other(name, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "s1jax")
+    make(tmp_path, FOLDERS[name])
+    assert [str(file.relative_to(tmp_path)) for file in training_files(tmp_path)] == list(READ[name])
+    message = caplog.messages[0]
+    assert f"reading {', '.join(READ[name])}; left out: " in message
+    assert all(f"{file} (" in message for file in set(FOLDERS[name]) - {*READ[name], "notes.md"})
+
+
+def test_a_directory_without_a_certain_training_file_is_refused(tmp_path):
+    make(tmp_path, ["test.jsonl"])
+    with pytest.raises(FileNotFoundError, match=r"holds no .* for training; left out: test\.jsonl \(test\)"):
+        training_files(tmp_path)
+    make(tmp_path, ["train.jsonl", "train.parquet"])
+    with pytest.raises(ValueError, match=r"holds both train\.jsonl and train\.parquet: give one"):
+        training_files(tmp_path)
+
+
+def test_two_parquet_columns_of_one_name_are_refused(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = [pyarrow.array([text]) for text in "qtab"]
+    table = pyarrow.Table.from_arrays(columns, names=["question", "thinking", "answer", "answer"])
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    with pytest.raises(ValueError, match=r"rows\.parquet .*: it has two columns named answer"):
+        list(raw_rows(str(tmp_path / "rows.parquet")))
+
+
+def test_a_json_file_is_read_as_json_lines(tmp_path):
+    (tmp_path / "rows.json").write_text('{"a": 1}\n')
+    assert [columns for _, _, columns, _ in raw_rows(str(tmp_path / "rows.json"))] == [{"a": 1}]
+    (tmp_path / "rows.json").write_text('[\n{"a": 1}\n]\n')
+    with pytest.raises(ValueError, match=r"rows\.json is a JSON array, not JSON lines"):
+        list(raw_rows(str(tmp_path / "rows.json")))
