@@ -149,7 +149,7 @@ def _read_keys(output: Path, problems: Sequence[Problem]) -> set[tuple[Any, ...]
     rows = [] if is_empty else read_samples(output)
     if not all(is_whole(row) for row in rows):
         raise UserError(
-            f"{output} holds rows of an earlier format, whose settings are not all known: give another --decoding.output"
+            f"{output} holds rows of an earlier format, whose settings are not all known: give another --output"
         )
     digests = {(problem.benchmark, problem.problem_id): problem.digest for problem in problems}
     for row in rows:
@@ -158,7 +158,7 @@ def _read_keys(output: Path, problems: Sequence[Problem]) -> set[tuple[Any, ...]
             raise UserError(
                 f"problem {row['problem_id']} of benchmark {row['benchmark']} has another question or answer than in the "
                 f"rows of {output}: undo the edit of the benchmark, rename one of two benchmarks of that name, or give another "
-                "--decoding.output"
+                "--output"
             )
     return {row_key(row) for row in rows}
 

@@ -103,7 +103,7 @@ def test_a_file_that_is_not_one_of_whole_sample_rows_is_left_as_it_is(config):
     output = sweep(config)
     old = "".join(in_first_format(line) + "\n" for line in output.read_text().splitlines())
     for text, message in (
-        (old, "holds rows of an earlier format, .*: give another --decoding.output"),
+        (old, "holds rows of an earlier format, .*: give another --output"),
         (old[:-1], "holds rows of an earlier format"),
         ('{"precious": "only copy"}', "no column"),
         ("notes", "holds no sample rows"),

@@ -66,16 +66,16 @@ def test_a_point_whose_minimum_is_above_its_budget_is_left_out():
 
 
 def test_a_limit_outside_a_sweeps_axes_is_refused(config):
-    with pytest.raises(ValueError, match=r"condition.num_ignore is 2, but a sweep takes its limits from num_ignore"):
+    with pytest.raises(ValueError, match="a sweep takes its limits from lists of its own: give TraceSettings"):
         replace(config, condition=Condition(0, num_ignore=2))
 
 
 def test_the_condition_and_the_axes_of_a_sweep_can_be_given_on_the_command_line():
     argv = [
         "quickstart_votes",
-        "--condition.top-p",
+        "--top-p",
         "0.9",
-        "--condition.int8",
+        "--int8",
         "weights",
         "--max-thinking-tokens",
         "8",
@@ -84,5 +84,3 @@ def test_the_condition_and_the_axes_of_a_sweep_can_be_given_on_the_command_line(
     config = parse_command("", SweepConfig, argv)
     condition = Condition(16, max_answer_tokens=8, temperature=1.0, top_p=0.9, dtype="float32", int8=("weights",))
     assert grid(config).condition == condition and len(grid(config).conditions) == 2
-    with pytest.raises(ValueError, match=r"condition.max_thinking_tokens is 8, but a sweep takes its limits from"):
-        parse_command("", SweepConfig, ["quickstart_votes", "--condition.max-thinking-tokens", "8"])

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from s1jax.checkpoint.export import save_hf
 from s1jax.checkpoint.source import load_model, resolve_source
-from s1jax.data.condition import Condition
+from s1jax.data.condition import TraceSettings
 from s1jax.evaluate import run
 from s1jax.evaluate.conditions import DecodingConfig
 from s1jax.evaluate.sweep import SweepConfig, sweep
@@ -62,7 +62,7 @@ def study(tiny_model, other_model, tmp_path):
         SweepConfig(
             decoding=DecodingConfig(model, benchmark, str(tmp_path / "rows.jsonl"), num_rows=8),
             max_thinking_tokens=BUDGETS,
-            condition=Condition(0, max_answer_tokens=8, temperature=1.0, top_p=top_p, dtype="float32"),
+            condition=TraceSettings(max_answer_tokens=8, temperature=1.0, top_p=top_p, dtype="float32"),
         )
         for model, benchmark, top_p in itertools.product((tiny_model, other_model), benchmarks, TOP_P)
     ]
