@@ -67,4 +67,4 @@ def grid(config: SweepConfig) -> Trace:
 
 def sweep(config: SweepConfig) -> Path:
     """Decode and grade the whole grid; return the file of sample rows."""
-    return write_samples(config.decoding, grid(config), config.num_samples)
+    return write_samples(config.decoding, grid(config), config.num_samples)[0]
