@@ -221,7 +221,7 @@ class _Page:
         self.handles: dict[str, Any] = {}
         self._has_bars = False
         self._indices: dict[str, int] = {}
-        self._places: list[tuple[Any, ...]] = []
+        self._places: list[tuple[Axes, tuple[tuple[float, float], ...]]] = []
         self.notes: list[tuple[Axes, tuple[float, float], str, str]] = []
         """Axes, place in data coordinates, text and colour of small texts. One that would cover an earlier one stands beside it."""
         self._title = title
@@ -278,7 +278,7 @@ class _Page:
         self._has_bars = True
         y = [p[value] for p in points]
         # Of equal series the later one is drawn smaller, within the earlier one.
-        place = (ax, *x, *y)
+        place = (ax, tuple(zip(x, y, strict=True)))
         self._places.append(place)
         shrink = 0.6 ** (self._places.count(place) - 1)
         style = style | {name: shrink * style[name] for name in ("linewidth", "markersize")}
@@ -337,16 +337,25 @@ class _Page:
         return "   ·   ".join([*parts, *([_problems(self._points)] if len(self.panels) == 1 else [])])
 
     def _place_notes(self) -> None:
-        placed: list[tuple[float, float]] = []
-        for ax, at, text, color in self.notes:
+        """Draw each note above its place, or beside it where it would cover another note or a marker. Equal notes are drawn once."""
+
+        def on_page(ax: Axes, at: tuple[float, float]) -> tuple[float, float]:
             x, y = ax.transData.transform(at) / self.figure.dpi * 72
-            beside = ((dx, dy) for dy in (6, 18, 30) for dx in (0, 18, -18))
+            return x, y
+
+        taken = [on_page(ax, at) for ax, points in self._places for at in points]
+        unique = {note[:3]: note[3] for note in reversed(self.notes)}
+        for (ax, at, text), color in reversed(unique.items()):
+            x, y = on_page(ax, at)
+            beside = ((dx, dy) for dy in (10, 22, 34) for dx in (0, -18, 18))
             free = (
-                (dx, dy) for dx, dy in beside if all(abs(x + dx - a) >= 17 or abs(y + dy - b) >= 12 for a, b in placed)
+                (dx, dy) for dx, dy in beside if all(abs(x + dx - a) >= 15 or abs(y + dy - b) >= 10 for a, b in taken)
             )
             if (offset := next(free, None)) is not None:
-                placed.append((x + offset[0], y + offset[1]))
-                ax.annotate(text, at, offset, textcoords="offset points", fontsize=9, color=color, ha="center")
+                taken.append((x + offset[0], y + offset[1]))
+                ax.annotate(
+                    text, at, offset, textcoords="offset points", fontsize=9, color=color, ha="center", va="center"
+                )
 
 
 def _shortened(names: Iterable[str], length: int = 32, start: float = 0) -> dict[str, str]:
