@@ -107,9 +107,17 @@ def write_samples(config: DecodingConfig, trace: Trace, num_samples: int = 1) ->
     num_done = len(asked) - sum(len(job.trace.conditions) for job in jobs)
     with (
         jsonl.Appender(output) as file,
-        progress(len(asked), "decode", "row", initial=num_done, hidden=not writes) as bar,
+        progress(
+            len(asked),
+            "decode",
+            "row",
+            initial=num_done,
+            hidden=not writes,
+            # The rows that are decoded together end at about the same time, and the first ones early.
+            estimate_after=min(config.num_rows * len(trace.conditions), (len(asked) - num_done) // 2),
+        ) as bar,  # fmt: skip
     ):
-        for index, completions in engine.stream(requests, num_rows=config.num_rows):
+        for index, completions in engine.stream(requests, num_rows=config.num_rows, show_tokens=bar.show_tokens):
             if writes:
                 job = jobs[index]
                 file.append(
