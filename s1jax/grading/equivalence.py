@@ -2,7 +2,7 @@
 
 Two answers are equal if their normalised LaTeX is equal, if both are numbers of exactly equal value, or if both are tuples, lists, sets or
 matrices with equal entries. Only what cannot change the value is dropped: `$`, `%`, degree signs, and the units of `_UNITS` behind an
-answer. 50% equals 50, not 0.5. If both answers have units, these must agree. If the gold answer is the letter of a choice, the extracted
+answer. 50% equals 50, not 0.5. Two answers may state other units only if one states more than the other. If the gold answer is the letter of a choice, the extracted
 answer may add the choice's text ("C) 5 m") but not replace the letter.
 
 Invariants: no text is ever executed. Only strings of bounded length are analysed, so no text can hang or crash the comparison. Nothing
@@ -28,7 +28,7 @@ def is_equivalent(extracted: str | None, gold: str) -> bool:
     (ours, our_units), (theirs, their_units) = _normalise(extracted), _normalise(gold)
     if _LETTER.fullmatch(theirs) and (letter := _chosen_letter(extracted)):
         return letter == theirs
-    if our_units and their_units and our_units != their_units:
+    if not (our_units <= their_units or their_units <= our_units):
         return False
     # "x = 5" is as good an answer to "what is x" as "5". If both answers name a variable, the names must agree.
     if bool(_LEFT_SIDE.match(ours)) != bool(_LEFT_SIDE.match(theirs)):
@@ -169,6 +169,8 @@ def _normalise(answer: str) -> tuple[str, frozenset[str]]:
     text = " ".join(_ANY_FRAC.sub(r"\\frac", text).split())
     if not units:
         text, units = _split_units(text, _BARE_UNITS)
+    if r"\$" in answer:
+        units |= {"dollar"}
     if _WORDS.fullmatch(text):  # case means nothing in prose (a single letter is a variable or a choice)
         return text.lower(), units
     text = _MIXED_NUMBER.sub(r"\1\\frac{\2}{\3}", text.replace(" and ", ", "))
@@ -176,8 +178,9 @@ def _normalise(answer: str) -> tuple[str, frozenset[str]]:
     text = _SHORT_SQRT.sub(r"\\sqrt{\1}", text)
     text = _ONE_IN_BRACES.sub(r"\1\2", _RELATIONS.sub(r"\\\1", text))
     text = _IDLE_SPACE.sub("", text)
-    while len(text) > 2 and text[0] + text[-1] in ("()", "{}") and _split_commas(text[1:-1]) == [text[1:-1]]:
-        text = text[1:-1]
+    for _ in range(3):  # ((5)), with brackets around the whole
+        if len(text) > 2 and text[0] + text[-1] in ("()", "{}") and _split_commas(text[1:-1]) == [text[1:-1]]:
+            text = text[1:-1]
     return text, units
 
 

@@ -52,14 +52,18 @@ class _Bar(tqdm):
         self.num_tokens = num_tokens
         self.update(0)
 
-    def _hear(self, event: str, seconds: float, **_: Any) -> None:
+    def _hear(self, event: str, duration_secs: float, **_: Any) -> None:
         """Listen to JAX, which first traces a program and then compiles it."""
-        if event == "/jax/core/compile/jaxpr_trace_duration" and seconds > SECONDS_TO_TRACE and not self._is_compiling:
+        if (
+            event == "/jax/core/compile/jaxpr_trace_duration"
+            and duration_secs > SECONDS_TO_TRACE
+            and not self._is_compiling
+        ):
             self._is_compiling = True
             self.refresh()
         elif event == "/jax/core/compile/backend_compile_duration":
             self._is_compiling = False
-            self._compiling_seconds += seconds
+            self._compiling_seconds += duration_secs
 
     @property
     def format_dict(self) -> Any:

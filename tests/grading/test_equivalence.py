@@ -49,6 +49,8 @@ EQUAL = [
     ("25 sq. ft.", r"25\text{ feet}^2"),
     (r"20^\circ\text{C}", "20"),
     (r"10\,000", "10,000"),
+    (r"\$7", "7 dollars"),
+    (r"\$7\text{ per hour}", r"\$7"),
     ("3, 250", "250, 3"),
     (r"\begin{pmatrix} 1/5 \\ -18/5 \end{pmatrix}", r"\begin{pmatrix}\frac{1}{5}\\-3.6\end{pmatrix}"),
 ]
@@ -80,6 +82,8 @@ UNEQUAL = [
     (r"3\operatorname{mod}", "3"),
     ("3 km", "3 m"),
     ("3 cm", "3 m"),
+    (r"7\text{ cents}", r"\$7"),
+    (r"3\text{ cm/s}", r"3\text{ m/s}"),
     (r"90\text{ minutes}", r"90\text{ hours}"),
     ("12, 450", "12450"),
     ("12 450 and 1", "12450, 1"),
