@@ -2,8 +2,8 @@
 
 Two answers are equal if their normalised LaTeX is equal, if both are numbers of exactly equal value, or if both are tuples, lists, sets or
 matrices with equal entries. Only what cannot change the value is dropped: `$`, `%`, degree signs, and the units of `_UNITS` behind an
-answer. 50% equals 50, not 0.5. Two answers may state other units only if one states more than the other. If the gold answer is the letter of a choice, the extracted
-answer may add the choice's text ("C) 5 m") but not replace the letter.
+answer. 50% equals 50, not 0.5. If both answers have units, one must have all units of the other. If the gold answer is the letter of a
+choice, the extracted answer may add the choice's text ("C) 5 m") but not replace the letter.
 
 Invariants: no text is ever executed. Only strings of bounded length are analysed, so no text can hang or crash the comparison. Nothing
 equals a missing or an empty answer.
