@@ -66,7 +66,7 @@ def generate(config: GenerateConfig, out: TextIO) -> list[Completion]:
     engine, chat = load_engine(source, condition.dtype, int8=condition.int8, attention=config.attention, num_rows=1)
     completions: list[Completion] = []
     for number, question in enumerate(questions, start=1):
-        if config.prompt is None and not config.json:
+        if config.prompts is not None and not config.json:
             between = "\n" if number > 1 else ""
             out.write(f"{between}=== question {number}: {json.dumps(question, ensure_ascii=False)} ===\n")
         try:
