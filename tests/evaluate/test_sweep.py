@@ -8,10 +8,10 @@ import pytest
 
 from s1jax.data.condition import Condition
 from s1jax.evaluate.conditions import EvaluateConfig
-from s1jax.evaluate.run import evaluate
+from s1jax.evaluate.run import evaluate, write_samples
 from s1jax.evaluate.sweep import SweepConfig, grid, sweep
 from s1jax.results.metrics import thinking_curve
-from s1jax.results.samples import COLUMNS, read_samples
+from s1jax.results.samples import COLUMNS, read_samples, row_key
 from s1jax.runtime.config import parse_command
 from tests.support.samples import comparable
 
@@ -23,7 +23,10 @@ def drawn(config, **changes):
 
 @pytest.mark.integration
 def test_a_sweep_is_one_row_per_point_problem_and_sample_with_the_contracts_columns(config):
-    rows = read_samples(sweep(replace(drawn(config), num_samples=2)))
+    config = replace(drawn(config), num_samples=2)
+    output, asked = write_samples(config.decoding, grid(config), config.num_samples)
+    rows = read_samples(output)
+    assert {row_key(row) for row in rows} == asked
     keys = {(r["problem_id"], r["max_thinking_tokens"], r["num_ignore"], r["sample_index"]) for r in rows}
     assert len(rows) == len(keys) == 3 * 3 * 2 * 2
     written = json.loads(Path(config.decoding.output).read_text().splitlines()[0])
