@@ -116,7 +116,7 @@ def test_a_file_that_is_not_one_of_whole_sample_rows_is_left_as_it_is(config):
     for text, message in (
         (old, "holds rows of an earlier format, .*: give another --output"),
         (old[:-1], "holds rows of an earlier format"),
-        ('{"precious": "only copy"}', "no column"),
+        ('{"precious": "only copy"}', "no sample row"),
         ("notes", "holds no sample rows"),
         ("notes\nand more", "line 1 is not JSON"),
     ):
