@@ -3,7 +3,7 @@
 python launch/sweep.py quickstart_budgets
 """
 
-from s1jax.data.condition import Condition
+from s1jax.data.condition import TraceSettings
 from s1jax.evaluate.conditions import DecodingConfig
 from s1jax.evaluate.sweep import SweepConfig
 from s1jax.runtime.sharding import MeshConfig
@@ -16,6 +16,6 @@ CONFIG = SweepConfig(
         num_rows=128,
         mesh=MeshConfig(data=-1, fsdp=1),
     ),
-    condition=Condition(0, max_answer_tokens=8, dtype="float32"),
+    condition=TraceSettings(max_answer_tokens=8, dtype="float32"),
     max_thinking_tokens=(8, 16, 32, 64, 96, 128, 192),
 )

@@ -4,7 +4,7 @@ Expected (the paper's): 0, 13.3, 30.0, 43.3, 50.0 % at mean thinking tokens 500,
 (paper, table 1). The last points of the figure, 53.3 at 6657 and 56.7 at 7320, need ignored stops: `s1_32b_aime24_waits`.
 Hardware and hours: not yet run.
 
-    python launch/sweep.py s1_32b_aime24_budgets --decoding.model runs/s1_32b/hf
+    python launch/sweep.py s1_32b_aime24_budgets --model runs/s1_32b/hf
 """
 
 from s1jax.evaluate.conditions import DecodingConfig

@@ -3,7 +3,7 @@
 Expected (the paper's): 50.0, 53.3, 53.3, 53.3, 56.7, 53.3, 56.7, 53.3, 50.0 % for 0 to 8 times. The paper's s1-32B (table 1) uses 4.
 The budget leaves 2,048 of the model's 32,768 positions to question and answer. Hardware and hours: not yet run.
 
-    python launch/sweep.py s1_32b_aime24_waits --decoding.model runs/s1_32b/hf
+    python launch/sweep.py s1_32b_aime24_waits --model runs/s1_32b/hf
 """
 
 from dataclasses import replace

@@ -3,7 +3,7 @@
 Expected: 59.6 % (the paper's; 56.6 without ignored stops, 49.0 for Qwen2.5-32B-Instruct).
 Hardware and hours: not yet run.
 
-    python launch/evaluate.py s1_32b_gpqa --decoding.model runs/s1_32b/hf
+    python launch/evaluate.py s1_32b_gpqa --model runs/s1_32b/hf
 """
 
 from dataclasses import replace

@@ -3,7 +3,7 @@
 Expected: 93.0 % (the paper's; 92.6 without ignored stops, 84.0 for Qwen2.5-32B-Instruct).
 Hardware and hours: not yet run.
 
-    python launch/evaluate.py s1_32b_math500 --decoding.model runs/s1_32b/hf
+    python launch/evaluate.py s1_32b_math500 --model runs/s1_32b/hf
 """
 
 from s1jax.data.condition import Condition

@@ -1,7 +1,7 @@
 """Decode and grade one condition on one benchmark: CONFIG -> sample rows (JSONL)."""
 
-from s1jax.evaluate.conditions import EvaluateConfig
-from s1jax.evaluate.run import evaluate, write_and_show
+from s1jax.evaluate.conditions import EvaluateConfig, Trace
+from s1jax.evaluate.run import write_and_show, write_samples
 from s1jax.runtime.command import run_command
 from s1jax.runtime.config import parse_command
 
@@ -9,7 +9,7 @@ from s1jax.runtime.config import parse_command
 def main() -> None:
     """Parse the config and evaluate."""
     config = parse_command(__doc__, EvaluateConfig)
-    write_and_show(lambda: evaluate(config))
+    write_and_show(lambda: write_samples(config.decoding, Trace((config.condition,)), config.num_samples))
 
 
 if __name__ == "__main__":

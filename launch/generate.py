@@ -1,6 +1,7 @@
-"""Stream one budget-forced answer: thinking, injected text and answer, each shown differently.
+"""Answer one question (--prompt), those of a file (--prompts FILE), or those that you type, and stream the budget-forced answers.
 
 On a terminal, thinking is dim, an injected "Wait" yellow and a forced "Final Answer:" green. Elsewhere, injected text stands in [[ ]].
+The model is loaded once. With --json each answer is a JSON line.
 """
 
 import sys

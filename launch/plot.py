@@ -9,6 +9,7 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -26,7 +27,7 @@ logger = logging.getLogger("s1jax.launch")
 class PlotConfig:
     """The rows to draw, and the folder for the figures."""
 
-    rows: tyro.conf.Positional[Path]
+    rows: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="ROWS")]
     """Sample rows (JSONL) that evaluate.py and sweep.py wrote."""
     out: Path | None = None
     """Directory for the figures; default: the directory of the rows."""
@@ -40,12 +41,14 @@ def main() -> None:
         why = "temperature 0, or an unused ignore text"
         logger.info("%d of %d rows are copies of others (%s): left out\n", copies, len(rows), why)
     out = config.out or config.rows.parent
-    figures = [out / "thinking.png"]
-    check_writable(figures[0])
+    voting = format_voting_table(rows)
+    figures = [out / "thinking.png", *([out / "voting.png"] if voting else [])]
+    for figure in figures:
+        check_writable(figure)
+        check_writable(figure.with_suffix(".json"))
     plot_thinking(rows, figures[0])
     logger.info(format_thinking_table(rows))
-    if voting := format_voting_table(rows):
-        figures.append(out / "voting.png")
+    if voting:
         plot_voting(rows, figures[1])
         logger.info("\n%s", voting)
     else:

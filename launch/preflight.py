@@ -1,7 +1,7 @@
 """Compile a config's training step or decode loop for other hardware, and print its memory and its least time as a JSON line.
 
 python launch/preflight.py CONFIG --topology TOPOLOGY [--field value ...], for example `s1_32b --topology h100:2x8` or
-`s1_32b_math500 --topology h100:1x8 --decoding.model Qwen/Qwen2.5-32B-Instruct`
+`s1_32b_math500 --topology h100:1x8 --model Qwen/Qwen2.5-32B-Instruct`
 
 TOPOLOGY is h100:HOSTSxGPUS, a TPU slice such as v5p:2x2x4 or v6e:4x8, or cpu:N for this machine. It is required, and not a field of the
 config. The hardware need not be here, but its compiler must be installed:

@@ -52,7 +52,7 @@ run "$out/data/train.jsonl" "2/6 choosing the training set: quality, difficulty,
     -m data_tools.curation.curate --pool "$out/data/pool.jsonl" --heldout "$out/data/heldout.jsonl" --model $base --output "$out/data/train.jsonl"
 run "$out/model/hf/config.json" "3/6 fine-tuning the tiny base model on reasoning traces" \
     launch/train.py quickstart --data.source "$out/data/train.jsonl" --output "$out/model"
-on_heldout=(--decoding.model "$out/model/hf" --decoding.benchmark "$out/data/heldout.jsonl" --decoding.output "$out/rows.jsonl")
+on_heldout=(--model "$out/model/hf" --benchmark "$out/data/heldout.jsonl" --output "$out/rows.jsonl")
 sweep() {
     run "$out/.$1" "$2" launch/sweep.py "$1" "${on_heldout[@]}"
     touch "$out/.$1"

@@ -29,16 +29,10 @@ class Limits(NamedTuple):
     num_ignore: int = 0
 
 
-@dataclass(frozen=True)
-class Condition:
-    """One decoding condition. Counts are in tokens."""
+@dataclass(frozen=True, kw_only=True)
+class TraceSettings:
+    """All settings of a condition but its limits: what the conditions that share a thinking trace have in common."""
 
-    max_thinking_tokens: int
-    """Thinking budget. At the limit the answer is forced. 0: no thinking."""
-    min_thinking_tokens: int = 0
-    """Thinking may not end before this many tokens."""
-    num_ignore: int = 0
-    """How many attempts to end thinking are replaced by `ignore_text`."""
     ignore_text: str = "Wait"
     """Text that replaces an attempt to end thinking. If empty, another token is drawn instead."""
     max_answer_tokens: int = 512
@@ -59,13 +53,8 @@ class Condition:
     """How the amount of thinking is controlled."""
 
     def __post_init__(self) -> None:
-        for name in ("max_thinking_tokens", "min_thinking_tokens", "num_ignore", "top_k"):
-            check_integer(name, getattr(self, name))
+        check_integer("top_k", self.top_k)
         check_integer("max_answer_tokens", self.max_answer_tokens, least=1)
-        if self.min_thinking_tokens > self.max_thinking_tokens:
-            raise UserError(
-                f"min_thinking_tokens {self.min_thinking_tokens} is above max_thinking_tokens {self.max_thinking_tokens}"
-            )
         check_text("ignore_text", self.ignore_text)
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise UserError(f"temperature is {self.temperature}; it must be finite and not negative")
@@ -80,6 +69,27 @@ class Condition:
             raise UserError(f"int8 is {self.int8}: {', '.join(sorted(unknown))} is neither weights nor cache")
         # One way to write each choice, since equal conditions must be equal columns of a row.
         object.__setattr__(self, "int8", tuple(sorted(set(self.int8))))
+
+
+@dataclass(frozen=True)
+class Condition(TraceSettings):
+    """One decoding condition. Counts are in tokens."""
+
+    max_thinking_tokens: int
+    """Thinking budget. At the limit the answer is forced. 0: no thinking."""
+    min_thinking_tokens: int = 0
+    """Thinking may not end before this many tokens."""
+    num_ignore: int = 0
+    """How many attempts to end thinking are replaced by `ignore_text`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in Limits._fields:
+            check_integer(name, getattr(self, name))
+        if self.min_thinking_tokens > self.max_thinking_tokens:
+            raise UserError(
+                f"min_thinking_tokens {self.min_thinking_tokens} is above max_thinking_tokens {self.max_thinking_tokens}"
+            )
 
     @property
     def limits(self) -> Limits:

@@ -136,10 +136,10 @@ class RowBatch:
         """Drop a row's log, and its work if it still decodes."""
         self.starts[row], self.ends[row], self.logs[row] = False, True, None
 
-    def run(self, prompts: Prompts, prefixes: tuple[KVCache, ...], max_steps: int, max_new_done: int) -> None:
+    def run(self, prompts: Prompts, prefixes: tuple[KVCache, ...], max_steps: int, max_new_done: int) -> int:
         """Decode for `max_steps` steps, or until `max_new_done` rows have become done, and log what the rows emitted.
 
-        Raises UserError if a hidden state is not finite.
+        Returns the number of tokens. Raises UserError if a hidden state is not finite.
         """
         model, live = self.model, self.live
         if self.starts.any() or self.ends.any():
@@ -160,7 +160,9 @@ class RowBatch:
             np.int32(len(self.logs) - len(live) + max_new_done),
             **model.static, scores=self.scores, attention=model.attention,
         )  # fmt: skip
+        num_before = sum(len(log.tokens) for log in live.values())
         self._read(live)
+        return sum(len(log.tokens) for log in live.values()) - num_before
 
     def _read(self, live: dict[int, Log]) -> None:
         """Append the tokens of the last call of `advance` to the logs of the rows that were live."""

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -74,12 +74,17 @@ class Engine:
         return self.scheduler.progress()
 
     def stream(
-        self, requests: Sequence[Request], num_rows: int | None = None, scores: bool = False
+        self,
+        requests: Sequence[Request],
+        num_rows: int | None = None,
+        scores: bool = False,
+        show_tokens: Callable[[int], None] | None = None,
     ) -> Iterator[Results]:
         """Decode the requests in rows of their own; yield (index, completions) of each as it finishes.
 
-        `num_rows` rows decode together (default: one for each request). With `scores` completions hold log-probabilities. Raises UserError
-        before anything is decoded if a request does not fit the model.
+        `num_rows` rows decode together (default: one for each request). With `scores` completions hold log-probabilities. `show_tokens`
+        is called after each step with the number of tokens decoded so far. Raises UserError before anything is decoded if a request does
+        not fit the model.
         """
         if not requests:
             return
@@ -88,7 +93,10 @@ class Engine:
         for request in requests:
             engine.submit(request)  # whose tickets are the indices
         while engine.num_unfinished:
-            yield from engine.step()
+            results = engine.step()
+            if show_tokens is not None:
+                show_tokens(engine.scheduler.num_tokens)
+            yield from results
 
     def decode(self, requests: Sequence[Request], **options: Any) -> list[Completion]:
         """Decode requests without points; return their completions in order. The options are those of `stream`."""

@@ -1,5 +1,7 @@
-"""One question to one model: the budget-forced answer is streamed as it is decoded."""
+"""Questions to one model, one after another: each budget-forced answer is streamed as it is decoded."""
 
+import io
+import json
 import logging
 import os
 import time
@@ -10,12 +12,14 @@ from typing import Annotated, TextIO
 import tyro
 
 from s1jax.checkpoint.source import resolve_source
-from s1jax.data.chat import check_text
+from s1jax.data.chat import ChatFormat, check_text
 from s1jax.data.condition import Condition, check_integer
-from s1jax.decode.engine import load_engine
+from s1jax.decode.engine import Engine, load_engine
+from s1jax.decode.questions import read_questions
 from s1jax.decode.request import Completion, Request
 from s1jax.ops.attention import CacheBackend
 from s1jax.runtime.command import counted
+from s1jax.runtime.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -25,32 +29,60 @@ RESET, DIM, BOLD, YELLOW, GREEN = "\x1b[0m", "\x1b[2m", "\x1b[1m", "\x1b[1;33m",
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """One question to one model. Counts are in tokens."""
+    """Questions to one model. Counts are in tokens."""
 
     model: str
     """Hugging Face directory or hub id (ID@REVISION: a branch, tag or commit), or one of our own checkpoints."""
-    prompt: str
-    """The question."""
+    prompt: str | None = None
+    """The question. Without it and without `--prompts`, questions are asked for at the terminal."""
     condition: Annotated[Condition, tyro.conf.arg(name="")] = field(
         default_factory=lambda: Condition(max_thinking_tokens=2048)
     )
+    prompts: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """A file with a question per line, or with JSON objects that have a `question`. `-` reads standard input."""
+    json: bool = False
+    """Write a JSON line per answer, for programs, in place of the streamed text."""
     seed: int = 0
     """Seed of the random draws at a temperature above 0."""
     attention: CacheBackend | None = None
     """Backend of attention over caches. Default: `pallas` on a GPU, `xla` elsewhere. `xla` runs on every device."""
 
+    def __post_init__(self) -> None:
+        check_integer("seed", self.seed)
+        if self.prompt is not None:
+            check_text("the prompt", self.prompt)
+            if self.prompts is not None:
+                raise UserError("prompt and prompts are both given: give one of them")
 
-def generate(config: GenerateConfig, out: TextIO) -> Completion:
-    """Decode the answer; stream its text to `out`, and log a summary."""
+
+def generate(config: GenerateConfig, out: TextIO) -> list[Completion]:
+    """Load the model once and answer the questions; write each answer to `out`, and log a summary of each.
+
+    A bad file of questions is refused before the model is loaded. At a terminal an error of one question does not end the others.
+    """
     condition = config.condition
-    check_integer("seed", config.seed)
-    check_text("the prompt", config.prompt)
+    questions = read_questions(config.prompts) if config.prompt is None else [config.prompt]
     source = resolve_source(config.model)
     engine, chat = load_engine(source, condition.dtype, int8=condition.int8, attention=config.attention, num_rows=1)
-    prompt, ignore_ids = chat.encode_prompt(config.prompt), chat.encode_text(condition.ignore_text)
-    request = Request(tuple(prompt), condition, tuple(ignore_ids), seed=config.seed)
-    ticket = engine.submit(request)
-    stream = TranscriptStream(chat.decode, out)
+    completions: list[Completion] = []
+    for number, question in enumerate(questions, start=1):
+        if config.prompts is not None and not config.json:
+            between = "\n" if number > 1 else ""
+            out.write(f"{between}=== question {number}: {json.dumps(question, ensure_ascii=False)} ===\n")
+        try:
+            completions.append(_answer(engine, chat, question, config, out))
+        except UserError as error:
+            if config.prompt is not None or config.prompts is not None:
+                raise
+            logger.error("%s", error)
+    return completions
+
+
+def _answer(engine: Engine, chat: ChatFormat, question: str, config: GenerateConfig, out: TextIO) -> Completion:
+    condition = config.condition
+    prompt, ignore_ids = chat.encode_prompt(question), chat.encode_text(condition.ignore_text)
+    ticket = engine.submit(Request(tuple(prompt), condition, tuple(ignore_ids), seed=config.seed))
+    stream = TranscriptStream(chat.decode, io.StringIO() if config.json else out)
     started = time.monotonic()
     try:
         while not (finished := engine.step(STEPS_PER_UPDATE)):
@@ -58,13 +90,25 @@ def generate(config: GenerateConfig, out: TextIO) -> Completion:
         ((_, (completion,)),) = finished
         seconds = time.monotonic() - started
         stream.show(completion, whole=True)
-    finally:
-        stream.close()
+    except BaseException:
+        stream.close(" (interrupted)")
+        raise
+    stream.close()
+    if config.json:
+        thinking, answer_text = chat.split_completion(completion.tokens, completion.num_thinking)
+        row = dict(
+            question=question, thinking=thinking, answer_text=answer_text, num_thinking_tokens=completion.num_thinking,
+            num_ignored=completion.num_ignored, num_answer_tokens=completion.num_answer,
+            finish_reason=completion.finish_reason,
+        )  # fmt: skip
+        out.write(json.dumps(row) + "\n")
+        out.flush()
     ended = "the budget" if completion.num_thinking == condition.max_thinking_tokens else "the model"
+    cut = " (all that --max-answer-tokens allows)" if completion.finish_reason == "length" else ""
     logger.info(
-        "%s (budget %d), ended by %s; %s ignored; %s; %.1f s, compilation included",
+        "%s (budget %d), ended by %s; %s ignored; %s%s; %.1f s, compilation included",
         counted(completion.num_thinking, "thinking token"), condition.max_thinking_tokens, ended,
-        counted(completion.num_ignored, "stop"), counted(completion.num_answer, "answer token"), seconds,
+        counted(completion.num_ignored, "stop"), counted(completion.num_answer, "answer token"), cut, seconds,
     )  # fmt: skip
     return completion
 
@@ -98,13 +142,14 @@ class TranscriptStream:
             self._write(kind, text)
             self.shown = end
         if whole and not self.answered:
-            self._write("answer", " (no answer)" if self.heading == "answer" and self.last else "(no answer)")
+            note = "(blank answer)" if completion.num_answer else "(no answer)"
+            self._write("answer", f" {note}" if self.heading == "answer" and self.last else note)
         self.out.flush()
 
-    def close(self) -> None:
-        """End the text."""
+    def close(self, note: str = "") -> None:
+        """End the text, with a note of ours behind it."""
         if self.heading:
-            self.out.write((RESET if self.color else "") + "\n")
+            self.out.write((RESET if self.color else "") + note + "\n")
             self.out.flush()
 
     @staticmethod

@@ -78,6 +78,8 @@ class Scheduler:
         """Unfinished requests, by ticket."""
         self.waiting: dict[tuple[int, ...], deque[Log]] = {}
         """Requests without a row, by prompt. No queue is empty."""
+        self.num_tokens = 0
+        """Tokens decoded so far."""
         self.has_arrivals = False
         """Whether requests came since shapes were chosen."""
         self.shapes = Shapes()
@@ -122,7 +124,7 @@ class Scheduler:
         traces = self.traces
         if traces.live:
             refill_at = max(1, self.num_rows // 8) if self.waiting else self.num_rows
-            traces.run(self.prompts, (self.prompts.cache,), max_steps, refill_at)
+            self.num_tokens += traces.run(self.prompts, (self.prompts.cache,), max_steps, refill_at)
         results: list[Results] = []
         forking: dict[int, Log] = {}
         for row, log in enumerate(traces.logs):
@@ -241,7 +243,7 @@ class Scheduler:
                 log = answers[row][end] = trace.fork(end)
                 forks.start(place, log, Limits(end.num_thinking), Phase.FORCE if end.is_natural else Phase.THINK)
         while forks.live:
-            forks.run(prompts, (prompts.cache, trace_cache), MAX_STEPS, len(forks.logs))
+            self.num_tokens += forks.run(prompts, (prompts.cache, trace_cache), MAX_STEPS, len(forks.logs))
         results = []
         for row, trace in forking.items():
             for end in ends[row]:

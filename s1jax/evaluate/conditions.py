@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Annotated
 
-from s1jax.data.condition import Condition, Limits, check_integer
+import tyro
+
+from s1jax.data.condition import Condition, Limits, TraceSettings, check_integer
 from s1jax.ops.attention import CacheBackend, check_cache_backend
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.sharding import DECODING_MESH, MeshConfig, ShardingRules
@@ -47,8 +50,9 @@ class DecodingConfig:
 class EvaluateConfig:
     """One condition on one benchmark."""
 
-    decoding: DecodingConfig
-    condition: Condition
+    # Without a name, fields have flags without a prefix, so that a setting has one flag in all commands.
+    decoding: Annotated[DecodingConfig, tyro.conf.arg(name="")]
+    condition: Annotated[Condition, tyro.conf.arg(name="")]
     num_samples: int = 1
     """Samples per problem. More than one needs a temperature above 0."""
 
@@ -74,7 +78,7 @@ class Trace:
         return replace(self.conditions[0], **largest._asdict())
 
 
-def check_num_samples(num_samples: int, condition: Condition) -> None:
+def check_num_samples(num_samples: int, condition: TraceSettings) -> None:
     """Raise UserError if so many samples per problem make no sense under this condition."""
     check_integer("num_samples", num_samples, least=1)
     if num_samples > 1 and condition.temperature == 0:

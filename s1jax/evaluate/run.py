@@ -28,6 +28,7 @@ from s1jax.grading.grade import grade
 from s1jax.results.samples import COLUMNS, SampleRow, is_whole, read_samples, row_key
 from s1jax.results.tables import format_thinking_table
 from s1jax.runtime import jsonl
+from s1jax.runtime.command import counted
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.files import check_writable
 from s1jax.runtime.git import commit
@@ -47,25 +48,35 @@ class _Job:
     trace: Trace
 
 
-def write_and_show(write: Callable[[], Path]) -> None:
-    """Join the processes of the run, call `write`, and print the curves of the file of sample rows that it returns.
+Keys = set[tuple[Any, ...]]
+"""What `row_key` returns, for each of some rows."""
+
+
+def write_and_show(write: Callable[[], tuple[Path, Keys]]) -> None:
+    """Join the processes of the run, call `write` (that is `write_samples`), and print the curves of the rows that were asked for.
 
     A signal ends the process at once, since rows are saved as they are finished.
     """
     start_processes()
     with Preemption() as preemption, preemption.nothing_to_save("decoding"):
-        rows = write()
+        output, asked = write()
     if is_first_process():
-        print(format_thinking_table(read_samples(rows)))
+        rows = read_samples(output)
+        shown = [row for row in rows if row_key(row) in asked]
+        print(format_thinking_table(shown))
+        if others := len(rows) - len(shown):
+            logger.info("%s also holds %s: plot.py shows all", output, counted(others, "row") + " of other runs")
 
 
 def evaluate(config: EvaluateConfig) -> Path:
     """Decode and grade one condition; return the file of sample rows."""
-    return write_samples(config.decoding, Trace((config.condition,)), config.num_samples)
+    return write_samples(config.decoding, Trace((config.condition,)), config.num_samples)[0]
 
 
-def write_samples(config: DecodingConfig, trace: Trace, num_samples: int = 1) -> Path:
-    """Decode and grade what `config.output` lacks of every condition, problem and sample, and append its rows; return the file.
+def write_samples(config: DecodingConfig, trace: Trace, num_samples: int = 1) -> tuple[Path, Keys]:
+    """Decode and grade what `config.output` lacks of every condition, problem and sample, and append its rows.
+
+    Returns the file, and the keys of all rows that were asked for, whether the file had them before or not.
 
     Raises UserError if the file cannot be written, is not one of sample rows, or has the earlier format, if a problem was edited since its
     rows of this model were written, or if a request does not fit the model.
@@ -80,25 +91,33 @@ def write_samples(config: DecodingConfig, trace: Trace, num_samples: int = 1) ->
     check_same((weights, tokenizer), "model")
     shared = dict(model=config.model, weights=weights, tokenizer=tokenizer, seed=config.seed, commit=commit())
     every_job = [_Job(problem, sample, trace) for problem in problems for sample in range(num_samples)]
-    num_rows = len(every_job) * len(trace.conditions)
-    done = from_first_process(lambda: _read_keys(output, every_problem))
+    done, asked = from_first_process(lambda: _read_keys(output, every_problem)), set()
     jobs = []
     for job in every_job:
-        missing = [c for c in trace.conditions if row_key(_key_columns(job, c, shared)) not in done]
-        if missing:
+        keys = [row_key(_key_columns(job, condition, shared)) for condition in trace.conditions]
+        asked.update(keys)
+        if missing := [c for c, key in zip(trace.conditions, keys, strict=True) if key not in done]:
             jobs.append(replace(job, trace=Trace(tuple(missing))))
     if not jobs:
-        logger.info("%s has all %d rows already", output, num_rows)
-        return output
+        logger.info("%s has all %d rows already", output, len(asked))
+        return output, asked
     # The longest traces begin first, so that none is left alone at the end.
     jobs.sort(key=lambda job: -job.trace.condition.max_thinking_tokens)
     engine, chat, requests = _prepare(config, source, trace.condition, jobs)
-    num_done = num_rows - sum(len(job.trace.conditions) for job in jobs)
+    num_done = len(asked) - sum(len(job.trace.conditions) for job in jobs)
     with (
         jsonl.Appender(output) as file,
-        progress(num_rows, "decode", "row", initial=num_done, hidden=not writes) as bar,
+        progress(
+            len(asked),
+            "decode",
+            "row",
+            initial=num_done,
+            hidden=not writes,
+            # The rows that are decoded together end at about the same time, and the first ones early.
+            estimate_after=min(config.num_rows * len(trace.conditions), (len(asked) - num_done) // 2),
+        ) as bar,  # fmt: skip
     ):
-        for index, completions in engine.stream(requests, num_rows=config.num_rows):
+        for index, completions in engine.stream(requests, num_rows=config.num_rows, show_tokens=bar.show_tokens):
             if writes:
                 job = jobs[index]
                 file.append(
@@ -106,7 +125,7 @@ def write_samples(config: DecodingConfig, trace: Trace, num_samples: int = 1) ->
                     for condition, completion in zip(job.trace.conditions, completions, strict=True)
                 )
             bar.update(len(completions))
-    return output
+    return output, asked
 
 
 def _key_columns(job: _Job, condition: Condition, shared: dict[str, Any]) -> SampleRow:
@@ -141,7 +160,7 @@ def _sample_row(
     return {name: row[name] for name in COLUMNS}
 
 
-def _read_keys(output: Path, problems: Sequence[Problem]) -> set[tuple[Any, ...]]:
+def _read_keys(output: Path, problems: Sequence[Problem]) -> Keys:
     """Return the keys of the rows that a file holds. Raises UserError if rows cannot be added to it (`write_samples`)."""
     check_writable(output)
     # No rows are in a file that is missing, empty or torn inside its first row.
@@ -149,7 +168,7 @@ def _read_keys(output: Path, problems: Sequence[Problem]) -> set[tuple[Any, ...]
     rows = [] if is_empty else read_samples(output)
     if not all(is_whole(row) for row in rows):
         raise UserError(
-            f"{output} holds rows of an earlier format, whose settings are not all known: give another --decoding.output"
+            f"{output} holds rows of an earlier format, whose settings are not all known: give another --output"
         )
     digests = {(problem.benchmark, problem.problem_id): problem.digest for problem in problems}
     benchmarks = {problem.benchmark for problem in problems}
@@ -158,7 +177,7 @@ def _read_keys(output: Path, problems: Sequence[Problem]) -> set[tuple[Any, ...]
             raise UserError(
                 f"problem {row['problem_id'][:80]} of benchmark {row['benchmark']} is gone, or has another question or answer than in the "
                 f"rows of {output}: undo the edit of the benchmark, rename one of two benchmarks of that name, or give another "
-                "--decoding.output"
+                "--output"
             )
     return {row_key(row) for row in rows}
 

@@ -10,10 +10,13 @@ little more than its largest point, and equals its points decoded one at a time.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
-from s1jax.data.condition import Condition, Limits
+import tyro
+
+from s1jax.data.condition import Condition, Limits, TraceSettings
 from s1jax.evaluate.conditions import DecodingConfig, Trace, check_num_samples
 from s1jax.evaluate.run import write_samples
 from s1jax.runtime.errors import UserError
@@ -23,22 +26,23 @@ from s1jax.runtime.errors import UserError
 class SweepConfig:
     """A grid of conditions on one benchmark."""
 
-    decoding: DecodingConfig
+    decoding: Annotated[DecodingConfig, tyro.conf.arg(name="")]
     max_thinking_tokens: tuple[int, ...]
     """Thinking budgets, in tokens."""
     min_thinking_tokens: tuple[int, ...] = (0,)
     """Thinking may not end before so many tokens. A minimum above a budget is left out of the grid."""
     num_ignore: tuple[int, ...] = (0,)
     """How many attempts to end thinking are replaced by the ignore text."""
-    condition: Condition = field(default_factory=lambda: Condition(*Limits(0)))
-    """What all points of the grid share. Its own limits stay 0: the grid gives them."""
+    condition: Annotated[TraceSettings, tyro.conf.arg(name="")] = field(default_factory=TraceSettings)
+    """What all points of the grid share."""
     num_samples: int = 1
     """Samples per problem and point, for majority voting. More than one needs a temperature above 0."""
 
     def __post_init__(self) -> None:
-        for name, value in self.condition.limits._asdict().items():
-            if value:
-                raise UserError(f"condition.{name} is {value}, but a sweep takes its limits from {name}: give that")
+        if isinstance(self.condition, Condition):
+            raise UserError(
+                "a sweep takes its limits from lists of its own: give TraceSettings(...), not Condition(...)"
+            )
         check_num_samples(self.num_samples, self.condition)
 
 
@@ -50,7 +54,7 @@ def grid(config: SweepConfig) -> Trace:
             raise UserError(f"{name} is {values}; give at least one value, none negative")
     points = [Limits(*values) for values in dict.fromkeys(itertools.product(*axes.values()))]
     conditions = [
-        replace(config.condition, **point._asdict())
+        Condition(**vars(config.condition), **point._asdict())
         for point in points
         if point.min_thinking_tokens <= point.max_thinking_tokens
     ]
@@ -63,4 +67,4 @@ def grid(config: SweepConfig) -> Trace:
 
 def sweep(config: SweepConfig) -> Path:
     """Decode and grade the whole grid; return the file of sample rows."""
-    return write_samples(config.decoding, grid(config), config.num_samples)
+    return write_samples(config.decoding, grid(config), config.num_samples)[0]

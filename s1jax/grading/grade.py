@@ -13,8 +13,13 @@ from s1jax.grading.equivalence import is_equivalent
 _END_OF_ANSWER = re.compile(f"{re.escape(IM_END)}|{re.escape(END_OF_TEXT)}")
 
 # A run of backslashes with the command or brace after it, or a bare brace. An odd number of backslashes escapes a brace.
-_BOX_TOKENS = re.compile(r"(\\+)(boxed[ \t]*\{|fbox[ \t]*\{|[{}])?|[{}]")
-_ANSWER_IS = re.compile(r"^(?:the|my|so the)?\s*(?:final|correct)?\s*answer\s+is\s*:?\s*", re.IGNORECASE)
+_BOX_TOKENS = re.compile(r"(\\+)(boxed[ \t]*\{|fbox[ \t]*\{|boxed[ \t]*[0-9]+|[{}])?|[{}]")
+_LABEL = re.compile(r"(?:Answer|[Ff]inal answer)\*{0,2}:")
+_DISPLAY = re.compile(r"(?:\$\$|\\\[)[ \t]*\n\s*")  # opens a formula on lines of its own
+# Each run of spaces follows a word that must be there, so no text is read twice.
+_ANSWER_IS = re.compile(
+    r"(?:so,?\s+)?(?:(?:the|my)\s+)?(?:(?:final|correct)\s+)?(?:answer|option|choice)\s+is\b\s*:?\s*", re.IGNORECASE
+)
 
 
 def grade(text: str, gold: str) -> tuple[str | None, bool]:
@@ -28,16 +33,21 @@ def extract_answer(text: str) -> str | None:
 
     `text` holds thinking and answer, or the answer alone. The part after the last answer delimiter counts, up to the first end-of-text
     token. The answer is the last non-empty `\boxed{...}` with matched braces in it; if there is none, the first non-empty line after the
-    last "Answer:".
+    last "Answer:", without words around it such as "The answer is".
     """
     answer = _END_OF_ANSWER.split(text.rpartition(f"{IM_START}answer")[2], maxsplit=1)[0]
     if (boxed := _last_boxed(answer)) is not None:
         return boxed
-    _, found, rest = answer.rpartition("Answer:")
-    if not found:
+    ends = [label.end() for label in _LABEL.finditer(answer)]
+    if not ends:
         return None
-    line = rest.lstrip("* \t\r\n").split("\n", 1)[0].strip("* \t\r")
-    return _ANSWER_IS.sub("", line).strip() or None
+    rest = answer[ends[-1] :].lstrip("* \t\r\n")
+    if display := _DISPLAY.match(rest):
+        rest = rest[display.end() :]
+    line = rest.split("\n", 1)[0].strip("* \t\r")
+    if said := _ANSWER_IS.match(line):
+        line = line[said.end() :]
+    return line.removesuffix("I hope it is correct.").strip() or None
 
 
 def _last_boxed(text: str) -> str | None:
@@ -47,6 +57,9 @@ def _last_boxed(text: str) -> str | None:
     for token in _BOX_TOKENS.finditer(text):
         backslashes, what = token.group(1), token.group(2)
         if backslashes and what is None:
+            continue
+        if what and what[-1].isdigit():  # \boxed5
+            best = (token.end() - len(what.removeprefix("boxed").lstrip()), token.end())
             continue
         if what and "box" in what:
             open_braces.append((token.end(), True))
@@ -58,6 +71,7 @@ def _last_boxed(text: str) -> str | None:
         elif open_braces:
             start, is_box = open_braces.pop()
             end = token.end() - 1
-            if is_box and text[start:end].strip() and (best is None or start > best[0]):
+            # The content of a box around the best one is not looked at, so that nested boxes take linear time.
+            if is_box and (best is None or start > best[0]) and text[start:end].strip():
                 best = (start, end)
     return None if best is None else text[best[0] : best[1]].strip()

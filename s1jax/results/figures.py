@@ -3,7 +3,7 @@
 *Sequential* scaling is accuracy against thinking tokens, on a log2 axis, since each doubling counts the same (paper, figures 1 and 4).
 *Parallel* scaling is majority voting over k samples. There is one panel per benchmark, and every point has its 95% interval over problems.
 
-Invariant: a figure shows exactly the points of its JSON, and a line joins only points of one series.
+Invariant: a figure shows exactly the points of its JSON, and a line joins only points of one series over the same problems.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import logging
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,11 +31,13 @@ from s1jax.results.tables import CurveNames, groups, quoted, setting_text, stop_
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.files import write_file
 
+logger = logging.getLogger(__name__)
+
 # The colours of Okabe and Ito, which readers with colour-blindness can tell apart.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<")  # one more than there are colours, so that all 56 pairs come up
 # Columns that the points of one line, or of a line and the ignored stops that leave from it, share. A panel has one benchmark.
-_SERIES = (*(name for name in CURVE if name != "benchmark"), "min_thinking_tokens")
+_SERIES = (*(name for name in CURVE if name != "benchmark"), "min_thinking_tokens", "problem_set")
 _INK, _GREY = "#222222", "#6B6B6B"
 _STYLE: Any = {
     "font.family": "DejaVu Sans",
@@ -71,10 +74,17 @@ def plot_thinking(rows: Sequence[SampleRow], path: str | Path) -> list[Point]:
 
     The budgets of a curve form a solid line per minimum. Points that ignore k attempts to stop ("Wait" x k) form a dashed line from the
     same setting without ignored stops. A point without thinking, which a log axis cannot show, becomes a dotted level. A curve of a single
-    point, such as samples drawn for voting, is left out if another curve has more points.
+    point, such as samples drawn for voting, is left out, with a message, if another curve of its benchmark has more points.
     """
-    points = thinking_curve(rows)
-    points = [p for curve in groups(points, *CURVE) if len(curve) > 1 for p in curve] or points
+    every_point = thinking_curve(rows)
+    points, names = [], CurveNames(every_point)
+    for panel in groups(every_point, "benchmark"):
+        curves = groups(panel, *CURVE)
+        shortest = min(2, max(map(len, curves)))
+        points += [p for curve in curves if len(curve) >= shortest for p in curve]
+        for curve in curves:
+            if len(curve) < shortest:
+                logger.info("not drawn beside curves of several points, but in the table: %s", names.title(curve[0]))
     page = _Page(points, "Sequential scaling: accuracy against thinking time")
     for ax, panel in page.panels:
         _log2_axis(ax, [p["mean_thinking_tokens"] for p in panel], "thinking tokens, mean per problem (log scale)")
@@ -211,8 +221,9 @@ class _Page:
         self.handles: dict[str, Any] = {}
         self._has_bars = False
         self._indices: dict[str, int] = {}
+        self._places: list[tuple[Axes, tuple[tuple[float, float], ...]]] = []
         self.notes: list[tuple[Axes, tuple[float, float], str, str]] = []
-        """Axes, place in data coordinates, text and colour of small texts. One that would cover an earlier one is left out."""
+        """Axes, place in data coordinates, text and colour of small texts. One that would cover an earlier one stands beside it."""
         self._title = title
         if len(benchmarks) > 1:
             names = _shortened((group[0]["benchmark"] for group in benchmarks), 18, 0.5)  # such a name fits its panel
@@ -266,6 +277,11 @@ class _Page:
         self.handles[style["label"]] = Line2D([], [], **style)
         self._has_bars = True
         y = [p[value] for p in points]
+        # Of equal series the later one is drawn smaller, within the earlier one.
+        place = (ax, tuple(zip(x, y, strict=True)))
+        self._places.append(place)
+        shrink = 0.6 ** (self._places.count(place) - 1)
+        style = style | {name: shrink * style[name] for name in ("linewidth", "markersize")}
         low, high = ([abs(p[f"{value}_{side}"] - p[value]) for p in points] for side in ("low", "high"))
         style = style if joined else style | {"linestyle": "none"}
         drawn = ax.errorbar(x, y, yerr=[low, high], elinewidth=1.6, capsize=0, zorder=4, **style)
@@ -301,6 +317,9 @@ class _Page:
         figure.text(left, 1 - 0.5 / height, self._subject(), fontsize=10, color=_GREY, va="top")
         foot = ["Vertical bars: 95% interval over problems."] if self._has_bars else []
         foot += ["×k: the first k attempts to stop were prevented."] if self.notes else []
+        curves = groups(self._points, *CURVE) if "problem_set" in self._points[0] else []
+        if any(len(groups(curve, "problem_set")) > 1 for curve in curves):
+            foot += ["Points over different problems are not joined."]
         figure.text(left, 0.16 / height, "   ".join(foot), fontsize=8.5, color=_GREY)
         self._place_notes()
         path = Path(path)
@@ -318,12 +337,25 @@ class _Page:
         return "   ·   ".join([*parts, *([_problems(self._points)] if len(self.panels) == 1 else [])])
 
     def _place_notes(self) -> None:
-        placed: list[tuple[float, float]] = []
-        for ax, at, text, color in self.notes:
+        """Draw each note above its place, or beside it where it would cover another note or a marker. Equal notes are drawn once."""
+
+        def on_page(ax: Axes, at: tuple[float, float]) -> tuple[float, float]:
             x, y = ax.transData.transform(at) / self.figure.dpi * 72
-            if all(abs(x - x0) > 17 or abs(y - y0) > 12 for x0, y0 in placed):
-                placed.append((x, y))
-                ax.annotate(text, at, (0, 6), textcoords="offset points", fontsize=9, color=color, ha="center")
+            return x, y
+
+        taken = [on_page(ax, at) for ax, points in self._places for at in points]
+        unique = {note[:3]: note[3] for note in reversed(self.notes)}
+        for (ax, at, text), color in reversed(unique.items()):
+            x, y = on_page(ax, at)
+            beside = ((dx, dy) for dy in (10, 22, 34) for dx in (0, -18, 18))
+            free = (
+                (dx, dy) for dx, dy in beside if all(abs(x + dx - a) >= 15 or abs(y + dy - b) >= 10 for a, b in taken)
+            )
+            if (offset := next(free, None)) is not None:
+                taken.append((x + offset[0], y + offset[1]))
+                ax.annotate(
+                    text, at, offset, textcoords="offset points", fontsize=9, color=color, ha="center", va="center"
+                )
 
 
 def _shortened(names: Iterable[str], length: int = 32, start: float = 0) -> dict[str, str]:

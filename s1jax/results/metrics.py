@@ -10,7 +10,9 @@ samples, and over the draws of ties.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import math
 import statistics
 from collections.abc import Iterator, Sequence
@@ -148,9 +150,10 @@ def _with_interval(name: str, values: Sequence[float], max_draws: float) -> dict
 def thinking_curve(rows: Sequence[SampleRow]) -> list[Point]:
     """Return one point of the sequential curve per setting, sorted by setting.
 
-    A point has `n` samples of `num_problems` problems, `accuracy` with its interval (`accuracy_low`, `accuracy_high`),
-    `mean_thinking_tokens`, and the numbers of samples whose thinking reached the budget (`num_budget_ended`) or went past it
-    (`num_over_budget`).
+    A point has `n` samples of `num_problems` problems (`problem_set` is a hash of their ids), `accuracy` with its interval
+    (`accuracy_low`, `accuracy_high`), `mean_thinking_tokens`, and numbers of samples: those whose thinking reached the budget
+    (`num_budget_ended`) or went past it (`num_over_budget`), whose answer was cut by its limit (`num_cut`), and in which no answer was
+    found (`num_not_found`).
     """
     points = []
     for setting, problems in _by_setting(rows):
@@ -158,11 +161,15 @@ def thinking_curve(rows: Sequence[SampleRow]) -> list[Point]:
         budget = setting["max_thinking_tokens"]
         solved = [statistics.fmean(row["correct"] for row in group) for group in problems]
         tokens = [statistics.fmean(row["num_thinking_tokens"] for row in group) for group in problems]
+        ids = json.dumps(sorted(group[0]["problem_id"] for group in problems))
         point = setting | {"n": len(samples), "num_problems": len(problems)}
+        point["problem_set"] = hashlib.sha256(ids.encode()).hexdigest()[:12]
         point |= _with_interval("accuracy", solved, len(samples))
         point["mean_thinking_tokens"] = statistics.fmean(tokens)
         point["num_budget_ended"] = sum(row["num_thinking_tokens"] >= budget for row in samples)
         point["num_over_budget"] = sum(row["num_thinking_tokens"] > budget for row in samples)
+        point["num_cut"] = sum(row["finish_reason"] == "length" for row in samples)
+        point["num_not_found"] = sum(row["extracted"] is None for row in samples)
         points.append(point)
     return points
 
@@ -192,19 +199,21 @@ def summarise_curves(rows: Sequence[SampleRow]) -> list[dict[str, Any]]:
     """Return the figures of merit (equations 1 to 3) of each curve, in the order of `thinking_curve`.
 
     `control` is the share of points whose mean thinking tokens keep to their bounds, as in the paper, `control_per_sample` that of samples.
+    There is no `scaling` (it is None) across points over different problems.
     """
     rows, summaries, bounds = distinct_samples(rows), [], ("min_thinking_tokens", "max_thinking_tokens")
     for curve, group in itertools.groupby(thinking_curve(rows), key=lambda point: pick(point, CURVE)):
         points = list(group)
         samples = [row for row in rows if pick(row, CURVE) == curve]
         tokens, accuracies = [p["mean_thinking_tokens"] for p in points], [p["accuracy"] for p in points]
+        is_comparable = len({p["problem_set"] for p in points}) == 1
         summary = {
             "control": control(tokens, [pick(p, bounds) for p in points]),
             "control_per_sample": control(
                 [r["num_thinking_tokens"] for r in samples], [pick(r, bounds) for r in samples]
             ),
-            "scaling_per_doubling": scaling(tokens, accuracies),
-            "scaling_per_token": scaling(tokens, accuracies, per="token"),
+            "scaling_per_doubling": scaling(tokens, accuracies) if is_comparable else None,
+            "scaling_per_token": scaling(tokens, accuracies, per="token") if is_comparable else None,
             "performance": max(accuracies),
         }
         summaries.append(summary)

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from s1jax.data.condition import LARGEST, AnswerEnd, Condition, Limits
 from s1jax.runtime import jsonl
+from s1jax.runtime.command import counted
 from s1jax.runtime.errors import UserError
 
 SampleRow = dict[str, Any]
@@ -101,7 +102,8 @@ def _find_fault(row: Any) -> str | None:
     if not isinstance(row, dict):
         return f"expected a JSON object, found {type(row).__name__}"
     if missing := [name for name in COLUMNS if name not in row and name not in _LATER]:
-        return f"no column {', '.join(missing)}"
+        more = f" and {counted(len(missing) - 3, 'more column')}" if len(missing) > 3 else ""
+        return f"no sample row: it lacks {', '.join(missing[:3])}{more}; give a file that evaluate.py or sweep.py wrote"
     for name, expected in COLUMNS.items():
         value: Any = row.get(name)
         if value is None and name in _LATER:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from s1jax.results.metrics import Point, summarise_curves, thinking_curve, voting_curve
 from s1jax.results.samples import CURVE, SETTING, SampleRow, pick
+from s1jax.runtime.command import counted
+
+WARN_ABOVE = 0.1
+"""A table warns of a fault if more than this share of a point's samples have it."""
 
 # Columns that name the fingerprint's owner: the fingerprint is shown only if one owner has several.
 _OWNERS = {"weights": ("model",), "tokenizer": ("model", "weights")}
@@ -50,9 +54,8 @@ class CurveNames:
 
     def title(self, point: Point) -> str:
         """Return the title of a table: benchmark, model, method and temperature, then all else that sets its curve apart."""
-        always = [point["benchmark"], point["model"], point["method"], f"temperature {point['temperature']:g}"]
-        shown = ("benchmark", "model", "method", "temperature")
-        return ", ".join([*always, *(text for name, text in self.parts(point).items() if name not in shown)])
+        always = {n: _column_text(n, point[n]) for n in ("benchmark", "model", "method", "temperature")}
+        return ", ".join((always | self.parts(point)).values())
 
 
 def _num_known(points: Sequence[Point], name: str) -> int:
@@ -72,7 +75,7 @@ def _column_text(name: str, value: Any) -> str:
     if name == "int8":
         return f"int8 {' and '.join(value)}" if value else "no int8"
     text = f"{value:g}" if isinstance(value, float) else f"{value}"
-    return {"temperature": f"T={text}", "max_answer_tokens": f"answer limit {text}"}.get(name, f"{name}={text}")
+    return f"{'answer limit' if name == 'max_answer_tokens' else name.replace('_', '-')} {text}"
 
 
 def setting_text(point: Point) -> str:
@@ -100,12 +103,15 @@ def quoted(text: str) -> str:
 def format_thinking_table(rows: Sequence[SampleRow]) -> str:
     """Return the sequential curves as aligned plain text: a block per curve, with its Control, Scaling and Performance below.
 
-    "ended by budget" counts the samples whose thinking reached the budget, and checks that each stopped exactly there.
+    "ended by budget" counts the samples whose thinking reached the budget, and checks that each stopped exactly there. "cut" counts the
+    answers that their limit ended, "not found" those in which no answer was found. Below a block are warnings (`_warnings`).
     """
     blocks, points = [], thinking_curve(rows)
     names = CurveNames(points)
     for curve, summary in zip(groups(points, *CURVE), summarise_curves(rows), strict=True):
-        table = [("setting", "n", "thinking tokens", "ended by budget", "accuracy %", "95% interval")]
+        table = [
+            ("setting", "n", "thinking tokens", "ended by budget", "cut", "not found", "accuracy %", "95% interval")
+        ]
         for p in curve:
             ended = f"{p['num_budget_ended']} of {p['n']}"
             if p["num_over_budget"]:
@@ -113,15 +119,48 @@ def format_thinking_table(rows: Sequence[SampleRow]) -> str:
             elif p["num_budget_ended"]:
                 ended += f", all at {p['max_thinking_tokens']:,}"
             tokens = f"{p['mean_thinking_tokens']:,.1f}"
-            table.append((setting_text(p), str(p["n"]), tokens, ended, *_percent(p, "accuracy")))
+            faults = str(p["num_cut"]), str(p["num_not_found"])
+            table.append((setting_text(p), str(p["n"]), tokens, ended, *faults, *_percent(p, "accuracy")))
         slope = summary["scaling_per_doubling"]
         merits = (
             f"Control {100 * summary['control']:.0f}% ({100 * summary['control_per_sample']:.0f}% of samples)",
             "Scaling " + ("-" if slope is None else f"{100 * slope:+.1f} points per doubling"),
             f"Performance {100 * summary['performance']:.1f}%",
         )
-        blocks.append("\n".join([names.title(curve[0]), *_align(table), "   ".join(merits)]))
+        blocks.append("\n".join([names.title(curve[0]), *_align(table), "   ".join(merits), *_warnings(curve)]))
     return "\n\n".join(blocks)
+
+
+def _warnings(curve: Sequence[Point]) -> Iterator[str]:
+    """Yield what a reader of a table might miss: faults of more than `WARN_ABOVE` of the samples, and points over other problems."""
+    largest = max(p["max_thinking_tokens"] for p in curve)
+    faults = (
+        ("num_not_found", "no answer was found", r'an answer is a \boxed{...} or what follows "Answer:"', curve),
+        (
+            "num_cut",
+            "the answer limit cut the answer",
+            f"raise --max-answer-tokens above {curve[0]['max_answer_tokens']}",
+            curve,
+        ),
+        (
+            "num_budget_ended",
+            "the largest budget ended the thinking",
+            f"raise --max-thinking-tokens above {largest}",
+            [p for p in curve if p["max_thinking_tokens"] == largest > 0],
+        ),
+    )
+    for count, fault, hint, points in faults:
+        if found := [p for p in points if p[count] > WARN_ABOVE * p["n"]]:
+            where = "; ".join(f"{p[count]} of {p['n']} under {setting_text(p)}" for p in found[:3])
+            more = f"; and under {counted(len(found) - 3, 'other setting')}" if len(found) > 3 else ""
+            yield f"warning: in more than {WARN_ABOVE:.0%} of samples {fault} ({where}{more}): {hint}"
+    sets = groups(curve, "problem_set")
+    if len(sets) > 1:
+        names = ("; ".join(setting_text(p) for p in points) for points in sets)
+        which = " | ".join(
+            f"{counted(p[0]['num_problems'], 'problem')} under {n}" for p, n in zip(sets, names, strict=True)
+        )
+        yield f"warning: these points are over different problems, so they have no common line and no Scaling: {which}"
 
 
 def format_voting_table(rows: Sequence[SampleRow]) -> str:

@@ -1,7 +1,9 @@
 """`generate.py`: the streamed text with its parts marked, and what is refused."""
 
+import dataclasses
 import io
 import itertools
+import json
 
 import pytest
 
@@ -18,8 +20,8 @@ class Terminal(io.StringIO):
         return True
 
 
-def transcript(out, thinking, delimiter, answer):
-    """What `out` holds after this completion was streamed, token by token."""
+def transcript(out, thinking, delimiter, answer, num_answer=0):
+    """What `out` holds after this completion was streamed, token by token. `num_answer` is the number of answer tokens."""
     tokenizer = byte_tokenizer()
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (thinking, delimiter, answer)]
     tokens, forced = (
@@ -28,7 +30,7 @@ def transcript(out, thinking, delimiter, answer):
     )
     stream = generate.TranscriptStream(tokenizer.decode, out)
     for n in range(1, len(tokens) + 1):
-        completion = Completion(tokens[:n], forced[:n], min(n, len(ids[0])), 0, 0, "unfinished")
+        completion = Completion(tokens[:n], forced[:n], min(n, len(ids[0])), 0, num_answer, "unfinished")
         stream.show(completion, whole=n == len(tokens))
     stream.close()
     return out.getvalue()
@@ -45,6 +47,22 @@ def transcript(out, thinking, delimiter, answer):
 )
 def test_off_a_terminal_forced_text_is_in_brackets_and_nothing_is_blank(thinking, delimiter, answer, text):
     assert transcript(io.StringIO(), thinking, delimiter, answer) == text
+
+
+def test_an_answer_of_tokens_without_text_is_called_blank():
+    text = transcript(io.StringIO(), "hm", BUDGET_DELIMITER, " \n", num_answer=2)
+    assert text == "--- thinking ---\nhm\n--- answer ---\n[[Final Answer:]] \n (blank answer)\n"
+
+
+def test_an_interrupted_stream_says_so_and_leaves_no_colour(monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for out, end in ((io.StringIO(), "so (interrupted)\n"), (Terminal(), f"so{generate.RESET} (interrupted)\n")):
+        tokenizer = byte_tokenizer()
+        ids = tokenizer("so", add_special_tokens=False)["input_ids"]
+        stream = generate.TranscriptStream(tokenizer.decode, out)
+        stream.show(Completion(tuple(ids), (False,) * 2, 2, 0, 0, "unfinished"))
+        stream.close(" (interrupted)")
+        assert out.getvalue().endswith(end)
 
 
 def test_a_terminal_has_colours_without_empty_runs_unless_they_are_unwanted(monkeypatch):
@@ -83,12 +101,31 @@ def test_generate_streams_the_completions_text_with_its_parts_marked(tiny_model)
         "1 + 1?",
         Condition(60, 60, ignore_text="Wait", max_answer_tokens=8, dtype="float32", temperature=1.0),
     )
-    completion = generate.generate(config, out)
+    (completion,) = generate.generate(config, out)
     text = out.getvalue()
     assert completion.num_thinking == 60 and completion.num_ignored > 0
     assert text.startswith("--- thinking ---\n") and text.count("--- answer ---\n[[Final Answer:]]") == 1
     assert text.count("[[Wait]]") == completion.num_ignored
     assert text.index("--- answer ---") > text.rindex("[[Wait]]")
+
+
+@pytest.mark.integration
+def test_questions_of_a_file_are_answered_by_one_model_and_can_be_told_apart(tiny_model, tmp_path, monkeypatch):
+    (tmp_path / "q").write_text('1 + 1?\n\n{"question": "say\\n\\u001b[2J"}\n')
+    loaded = []
+    load = generate.load_engine
+    monkeypatch.setattr(generate, "load_engine", lambda *a, **k: loaded.append(a) or load(*a, **k))
+    condition = Condition(4, max_answer_tokens=2, dtype="float32")
+    text, lines = io.StringIO(), io.StringIO()
+    config = generate.GenerateConfig(tiny_model, condition=condition, prompts=str(tmp_path / "q"))
+    completions = generate.generate(config, text)
+    generate.generate(dataclasses.replace(config, json=True), lines)
+    assert len(loaded) == 2 and len(completions) == 2
+    headings = [line for line in text.getvalue().splitlines() if line.startswith("=== ")]
+    assert headings == ['=== question 1: "1 + 1?" ===', r'=== question 2: "say\n\u001b[2J" ===']
+    rows = [json.loads(line) for line in lines.getvalue().splitlines()]
+    assert [row["question"] for row in rows] == ["1 + 1?", "say\n\x1b[2J"]
+    assert [row["num_thinking_tokens"] for row in rows] == [c.num_thinking for c in completions]
 
 
 def test_streaming_a_character_waits_for_all_its_bytes():

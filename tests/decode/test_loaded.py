@@ -8,7 +8,7 @@ import pytest
 
 from s1jax.checkpoint.export import save_hf
 from s1jax.checkpoint.source import load_model, resolve_source
-from s1jax.data.condition import Condition
+from s1jax.data.condition import TraceSettings
 from s1jax.decode.engine import load_engine
 from s1jax.evaluate.conditions import DecodingConfig
 from s1jax.evaluate.sweep import SweepConfig
@@ -26,7 +26,7 @@ def config(tiny_model, tmp_path):
             model=tiny_model, benchmark=str(tmp_path / "sums.jsonl"), output=str(tmp_path / "rows.jsonl"),
             num_rows=8,
         ),
-        condition=Condition(0, max_answer_tokens=8, dtype="float32"),
+        condition=TraceSettings(max_answer_tokens=8, dtype="float32"),
         max_thinking_tokens=(0, 5, 20),
         num_ignore=(0, 2),
     )  # fmt: skip

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from s1jax.data.condition import Condition
+from s1jax.data.condition import TraceSettings
 from s1jax.evaluate.conditions import DecodingConfig
 from s1jax.evaluate.sweep import SweepConfig
 
@@ -17,7 +17,7 @@ def config(tiny_model, tmp_path):
             model=tiny_model, benchmark=str(tmp_path / "sums.jsonl"), output=str(tmp_path / "rows.jsonl"),
             num_rows=8,
         ),
-        condition=Condition(0, max_answer_tokens=8, dtype="float32"),
+        condition=TraceSettings(max_answer_tokens=8, dtype="float32"),
         max_thinking_tokens=(0, 5, 20),
         num_ignore=(0, 2),
     )  # fmt: skip

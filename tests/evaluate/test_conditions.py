@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from s1jax.data.condition import Condition
+from s1jax.data.condition import Condition, TraceSettings
 from s1jax.evaluate.conditions import DecodingConfig, EvaluateConfig, Trace
 
 
@@ -26,10 +26,10 @@ def test_the_conditions_of_a_trace_differ_only_in_their_limits():
     ],
 )
 def test_a_bad_number_of_samples_is_refused(config, num_samples, temperature, message):
-    condition = Condition(0, temperature=temperature)
+    settings = dict(temperature=temperature)
     for make in (
-        lambda: EvaluateConfig(config.decoding, condition, num_samples),
-        lambda: replace(config, condition=condition, num_samples=num_samples),
+        lambda: EvaluateConfig(config.decoding, Condition(0, **settings), num_samples),
+        lambda: replace(config, condition=TraceSettings(**settings), num_samples=num_samples),
     ):
         with pytest.raises(ValueError, match=message):
             make()

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from s1jax.decode import batch, engine
+from s1jax.evaluate.run import write_and_show
 from s1jax.evaluate.sweep import sweep
-from s1jax.results.samples import read_samples
+from s1jax.results.samples import read_samples, row_key
 from s1jax.runtime.files import ROOT
 from s1jax.runtime.sharding import MeshConfig
-from tests.support.samples import comparable
+from tests.support.samples import comparable, study_rows
 
 
 def with_decoding(config, **changes):
@@ -31,6 +32,16 @@ def command_of(tmp_path):
         return ROOT / "launch" / "sweep.py", file
 
     return command_of
+
+
+def test_a_command_prints_the_rows_that_it_was_asked_for_and_counts_the_others(tmp_path, capsys, caplog):
+    caplog.set_level("INFO", "s1jax")
+    rows, output = study_rows(), tmp_path / "rows.jsonl"
+    output.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_and_show(lambda: (output, {row_key(row) for row in rows if row["max_thinking_tokens"] == 16}))
+    table = capsys.readouterr().out
+    assert "budget 16" in table and "budget 32" not in table
+    assert f"{output} also holds 25 rows of other runs: plot.py shows all" in caplog.text
 
 
 @pytest.mark.integration
@@ -103,9 +114,9 @@ def test_a_file_that_is_not_one_of_whole_sample_rows_is_left_as_it_is(config):
     output = sweep(config)
     old = "".join(in_first_format(line) + "\n" for line in output.read_text().splitlines())
     for text, message in (
-        (old, "holds rows of an earlier format, .*: give another --decoding.output"),
+        (old, "holds rows of an earlier format, .*: give another --output"),
         (old[:-1], "holds rows of an earlier format"),
-        ('{"precious": "only copy"}', "no column"),
+        ('{"precious": "only copy"}', "no sample row"),
         ("notes", "holds no sample rows"),
         ("notes\nand more", "line 1 is not JSON"),
     ):

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from s1jax.checkpoint.export import save_hf
 from s1jax.checkpoint.source import load_model, resolve_source
-from s1jax.data.condition import Condition
+from s1jax.data.condition import TraceSettings
 from s1jax.evaluate import run
 from s1jax.evaluate.conditions import DecodingConfig
 from s1jax.evaluate.sweep import SweepConfig, sweep
@@ -62,7 +62,7 @@ def study(tiny_model, other_model, tmp_path):
         SweepConfig(
             decoding=DecodingConfig(model, benchmark, str(tmp_path / "rows.jsonl"), num_rows=8),
             max_thinking_tokens=BUDGETS,
-            condition=Condition(0, max_answer_tokens=8, temperature=1.0, top_p=top_p, dtype="float32"),
+            condition=TraceSettings(max_answer_tokens=8, temperature=1.0, top_p=top_p, dtype="float32"),
         )
         for model, benchmark, top_p in itertools.product((tiny_model, other_model), benchmarks, TOP_P)
     ]
@@ -102,14 +102,14 @@ def test_a_study_resumes_exactly_what_is_missing_and_plot_keeps_its_curves_apart
     labels = [text.get_text() for text in figures[0].legends[0].get_texts()]
     assert len(set(labels)) == len(labels) == 4
     assert sorted({label.split(", ")[1] for label in labels}) == [
-        "top_p=0.9: thinking budget",
-        "top_p=1: thinking budget",
+        "top-p 0.9: thinking budget",
+        "top-p 1: thinking budget",
     ]
     for ax in figures[0].axes:
         lines = [line for line in ax.lines if line.get_linestyle() == "-"]
         assert [len(line.get_xdata()) for line in lines] == [len(BUDGETS)] * 4
     titles = [block.splitlines()[0] for block in format_thinking_table(rows).split("\n\n")]
-    assert len(set(titles)) == len(titles) == 8 and all("top_p=" in title for title in titles)
+    assert len(set(titles)) == len(titles) == 8 and all("top-p " in title for title in titles)
 
 
 def test_weights_that_share_a_models_name_make_curves_and_rows_of_their_own(study, other_model):

@@ -23,6 +23,9 @@ from s1jax.grading.grade import extract_answer, grade
         ("Answer: B) Compound C", False),
         ("Answer: C) or D)", False),
         ("Answer: c", False),
+        (r"\boxed{(c)}", True),
+        ("Answer: C, because it has 2 m", True),
+        ("Answer: C - 2 m", True),
         ("Answer: 10^-4 eV", False),
         ("Answer: Cold", False),
         ("Answer: CC(=O)O", False),
@@ -52,6 +55,9 @@ def test_hostile_text_is_read_to_its_end():
     for part in parts:
         extract_answer("Answer:" + part * 20_000)
         extract_answer(r"\boxed" + part * 20_000 + "}")
+    for text in ("Answer: the", "Answer: so", "Answer: the answer is", "Answer: the final", "Final answer: $$"):
+        extract_answer(text + " " * 1_000_000 + "x")
+    extract_answer(r"\boxed{" * 100_000 + "1" + "}" * 100_000)
 
 
 def read(path):

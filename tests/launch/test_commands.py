@@ -80,8 +80,8 @@ def inputs(tmp_path, tiny_model):
 
 GENERATE = ["--prompt", "1 + 1?", "--max-thinking-tokens", "8", "--max-answer-tokens", "4", "--dtype", "float32"]
 TRAIN = ["quickstart", "--output", "{tmp}/run", "--model", "{model}", "--data.source", "{tmp}/good.jsonl"]
-SWEEP = ["quickstart_budgets", "--decoding.model", "{model}", "--decoding.benchmark", "{tmp}/good.jsonl"]
-SWEEP += ["--decoding.output", "{tmp}/run/rows.jsonl"]
+SWEEP = ["quickstart_budgets", "--model", "{model}", "--benchmark", "{tmp}/good.jsonl"]
+SWEEP += ["--output", "{tmp}/run/rows.jsonl"]
 CURATE = ["--pool", "{tmp}/fine.jsonl", "--heldout", "{tmp}/good.jsonl", "--model", "{model}"]
 CURATE += ["--output", "{tmp}/run/train.jsonl"]
 
@@ -116,8 +116,8 @@ CURATE += ["--output", "{tmp}/run/train.jsonl"]
         ("train", [*TRAIN, "--model", "{tmp}/bad_number"], "rope_theta is 'x': it must be a number"),
         ("train", [*TRAIN, "--model", "{tmp}/no_tokens"], "its files are damaged"),
         ("sweep", [*SWEEP, "--max-thinking-tokens", "-5"], "none negative"),
-        ("sweep", [*SWEEP, "--decoding.benchmark", "{tmp}/no_json.jsonl"], "no_json.jsonl"),
-        ("sweep", [*SWEEP, "--decoding.benchmark", "{tmp}/empty.jsonl"], "empty.jsonl"),
+        ("sweep", [*SWEEP, "--benchmark", "{tmp}/no_json.jsonl"], "no_json.jsonl"),
+        ("sweep", [*SWEEP, "--benchmark", "{tmp}/empty.jsonl"], "empty.jsonl"),
         ("sweep", ["s1_32b"], "no CONFIG of type SweepConfig"),
         ("plot", ["{tmp}/nonesuch.jsonl", "--out", "{tmp}/run"], "nonesuch.jsonl"),
         ("plot", ["{tmp}/no_json.jsonl", "--out", "{tmp}/run"], "no_json.jsonl"),
@@ -175,9 +175,10 @@ def test_bad_input_is_one_message_and_a_nonzero_exit_and_leaves_nothing(
 
 def field_texts(config_type):
     """Docstrings of the fields of a config class, those of nested ones included."""
-    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(config_type))).body
     hints = typing.get_type_hints(config_type)
-    for field, text in itertools.pairwise(definition.body):
+    sources = [inspect.getsource(cls) for cls in config_type.__mro__ if dataclasses.is_dataclass(cls)]
+    lines = [line for source in sources for line in ast.parse(textwrap.dedent(source)).body[0].body]
+    for field, text in itertools.pairwise(lines):
         is_documented = isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
         if is_documented and not dataclasses.is_dataclass(hints[field.target.id]):
             yield inspect.cleandoc(text.value.value)

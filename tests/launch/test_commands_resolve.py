@@ -12,7 +12,7 @@ from s1jax.checkpoint.export import save_hf
 from s1jax.checkpoint.orbax import read_metadata
 from s1jax.checkpoint.source import load_model, resolve_source
 from s1jax.data.chat import ChatFormat
-from s1jax.data.condition import Condition
+from s1jax.data.condition import Condition, TraceSettings
 from s1jax.data.examples import DataConfig
 from s1jax.decode.generate import GenerateConfig, generate
 from s1jax.evaluate.conditions import DecodingConfig
@@ -78,7 +78,7 @@ def test_evaluation_resolves_once_and_builds_one_format_for_all_rows(hub, format
     problems, output = tmp_path / "sums.jsonl", tmp_path / "rows.jsonl"
     problems.write_text("".join(json.dumps(dict(question=f"{i} + 1?", answer=str(i + 1))) + "\n" for i in range(3)))
     decoding = DecodingConfig(model="a/b", benchmark=str(problems), output=str(output))
-    condition = Condition(0, max_answer_tokens=4, dtype="float32")
+    condition = TraceSettings(max_answer_tokens=4, dtype="float32")
     config = SweepConfig(decoding=decoding, max_thinking_tokens=(0, 5), condition=condition)
     sweep(config)
     assert len(output.read_text().splitlines()) == 6

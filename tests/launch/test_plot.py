@@ -29,13 +29,29 @@ def test_the_command_writes_figures_beside_the_rows_and_names_them(tmp_path):
 
 
 @pytest.mark.integration
+def test_no_figure_is_written_if_one_of_them_cannot_be(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in study_rows(samples=2)))
+    (tmp_path / "voting.json").mkdir()
+    result = run(path)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert (
+        result.stderr.startswith(f"error: {tmp_path}/voting.json cannot be written: ")
+        and result.stderr.count("\n") == 1
+    )
+    assert not list(tmp_path.glob("*.png"))
+
+
+@pytest.mark.integration
 def test_the_command_explains_bad_rows_in_one_line(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("{}\n")
     result = run(path, "--out", tmp_path / "out")
     assert (result.returncode, result.stdout) == (1, "")
     assert (
-        result.stderr.startswith("error: ") and "line 1: no column" in result.stderr and result.stderr.count("\n") == 1
+        result.stderr.startswith("error: ")
+        and "line 1: no sample row: it lacks problem_id" in result.stderr
+        and result.stderr.count("\n") == 1
     )
     assert not (tmp_path / "out").exists()
 

@@ -26,9 +26,9 @@ SMALLER = {
     "-m data_tools.quickstart.arithmetic": "--num 120 --num-heldout 8",
     "-m data_tools.curation.curate": "--num 16 --num-rows 64",
     "launch/train.py quickstart": "--data.num-epochs 1",
-    "launch/sweep.py quickstart_budgets": "--max-thinking-tokens 8 16 --decoding.num-rows 16",
-    "launch/sweep.py quickstart_waits": "--max-thinking-tokens 16 --num-ignore 1 --decoding.num-rows 16",
-    "launch/sweep.py quickstart_votes": "--max-thinking-tokens 16 --num-samples 2 --decoding.limit 4 --decoding.num-rows 16",
+    "launch/sweep.py quickstart_budgets": "--max-thinking-tokens 8 16 --num-rows 16",
+    "launch/sweep.py quickstart_waits": "--max-thinking-tokens 16 --num-ignore 1 --num-rows 16",
+    "launch/sweep.py quickstart_votes": "--max-thinking-tokens 16 --num-samples 2 --limit 4 --num-rows 16",
 }
 
 

@@ -136,7 +136,7 @@ def test_models_whose_names_end_alike_stay_apart(tmp_path, laid_out, models, nam
 @pytest.mark.parametrize(
     ("changes", "names"),
     [
-        (dict(top_p=0.9), ["top_p=0.9", "top_p=1"]),
+        (dict(top_p=0.9), ["top-p 0.9", "top-p 1"]),
         (dict(max_answer_tokens=8), ["answer limit 512", "answer limit 8"]),
         (dict(dtype="float32", int8=("cache", "weights")), ["bfloat16, no int8", "float32, int8 cache and weights"]),
         (dict(weights="fedcba987654"), ["weights 012345", "weights fedcba"]),
@@ -184,6 +184,33 @@ def test_a_line_joins_points_of_one_minimum_and_ignore_text(tmp_path, laid_out):
     assert labels(laid_out[1]) == ["thinking budget", 'stopping replaced by "Wait"']
 
 
+def test_points_over_different_problems_are_not_joined(tmp_path, laid_out):
+    data = study_rows(budgets=(16, 32, 64), waits=(1,))
+    plot_thinking([row for row in data if row["problem_id"] != "p0" or row["max_thinking_tokens"] < 64], tmp_path / "a")
+    assert [len(line) for line in lines(laid_out[0])] == [2, 1, 2], (
+        "one of two budgets, one from the third budget to its ignored stop"
+    )
+    assert labels(laid_out[0]) == ["thinking budget", 'stopping replaced by "Wait"']
+    assert any("not joined" in text.get_text() for text in laid_out[0].texts)
+
+
+def test_equal_series_are_drawn_one_within_the_other(tmp_path, laid_out):
+    plot_thinking(study_rows(models=("m", "n", "o"), budgets=(16, 32), waits=()), tmp_path / "a.png")
+    sizes = [line.get_markersize() for line in laid_out[0].axes[0].lines if len(line.get_xdata()) == 2]
+    assert sizes == sorted(set(sizes), reverse=True) and len(sizes) == 3
+
+
+def test_every_count_of_ignored_stops_is_labelled_where_points_are_close(tmp_path, laid_out):
+    waits = tuple(range(1, 7))
+    data = [
+        row | ({"num_thinking_tokens": 50, "correct": True} if row["num_ignore"] else {})
+        for row in study_rows(waits=waits)
+    ]
+    plot_thinking(data, tmp_path / "a.png")
+    assert [text.get_text() for text in laid_out[0].axes[0].texts] == [f"×{k}" for k in waits]
+    texts_within(laid_out[0])
+
+
 def test_twelve_series_look_different(tmp_path, laid_out):
     plot_thinking(study_rows(models=[f"m{i}" for i in range(12)], budgets=(0, 16, 32), waits=()), tmp_path / "a.png")
     handles = laid_out[0].legends[0].legend_handles
@@ -199,7 +226,7 @@ def test_an_ignore_text_is_shown_on_one_line(tmp_path, laid_out):
     plot_thinking(data, tmp_path / "a.png")
     assert labels(laid_out[0])[-1] == r'stopping replaced by "Hm,\n\u2028wait\\n"'
     assert r'budget 64, "Hm,\n\u2028wait\\n" x2' in format_thinking_table(data)
-    assert len(format_thinking_table(data).splitlines()) == 10
+    assert len(format_thinking_table(data).splitlines()) == 11
 
 
 def test_settings_have_names_of_their_own():
@@ -234,8 +261,12 @@ def test_voting_needs_two_samples(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_single_point_is_left_out_where_others_form_a_curve(tmp_path):
+def test_a_single_point_is_left_out_where_others_form_a_curve_of_its_benchmark(tmp_path, caplog):
+    caplog.set_level("INFO", "s1jax")
     curve, single = study_rows(), [row | {"temperature": 1.0} for row in study_rows(samples=4, budgets=(64,), waits=())]
     points = plot_thinking(curve + single, tmp_path / "both.png")
     assert {point["temperature"] for point in points} == {0.0}
+    assert "not drawn beside curves of several points, but in the table: toy, m, budget_forcing, temp" in caplog.text
+    elsewhere = [row | {"benchmark": "other"} for row in single]
+    assert {point["benchmark"] for point in plot_thinking(curve + elsewhere, tmp_path / "a.png")} == {"toy", "other"}
     assert len(plot_thinking(single, tmp_path / "single.png")) == 1

@@ -214,9 +214,11 @@ def test_voting_points_double_up_to_the_fewest_samples_of_any_problem():
 
 
 def test_a_summary_counts_control_by_run_average_and_by_sample():
-    rows = [sample(max_thinking_tokens=8, num_thinking_tokens=n, problem_id=f"p{n}", correct=False) for n in (0, 12)]
+    rows = [
+        sample(max_thinking_tokens=8, num_thinking_tokens=n, problem_id=f"p{n > 8}", correct=False) for n in (0, 12)
+    ]
     rows += [
-        sample(max_thinking_tokens=16, min_thinking_tokens=6, num_thinking_tokens=n, problem_id=f"p{n}")
+        sample(max_thinking_tokens=16, min_thinking_tokens=6, num_thinking_tokens=n, problem_id=f"p{n > 8}")
         for n in (4, 20)
     ]
     (summary,) = summarise_curves(rows)
@@ -224,6 +226,13 @@ def test_a_summary_counts_control_by_run_average_and_by_sample():
     assert summary["scaling_per_doubling"] == pytest.approx(1)
     (lone,) = summarise_curves(rows[:2])
     assert lone["scaling_per_doubling"] is None and lone["scaling_per_token"] is None
+
+
+def test_points_over_different_problems_have_no_slope():
+    rows = [sample(max_thinking_tokens=n, num_thinking_tokens=n, correct=n > 4) for n in (4, 8)]
+    assert summarise_curves(rows)[0]["scaling_per_doubling"] == 1
+    (summary,) = summarise_curves([*rows, sample(max_thinking_tokens=8, problem_id="p1")])
+    assert summary["scaling_per_doubling"] is None and summary["scaling_per_token"] is None
 
 
 def test_a_point_without_thinking_has_no_doubling():

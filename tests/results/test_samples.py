@@ -59,7 +59,7 @@ def test_a_torn_last_line_is_reported_and_left_out(tmp_path, caplog):
     [
         ("{torn", "line 2 is not JSON"),
         ("[]", "line 2: expected a JSON object"),
-        ({"a": 1}, "line 2: no column problem_id, benchmark"),
+        ({"a": 1}, "line 2: no sample row: it lacks problem_id, benchmark, model and 18 more columns; give a file"),
         (sample(int8="cache"), "column int8 holds 'cache'"),
         (sample(int8=["cache", "all"]), "column int8 holds .'cache', 'all'"),
         (sample(dtype="float16"), "column dtype holds 'float16'"),

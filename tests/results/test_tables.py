@@ -1,27 +1,50 @@
 """`tables.py`: the tables of a study."""
 
+import pytest
+
 from s1jax.results.tables import format_thinking_table, format_voting_table
-from tests.support.samples import study_rows
-
-
-def lines(figure):
-    """The points of each line that joins some."""
-    joined = [line for line in figure.axes[0].lines if line.get_linestyle() not in ("None", ":")]
-    return [list(zip(*line.get_data(), strict=True)) for line in joined]
+from tests.support.samples import sample, study_rows
 
 
 def test_the_table_is_aligned_and_counts_what_the_budget_ended():
     data = study_rows()
     lines = format_thinking_table(data).splitlines()
     assert lines[0] == "toy, m, budget_forcing, temperature 0"
-    assert len({len(line) for line in lines[1:-1]}) == 1
-    cells = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines[3:-1]]
-    assert cells[1] == ["budget 16", "5", "16.0", "5 of 5, all at 16", "0.0", "0.0 to 43.4"]
+    assert len({len(line) for line in lines[1:-2]}) == 1
+    cells = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines[3:-2]]
+    assert cells[1] == ["budget 16", "5", "16.0", "5 of 5, all at 16", "0", "0", "0.0", "0.0 to 43.4"]
     assert cells[3][:4] == ["budget 64", "5", "52.0", "0 of 5"]
     assert cells[5][:4] == ['budget 64, "Wait" x2', "5", "63.4", "3 of 5, all at 64"]
-    assert lines[-1].startswith("Control 100% (100% of samples)   Scaling +")
+    assert lines[-2].startswith("Control 100% (100% of samples)   Scaling +")
     data[1]["num_thinking_tokens"] = 17
     assert "5 of 5, 1 OVER IT" in format_thinking_table(data)
+
+
+@pytest.mark.parametrize(
+    ("changes", "warnings"),
+    [
+        ([{}] * 10, []),
+        ([dict(extracted=None)] + [{}] * 9, []),
+        ([dict(extracted=None)] * 2 + [{}] * 8, ["no answer was found (2 of 10 under budget 64): an answer is a"]),
+        ([dict(finish_reason="length")] * 10, ["cut the answer (10 of 10 under budget 64): raise --max-answer-tokens"]),
+        ([dict(num_thinking_tokens=64)] * 10, ["the largest budget ended the thinking (10 of 10 under budget 64)"]),
+        ([dict(max_thinking_tokens=0, num_thinking_tokens=0)] * 10, []),
+        (
+            [{}] * 2 + [dict(max_thinking_tokens=32)],
+            ["no Scaling: 1 problem under budget 32 | 2 problems under budget 64"],
+        ),
+    ],
+)
+def test_a_table_warns_of_faults_of_more_than_a_tenth_of_the_samples(changes, warnings):
+    rows = [sample(problem_id=f"p{i}", **change) for i, change in enumerate(changes)]
+    found = [line for line in format_thinking_table(rows).splitlines() if line.startswith("warning: ")]
+    assert len(found) == len(warnings) and all(map(str.__contains__, found, warnings))
+
+
+def test_a_title_names_each_setting_once_and_as_its_flag_does():
+    rows = [sample(temperature=0.7, top_p=p) for p in (0.9, 1.0)] + [sample(temperature=1.0, top_p=1.0)]
+    titles = [block.splitlines()[0] for block in format_thinking_table(rows).split("\n\n")]
+    assert titles[0] == "toy, m, budget_forcing, temperature 0.7, top-p 0.9"
 
 
 def test_the_voting_table_has_a_block_per_setting():

@@ -11,7 +11,7 @@ import pytest
 import tyro
 
 from s1jax.evaluate.conditions import EvaluateConfig
-from s1jax.evaluate.sweep import SweepConfig
+from s1jax.evaluate.sweep import SweepConfig, grid
 from s1jax.runtime import config
 from s1jax.runtime.errors import UserError
 from s1jax.train.config import TrainConfig
@@ -27,7 +27,7 @@ def record(name):
 
 @pytest.mark.parametrize("name", config.config_names())
 def test_every_config_gives_the_command_that_runs_it(name):
-    assert isinstance(json.loads(json.dumps(dataclasses.asdict(config.load_config(name, object)))), dict)
+    assert isinstance(json.loads(json.dumps(dataclasses.asdict(config.load_config(name, object)), default=str)), dict)
     (line,) = [line for line in record(name).splitlines() if line.strip().startswith("python ")]
     _, script, *argv = line.split()
     if script == "-m":
@@ -36,6 +36,18 @@ def test_every_config_gives_the_command_that_runs_it(name):
     assert (config.ROOT / script).is_file()
     assert argv[0] == name
     config.parse_command("", COMMANDS[Path(script).stem], argv)
+
+
+@pytest.mark.parametrize(("name", "config_type"), [("my_model", EvaluateConfig), ("my_model_budgets", SweepConfig)])
+def test_the_config_of_ones_own_model_needs_three_flags_and_ignores_no_stop(name, config_type):
+    flags = {"--model": "m", "--benchmark": "b.jsonl", "--output": "rows.jsonl", "--max-thinking-tokens": "7"}
+    argv = [part for flag in flags.items() for part in flag]
+    parsed = config.parse_command("", config_type, [name, *argv])
+    conditions = grid(parsed).conditions if config_type is SweepConfig else (parsed.condition,)
+    assert [(c.max_thinking_tokens, c.num_ignore, c.temperature) for c in conditions] == [(7, 0, 0.0)]
+    for i in range(0, 6, 2):
+        with pytest.raises(UserError, match=f"^Missing .*{argv[i]} "):
+            config.parse_command("", config_type, [name, *argv[:i], *argv[i + 2 :]])
 
 
 def test_the_curves_of_the_paper_are_one_axis_each():
