@@ -140,6 +140,16 @@ def test_own_end_and_pad_tokens_count():
     assert delimiters.end_answer == (257, 258) and delimiters.pad == 259
 
 
+RAISING = [
+    "{{ raise_exception('the first message must be\\na system message') }}",
+    "{% if messages[0].role == 'tool' %}",
+    "{{ messages[0].content.missing.field }}",
+    "{{ messages[1].content + 1 }}",
+    "{{ 1 / 0 }}",
+    "{% for i in range(10 ** 9) %}x{% endfor %}",
+]
+
+
 @pytest.mark.parametrize(
     ("tokenizer", "message"),
     [
@@ -150,11 +160,17 @@ def test_own_end_and_pad_tokens_count():
         (byte_tokenizer((), None), r"<\|im_start\|>, the special token <\|im_end\|>, a chat template: use"),
         (byte_tokenizer(template="{{ messages[0]['content'] }}"), "is not ChatML"),
         (byte_tokenizer(template=CHATML.replace("assistant", "model")), "is not ChatML"),
+        (byte_tokenizer(template="<|im_start|>user<|im_end|>\n<|im_start|>assistant\n"), "is not ChatML"),
+        *(
+            (byte_tokenizer(template=template), r"cannot apply its chat template to a user's turn \(\w+: .*\): use")
+            for template in RAISING
+        ),
     ],
 )
 def test_unfit_tokenizer_is_one_error(tokenizer, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         ChatFormat.of(tokenizer)
+    assert "\n" not in str(caught.value)
 
 
 def test_template_may_strip_the_question_but_not_repeat_it():

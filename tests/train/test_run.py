@@ -306,6 +306,9 @@ def test_a_lora_run_learns_resumes_and_exports_a_merged_model(frozen, run_config
         with pytest.raises(OSError, match="stopped"):
             train(config)
     hf = train(config)
+    settings = json.loads((hf / "adapter" / "adapter_config.json").read_text())
+    assert settings["r"] == 8 and settings["base_model_name_or_path"] == config.model
+    assert (hf / "adapter" / "adapter_model.safetensors").is_file()
     losses = losses_of(config.output)
     assert len(losses) == 12 and losses[-1] < losses[0] - 0.05
     last = json.loads((Path(config.output) / "metrics.jsonl").read_text().splitlines()[-1])["eval_loss"]
