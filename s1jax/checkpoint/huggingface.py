@@ -155,7 +155,7 @@ def find_tensors(directory: Path) -> dict[str, TensorInfo]:
     try:
         weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
         files = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{index} is not JSON with a weight_map from tensor names to file names: {error!r}") from error
     tensors: dict[str, TensorInfo] = {}
     problems = []

@@ -73,7 +73,10 @@ class ChatFormat:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
-        """Return the format of this tokenizer. Raises UserError unless it has `<|im_start|>`, `<|im_end|>` and a ChatML chat template."""
+        """Return the format of this tokenizer.
+
+        Raises UserError unless it has `<|im_start|>`, `<|im_end|>` and a ChatML chat template, and gives text back as it was.
+        """
         start, end, end_of_text = (_special_id(tokenizer, token) for token in (IM_START, IM_END, END_OF_TEXT))
         missing = [f"the special token {token}" for token, i in ((IM_START, start), (IM_END, end)) if i is None]
         if not tokenizer.chat_template:
@@ -87,11 +90,14 @@ class ChatFormat:
         def ids(text: str) -> list[int]:
             return _encode(tokenizer, text, split_special_tokens=True)
 
+        label = "answer\nFinal Answer:"
+        if (spelt := tokenizer.decode(ids(label)).strip()) != label:
+            raise UserError(f"tokenizer {tokenizer.name_or_path!r} loses text: it writes {label!r} as {spelt!r}")
         end_answer = tuple(dict.fromkeys(i for i in (end, end_of_text, tokenizer.eos_token_id) if i is not None))
         delimiters = Delimiters(
             think=(start, *ids("think")),
             answer=(start, *ids("answer")),
-            final_answer=(start, *ids("answer\nFinal Answer:")),
+            final_answer=(start, *ids(label)),
             newline=tuple(ids("\n")),
             end_thinking=(start, *end_answer),
             end_answer=end_answer,

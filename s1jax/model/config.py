@@ -5,6 +5,7 @@ Source of the sizes: the `config.json` of each `Qwen/Qwen2.5-<size>-Instruct`.
 
 import json
 import math
+import re
 import sys
 from dataclasses import dataclass, fields
 from typing import Any
@@ -32,62 +33,31 @@ REQUIRED = tuple(HF_NAMES)[:5]
 OPTIONAL = ("num_key_value_heads", "head_dim", "max_position_embeddings", "original_max_position_embeddings")
 SCALES = ("rms_norm_eps", "rope_theta", "factor", "beta_fast", "beta_slow", "attention_factor")
 FLAGS = ("tie_word_embeddings", "use_sliding_window")
-# Fields with which some model computes something else. Each may be absent, null, or the value here, which this decoder computes with.
+# Fields that must be absent, null or the value that this decoder computes with.
 FIXED: dict[str, Any] = {
     "hidden_act": "silu",
     "is_causal": True,
     "is_encoder_decoder": False,
     "add_cross_attention": False,
-    # Biases, norms and scales that Qwen2.5 has, or lacks.
-    "attention_bias": True,
+    "attention_bias": True,  # on q, k and v
     "attention_out_bias": False,
     "mlp_bias": False,
     "use_bias": False,
-    "use_qk_norm": False,
-    "qk_norm": False,
-    "qk_layernorm": False,
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
     "scale_embedding": False,
-    "scale_emb": 1,
-    "scale_depth": None,
-    "dim_model_base": None,
-    "logit_scale": 1,
-    "logits_scaling": 1,
-    "embedding_multiplier": 1,
-    "residual_multiplier": 1,
-    "attention_multiplier": None,
-    "query_pre_attn_scalar": None,
-    "attn_logit_softcapping": None,
-    "final_logit_softcapping": None,
-    "clip_qkv": None,
-    "mup": None,
-    "use_mup": None,
-    "mup_scale": 1,
-    "mup_width_scale": 1,
-    "mup_width_multiplier": 1,
-    "mup_attn_multiplier": 1,
-    "mup_embeddings_multiplier": 1,
-    # Positions and masks.
     "partial_rotary_factor": 1,
-    "rotary_pct": 1,
     "mscale": None,
     "mscale_all_dim": None,
     "truncate": True,
-    "alibi": False,
-    "use_logn_attn": False,
-    "use_dynamic_ntk": False,
-    "no_rope_layers": None,
-    "attention_chunk_size": None,
-    # Other structures of layers.
-    "parallel_attn": False,
-    "use_parallel_residual": False,
     "per_layer_config": None,
-    "num_experts": None,
-    "num_local_experts": None,
-    "n_routed_experts": None,
     "text_config": None,
 }
+# Words in the names of fields with which other models compute something else: scales, norms, experts, positions and masks.
+FOREIGN = re.compile(
+    "mup|softcap|multiplier|logits?_scal|scale_(emb|depth)|qk_(layer_?)?norm|query_pre_attn|clip_qkv|expert|moe_|parallel_(attn|residual)|"
+    "rope|rotary|alibi|logn_attn|dynamic_ntk|attention_chunk"
+)
 # Fields that are read below, and fields that change nothing that is computed. `unread_fields` names all others.
 KNOWN = {
     *HF_NAMES, *OPTIONAL, *FLAGS, *FIXED, "model_type", "layer_types", "sliding_window", "max_window_layers",
@@ -226,7 +196,7 @@ class ModelConfig:
 
 
 def unread_fields(hf: dict[str, Any]) -> list[str]:
-    """Return the names of the fields of a config.json that have a value, but that this decoder neither knows nor reads."""
+    """Return the names of the fields of a config.json that have a value, but that this decoder neither reads nor knows as harmless."""
     return [name for name, value in hf.items() if value and name not in KNOWN]
 
 
@@ -256,6 +226,10 @@ def _find_problems(hf: dict[str, Any], rope: Any) -> list[str]:
         value = known.get(name)
         if value is not None and value != wanted and (value or wanted is not None):
             problems.append(f"{name} is {_shown(value)}: only {_shown(wanted)} is computed")
+    for name, value in hf.items():
+        is_neutral = not value or (value == 1 and value is not True)
+        if name not in KNOWN and FOREIGN.search(name) and not is_neutral:
+            problems.append(f"{name} is {_shown(value)}: no such field of another model is computed")
     if _rope_type(rope) not in ("default", "yarn"):
         problems.append(
             f'the type of the rotation is {_shown(_rope_type(rope))}: only "default" and "yarn" are computed'

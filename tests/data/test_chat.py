@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, models
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from s1jax.data.chat import ChatFormat
 from s1jax.data.rows import read_rows
+from s1jax.runtime.errors import UserError
 from tests.support.tokenizers import CHATML, SPECIALS, byte_tokenizer
 
 # The second is fetched with its model.
@@ -171,6 +173,16 @@ def test_unfit_tokenizer_is_one_error(tokenizer, message):
     with pytest.raises(ValueError, match=message) as caught:
         ChatFormat.of(tokenizer)
     assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_that_loses_text_is_refused():
+    """Unknown characters have no id here, so that a model would be trained on special tokens alone."""
+    backend = Tokenizer(models.WordLevel({"a": 0}, unk_token="?"))
+    backend.add_special_tokens(list(SPECIALS))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    tokenizer.chat_template = CHATML
+    with pytest.raises(UserError, match=r"loses text: it writes 'answer\\nFinal Answer:' as ''"):
+        ChatFormat.of(tokenizer)
 
 
 def test_template_may_strip_the_question_but_not_repeat_it():
