@@ -154,7 +154,7 @@ def find_tensors(directory: Path) -> dict[str, TensorInfo]:
     index = directory / INDEX_NAME
     try:
         weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
-        files = sorted(set(weight_map.values()))
+        files = sorted(set(weight_map.values()), key=Path)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{index} is not JSON with a weight_map from tensor names to file names: {error!r}") from error
     tensors: dict[str, TensorInfo] = {}

@@ -91,7 +91,7 @@ class ChatFormat:
             return _encode(tokenizer, text, split_special_tokens=True)
 
         label = "answer\nFinal Answer:"
-        if (spelt := tokenizer.decode(ids(label)).strip()) != label:
+        if (spelt := str(tokenizer.decode(ids(label))).strip()) != label:
             raise UserError(f"tokenizer {tokenizer.name_or_path!r} loses text: it writes {label!r} as {spelt!r}")
         end_answer = tuple(dict.fromkeys(i for i in (end, end_of_text, tokenizer.eos_token_id) if i is not None))
         delimiters = Delimiters(
