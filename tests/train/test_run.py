@@ -473,7 +473,7 @@ def test_what_does_not_fit_the_model_is_refused_before_its_weights_are_read(run_
     config = Path(run_config.model) / "config.json"
     fitting = json.loads(config.read_text())
     for change, message in (
-        ({"vocab_size": 258}, "token id 258, but the model's vocab_size is 258"),
+        ({"vocab_size": 258}, "with id 258, but the model's vocab_size is 258"),
         ({"max_position_embeddings": 100}, r"example \d+ has \d+ tokens, but the model's context is 100"),
     ):
         config.write_text(json.dumps(fitting | change))
