@@ -6,11 +6,23 @@ from pathlib import Path
 
 from s1jax.checkpoint import huggingface, orbax
 from s1jax.checkpoint.directories import new_directory
+from s1jax.checkpoint.peft import Adapter, write_adapter
 from s1jax.checkpoint.source import CONFIG_NAME, TOKENIZER_FILES, read_config
 from s1jax.model.config import ModelConfig
 from s1jax.model.qwen2 import Params
 from s1jax.runtime.files import write_file
 from s1jax.runtime.processes import is_first_process
+
+ADAPTER_FOLDER = "adapter"
+# Fields of a config.json that say how another tool stored the weights it was written with.
+STALE_FIELDS = (
+    "quantization_config",
+    "quantization",
+    "compression_config",
+    "_name_or_path",
+    "_commit_hash",
+    "transformers_version",
+)
 
 
 def save_hf(
@@ -20,16 +32,20 @@ def save_hf(
     dtype: str | None,
     files: Path | None,
     overwrite: bool = False,
+    adapter: Adapter | None = None,
 ) -> None:
     """Export parameters of either layout as a Hugging Face directory: safetensors, config.json and tokenizer files.
 
     `dtype` None keeps each array's own dtype. The tokenizer files are copied from `files`, if given (`Source.files`). `overwrite` replaces
-    a directory that holds a checkpoint. All processes call this together, and gather one tensor at a time. Parameters may be
-    computed when they are written (`lora.Merged`). Raises UserError if the directory is not empty.
+    a directory that holds a checkpoint. An `adapter` is written into the folder adapter/ of the directory. All processes call this
+    together, and gather one tensor at a time. Parameters may be computed when they are written (`lora.Merged`). Raises UserError if the
+    directory is not empty.
     """
     with new_directory(directory, overwrite) as partial:
         stored = huggingface.export_weights(partial, config, params, dtype)
         write_model_files(partial, config, files, stored)
+        if adapter is not None:
+            write_adapter(partial / ADAPTER_FOLDER, adapter)
 
 
 def save_params(directory: str | Path, config: ModelConfig, params: Params, files: Path | None) -> None:
@@ -44,8 +60,8 @@ def write_model_files(
 ) -> None:
     """Write config.json and copy the tokenizer files of the directory `files`, which may be `directory` itself. Process 0 writes.
 
-    If the config.json in `files` describes the same model, all its fields are kept. `stored_dtype` is the dtype of the weights in
-    `directory`, which config.json then names.
+    If the config.json in `files` describes the same model, its fields are kept, except STALE_FIELDS. `stored_dtype` is the dtype of the
+    weights in `directory`, which config.json then names.
     """
     if not is_first_process():
         return
@@ -54,7 +70,8 @@ def write_model_files(
     if files is not None:
         if (files / CONFIG_NAME).is_file():
             original = read_config(files)
-            hf = original if ModelConfig.from_hf(original, config.dtype) == config else hf
+            if ModelConfig.from_hf(original, config.dtype) == config:
+                hf = {name: value for name, value in original.items() if name not in STALE_FIELDS}
         for name in TOKENIZER_FILES:
             if (files / name).is_file() and files.resolve() != directory.resolve():
                 partial = directory / f".{name}.partial"

@@ -22,13 +22,14 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from s1jax.checkpoint import safetensors
+from s1jax.checkpoint.foreign import form_of_tensors
 from s1jax.checkpoint.safetensors import FLOAT_DTYPES, Block, TensorInfo, read_block
 from s1jax.model.config import ModelConfig
 from s1jax.model.lora import Merged
 from s1jax.model.qwen2 import Layout, Params, abstract_params
 from s1jax.model.storage import LeafPath, Storage, quantize_leaf
 from s1jax.ops.bits import as_bits, check_range, narrows
-from s1jax.runtime.command import listed
+from s1jax.runtime.command import counted, listed
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.files import write_file
 from s1jax.runtime.processes import is_first_process
@@ -153,16 +154,19 @@ def find_tensors(directory: Path) -> dict[str, TensorInfo]:
     index = directory / INDEX_NAME
     try:
         weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
-        files = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        files = sorted(set(weight_map.values()), key=Path)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{index} is not JSON with a weight_map from tensor names to file names: {error!r}") from error
     tensors: dict[str, TensorInfo] = {}
     problems = []
-    for file in files:
+    if absent := [file for file in files if Path(file).name != file or not (directory / file).is_file()]:
+        problems.append(
+            f"{len(absent)} of the {counted(len(files), 'file')} that {INDEX_NAME} names are absent ({', '.join(absent[:8])}): "
+            "download the model again"
+        )
+    for file in (file for file in files if file not in absent):
         names = {name for name, holder in weight_map.items() if holder == file}
         try:
-            if Path(file).name != file or not (directory / file).is_file():
-                raise UserError(f"the index places {len(names)} tensors in {file}, which is absent")
             header = safetensors.read_header(directory / file)
         except UserError as error:
             problems.append(str(error))
@@ -177,8 +181,10 @@ def find_tensors(directory: Path) -> dict[str, TensorInfo]:
 
 def raise_problems(directory: Path, problems: list[str]) -> None:
     """Raise one UserError that lists the problems of a directory's weights, if there are any."""
+    if len(problems) == 1:
+        raise UserError(f"cannot load {directory}: {problems[0]}")
     if problems:
-        raise UserError(f"cannot load {directory}: {len(problems)} problem(s){listed(problems)}")
+        raise UserError(f"cannot load {directory}: {len(problems)} problems{listed(problems)}")
 
 
 def find_differences(found: Mapping[str, Sequence[int]], wanted: Mapping[str, Sequence[int]]) -> list[str]:
@@ -197,10 +203,13 @@ def check_tensors(
 ) -> dict[str, TensorInfo]:
     """Return the tensors of a directory that a stacked `target` tree needs, by Hugging Face name.
 
-    Raises one UserError that lists all problems: those of files (`find_tensors`); or missing, unexpected and misshapen tensors, and dtypes
-    that cannot be loaded in `param_dtype`. In a tied model, `lm_head.weight` is accepted if it equals the embedding byte for byte.
+    Raises one UserError with all problems of files (`find_tensors`); or with the form of a model that is not read (`foreign.py`); or with
+    missing, unexpected and misshapen tensors, and dtypes that cannot be loaded in `param_dtype`. In a tied model, `lm_head.weight` is
+    accepted if it equals the embedding byte for byte.
     """
     tensors = {name: info for name, info in find_tensors(directory).items() if not name.endswith(IGNORED_SUFFIX)}
+    if form := form_of_tensors(directory, tensors):
+        raise UserError(f"cannot load {directory}: {form}")
     needed = {slot.hf_name: slot for slot in slots(config, "stacked")}
     problems = []
     if config.tie_word_embeddings and LM_HEAD.hf_name in tensors:

@@ -46,12 +46,14 @@ class TensorInfo(NamedTuple):
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Return the tensors of a file by name. Raises UserError if the file is truncated or not a safetensors file."""
+    """Return the tensors of a file by name. Raises UserError unless its header is sound and its tensors fill it."""
     try:
         with safe_open(path, "numpy"):  # checks the whole header, and that the tensors fill the file
             pass
     except SafetensorError as error:
-        raise UserError(f"{path} is truncated or not a safetensors file: {error}") from error
+        raise UserError(
+            f"{path} is truncated, has bytes behind its data, or is no safetensors file: {error}"
+        ) from error
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))

@@ -15,6 +15,7 @@ Invariants: whatever is downloaded of a hub id is of one commit. A half-written 
 import contextlib
 import hashlib
 import json
+import logging
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,11 +26,14 @@ import huggingface_hub
 import jax
 
 from s1jax.checkpoint import huggingface, orbax
-from s1jax.model.config import ModelConfig
+from s1jax.checkpoint.foreign import check_pointers, form_of_files
+from s1jax.model.config import ModelConfig, unread_fields
 from s1jax.model.qwen2 import Layout, Params
 from s1jax.model.storage import Storage, quantize_matrices
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.sharding import ShardingRules
+
+logger = logging.getLogger(__name__)
 
 Kind = Literal["hugging_face", "params", "state", "config"]
 
@@ -44,6 +48,7 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "generation_config.json",
 )
+WEIGHT_FILES = ("*.safetensors", huggingface.INDEX_NAME)
 
 
 @dataclass(frozen=True)
@@ -126,22 +131,26 @@ def resolve_source(name: str | Path, weights: bool = True) -> Source:
     path = Path(name).expanduser()
     if not str(name).strip():
         raise UserError("the name of the model is empty: give a directory or a hub id")
-    if path.is_dir():
-        return _describe(str(name), Path(os.path.abspath(path)), None, weights)
-    if path.exists():
-        raise UserError(f"{name} is a file; a model is a directory or a hub id")
-    hub_id, at, revision = str(name).partition("@")
-    if hub_id.startswith((".", "/", "~")) or hub_id.count("/") > 1:
-        raise UserError(f"there is no directory {name}, and a hub id looks like Qwen/Qwen2.5-0.5B-Instruct")
-    if at and not (hub_id and revision):
-        raise UserError(f"the name {name} is incomplete: it must be HUB_ID@REVISION, or a hub id without @")
-    directory = _download(str(name), revision or None, weights)
-    return _describe(str(name), directory, directory.name, weights)
+    directory, commit = Path(os.path.abspath(path)), None
+    if not path.is_dir():
+        if path.exists():
+            raise UserError(f"{name} is a file; a model is a directory or a hub id")
+        hub_id, at, revision = str(name).partition("@")
+        if hub_id.startswith((".", "/", "~")) or hub_id.count("/") > 1:
+            raise UserError(f"there is no directory {name}, and a hub id looks like Qwen/Qwen2.5-0.5B-Instruct")
+        if at and not (hub_id and revision):
+            raise UserError(f"the name {name} is incomplete: it must be HUB_ID@REVISION, or a hub id without @")
+        directory = _download(str(name), revision or None, weights)
+        commit = directory.name
+    source = _describe(str(name), directory, commit, weights)
+    if unread := unread_fields(source.config):
+        logger.info("%s has fields that are not read: %s", source.files / CONFIG_NAME, ", ".join(unread))
+    return source
 
 
 def _download(name: str, revision: str | None, weights: bool) -> Path:
     """Return the hub's snapshot of a hub id, in a directory named by its commit. Raises UserError with the hub's own message."""
-    patterns = [CONFIG_NAME, *TOKENIZER_FILES, *(["*.safetensors", huggingface.INDEX_NAME] if weights else [])]
+    patterns = [CONFIG_NAME, *TOKENIZER_FILES, *(WEIGHT_FILES if weights else ()), "adapter_config.json"]
     wanted: dict[str, Any] = dict(revision=revision, allow_patterns=patterns, ignore_patterns="*/*")
     try:
         # The attribute is looked up at each call, so that a test can replace it.
@@ -158,6 +167,7 @@ def _describe(name: str, directory: Path, revision: str | None, weights: bool) -
     """Return the source that lies in a directory. Raises UserError if it is not a checkpoint, or has no weights and `weights` is True."""
     kind: Kind = "config" if revision is None else "hugging_face"
     found, files = None, _run_of(directory) or directory
+    check_pointers(files, (CONFIG_NAME, *TOKENIZER_FILES, *WEIGHT_FILES))
     # The shards of a snapshot without weights may be there from an earlier download, but perhaps not all of them.
     if weights:
         kind, found = _find_weights(directory)
@@ -182,10 +192,8 @@ def _find_weights(directory: Path) -> tuple[Kind, Path]:
         if fault := orbax.find_fault(directory):
             raise UserError(f"{directory} is not a finished checkpoint: {fault}")
         return "state", directory / "state"
-    raise UserError(
-        f"{directory} is not a checkpoint: it has no {huggingface.FILE_NAME}, {huggingface.INDEX_NAME}, params/ or checkpoints/ "
-        "(pickled weights, *.bin, are not read)"
-    )
+    lacks = f"it has no {huggingface.FILE_NAME}, {huggingface.INDEX_NAME}, params/ or checkpoints/"
+    raise UserError(f"{directory} is not a checkpoint: {form_of_files(directory) or lacks}")
 
 
 def _run_of(directory: Path) -> Path | None:
@@ -198,7 +206,8 @@ def read_config(directory: Path) -> dict[str, Any]:
     """Return the content of a directory's config.json. Raises UserError naming the file if it is absent or not a JSON object."""
     path = directory / CONFIG_NAME
     if not path.is_file():
-        raise UserError(f"{directory} is not a checkpoint: it has no {CONFIG_NAME}")
+        form = None if (directory / huggingface.FILE_NAME).is_file() else form_of_files(directory)
+        raise UserError(f"{directory} is not a checkpoint: {form or f'it has no {CONFIG_NAME}'}")
     try:
         config = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -243,7 +252,10 @@ def load_model(
 
 
 def load_tokenizer(source: Source):
-    """Load the tokenizer of a source. Code that may come with it is not run. Raises UserError if it is absent or damaged."""
+    """Load the tokenizer of a source. Code that may come with it is not run.
+
+    Raises UserError if it is absent or damaged, or if it has a token for which the model has no embedding.
+    """
     # Otherwise transformers says at every start that there is no PyTorch here.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from transformers import AutoTokenizer
@@ -251,8 +263,15 @@ def load_tokenizer(source: Source):
     if not source.has_tokenizer:
         raise UserError(f"{source.files} has no tokenizer: it has neither tokenizer.json nor vocab.json")
     try:
-        return AutoTokenizer.from_pretrained(source.files, trust_remote_code=False, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(source.files, trust_remote_code=False, local_files_only=True)
+        token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
     except Exception as error:  # `tokenizers` raises bare Exceptions
         source.model_config()  # transformers reads the config too, so its error may be the config's
-        reason = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise UserError(f"cannot load the tokenizer of {source.files}: its files are damaged ({reason})") from error
+    if largest >= (vocab_size := source.model_config().vocab_size):
+        raise UserError(
+            f"the tokenizer of {source.files} has token {token!r} with id {largest}, but the model's vocab_size is {vocab_size}: "
+            "use the tokenizer that belongs to the model"
+        )
+    return tokenizer

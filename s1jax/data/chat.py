@@ -13,8 +13,9 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -72,7 +73,10 @@ class ChatFormat:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
-        """Return the format of this tokenizer. Raises UserError unless it has `<|im_start|>`, `<|im_end|>` and a ChatML chat template."""
+        """Return the format of this tokenizer.
+
+        Raises UserError unless it has `<|im_start|>`, `<|im_end|>` and a ChatML chat template, and gives text back as it was.
+        """
         start, end, end_of_text = (_special_id(tokenizer, token) for token in (IM_START, IM_END, END_OF_TEXT))
         missing = [f"the special token {token}" for token, i in ((IM_START, start), (IM_END, end)) if i is None]
         if not tokenizer.chat_template:
@@ -86,11 +90,14 @@ class ChatFormat:
         def ids(text: str) -> list[int]:
             return _encode(tokenizer, text, split_special_tokens=True)
 
+        label = "answer\nFinal Answer:"
+        if (spelt := str(tokenizer.decode(ids(label))).strip()) != label:
+            raise UserError(f"tokenizer {tokenizer.name_or_path!r} loses text: it writes {label!r} as {spelt!r}")
         end_answer = tuple(dict.fromkeys(i for i in (end, end_of_text, tokenizer.eos_token_id) if i is not None))
         delimiters = Delimiters(
             think=(start, *ids("think")),
             answer=(start, *ids("answer")),
-            final_answer=(start, *ids("answer\nFinal Answer:")),
+            final_answer=(start, *ids(label)),
             newline=tuple(ids("\n")),
             end_thinking=(start, *end_answer),
             end_answer=end_answer,
@@ -179,9 +186,23 @@ def check_text(name: str, text: str) -> None:
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str, split_special_tokens: bool) -> list[int]:
     check_text(f"the text {text[:80]!r}", text)
-    # verbose=False: no warning about lengths, because `examples.py` checks them.
-    encoding = tokenizer(text, add_special_tokens=False, split_special_tokens=split_special_tokens, verbose=False)
+    with _named_errors(tokenizer, "encode a text"):
+        # verbose=False: no warning about lengths, because `examples.py` checks them.
+        encoding = tokenizer(text, add_special_tokens=False, split_special_tokens=split_special_tokens, verbose=False)
     return encoding["input_ids"]
+
+
+@contextlib.contextmanager
+def _named_errors(tokenizer: PreTrainedTokenizerBase, task: str) -> Iterator[None]:
+    """Turn any error of the tokenizer or of jinja2, which have no common base class, into one UserError that names the tokenizer."""
+    try:
+        yield
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise UserError(
+            f"the tokenizer {tokenizer.name_or_path!r} cannot {task} ({reason}): "
+            "use the tokenizer of a ChatML chat model, such as Qwen2.5-Instruct"
+        ) from error
 
 
 def _special_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int | None:
@@ -192,7 +213,8 @@ def _special_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int | None:
 
 def _apply_template(tokenizer: PreTrainedTokenizerBase, question: str) -> str:
     messages = [{"role": "user", "content": question}]
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    with _named_errors(tokenizer, "apply its chat template to a user's turn"):
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 
 def _split_template(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:

@@ -113,13 +113,8 @@ class Examples:
         return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()[:12]
 
     def check_fit(self, model: ModelConfig) -> None:
-        """Raise UserError unless the model has an embedding for each token id and a context as long as the longest example."""
-        longest, largest = int(self.lengths.argmax()), max(int(self.tokens.max()), self.pad)
-        if largest >= model.vocab_size:
-            raise UserError(
-                f"the tokenizer gives token id {largest}, but the model's vocab_size is {model.vocab_size}: "
-                "use the tokenizer that belongs to the model"
-            )
+        """Raise UserError unless the model has a context as long as the longest example."""
+        longest = int(self.lengths.argmax())
         if self.lengths[longest] > model.context_length:
             raise UserError(
                 f"example {self.row_ids[longest][:80]} has {self.lengths[longest]} tokens, but the model's context is "

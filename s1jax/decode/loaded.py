@@ -74,11 +74,9 @@ def make_vocabulary(
     """Return the ids that decoding must know.
 
     `ends_in_newline` says for each of the tokenizer's ids whether its text does. `vocab_size` is the model's. It may exceed the number of
-    these ids; the ids between have no text. Raises UserError if it is below.
+    these ids; the ids between have no text. It is not below (`load_tokenizer`).
     """
     num_tokens = len(ends_in_newline)
-    if num_tokens > vocab_size:
-        raise UserError(f"the tokenizer has {num_tokens} ids, the model only {vocab_size}: they don't belong together")
     ids = np.arange(vocab_size)
     return Vocabulary(
         exists=jnp.array(ids < num_tokens),

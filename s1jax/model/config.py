@@ -3,7 +3,10 @@
 Source of the sizes: the `config.json` of each `Qwen/Qwen2.5-<size>-Instruct`.
 """
 
+import json
 import math
+import re
+import sys
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -29,6 +32,43 @@ HF_NAMES = {
 REQUIRED = tuple(HF_NAMES)[:5]
 OPTIONAL = ("num_key_value_heads", "head_dim", "max_position_embeddings", "original_max_position_embeddings")
 SCALES = ("rms_norm_eps", "rope_theta", "factor", "beta_fast", "beta_slow", "attention_factor")
+FLAGS = ("tie_word_embeddings", "use_sliding_window")
+# Fields that must be absent, null or the value that this decoder computes with.
+FIXED: dict[str, Any] = {
+    "hidden_act": "silu",
+    "is_causal": True,
+    "is_encoder_decoder": False,
+    "add_cross_attention": False,
+    "attention_bias": True,  # on q, k and v
+    "attention_out_bias": False,
+    "mlp_bias": False,
+    "use_bias": False,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "scale_embedding": False,
+    "partial_rotary_factor": 1,
+    "mscale": None,
+    "mscale_all_dim": None,
+    "truncate": True,
+    "per_layer_config": None,
+    "text_config": None,
+}
+# Words in the names of fields with which other models compute something else: scales, norms, experts, positions and masks.
+FOREIGN = re.compile(
+    "mup|softcap|multiplier|logits?_scal|scale_(emb|depth)|qk_(layer_?)?norm|query_pre_attn|clip_qkv|expert|moe_|parallel_(attn|residual)|"
+    "rope|rotary|alibi|logn_attn|dynamic_ntk|attention_chunk"
+)
+# Fields that are read below, and fields that change nothing that is computed. `unread_fields` names all others.
+KNOWN = {
+    *HF_NAMES, *OPTIONAL, *FLAGS, *FIXED, "model_type", "layer_types", "sliding_window", "max_window_layers",
+    "rope_scaling", "rope_parameters", "architectures", "dtype", "torch_dtype", "quantization_config", "initializer_range",
+    "use_cache", "bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id", "problem_type", "return_dict",
+    "transformers_version", "_name_or_path", "_attn_implementation", "unsloth_version", "unsloth_fixed",
+}  # fmt: skip
+ROPE_KNOWN = {
+    "rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings", "beta_fast", "beta_slow",
+    "attention_factor", "partial_rotary_factor", "mscale", "mscale_all_dim", "truncate",
+}  # fmt: skip
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # embed_dim, mlp_dim, num_layers, num_heads, num_kv_heads, tie_word_embeddings, vocab_size.
 SIZES = {
@@ -103,30 +143,16 @@ class ModelConfig:
 
     @classmethod
     def from_hf(cls, hf: dict[str, Any], dtype: str = "bfloat16") -> "ModelConfig":
-        """Return the config for the dict of a Hugging Face `config.json`. Raises UserError for a setting that this decoder lacks."""
-        # `rope_parameters` is the newer form of `rope_theta` and `rope_scaling`.
-        rope_field = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
-        rope = rope_field if isinstance(rope_field, dict) else {}
-        rope_type = rope.get("rope_type") or rope.get("type") or "default"
-        rotary_factor = rope.get("partial_rotary_factor") or hf.get("partial_rotary_factor") or 1
-        num_heads, num_kv_heads = hf.get("num_attention_heads") or 0, hf.get("num_key_value_heads")
-        bad_numbers = _bad_numbers(hf | rope)
-        has_remainder = not bad_numbers and num_kv_heads and num_heads % num_kv_heads
-        is_problem = {
-            f"model_type is {hf.get('model_type')!r}, not 'qwen2'": hf.get("model_type") != "qwen2",
-            f"hidden_act is {hf.get('hidden_act')!r}, not 'silu'": hf.get("hidden_act", "silu") != "silu",
-            "use_sliding_window is set": hf.get("use_sliding_window"),
-            f"rope_parameters or rope_scaling is {rope_field!r}: it must be an object": rope is not rope_field,
-            **dict.fromkeys(bad_numbers, True),
-            f"rope type is {rope_type!r}, not 'default' or 'yarn'": rope_type not in ("default", "yarn"),
-            "yarn without a factor": rope_type == "yarn" and rope.get("factor") is None,
-            "yarn with mscale or mscale_all_dim": rope.get("mscale") or rope.get("mscale_all_dim"),
-            "yarn with truncate false": rope.get("truncate") is False,
-            "partial_rotary_factor is not 1": rotary_factor != 1,
-            f"num_key_value_heads {num_kv_heads} does not divide num_attention_heads {num_heads}": has_remainder,
-        }
-        if problems := [problem for problem, holds in is_problem.items() if holds]:
+        """Return the config for the dict of a Hugging Face `config.json`, read as transformers reads it.
+
+        A field that changes what is computed is read or refused: UserError names all fields of a wrong type or a value that this decoder
+        does not compute.
+        """
+        # `rope_scaling` is the older name. If both have fields, transformers reads nothing of `rope_parameters`.
+        rope = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
+        if problems := _find_problems(hf, rope):
             raise UserError(f"not a Qwen2.5 config: {'; '.join(problems)}")
+        num_heads = hf["num_attention_heads"]
         values: dict[str, Any] = {
             "num_key_value_heads": num_heads,
             "head_dim": hf["hidden_size"] // num_heads,
@@ -134,14 +160,23 @@ class ModelConfig:
             "rms_norm_eps": 1e-6,
             "max_position_embeddings": 32768,
             "tie_word_embeddings": False,
-        } | {name: value for name, value in hf.items() if value}
+        } | {name: value for name, value in hf.items() if value is not None}
         values["rope_theta"] = float(rope.get("rope_theta") or values["rope_theta"])
+        if num_heads % values["num_key_value_heads"]:
+            raise UserError(
+                f"num_key_value_heads {values['num_key_value_heads']} does not divide num_attention_heads {num_heads}"
+            )
         if values["head_dim"] % 2 or not values["head_dim"]:
             raise UserError(f"head_dim is {values['head_dim']}: it must be even, since its dimensions turn in pairs")
         yarn = None
-        if rope_type == "yarn":
+        if _rope_type(rope) == "yarn":
+            if values["rope_theta"] == 1:
+                raise UserError("rope_theta is 1: with yarn it must be another number")
             given = {field.name: rope[field.name] for field in fields(YarnConfig) if rope.get(field.name)}
-            yarn = YarnConfig(**{"original_max_position_embeddings": values["max_position_embeddings"]} | given)
+            # As in transformers, the length beside the rotation's fields comes before the one among them.
+            length = hf.get("original_max_position_embeddings") or given.get("original_max_position_embeddings")
+            given["original_max_position_embeddings"] = length or values["max_position_embeddings"]
+            yarn = YarnConfig(**given)
         return cls(**{ours: values[theirs] for theirs, ours in HF_NAMES.items()}, yarn=yarn, dtype=dtype)
 
     def to_hf(self) -> dict[str, Any]:
@@ -160,16 +195,67 @@ class ModelConfig:
         return hf
 
 
-def _bad_numbers(fields: dict[str, Any]) -> list[str]:
-    """Return the problems with the known numbers among the fields of a config.json and of its rotation."""
+def unread_fields(hf: dict[str, Any]) -> list[str]:
+    """Return the names of the fields of a config.json that have a value, but that this decoder neither reads nor knows as harmless."""
+    return [name for name, value in hf.items() if value and name not in KNOWN]
+
+
+def _rope_type(rope: dict[str, Any]) -> Any:
+    return rope.get("rope_type") or rope.get("type") or "default"
+
+
+def _find_problems(hf: dict[str, Any], rope: Any) -> list[str]:
+    """Return the fields of a config.json, and of its rotation `rope`, that have a wrong type or a value that is not computed."""
+    if not isinstance(rope, dict):
+        return [f"rope_parameters or rope_scaling is {_shown(rope)}: it must be an object"]
+    known: dict[str, Any] = hf | rope
     problems = []
+    value: Any
+    if hf.get("model_type") != "qwen2":
+        problems.append(f'model_type is {_shown(hf.get("model_type"))}: it must be "qwen2"')
     for name in (*REQUIRED, *OPTIONAL, *SCALES):
-        value: Any = fields.get(name)
-        kind, bound = ("finite number", math.inf) if name in SCALES else ("whole number below 2**31", 2**31)
+        value = known.get(name)
+        kind, bound = ("finite number", sys.float_info.max) if name in SCALES else ("whole number below 2**31", 2**31)
         is_number = type(value) is int or (type(value) is float and name in SCALES)
         if (value is not None or name in REQUIRED) and not (is_number and 0 < value < bound):
-            problems.append(f"{name} is {value!r}: it must be a positive {kind}")
+            problems.append(f"{name} is {_shown(value)}: it must be a positive {kind}")
+    for name in FLAGS:
+        if not isinstance(hf.get(name), bool | None):
+            problems.append(f"{name} is {_shown(hf[name])}: it must be true or false")
+    for name, wanted in FIXED.items():
+        value = known.get(name)
+        if value is not None and value != wanted and (value or wanted is not None):
+            problems.append(f"{name} is {_shown(value)}: only {_shown(wanted)} is computed")
+    for name, value in hf.items():
+        is_neutral = not value or (value == 1 and value is not True)
+        if name not in KNOWN and FOREIGN.search(name) and not is_neutral:
+            problems.append(f"{name} is {_shown(value)}: no such field of another model is computed")
+    if _rope_type(rope) not in ("default", "yarn"):
+        problems.append(
+            f'the type of the rotation is {_shown(_rope_type(rope))}: only "default" and "yarn" are computed'
+        )
+    elif unknown := sorted(set(rope) - ROPE_KNOWN):
+        problems.append(f"rope_parameters or rope_scaling has fields that are not computed: {', '.join(unknown)}")
+    if _rope_type(rope) == "yarn" and rope.get("factor") is None:
+        problems.append("rope_parameters or rope_scaling is yarn without a factor")
+    num_layers, layers, first_window = (hf.get(n) for n in ("num_hidden_layers", "layer_types", "max_window_layers"))
+    first_window = 28 if first_window is None else first_window
+    # Without `layer_types`, layers from `max_window_layers` on have a window.
+    has_window = hf.get("use_sliding_window") is True and hf.get("sliding_window", 4096) is not None
+    if layers is not None:
+        if not isinstance(layers, list) or layers != ["full_attention"] * len(layers) or len(layers) != num_layers:
+            problems.append(f'layer_types is {_shown(layers)}: only "full_attention" for each layer is computed')
+    elif has_window and not (type(first_window) is type(num_layers) is int and first_window >= num_layers):
+        problems.append(
+            f"use_sliding_window is true and max_window_layers is {_shown(first_window)}: a sliding window is not computed"
+        )
     return problems
+
+
+def _shown(value: Any) -> str:
+    """Return a value as it stands in a config.json, cut after 60 characters."""
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def qwen2_5(size: str, dtype: str = "bfloat16") -> ModelConfig:

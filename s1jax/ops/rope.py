@@ -44,7 +44,7 @@ def rope_frequencies(head_dim: int, rope_theta: float, yarn: YarnConfig | None) 
     low = max(math.floor(dimension_of(yarn.beta_fast)), 0)
     high = min(math.ceil(dimension_of(yarn.beta_slow)), head_dim - 1)
     # 0: the pair rotates often enough to keep its frequency. 1: it never completes a rotation, so its frequency is interpolated.
-    ramp = jnp.clip((jnp.arange(half, dtype=jnp.float32) - low) / max(high - low, 0.001), 0, 1)
+    ramp = jnp.clip((jnp.arange(half, dtype=jnp.float32) - low) / (high - low or 0.001), 0, 1)
     return frequencies * (1 - ramp) + frequencies / yarn.factor * ramp
 
 

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from s1jax.checkpoint.directories import check_destination
 from s1jax.checkpoint.export import save_hf, write_model_files
+from s1jax.checkpoint.peft import to_peft
 from s1jax.checkpoint.source import Source, load_model, load_tokenizer, resolve_source, stored_dtype
 from s1jax.checkpoint.train_state import StateStore
 from s1jax.data.chat import ChatFormat
@@ -364,8 +365,11 @@ def checkpoint_metadata(run: Run, step: int) -> dict[str, Any]:
 
 
 def export(run: Run, frozen: Params, params: Params) -> None:
-    """Write the trained model as a Hugging Face directory, with LoRA's adapters merged."""
-    config, model_config, mesh = run.config, run.program.model_config, run.program.mesh
+    """Write the trained model as a Hugging Face directory. LoRA's adapters are merged, and also written alone, for PEFT."""
+    config, model_config, mesh, source = run.config, run.program.model_config, run.program.mesh, run.source
+    adapter = None
     if config.lora is not None:
+        base = source.name.partition("@")[0] if source.revision else str(source.directory)
+        adapter = to_peft(model_config, params, base, source.revision)  # merging gives the adapters up
         model_config, params = lora.merge(model_config, config.rules, mesh, frozen, params, config.export_dtype)
-    save_hf(run.export_path, model_config, params, config.export_dtype, run.source.files, overwrite=True)
+    save_hf(run.export_path, model_config, params, config.export_dtype, source.files, overwrite=True, adapter=adapter)

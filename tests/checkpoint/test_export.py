@@ -74,7 +74,9 @@ def test_transformers_loads_the_export_and_computes_the_same_logits(tmp_path, ti
 
 
 def test_a_config_keeps_the_fields_it_came_with_only_if_it_is_the_same_model(tmp_path):
-    source = write_checkpoint(tmp_path / "in", tiny_tensors(), dtype="float32")
+    # The last fields tell how the weights were once stored, by whom, and where.
+    stale = dict(quantization_config={"load_in_4bit": True}, _name_or_path="a/b", transformers_version="4.1")
+    source = write_checkpoint(tmp_path / "in", tiny_tensors(), dtype="float32", **stale)
     config = resolve_source(source).model_config()
     write_model_files(tmp_path / "a", config, source, "bfloat16")
     written = json.loads((tmp_path / "a" / "config.json").read_text())

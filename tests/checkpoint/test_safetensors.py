@@ -49,6 +49,10 @@ def test_a_block_is_read_by_reading_its_own_bytes(tmp_path, monkeypatch):
         ('{"a":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}}', "invalid offset"),
         ('{"a":[1]}', "invalid type"),
         ('{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}', "not fully covered"),
+        (
+            (54).to_bytes(8, "little") + b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}datajunk',
+            "not fully covered",
+        ),
     ],
 )
 def test_a_corrupt_file_is_named_with_its_fault(tmp_path, header, message):
@@ -57,4 +61,7 @@ def test_a_corrupt_file_is_named_with_its_fault(tmp_path, header, message):
     (source / "model.safetensors").write_bytes(data)
     with pytest.raises(ValueError, match=message) as caught:
         load(source)
-    assert f"{source / 'model.safetensors'} is truncated or not a safetensors file" in str(caught.value)
+    assert (
+        f"{source / 'model.safetensors'} is truncated, has bytes behind its data, or is no safetensors file: "
+        in str(caught.value)
+    )

@@ -13,6 +13,7 @@ from s1jax.checkpoint.export import save_params
 from s1jax.checkpoint.source import load_model, load_tokenizer, resolve_source
 from s1jax.runtime.errors import UserError
 from tests.support.checkpoints import RULES, TINY, FakeHub, assert_same, load, mesh_of, tiny_tensors, write_checkpoint
+from tests.support.tokenizers import byte_tokenizer
 
 
 def test_the_fingerprint_of_a_source_changes_with_its_config_and_its_weight_files(tmp_path):
@@ -38,20 +39,20 @@ YARN = {"rope_type": "yarn", "factor": 4.0}
         (dict(hidden_size=32.0), r"hidden_size is 32\.0: it must be a positive whole number"),
         (
             dict(vocab_size=None, head_dim=-8),
-            r"vocab_size is None: it must be a positive whole number below 2\*\*31; head_dim is -8: it must be a positive",
+            r"vocab_size is null: it must be a positive whole number below 2\*\*31; head_dim is -8: it must be a positive",
         ),
         (dict(num_attention_heads=0), "num_attention_heads is 0: it must be a positive"),
-        (dict(num_key_value_heads="2"), "num_key_value_heads is '2': it must be a positive whole number"),
-        (dict(num_hidden_layers=True), "num_hidden_layers is True: it must be a positive whole number"),
+        (dict(num_key_value_heads="2"), 'num_key_value_heads is "2": it must be a positive whole number'),
+        (dict(num_hidden_layers=True), "num_hidden_layers is true: it must be a positive whole number"),
         (
             dict(max_position_embeddings=2**31),
             r"max_position_embeddings is 2147483648: it must be a positive whole number below 2\*\*31",
         ),
         (dict(rope_theta=-5), "rope_theta is -5: it must be a positive"),
-        (dict(rms_norm_eps=float("nan")), "rms_norm_eps is nan: it must be a positive finite number"),
+        (dict(rms_norm_eps=float("nan")), "rms_norm_eps is NaN: it must be a positive finite number"),
         (
             dict(rope_parameters=YARN | {"rope_theta": float("inf")}),
-            "rope_theta is inf: it must be a positive finite number",
+            "rope_theta is Infinity: it must be a positive finite number",
         ),
         (dict(rope_scaling=YARN | {"factor": 0}), "factor is 0: it must be a positive"),
         (dict(rope_scaling=YARN | {"factor": None}), "yarn without a factor"),
@@ -60,8 +61,13 @@ YARN = {"rope_type": "yarn", "factor": 4.0}
             "embeddings is 0.5: it must be a positive whole number",
         ),
         (dict(rope_scaling=YARN | {"attention_factor": -1.0}), "attention_factor is -1.0: it must be a positive"),
-        (dict(rope_scaling="yarn"), "rope_parameters or rope_scaling is 'yarn': it must be an object"),
+        (dict(rope_scaling="yarn"), 'rope_parameters or rope_scaling is "yarn": it must be an object'),
         (dict(head_dim=7), "head_dim is 7: it must be even"),
+        (dict(tie_word_embeddings="yes"), 'tie_word_embeddings is "yes": it must be true or false'),
+        (dict(use_sliding_window=0), "use_sliding_window is 0: it must be true or false"),
+        (dict(num_hidden_layers="4"), 'num_hidden_layers is "4": it must be a positive whole number'),
+        (dict(rms_norm_eps="1e-6"), 'rms_norm_eps is "1e-6": it must be a positive finite number'),
+        (dict(rope_theta=10**400), r"rope_theta is 10{59}\.\.\.: it must be a positive finite number"),
     ],
 )
 def test_a_number_that_no_model_can_have_is_named_with_its_field_and_file(tmp_path, changes, fault):
@@ -106,9 +112,33 @@ def test_a_tokenizer_that_is_absent_or_broken_is_named(tmp_path):
     source = write_checkpoint(tmp_path / "in", tiny_tensors())
     with pytest.raises(ValueError, match="has no tokenizer"):
         load_tokenizer(resolve_source(source))
-    (source / "tokenizer.json").write_text('{"broken"')
-    with pytest.raises(ValueError, match="cannot load the tokenizer"):
-        load_tokenizer(resolve_source(source))
+    for text in ('{"broken"', "[]", '{"model": {"type": "Unigram", "vocab": 3}}', "\udcff"):
+        (source / "tokenizer.json").write_text(text, errors="surrogateescape")
+        with pytest.raises(UserError, match="cannot load the tokenizer") as caught:
+            load_tokenizer(resolve_source(source))
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("num_spare", [0, -1])
+def test_a_tokenizer_has_no_token_without_an_embedding(tmp_path, num_spare):
+    """Here for training and generation: both load their tokenizer before anything else is computed or loaded."""
+    tokenizer = byte_tokenizer(ordinary=["<|tool|>"])
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(TINY | {"vocab_size": len(tokenizer) + num_spare}))
+    source = resolve_source(tmp_path, weights=False)
+    if num_spare == 0:
+        assert len(load_tokenizer(source)) == 260
+        return
+    with pytest.raises(UserError, match=r"token '<\|tool\|>' with id 259, but the model's vocab_size is 259: use the"):
+        load_tokenizer(source)
+
+
+def test_fields_of_a_config_that_nobody_reads_are_named_once(tmp_path, caplog):
+    caplog.set_level("INFO")
+    source = resolve_source(write_checkpoint(tmp_path / "in", tiny_tensors(), attention_dropout=0.1, hobby="chess"))
+    source.model_config()
+    (message,) = caplog.messages
+    assert message == f"{source.files}/config.json has fields that are not read: attention_dropout, hobby"
 
 
 @pytest.fixture

@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, models
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from s1jax.data.chat import ChatFormat
 from s1jax.data.rows import read_rows
+from s1jax.runtime.errors import UserError
 from tests.support.tokenizers import CHATML, SPECIALS, byte_tokenizer
 
 # The second is fetched with its model.
@@ -140,6 +142,16 @@ def test_own_end_and_pad_tokens_count():
     assert delimiters.end_answer == (257, 258) and delimiters.pad == 259
 
 
+RAISING = [
+    "{{ raise_exception('the first message must be\\na system message') }}",
+    "{% if messages[0].role == 'tool' %}",
+    "{{ messages[0].content.missing.field }}",
+    "{{ messages[1].content + 1 }}",
+    "{{ 1 / 0 }}",
+    "{% for i in range(10 ** 9) %}x{% endfor %}",
+]
+
+
 @pytest.mark.parametrize(
     ("tokenizer", "message"),
     [
@@ -150,10 +162,26 @@ def test_own_end_and_pad_tokens_count():
         (byte_tokenizer((), None), r"<\|im_start\|>, the special token <\|im_end\|>, a chat template: use"),
         (byte_tokenizer(template="{{ messages[0]['content'] }}"), "is not ChatML"),
         (byte_tokenizer(template=CHATML.replace("assistant", "model")), "is not ChatML"),
+        (byte_tokenizer(template="<|im_start|>user<|im_end|>\n<|im_start|>assistant\n"), "is not ChatML"),
+        *(
+            (byte_tokenizer(template=template), r"cannot apply its chat template to a user's turn \(\w+: .*\): use")
+            for template in RAISING
+        ),
     ],
 )
 def test_unfit_tokenizer_is_one_error(tokenizer, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
+        ChatFormat.of(tokenizer)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_that_loses_text_is_refused():
+    """Characters have no id here, so that a model would be trained on special tokens alone."""
+    backend = Tokenizer(models.BPE({}, []))
+    backend.add_special_tokens(list(SPECIALS))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    tokenizer.chat_template = CHATML
+    with pytest.raises(UserError, match=r"loses text: it writes 'answer\\nFinal Answer:' as ''"):
         ChatFormat.of(tokenizer)
 
 

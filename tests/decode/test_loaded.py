@@ -1,20 +1,15 @@
 """`loaded.py`: a model in an engine, and the requests that fit it."""
 
 import json
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from s1jax.checkpoint.export import save_hf
-from s1jax.checkpoint.source import load_model, resolve_source
+from s1jax.checkpoint.source import resolve_source
 from s1jax.data.condition import TraceSettings
 from s1jax.decode.engine import load_engine
 from s1jax.evaluate.conditions import DecodingConfig
 from s1jax.evaluate.sweep import SweepConfig
-from s1jax.runtime.sharding import MeshConfig, ShardingRules, make_mesh
 from tests.support.decoding import changed, make_request
-from tests.support.models import random_params
 
 
 @pytest.fixture
@@ -47,13 +42,3 @@ def test_a_request_past_the_context_names_what_to_lower(tiny_model):
     message = "has 512, its context length: lower max_thinking_tokens or max_answer_tokens, by 1 together"
     with pytest.raises(ValueError, match=message):
         loaded.check(changed(fitting, max_thinking_tokens=401 + spare))
-
-
-def test_a_tokenizer_larger_than_the_model_is_refused(tiny_model, tmp_path):
-    mesh = make_mesh(MeshConfig())
-    config, _ = load_model(resolve_source(tiny_model), mesh, ShardingRules(), "stacked")
-    config = replace(config, vocab_size=200)
-    params = random_params(config, "stacked", mesh)
-    save_hf(tmp_path / "hf", config, params, "float32", Path(tiny_model))
-    with pytest.raises(ValueError, match="the tokenizer has 259 ids, the model only 200"):
-        load_engine(resolve_source(tmp_path / "hf"), "float32")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import jax
 import pytest
 import transformers
 
-from s1jax.model.config import SIZES, ModelConfig
+from s1jax.model.config import SIZES, ModelConfig, unread_fields
 from s1jax.model.qwen2 import abstract_params
 from tests.support.models import RULES, YARN, one_device, published
 
@@ -26,7 +27,7 @@ def test_published_configs_survive_the_round_trip(size, scaling):
         assert written[key] == hf[key], key
     assert (config.yarn is None) == (scaling is None)
     # Hugging Face reads what we write as it reads the original, and we read what it writes (`rope_parameters`).
-    theirs, ours = (transformers.Qwen2Config.from_dict(x) for x in (hf, written))
+    theirs, ours = (transformers.Qwen2Config.from_dict(copy.deepcopy(x)) for x in (hf, written))
     for key in (
         "hidden_size",
         "num_key_value_heads",
@@ -59,34 +60,88 @@ def test_published_configs_have_the_published_number_of_parameters():
 
 def test_an_unsupported_config_is_refused_with_all_its_problems_at_once():
     hf = published(
-        "7B", model_type="llama", hidden_act="gelu", use_sliding_window=True, rope_scaling={"rope_type": "linear"}
+        "7B",
+        model_type="llama",
+        hidden_act="gelu",
+        use_sliding_window=True,
+        max_window_layers=9,
+        rope_scaling={"rope_type": "linear"},
     )
     del hf["vocab_size"], hf["num_attention_heads"]
     with pytest.raises(ValueError) as error:
         ModelConfig.from_hf(hf)
-    for words in ("'llama'", "'gelu'", "use_sliding_window", "'linear'", "vocab_size", "num_attention_heads"):
+    for words in ('"llama"', '"gelu"', "use_sliding_window", '"linear"', "vocab_size", "num_attention_heads"):
         assert words in str(error.value)
+
+
+FULL = "full_attention"
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model_type": "qwen3"}, "qwen3"),
-        ({"hidden_act": "gelu"}, "gelu"),
-        ({"use_sliding_window": True}, "sliding_window"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic"),
+        ({"model_type": "qwen3"}, 'model_type is "qwen3": it must be "qwen2"'),
+        ({"model_type": None}, "model_type is null"),
+        ({"hidden_act": "gelu"}, 'hidden_act is "gelu": only "silu"'),
+        ({"attention_bias": False}, "attention_bias is false: only true"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5: only 1"),
+        ({"logit_scale": 0.0625}, "logit_scale"),
+        ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50.0: no such field"),
+        ({"use_mup": True}, "use_mup"),
+        ({"residual_multiplier": 0.22}, "residual_multiplier"),
+        ({"scale_attn_weights": False}, "scale_attn_weights"),
+        ({"mup_scale": 2}, "mup_scale"),
+        ({"qk_norm": True}, "qk_norm is true"),
+        ({"num_experts": 60}, "num_experts"),
+        ({"rope_local_base_freq": 1e4}, "rope_local_base_freq"),
+        ({"per_layer_config": {"0": {"head_dim": 64}}}, "per_layer_config"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads 3 does not divide num_attention_heads 28"),
+        # A sliding window in some layer, as transformers finds it.
+        ({"use_sliding_window": True, "max_window_layers": 27}, "max_window_layers is 27"),
+        ({"use_sliding_window": True, "num_hidden_layers": 29, "max_window_layers": None}, "max_window_layers is 28"),
+        ({"layer_types": [FULL] * 27 + ["sliding_attention"]}, "layer_types"),
+        ({"layer_types": [FULL] * 27}, "layer_types"),
+        ({"layer_types": FULL}, 'layer_types is "full_attention"'),
+        # Rotations.
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, '"dynamic"'),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": YARN}, '"linear"'),
         ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e6}}, "llama3"),
+        ({"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0]}}, "longrope"),
+        ({"rope_parameters": {FULL: YARN}}, "fields that are not computed: full_attention"),
+        ({"rope_scaling": {"rope_type": "default", "mrope_section": [16, 24, 24]}}, "mrope_section"),
         ({"rope_scaling": {"rope_type": "yarn"}}, "factor"),
-        ({"num_key_value_heads": 3}, "3"),  # does not divide 28 heads
-        # Hugging Face computes something else with these; to leave them unread would be silently wrong.
+        ({"rope_scaling": YARN, "rope_theta": 1}, "rope_theta is 1"),
         ({"rope_scaling": YARN | {"mscale": 1.0, "mscale_all_dim": 0.5}}, "mscale"),
         ({"rope_scaling": YARN | {"truncate": False}}, "truncate"),
-        (
-            {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.5}},
-            "partial_rotary_factor",
-        ),
+        ({"rope_parameters": YARN | {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
     ],
 )
 def test_what_the_decoder_does_not_compute_is_refused(changes, words):
     with pytest.raises(ValueError, match=words):
         ModelConfig.from_hf(published("7B", **changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"use_sliding_window": True, "max_window_layers": 28},
+        {"use_sliding_window": True, "sliding_window": None, "max_window_layers": 0},
+        {"use_sliding_window": False, "max_window_layers": 0},
+        {"use_sliding_window": True, "max_window_layers": 0, "layer_types": [FULL] * 28},
+    ],
+)
+def test_a_sliding_window_that_no_layer_has_is_accepted(changes):
+    hf = published("7B", **changes)
+    assert set(transformers.Qwen2Config.from_dict(hf).layer_types) == {FULL}
+    assert ModelConfig.from_hf(hf) == ModelConfig.from_hf(published("7B"))
+
+
+def test_a_field_that_says_what_the_decoder_computes_is_accepted():
+    neutral = {"attention_bias": True, "logit_scale": 1.0, "clip_qkv": None, "use_mup": False, "num_experts": 0}
+    assert ModelConfig.from_hf(published("7B", **neutral)) == ModelConfig.from_hf(published("7B"))
+
+
+def test_fields_with_a_value_that_nobody_reads_are_named():
+    hf = published("7B", attention_dropout=0.1, dual_chunk_attention_config={"chunk_size": 9}, some_flag=False)
+    assert unread_fields(hf) == ["attention_dropout", "dual_chunk_attention_config"]
+    assert unread_fields(transformers.Qwen2Config.from_dict(published("7B")).to_dict()) == []

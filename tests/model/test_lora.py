@@ -15,6 +15,7 @@ import pytest
 from flax import nnx
 
 from s1jax.checkpoint.export import save_hf
+from s1jax.checkpoint.peft import to_peft
 from s1jax.checkpoint.source import load_model, resolve_source
 from s1jax.model.config import PROJECTIONS, LoraConfig, ModelConfig
 from s1jax.model.lora import Merged, combine, init_adapters, merge, split
@@ -321,7 +322,8 @@ def test_eight_devices_compute_what_one_does(kind):
 
 
 @pytest.mark.integration
-def test_an_export_has_the_same_logits_under_transformers(tmp_path, tiny_model):
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT calls it
+def test_an_export_has_the_same_logits_under_transformers_and_its_adapter_under_peft(tmp_path, tiny_model):
     torch = pytest.importorskip("torch")
     from transformers import AutoModelForCausalLM
 
@@ -330,10 +332,20 @@ def test_an_export_has_the_same_logits_under_transformers(tmp_path, tiny_model):
     adapters = random_adapters(config)
     tokens = random_tokens(config, (2, 9))
     wanted = full_logits(config, "stacked", combine(params, adapters), tokens)
+    adapter = to_peft(config, adapters, tiny_model, None)
     plain, merged = merge(config, RULES, one_device(), params, adapters, "float32")
-    save_hf(tmp_path / "hf", plain, merged, "float32", Path(tiny_model))
+    save_hf(tmp_path / "hf", plain, merged, "float32", Path(tiny_model), adapter=adapter)
     assert json.loads((tmp_path / "hf" / "config.json").read_text())["model_type"] == "qwen2"
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
-    with torch.no_grad():
-        theirs = model(torch.from_numpy(tokens).long()).logits.numpy()
-    np.testing.assert_allclose(theirs, wanted, atol=2e-5)
+
+    def assert_same_logits(model):
+        with torch.no_grad():
+            theirs = model(torch.from_numpy(tokens).long()).logits.numpy()
+        np.testing.assert_allclose(theirs, wanted, atol=2e-5)
+
+    assert_same_logits(AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32))
+    peft = pytest.importorskip("peft")
+    # PEFT finds the base by its name in the adapter's config.
+    directory = str(tmp_path / "hf" / "adapter")
+    assert_same_logits(peft.AutoPeftModelForCausalLM.from_pretrained(directory, dtype=torch.float32))
+    base_model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    assert_same_logits(peft.PeftModel.from_pretrained(base_model, directory))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,22 +18,33 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 
+DEFAULT = {"rope_type": "default", "rope_theta": 5e5}
+
+
 @pytest.mark.parametrize(
-    "scaling",
-    [None, YARN, {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
-     YARN | {"factor": 2.0, "beta_fast": 16.0, "beta_slow": 2.0, "attention_factor": 1.25}],
-)  # fmt: skip
+    "changes",
+    [
+        {},
+        {"rope_scaling": YARN},
+        {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}},
+        {"rope_scaling": YARN | {"factor": 2.0, "beta_fast": 16.0, "beta_slow": 2.0, "attention_factor": 1.25}},
+        {"rope_parameters": YARN | {"rope_theta": 5e5}},
+        # Both forms, and a field in both places.
+        {"rope_parameters": DEFAULT, "rope_scaling": {"type": "yarn", "factor": 4.0}},
+        {"rope_parameters": YARN | {"rope_theta": 5e5}, "rope_scaling": {"rope_type": "default"}},
+        {"rope_parameters": DEFAULT, "rope_scaling": {}, "rope_theta": 2e6},
+        {"rope_parameters": YARN, "rope_scaling": None, "original_max_position_embeddings": 4096},
+        {"rope_scaling": YARN, "rope_theta": 100, "original_max_position_embeddings": 10**9},
+    ],
+)
 @pytest.mark.parametrize("size", ["0.5B", "7B"])
 @torch.no_grad()
-def test_rotary_embeddings_equal_hugging_faces(size, scaling):
-    factor = scaling["factor"] if scaling else 1.0
-    hf_config = published(size, max_position_embeddings=int(32768 * factor)) | (
-        {"rope_scaling": scaling} if scaling else {}
-    )
+def test_rotary_embeddings_equal_hugging_faces(size, changes):
+    hf_config = published(size, max_position_embeddings=65536) | copy.deepcopy(changes)
+    config = ModelConfig.from_hf(hf_config)
     rotary = transformers.models.qwen2.modeling_qwen2.Qwen2RotaryEmbedding(
         transformers.Qwen2Config.from_dict(hf_config)
     )
-    config = ModelConfig.from_hf(hf_config)
     frequencies = rope_frequencies(config.head_dim, config.rope_theta, config.yarn)
     attention_factor = rope_attention_factor(config.yarn)
     np.testing.assert_allclose(frequencies, rotary.inv_freq.numpy(), rtol=3e-7)

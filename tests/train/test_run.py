@@ -306,6 +306,9 @@ def test_a_lora_run_learns_resumes_and_exports_a_merged_model(frozen, run_config
         with pytest.raises(OSError, match="stopped"):
             train(config)
     hf = train(config)
+    settings = json.loads((hf / "adapter" / "adapter_config.json").read_text())
+    assert settings["r"] == 8 and settings["base_model_name_or_path"] == config.model
+    assert (hf / "adapter" / "adapter_model.safetensors").is_file()
     losses = losses_of(config.output)
     assert len(losses) == 12 and losses[-1] < losses[0] - 0.05
     last = json.loads((Path(config.output) / "metrics.jsonl").read_text().splitlines()[-1])["eval_loss"]
@@ -470,7 +473,7 @@ def test_what_does_not_fit_the_model_is_refused_before_its_weights_are_read(run_
     config = Path(run_config.model) / "config.json"
     fitting = json.loads(config.read_text())
     for change, message in (
-        ({"vocab_size": 258}, "token id 258, but the model's vocab_size is 258"),
+        ({"vocab_size": 258}, "with id 258, but the model's vocab_size is 258"),
         ({"max_position_embeddings": 100}, r"example \d+ has \d+ tokens, but the model's context is 100"),
     ):
         config.write_text(json.dumps(fitting | change))
