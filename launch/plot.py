@@ -17,6 +17,7 @@ from s1jax.results.samples import distinct_samples, read_samples
 from s1jax.results.tables import format_thinking_table, format_voting_table
 from s1jax.runtime.command import run_command
 from s1jax.runtime.config import parse_arguments
+from s1jax.runtime.errors import UserError
 from s1jax.runtime.files import check_writable
 
 logger = logging.getLogger("s1jax.launch")
@@ -40,12 +41,17 @@ def main() -> None:
         why = "temperature 0, or an unused ignore text"
         logger.info("%d of %d rows are copies of others (%s): left out\n", copies, len(rows), why)
     out = config.out or config.rows.parent
-    figures = [out / "thinking.png"]
-    check_writable(figures[0])
+    voting = format_voting_table(rows)
+    figures = [out / "thinking.png", *([out / "voting.png"] if voting else [])]
+    for path in (*figures, *(figure.with_suffix(".json") for figure in figures)):
+        check_writable(path)
+        if path.resolve() == config.rows.resolve():
+            raise UserError(
+                f"{path} holds the rows, and the figures would replace it: give another --out, or rename it"
+            )
     plot_thinking(rows, figures[0])
     logger.info(format_thinking_table(rows))
-    if voting := format_voting_table(rows):
-        figures.append(out / "voting.png")
+    if voting:
         plot_voting(rows, figures[1])
         logger.info("\n%s", voting)
     else:

@@ -38,6 +38,9 @@ from s1jax.runtime import jsonl
 from s1jax.runtime.command import run_command
 from s1jax.runtime.config import parse_arguments
 from s1jax.runtime.errors import UserError
+from s1jax.runtime.files import check_writable
+from s1jax.runtime.lock import Lock
+from s1jax.runtime.preemption import Preemption
 from s1jax.runtime.progress import progress
 
 logger = logging.getLogger("data_tools.curation")
@@ -71,21 +74,41 @@ class CurateConfig:
             raise UserError(f"--num {self.num} and --ngram {self.ngram} must be positive")
         pool, heldout = Path(self.pool).resolve(), Path(self.heldout).resolve()
         for written in (self.output.resolve(), self.rejects.resolve()):
-            if written.is_dir():
-                raise UserError(f"--output {written} is a directory: give a .jsonl file to write")
+            check_writable(written)
             if pool in (written, written.parent):
                 raise UserError(f"--output {written} would change --pool {pool}: write elsewhere")
             if heldout == written:
                 raise UserError(f"--output {written} would change --heldout {heldout}: write elsewhere")
+        if any(path.exists() for path in (self.output, self.rejects)) and not self._is_ours():
+            raise UserError(f"--output {self.output} would replace files that curation did not write: write elsewhere")
 
     @property
     def rejects(self) -> Path:
         """The file for the rejected rows: NAME.rejects.jsonl beside the output."""
         return self.output.parent / f"{self.output.stem}.rejects.jsonl"
 
+    def _is_ours(self) -> bool:
+        """Return whether an earlier curation wrote the files: it writes the rejected rows first, each with its stage."""
+        if not self.rejects.exists():
+            return False
+        return all(isinstance(row, dict) and "stage" in row for _, row in jsonl.read(self.rejects))
+
 
 def curate(config: CurateConfig) -> list[tuple[str, int]]:
-    """Run all stages and write the chosen rows; return the number of rows after each stage."""
+    """Run all stages and write the chosen rows; return the number of rows after each stage.
+
+    A signal ends the process at once, since the files are written at the end.
+    """
+    with (
+        Preemption() as preemption,
+        preemption.nothing_to_save("curating"),
+        Lock(config.output),
+        Lock(config.rejects),
+    ):
+        return _curate(config)
+
+
+def _curate(config: CurateConfig) -> list[tuple[str, int]]:
     questions = [problem.question for problem in read_problems(config.heldout)]
     rows, rejects = read_rows(config.pool)
     counts = [("pool", len(rows) + len(rejects))]

@@ -2,7 +2,8 @@
 
 Each condition, problem and sample makes one row, which is appended when it is finished. Conditions that differ only in their limits share a
 thinking trace (`Trace`), from which their answers are forked. A run computes the rows whose keys (`row_key`) the file lacks, so an
-interrupted run resumes, and one file can hold a whole study. If there are several processes, the first one reads and writes the file.
+interrupted run resumes, and one file can hold a whole study. If there are several processes, the first one reads and writes the file. It
+holds the lock of the file meanwhile.
 
 Invariant: the randomness of a row is a function of (seed, problem, sample) and positions, so no other row changes it.
 """
@@ -31,6 +32,7 @@ from s1jax.runtime import jsonl
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.files import check_writable
 from s1jax.runtime.git import commit
+from s1jax.runtime.lock import Lock
 from s1jax.runtime.preemption import Preemption
 from s1jax.runtime.processes import check_same, everywhere, from_first_process, is_first_process, start_processes
 from s1jax.runtime.progress import progress
@@ -48,15 +50,13 @@ class _Job:
 
 
 def write_and_show(write: Callable[[], Path]) -> None:
-    """Join the processes of the run, call `write`, and print the curves of the file of sample rows that it returns.
-
-    A signal ends the process at once, since rows are saved as they are finished.
-    """
+    """Join the processes of the run, call `write`, and print the curves of the file of sample rows that it returns."""
     start_processes()
-    with Preemption() as preemption, preemption.nothing_to_save("decoding"):
-        rows = write()
+    rows = write()
     if is_first_process():
-        print(format_thinking_table(read_samples(rows)))
+        with Preemption() as preemption, preemption.nothing_to_save("printing"):
+            preemption.saved = f"all rows are in {rows}"
+            print(format_thinking_table(read_samples(rows)))
 
 
 def evaluate(config: EvaluateConfig) -> Path:
@@ -67,9 +67,19 @@ def evaluate(config: EvaluateConfig) -> Path:
 def write_samples(config: DecodingConfig, trace: Trace, num_samples: int = 1) -> Path:
     """Decode and grade what `config.output` lacks of every condition, problem and sample, and append its rows; return the file.
 
-    Raises UserError if the file cannot be written, is not one of sample rows, or has the earlier format, if a problem was edited since its
-    rows of this model were written, or if a request does not fit the model.
+    A signal ends the process at once, since rows are saved as they are finished. Raises UserError if the file cannot be written, is
+    written by another process, is not one of sample rows, or has the earlier format, if a problem was edited since its rows of this model
+    were written, or if a request does not fit the model.
     """
+    output = Path(config.output)
+    from_first_process(lambda: check_writable(output))
+    with Preemption() as preemption, preemption.nothing_to_save("decoding"), Lock(output):
+        _write_missing(config, trace, num_samples, preemption)
+    return output
+
+
+def _write_missing(config: DecodingConfig, trace: Trace, num_samples: int, preemption: Preemption) -> None:
+    """Do the work of `write_samples`."""
     output, writes = Path(config.output), is_first_process()
     every_problem = everywhere(lambda: read_problems(config.benchmark))
     check_same((config, trace, num_samples), "config")
@@ -87,13 +97,14 @@ def write_samples(config: DecodingConfig, trace: Trace, num_samples: int = 1) ->
         missing = [c for c in trace.conditions if row_key(_key_columns(job, c, shared)) not in done]
         if missing:
             jobs.append(replace(job, trace=Trace(tuple(missing))))
+    num_done = num_rows - sum(len(job.trace.conditions) for job in jobs)
+    preemption.saved = f"{num_done} of {num_rows} rows are in {output}"
     if not jobs:
         logger.info("%s has all %d rows already", output, num_rows)
-        return output
+        return
     # The longest traces begin first, so that none is left alone at the end.
     jobs.sort(key=lambda job: -job.trace.condition.max_thinking_tokens)
     engine, chat, requests = _prepare(config, source, trace.condition, jobs)
-    num_done = num_rows - sum(len(job.trace.conditions) for job in jobs)
     with (
         jsonl.Appender(output) as file,
         progress(num_rows, "decode", "row", initial=num_done, hidden=not writes) as bar,
@@ -105,8 +116,9 @@ def write_samples(config: DecodingConfig, trace: Trace, num_samples: int = 1) ->
                     _sample_row(chat, job, condition, completion, shared)
                     for condition, completion in zip(job.trace.conditions, completions, strict=True)
                 )
+            num_done += len(completions)
+            preemption.saved = f"{num_done} of {num_rows} rows are in {output}"
             bar.update(len(completions))
-    return output
 
 
 def _key_columns(job: _Job, condition: Condition, shared: dict[str, Any]) -> SampleRow:
@@ -143,9 +155,8 @@ def _sample_row(
 
 def _read_keys(output: Path, problems: Sequence[Problem]) -> set[tuple[Any, ...]]:
     """Return the keys of the rows that a file holds. Raises UserError if rows cannot be added to it (`write_samples`)."""
-    check_writable(output)
     # No rows are in a file that is missing, empty or torn inside its first row.
-    is_empty = not output.exists() or jsonl.is_first_row_torn(output)
+    is_empty = not output.exists() or jsonl.is_torn(output.read_bytes(), start=f'{{"{next(iter(COLUMNS))}": '.encode())
     rows = [] if is_empty else read_samples(output)
     if not all(is_whole(row) for row in rows):
         raise UserError(
