@@ -17,6 +17,7 @@ Invariants: the selection does not depend on the order of the pool. Every row of
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import re
@@ -74,24 +75,15 @@ class CurateConfig:
             raise UserError(f"--num {self.num} and --ngram {self.ngram} must be positive")
         pool, heldout = Path(self.pool).resolve(), Path(self.heldout).resolve()
         for written in (self.output.resolve(), self.rejects.resolve()):
-            check_writable(written)
             if pool in (written, written.parent):
                 raise UserError(f"--output {written} would change --pool {pool}: write elsewhere")
             if heldout == written:
                 raise UserError(f"--output {written} would change --heldout {heldout}: write elsewhere")
-        if any(path.exists() for path in (self.output, self.rejects)) and not self._is_ours():
-            raise UserError(f"--output {self.output} would replace files that curation did not write: write elsewhere")
 
     @property
     def rejects(self) -> Path:
         """The file for the rejected rows: NAME.rejects.jsonl beside the output."""
         return self.output.parent / f"{self.output.stem}.rejects.jsonl"
-
-    def _is_ours(self) -> bool:
-        """Return whether an earlier curation wrote the files: it writes the rejected rows first, each with its stage."""
-        if not self.rejects.exists():
-            return False
-        return all(isinstance(row, dict) and "stage" in row for _, row in jsonl.read(self.rejects))
 
 
 def curate(config: CurateConfig) -> list[tuple[str, int]]:
@@ -99,6 +91,7 @@ def curate(config: CurateConfig) -> list[tuple[str, int]]:
 
     A signal ends the process at once, since the files are written at the end.
     """
+    check_output(config)
     with (
         Preemption() as preemption,
         preemption.nothing_to_save("curating"),
@@ -106,6 +99,22 @@ def curate(config: CurateConfig) -> list[tuple[str, int]]:
         Lock(config.rejects),
     ):
         return _curate(config)
+
+
+def check_output(config: CurateConfig) -> None:
+    """Raise UserError if the files cannot be written, or would replace a file that no curation wrote.
+
+    A curation writes the rejected rows first, each with its stage.
+    """
+    for path in (config.output, config.rejects):
+        check_writable(path)
+    is_ours = False
+    if config.rejects.exists():
+        with contextlib.suppress(UserError):  # it is no JSON
+            is_ours = all(isinstance(row, dict) and "stage" in row for _, row in jsonl.read(config.rejects))
+    for path in (config.output, config.rejects):
+        if path.exists() and not is_ours:
+            raise UserError(f"--output {config.output} would replace {path}, which no curation wrote: write elsewhere")
 
 
 def _curate(config: CurateConfig) -> list[tuple[str, int]]:

@@ -70,7 +70,9 @@ def _find_fault(path: Path) -> str | None:
         return "it is a symbolic link to nothing; remove it, or name another file"
     parent = next(parent for parent in path.parents if parent.exists())
     if not parent.is_dir():
-        return f"{parent} is a file, not a directory"
+        return f"{parent} is not a directory"
+    if ".." in path.parts and not path.parent.exists():
+        return f"{path.parent} does not exist"
     with contextlib.suppress(FileNotFoundError):
         (parent / _partial(path).name).lstat()  # the longest name of a file beside this one
     try:

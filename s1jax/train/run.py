@@ -165,10 +165,10 @@ def check_output(config: TrainConfig) -> None:
     output = Path(config.output)
     if output.resolve() == Path(config.model).expanduser().resolve():
         raise UserError(f"output {config.output} is the model itself: give the run another directory")
-    if output.is_symlink() and not output.exists():
-        raise UserError(f"{output} is a symbolic link to nothing: remove it, or give another output")
     for name in (REJECTS_NAME, CONFIG_NAME, LOG_NAME, "config.json"):
         check_writable(output / name)
+    if output.is_symlink() and not output.exists():
+        raise UserError(f"{output} is a symbolic link to nothing: remove it, or give another output")
     for name in ("checkpoints", "tensorboard"):
         if (output / name).exists() and not (output / name).is_dir():
             raise UserError(f"{output / name} is a file: remove it, or give another output")
