@@ -16,6 +16,7 @@ from s1jax.checkpoint.source import load_model, resolve_source
 from s1jax.runtime.command import run_command
 from s1jax.runtime.config import parse_arguments
 from s1jax.runtime.errors import UserError
+from s1jax.runtime.lock import Lock
 from s1jax.runtime.sharding import MeshConfig, ShardingRules, make_mesh
 
 logger = logging.getLogger("s1jax.launch")
@@ -44,13 +45,14 @@ def main() -> None:
         raise UserError(f"{config.dst} lies in {config.src}, the source: give a directory outside it")
     mesh = make_mesh(config.mesh)
     dtype = config.dtype if source.kind == "hugging_face" else None
-    model_config, params = load_model(source, mesh, ShardingRules(), "stacked", param_dtype=dtype)
-    if source.kind == "hugging_face":
-        save_params(config.dst, model_config, params, source.files)
-        form = "pre-sharded Orbax"
-    else:
-        save_hf(config.dst, model_config, params, config.dtype, source.files)
-        form = "Hugging Face"
+    with Lock(destination):
+        model_config, params = load_model(source, mesh, ShardingRules(), "stacked", param_dtype=dtype)
+        if source.kind == "hugging_face":
+            save_params(config.dst, model_config, params, source.files)
+            form = "pre-sharded Orbax"
+        else:
+            save_hf(config.dst, model_config, params, config.dtype, source.files)
+            form = "Hugging Face"
     logger.info("wrote %s (%s)", config.dst, form)
     if not source.has_tokenizer:
         logger.warning("%s has no tokenizer, so %s has none and cannot answer questions", config.src, config.dst)

@@ -18,6 +18,7 @@ from s1jax.results.samples import distinct_samples, read_samples
 from s1jax.results.tables import format_thinking_table, format_voting_table
 from s1jax.runtime.command import run_command
 from s1jax.runtime.config import parse_arguments
+from s1jax.runtime.errors import UserError
 from s1jax.runtime.files import check_writable
 
 logger = logging.getLogger("s1jax.launch")
@@ -43,9 +44,12 @@ def main() -> None:
     out = config.out or config.rows.parent
     voting = format_voting_table(rows)
     figures = [out / "thinking.png", *([out / "voting.png"] if voting else [])]
-    for figure in figures:
-        check_writable(figure)
-        check_writable(figure.with_suffix(".json"))
+    for path in (*figures, *(figure.with_suffix(".json") for figure in figures)):
+        check_writable(path)
+        if path.resolve() == config.rows.resolve():
+            raise UserError(
+                f"{path} holds the rows, and the figures would replace it: give another --out, or rename it"
+            )
     plot_thinking(rows, figures[0])
     logger.info(format_thinking_table(rows))
     if voting:

@@ -18,6 +18,7 @@ told apart by their ids, because two sources may number their rows alike.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 from collections import Counter, defaultdict
@@ -38,6 +39,9 @@ from s1jax.runtime import jsonl
 from s1jax.runtime.command import run_command
 from s1jax.runtime.config import parse_arguments
 from s1jax.runtime.errors import UserError
+from s1jax.runtime.files import check_writable
+from s1jax.runtime.lock import Lock
+from s1jax.runtime.preemption import Preemption
 from s1jax.runtime.progress import progress
 
 logger = logging.getLogger("data_tools.curation")
@@ -71,9 +75,7 @@ class CurateConfig:
             raise UserError(f"--num {self.num} and --ngram {self.ngram} must be positive")
         pool, heldout = Path(self.pool).resolve(), Path(self.heldout).resolve()
         for written in (self.output.resolve(), self.rejects.resolve()):
-            if written.is_dir():
-                raise UserError(f"--output {written} is a directory: give a .jsonl file to write")
-            if pool in (written, *written.parents):
+            if pool in (written, written.parent):
                 raise UserError(f"--output {written} would change --pool {pool}: write elsewhere")
             if heldout == written:
                 raise UserError(f"--output {written} would change --heldout {heldout}: write elsewhere")
@@ -85,7 +87,37 @@ class CurateConfig:
 
 
 def curate(config: CurateConfig) -> list[tuple[str, int]]:
-    """Run all stages and write the chosen rows; return the number of rows after each stage."""
+    """Run all stages and write the chosen rows; return the number of rows after each stage.
+
+    A signal ends the process at once, since the files are written at the end.
+    """
+    check_output(config)
+    with (
+        Preemption() as preemption,
+        preemption.nothing_to_save("curating"),
+        Lock(config.output),
+        Lock(config.rejects),
+    ):
+        return _curate(config)
+
+
+def check_output(config: CurateConfig) -> None:
+    """Raise UserError if the files cannot be written, or would replace a file that no curation wrote.
+
+    A curation writes the rejected rows first, each with its stage.
+    """
+    for path in (config.output, config.rejects):
+        check_writable(path)
+    is_ours = False
+    if config.rejects.exists():
+        with contextlib.suppress(UserError):  # it is no JSON
+            is_ours = all(isinstance(row, dict) and "stage" in row for _, row in jsonl.read(config.rejects))
+    for path in (config.output, config.rejects):
+        if path.exists() and not is_ours:
+            raise UserError(f"--output {config.output} would replace {path}, which no curation wrote: write elsewhere")
+
+
+def _curate(config: CurateConfig) -> list[tuple[str, int]]:
     questions = [problem.question for problem in read_problems(config.heldout)]
     rows, rejects = read_rows(config.pool)
     counts = [("pool", len(rows) + len(rejects))]

@@ -32,6 +32,7 @@ from s1jax.runtime import jsonl
 from s1jax.runtime.command import run_command
 from s1jax.runtime.config import parse_arguments
 from s1jax.runtime.errors import UserError
+from s1jax.runtime.files import check_writable
 
 MAX_VALUE = 99
 LABELS = "ABCDEFGH"
@@ -251,9 +252,14 @@ def main() -> None:
     """Write the pool and the held-out problems."""
     config = parse_arguments(__doc__ or "", ArithmeticConfig)
     heldout = make_heldout(config.num_heldout, config.seed)
-    jsonl.write(config.out / "pool.jsonl", make_pool(config.num, config.seed, heldout))
     problems = [dict(id=question_id(p.question), question=p.question, answer=str(p.answer)) for p in heldout]
-    jsonl.write(config.out / "heldout.jsonl", problems)
+    files = {"pool.jsonl": make_pool(config.num, config.seed, heldout), "heldout.jsonl": problems}
+    for name, rows in files.items():
+        check_writable(config.out / name)
+        if (config.out / name).exists() and [row for _, row in jsonl.read(config.out / name)] != rows:
+            raise UserError(f"{config.out / name} holds other rows: remove it, or give another folder")
+    for name, rows in files.items():
+        jsonl.write(config.out / name, rows)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from s1jax.checkpoint.source import CONFIG_NAME
 from s1jax.runtime.errors import UserError
+from s1jax.runtime.files import writing
 from s1jax.runtime.processes import barrier, from_first_process, is_first_process
 
 
@@ -47,7 +48,7 @@ def new_directory(directory: str | Path, overwrite: bool = False) -> Iterator[Pa
     """Yield a temporary directory, and rename it to `directory` at the end. After an error the temporary directory is removed.
 
     If the process is killed, `directory` is the old one or the new one, or absent; if absent, the next call restores the old one. All
-    processes call this together. Raises UserError as `check_destination` does.
+    processes call this together. Raises UserError as `check_destination` does, and OSError that names `directory` if the disk is full.
     """
     destination = Path(os.path.abspath(Path(directory).expanduser()))
     partial, replaced = (_beside(destination, state) for state in ("partial", "replaced"))
@@ -68,7 +69,8 @@ def new_directory(directory: str | Path, overwrite: bool = False) -> Iterator[Pa
 
     from_first_process(begin)
     try:
-        yield partial
+        with writing(directory):
+            yield partial
         barrier(f"written {destination}")
         if is_first_process():
             if destination.exists():

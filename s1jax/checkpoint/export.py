@@ -1,7 +1,6 @@
 """Writes models: a Hugging Face directory or a pre-sharded Orbax checkpoint, each with config.json and tokenizer files."""
 
 import json
-import shutil
 from pathlib import Path
 
 from s1jax.checkpoint import huggingface, orbax
@@ -74,9 +73,7 @@ def write_model_files(
                 hf = {name: value for name, value in original.items() if name not in STALE_FIELDS}
         for name in TOKENIZER_FILES:
             if (files / name).is_file() and files.resolve() != directory.resolve():
-                partial = directory / f".{name}.partial"
-                shutil.copyfile(files / name, partial)
-                partial.replace(directory / name)
+                write_file(directory / name, (files / name).read_bytes())
     if stored_dtype is not None:
         # transformers 5 reads `dtype`. Older versions and other readers read `torch_dtype`.
         names = [name for name in ("dtype", "torch_dtype") if name in hf] or ["torch_dtype"]

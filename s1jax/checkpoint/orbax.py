@@ -7,11 +7,15 @@ Invariant: names and shapes are compared with the model's before anything is rea
 """
 
 import contextlib
+import errno
+import functools
 import json
 import logging
 import re
+import shutil
+import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -134,13 +138,20 @@ def read_eval_loss(step_directory: Path) -> float | None:
 
 
 def write_params(directory: Path, params: Params) -> None:
-    """Write stacked parameters in chunks so small that any later mesh can read only its own part. All processes call this together."""
+    """Write stacked parameters in chunks so small that any later mesh can read only its own part. All processes call this together.
+
+    Raises OSError if they cannot be written, as on a full disk.
+    """
     import orbax.checkpoint as ocp
 
+    quieten()
     save_args = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), params)
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(directory.absolute(), params, save_args=save_args)
-        checkpointer.wait_until_finished()
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(directory.absolute(), params, save_args=save_args)
+            checkpointer.wait_until_finished()
+    except Exception as error:
+        raise OSError(errno.EIO, describe_write_error(error, directory.parent)) from error
     if is_first_process():
         record_files(directory)
 
@@ -201,3 +212,31 @@ def named_errors(directory: Path, hint: str = "") -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"cannot read checkpoint {directory} ({type(error).__name__}: {reason}){hint}") from error
+
+
+def describe_write_error(error: Exception, directory: Path) -> str:
+    """Return why Orbax could not write below a directory, with the room on its disk."""
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    if "No space left on device" in str(error):
+        reason = "the disk is full of bytes or of files"
+    return f"{reason} ({shutil.disk_usage(directory).free / 1e9:.2f} GB were free)"
+
+
+@functools.cache
+def quieten() -> None:
+    """Suppress what Orbax and asyncio print about errors that are also raised. Otherwise one full disk would fill pages."""
+
+    def is_not_raised_too(record: logging.LogRecord) -> bool:
+        return record.levelno < logging.ERROR or "orbax" not in Path(record.pathname).parts
+
+    def report(unraisable: Any, default: Callable[[Any], object] = sys.unraisablehook) -> None:
+        # Orbax closes its event loop after the first array's error, so TensorStore cannot deliver the errors of other arrays, and the
+        # coroutines that wait for them end with the interpreter.
+        is_closed = repr(unraisable.exc_value) == "RuntimeError('Event loop is closed')"
+        if not (is_closed or "write_fragment" in repr(unraisable.object)):
+            default(unraisable)
+
+    logging.getLogger("absl").addFilter(is_not_raised_too)
+    # Orbax waits only for the first failing task of its event loop, so asyncio would report the errors of the others.
+    logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
+    sys.unraisablehook = report

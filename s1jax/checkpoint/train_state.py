@@ -8,14 +8,12 @@ first save on there is always a whole checkpoint, whatever ends the process. The
 """
 
 import contextlib
-import functools
 import json
 import logging
 import math
 import os
 import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +44,7 @@ class StateStore:
 
         self.directory = Path(os.path.abspath(directory))
         self._saving: int | None = None
-        _quieten()
+        orbax.quieten()
         if is_first_process():
             for path in self.directory.glob(f"*{TEMPORARY}*"):
                 logger.warning("%s is a half-written checkpoint: removed", path)
@@ -170,15 +168,13 @@ class StateStore:
         try:
             yield
         except Exception as error:
-            free = shutil.disk_usage(self.directory).free / 1e9
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            if "No space left on device" in str(error):
-                reason = "the disk is full of bytes or of files"
+            reason = orbax.describe_write_error(error, self.directory)
             if is_first_process():
                 for path in self.directory.glob(f"{self._saving}{TEMPORARY}*"):
                     shutil.rmtree(path, ignore_errors=True)
             raise OSError(
-                f"cannot save step {self._saving} in {self.directory}: {reason} ({free:.2f} GB were free); older checkpoints are unchanged"
+                f"cannot save step {self._saving} in {self.directory}: {reason}. "
+                "Older checkpoints are unchanged: mend this, and the same command resumes"
             ) from error
 
 
@@ -186,21 +182,3 @@ def _rank(metrics: dict[str, Any]) -> float:
     """Return the number that steps are ranked by, the lowest first: the evaluation loss, or infinity if it is absent or not finite."""
     loss = metrics.get("eval_loss")
     return loss if loss is not None and math.isfinite(loss) else math.inf
-
-
-@functools.cache
-def _quieten() -> None:
-    """Suppress what Orbax and asyncio print about errors that are also raised. Otherwise one full disk would fill pages."""
-
-    def is_not_raised_too(record: logging.LogRecord) -> bool:
-        return record.levelno < logging.ERROR or "orbax" not in Path(record.pathname).parts
-
-    def report(unraisable: Any, default: Callable[[Any], object] = sys.unraisablehook) -> None:
-        # Orbax closes its event loop after the first array's error, so TensorStore cannot deliver the errors of other arrays.
-        if repr(unraisable.exc_value) != "RuntimeError('Event loop is closed')":
-            default(unraisable)
-
-    logging.getLogger("absl").addFilter(is_not_raised_too)
-    # Orbax waits only for the first failing task of its event loop, so asyncio would report the errors of the others.
-    logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
-    sys.unraisablehook = report

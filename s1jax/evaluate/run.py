@@ -2,7 +2,8 @@
 
 Each condition, problem and sample makes one row, which is appended when it is finished. Conditions that differ only in their limits share a
 thinking trace (`Trace`), from which their answers are forked. A run computes the rows whose keys (`row_key`) the file lacks, so an
-interrupted run resumes, and one file can hold a whole study. If there are several processes, the first one reads and writes the file.
+interrupted run resumes, and one file can hold a whole study. If there are several processes, the first one reads and writes the file. It
+holds the lock of the file meanwhile.
 
 Invariant: the randomness of a row is a function of (seed, problem, sample) and positions, so no other row changes it.
 """
@@ -32,6 +33,7 @@ from s1jax.runtime.command import counted
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.files import check_writable
 from s1jax.runtime.git import commit
+from s1jax.runtime.lock import Lock
 from s1jax.runtime.preemption import Preemption
 from s1jax.runtime.processes import check_same, everywhere, from_first_process, is_first_process, start_processes
 from s1jax.runtime.progress import progress
@@ -53,19 +55,17 @@ Keys = set[tuple[Any, ...]]
 
 
 def write_and_show(write: Callable[[], tuple[Path, Keys]]) -> None:
-    """Join the processes of the run, call `write` (that is `write_samples`), and print the curves of the rows that were asked for.
-
-    A signal ends the process at once, since rows are saved as they are finished.
-    """
+    """Join the processes of the run, call `write` (that is `write_samples`), and print the curves of the rows that were asked for."""
     start_processes()
-    with Preemption() as preemption, preemption.nothing_to_save("decoding"):
-        output, asked = write()
+    output, asked = write()
     if is_first_process():
-        rows = read_samples(output)
-        shown = [row for row in rows if row_key(row) in asked]
-        print(format_thinking_table(shown))
-        if others := len(rows) - len(shown):
-            logger.info("%s also holds %s: plot.py shows all", output, counted(others, "row") + " of other runs")
+        with Preemption() as preemption, preemption.nothing_to_save("printing"):
+            preemption.saved = f"all rows are in {output}"
+            rows = read_samples(output)
+            shown = [row for row in rows if row_key(row) in asked]
+            print(format_thinking_table(shown))
+            if others := len(rows) - len(shown):
+                logger.info("%s also holds %s: plot.py shows all", output, counted(others, "row") + " of other runs")
 
 
 def evaluate(config: EvaluateConfig) -> Path:
@@ -78,9 +78,18 @@ def write_samples(config: DecodingConfig, trace: Trace, num_samples: int = 1) ->
 
     Returns the file, and the keys of all rows that were asked for, whether the file had them before or not.
 
-    Raises UserError if the file cannot be written, is not one of sample rows, or has the earlier format, if a problem was edited since its
-    rows of this model were written, or if a request does not fit the model.
+    A signal ends the process at once, since rows are saved as they are finished. Raises UserError if the file cannot be written, is
+    written by another process, is not one of sample rows, or has the earlier format, if a problem was edited since its rows of this model
+    were written, or if a request does not fit the model.
     """
+    output = Path(config.output)
+    from_first_process(lambda: check_writable(output))
+    with Preemption() as preemption, preemption.nothing_to_save("decoding"), Lock(output):
+        return output, _write_missing(config, trace, num_samples, preemption)
+
+
+def _write_missing(config: DecodingConfig, trace: Trace, num_samples: int, preemption: Preemption) -> Keys:
+    """Do the work of `write_samples`; return the keys of all rows that were asked for."""
     output, writes = Path(config.output), is_first_process()
     every_problem = everywhere(lambda: read_problems(config.benchmark))
     check_same((config, trace, num_samples), "config")
@@ -98,13 +107,14 @@ def write_samples(config: DecodingConfig, trace: Trace, num_samples: int = 1) ->
         asked.update(keys)
         if missing := [c for c, key in zip(trace.conditions, keys, strict=True) if key not in done]:
             jobs.append(replace(job, trace=Trace(tuple(missing))))
+    num_done = len(asked) - sum(len(job.trace.conditions) for job in jobs)
+    preemption.saved = f"{num_done} of {len(asked)} rows are in {output}"
     if not jobs:
         logger.info("%s has all %d rows already", output, len(asked))
-        return output, asked
+        return asked
     # The longest traces begin first, so that none is left alone at the end.
     jobs.sort(key=lambda job: -job.trace.condition.max_thinking_tokens)
     engine, chat, requests = _prepare(config, source, trace.condition, jobs)
-    num_done = len(asked) - sum(len(job.trace.conditions) for job in jobs)
     with (
         jsonl.Appender(output) as file,
         progress(
@@ -124,8 +134,10 @@ def write_samples(config: DecodingConfig, trace: Trace, num_samples: int = 1) ->
                     _sample_row(chat, job, condition, completion, shared)
                     for condition, completion in zip(job.trace.conditions, completions, strict=True)
                 )
+            num_done += len(completions)
+            preemption.saved = f"{num_done} of {len(asked)} rows are in {output}"
             bar.update(len(completions))
-    return output, asked
+    return asked
 
 
 def _key_columns(job: _Job, condition: Condition, shared: dict[str, Any]) -> SampleRow:
@@ -162,9 +174,8 @@ def _sample_row(
 
 def _read_keys(output: Path, problems: Sequence[Problem]) -> Keys:
     """Return the keys of the rows that a file holds. Raises UserError if rows cannot be added to it (`write_samples`)."""
-    check_writable(output)
     # No rows are in a file that is missing, empty or torn inside its first row.
-    is_empty = not output.exists() or jsonl.is_first_row_torn(output)
+    is_empty = not output.exists() or jsonl.is_torn(output.read_bytes(), start=f'{{"{next(iter(COLUMNS))}": '.encode())
     rows = [] if is_empty else read_samples(output)
     if not all(is_whole(row) for row in rows):
         raise UserError(

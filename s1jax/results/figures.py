@@ -9,6 +9,7 @@ Invariant: a figure shows exactly the points of its JSON, and a line joins only 
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import json
 import logging
@@ -324,9 +325,9 @@ class _Page:
         self._place_notes()
         path = Path(path)
         write_file(path.with_suffix(".json"), json.dumps(self._points, indent=2, ensure_ascii=False) + "\n")
-        partial = path.with_name(f".{path.name}.partial")
-        figure.savefig(partial, format="png", dpi=200)
-        partial.replace(path)
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=200)
+        write_file(path, picture.getvalue())
 
     def _subject(self) -> str:
         """Return the line under the title: benchmark and model, or how many there are, and the number of problems."""

@@ -1,4 +1,4 @@
-"""Files: the root folder of the project, atomic writes of text files, and a check that a file can be written."""
+"""Files: the root folder of the project, atomic writes, the errors of writing, and a check that a file can be written."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import os
 import stat
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from s1jax.runtime.errors import UserError
@@ -14,21 +15,79 @@ from s1jax.runtime.errors import UserError
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def write_file(path: str | Path, text: str) -> None:
-    """Write a text file atomically, replacing an existing one; a missing directory is made."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+@contextlib.contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Name `path`, and what to do, in an OSError of the body, which writes it: a full disk, a quota, a disk that fails."""
+    try:
+        yield
+    except OSError as error:
+        if error.strerror is None:  # its message is whole already
+            raise
+        raise OSError(
+            f"{path} cannot be written: {error.strerror}. Nothing that was finished is lost: mend this, and the same command resumes"
+        ) from error
+
+
+def write_file(path: str | Path, content: str | bytes) -> None:
+    """Write a file atomically (text as UTF-8), replacing an existing one; a missing directory is made.
+
+    A symbolic link stays one: its target is written. Raises OSError that names `path`, and leaves what was there.
+    """
+    target = Path(path).resolve()
+    partial = _partial(target)
+    with writing(path):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_bytes(content.encode() if isinstance(content, str) else content)
+            partial.replace(target)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 def check_writable(path: Path) -> None:
     """Raise UserError unless a file can be written at `path`. Its directories need not exist, and none are made."""
     try:
-        with contextlib.suppress(FileNotFoundError):
-            if not stat.S_ISREG(path.stat().st_mode) or not os.access(path, os.W_OK):
-                raise UserError(f"{path} cannot be written: it is not a file, or it is protected")
-        tempfile.TemporaryFile(dir=next(parent for parent in path.parents if parent.exists())).close()
+        if fault := _find_fault(path):
+            raise UserError(f"{path} cannot be written: {fault}")
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def _find_fault(path: Path) -> str | None:
+    """Return why no file can be written at `path`, or None. Raises OSError for a name that is too long, or a loop of links."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        found = path.stat()
+        if stat.S_ISDIR(found.st_mode):
+            return "it is a directory; name a file"
+        if any(os.path.samestat(found, stream) for stream in _standard_streams()):
+            return "standard output or standard error goes there; name another file"
+        if not stat.S_ISREG(found.st_mode):
+            return "it is a device, a pipe or a socket; name a file"
+        if not os.access(path, os.W_OK):
+            return "it is protected; give write permission, or name another file"
+    if path.is_symlink() and not path.exists():
+        return "it is a symbolic link to nothing; remove it, or name another file"
+    parent = next(parent for parent in path.parents if parent.exists())
+    if not parent.is_dir():
+        return f"{parent} is not a directory"
+    if ".." in path.parts and not path.parent.exists():
+        return f"{path.parent} does not exist"
+    with contextlib.suppress(FileNotFoundError):
+        (parent / _partial(path).name).lstat()  # the longest name of a file beside this one
+    try:
+        tempfile.TemporaryFile(dir=parent).close()
+    except OSError as error:
+        return f"no file can be made in {parent} ({error.strerror})"
+    return None
+
+
+def _standard_streams() -> Iterator[os.stat_result]:
+    for descriptor in (1, 2):
+        with contextlib.suppress(OSError):  # it is closed
+            yield os.fstat(descriptor)
+
+
+def _partial(path: Path) -> Path:
+    """Return the path of a file that is being written and will replace `path`."""
+    return path.with_name(f".{path.name}.partial")

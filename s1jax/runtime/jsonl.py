@@ -1,15 +1,18 @@
 """JSON lines (UTF-8): reading them, writing a whole file, and appending rows that survive a crash.
 
-A process that is killed while it appends leaves a last line without its line break: a torn line. `read` leaves a torn line out unless it
-is whole JSON. `Appender` mends the file: it adds the missing line break to a line that is whole, and cuts off any other. `parse` serves
-files that a user made, where each bad line needs a reason of its own.
+A process that is killed while it appends leaves a last line without its line break. If that line is the beginning of a row, it is torn:
+`read` leaves it out, and `Appender` cuts it off. If the line is a whole row, `Appender` adds the line break. Any other line is an error, so
+that no file of another kind is ever mended. `parse` serves files that a user made, where each bad line needs a reason of its own.
 """
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import json
 import logging
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -18,7 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from s1jax.runtime.errors import UserError
-from s1jax.runtime.files import write_file
+from s1jax.runtime.files import write_file, writing
 
 logger = logging.getLogger(__name__)
 
@@ -32,10 +35,10 @@ def read(path: str | Path) -> list[tuple[int, Any]]:
     for number, line, value in parse(path):
         if not isinstance(value, Exception):
             rows.append((number, value))
-        elif line.endswith(b"\n"):
-            raise UserError(f"{path}: line {number} is {value}")
-        else:
+        elif is_torn(line):
             logger.warning("%s: line %d was cut off while it was written; it is left out", path, number)
+        else:
+            raise UserError(f"{path}: line {number} is {value}")
     return rows
 
 
@@ -103,10 +106,19 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return columns
 
 
-def is_first_row_torn(path: str | Path) -> bool:
-    """Return whether a file is empty or holds nothing but the beginning of a JSON object."""
-    first, *others = _lines(path)
-    return first[:1] in (b"", b"{") and not _parses(first) and not others
+def is_torn(line: bytes, start: bytes = b'{"') -> bool:
+    """Return whether a line is what a kill leaves of a row that `Appender` writes: text without line break, which is not whole JSON.
+
+    `start` is what the row begins with.
+    """
+    # Control characters are escaped in a row. The last character may be torn too.
+    if _parses(line) or re.search(rb"[\x00-\x1f]", line) or not start.startswith(line[: len(start)]):
+        return False
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(line)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def write(path: str | Path, rows: Iterable[Any]) -> None:
@@ -127,23 +139,30 @@ class Appender:
     def __enter__(self) -> Appender:
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        if self._file is not None:
+    def __exit__(self, kind: type[BaseException] | None = None, *_: Any) -> None:
+        if self._file is None:
+            return
+        # After an error the rest of a row may still wait to be written. It fails again, and the error is told already.
+        with contextlib.suppress(*([OSError] if kind else [])), writing(self.path), self._file:
+            self._file.flush()
             os.fsync(self._file.fileno())
-            self._file.close()
 
     def append(self, rows: Iterable[Any]) -> None:
-        """Write rows behind those that are there."""
-        if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            torn = _lines(self.path)[-1] if self.path.exists() else b""
-            self._file = self.path.open("ab")
-            if _parses(torn):
-                self._file.write(b"\n")
-            else:
-                self._file.truncate(self._file.tell() - len(torn))
-        self._file.write("".join(_to_line(row) for row in rows).encode())
-        self._file.flush()
+        """Write rows behind those that are there. Raises OSError that names the file, and UserError if its last line is no row."""
+        text = "".join(_to_line(row) for row in rows).encode()
+        with writing(self.path):
+            if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                last = _last_line(self.path) if self.path.exists() else b""
+                if last.strip() and not (_parses(last) or is_torn(last)):
+                    raise UserError(f"{self.path}: its last line is not a row; remove that line, or give another file")
+                self._file = self.path.open("ab")
+                if _parses(last):
+                    self._file.write(b"\n")
+                else:
+                    self._file.truncate(self._file.tell() - len(last))
+            self._file.write(text)
+            self._file.flush()
 
 
 def _to_line(row: Any) -> str:
@@ -153,9 +172,9 @@ def _to_line(row: Any) -> str:
     return line.encode(errors="backslashreplace").decode()
 
 
-def _lines(path: str | Path) -> list[bytes]:
-    """Return the lines of a file as bytes: one may be torn inside a character. The last one is empty unless it is torn."""
-    return Path(path).read_bytes().split(b"\n")
+def _last_line(path: Path) -> bytes:
+    """Return what follows the last line break of a file."""
+    return path.read_bytes().rpartition(b"\n")[2]
 
 
 def _parses(line: bytes) -> bool:

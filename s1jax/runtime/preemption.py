@@ -25,11 +25,14 @@ from typing import NoReturn
 import jax
 from jax.experimental import multihost_utils
 
+from s1jax.runtime import lock
 from s1jax.runtime.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 SIGNALS = {signal.SIGTERM: "terminated", signal.SIGINT: "interrupted"}
+
+NOTHING_NEW = "nothing new to save"
 
 # JAX numbers the calls of the agreement over the whole life of a process.
 _calls = itertools.count(1)
@@ -44,6 +47,8 @@ class Preemption:
         self._received_at = 0.0
         self._agreed = False
         self._idle: str | None = None
+        self.saved = NOTHING_NEW
+        """What is on disk, for the message of a signal that ends the process at once. The body of `nothing_to_save` may change it."""
         self._tell_jax: Callable[[], None] | None = None
         self._restore_jax: Callable[[], None] | None = None
 
@@ -79,7 +84,7 @@ class Preemption:
         with self._lock:
             self._idle = doing
             if self._received is not None:
-                _leave(self._received, f"while {doing}: nothing new to save; the same command resumes")
+                self._leave_idle(self._received)
         try:
             yield
         finally:
@@ -110,7 +115,7 @@ class Preemption:
             received = signal.Signals(number[0])
             with self._lock:
                 if self._idle is not None:
-                    _leave(received, f"while {self._idle}: nothing new to save; the same command resumes")
+                    self._leave_idle(received)
                 # A launcher may forward the signal that the terminal has sent to this process already.
                 again = self._received is not None and time.monotonic() > self._received_at + 0.5
                 if received == signal.SIGINT and again:
@@ -122,9 +127,13 @@ class Preemption:
             if self._tell_jax is not None:
                 self._tell_jax()
 
+    def _leave_idle(self, received: signal.Signals) -> NoReturn:
+        _leave(received, f"while {self._idle}: {self.saved}; the same command resumes")
+
 
 def _leave(received: signal.Signals, reason: str) -> NoReturn:
     _write(f"{SIGNALS[received]} {reason}\n")
+    lock.release_all()
     os._exit(128 + received)
 
 

@@ -36,6 +36,7 @@ from s1jax.runtime.command import counted
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.files import check_writable, write_file
 from s1jax.runtime.hardware import peak_flops
+from s1jax.runtime.lock import Lock
 from s1jax.runtime.preemption import Preemption
 from s1jax.runtime.processes import check_same, everywhere, from_first_process, is_first_process
 from s1jax.runtime.sharding import make_mesh
@@ -55,10 +56,11 @@ def train(config: TrainConfig) -> Path:
     """Run, or resume, the fine-tuning that `config` describes. Return the directory of the Hugging Face export.
 
     If the run directory holds a checkpoint, the run resumes from it; if it holds a finished run, nothing is done. SIGTERM and Ctrl-C save
-    and end the process. Raises UserError if the directory holds a run of another identity, or if examples, model and mesh do not fit
-    together.
+    and end the process. Raises UserError if the directory is in use, if it holds a run of another identity or anything that is no run,
+    or if examples, model and mesh do not fit together.
     """
-    with Preemption() as preemption:
+    from_first_process(lambda: check_output(config))
+    with Preemption() as preemption, Lock(Path(config.output), inside=True):
         with preemption.nothing_to_save("starting"):
             run = prepare(config)
             if run.store is not None and run.is_finished():
@@ -71,6 +73,7 @@ def train(config: TrainConfig) -> Path:
         with closing(run.store or open_store(config)) as store, jax.set_mesh(run.program.mesh):
             state = fit(run, compiled, store, frozen, state, preemption)
         with preemption.nothing_to_save("exporting"):
+            preemption.saved = f"all {run.num_steps} steps are saved in {run.output}"
             export(run, frozen, state.params)
         return run.export_path
 
@@ -138,10 +141,7 @@ def prepare(config: TrainConfig) -> Run:
     It writes nothing into a new run directory. Raises UserError if something does not fit.
     """
     output = Path(config.output)
-    if output.resolve() == Path(config.model).expanduser().resolve():
-        raise UserError(f"output {config.output} is the model itself: give the run another directory")
     check_same(config, "config")
-    from_first_process(lambda: check_output(output))
     mesh = make_mesh(config.mesh)
     source = everywhere(lambda: resolve_source(config.model, weights=False))
     check_same(source.revision, "model")
@@ -161,16 +161,35 @@ def prepare(config: TrainConfig) -> Run:
     return Run(config, source, program, packer, eval_packer, rejects, identity, store, first_step)
 
 
-def check_output(output: Path) -> None:
-    """Raise UserError if something in the run directory is in the way of the run's files."""
-    if output.is_symlink() and not output.exists():
-        raise UserError(f"{output} is a symbolic link to nothing: remove it, or give another output")
+def check_output(config: TrainConfig) -> None:
+    """Raise UserError if the run directory is the model, holds files that are no run's, or has something in the way of the run's files."""
+    output = Path(config.output)
+    if output.resolve() == Path(config.model).expanduser().resolve():
+        raise UserError(f"output {config.output} is the model itself: give the run another directory")
     for name in (REJECTS_NAME, CONFIG_NAME, LOG_NAME, "config.json"):
         check_writable(output / name)
+    if output.is_symlink() and not output.exists():
+        raise UserError(f"{output} is a symbolic link to nothing: remove it, or give another output")
     for name in ("checkpoints", "tensorboard"):
         if (output / name).exists() and not (output / name).is_dir():
             raise UserError(f"{output / name} is a file: remove it, or give another output")
     check_destination(output / "hf", overwrite=True)
+    if output.exists() and not is_run(output):
+        # A lock, what a kill left of the first write, and what a new file system contains.
+        strangers = {path.name for path in output.iterdir()} - {".lock", f".{CONFIG_NAME}.partial", "lost+found"}
+        if strangers:
+            raise UserError(
+                f"{output} holds {min(strangers)}, and no {CONFIG_NAME} of a training run: give a new or empty directory as output"
+            )
+
+
+def is_run(directory: Path) -> bool:
+    """Return whether a directory is that of a training run: it holds the record of the config, which a run writes first."""
+    try:
+        record = json.loads((directory / CONFIG_NAME).read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(record, dict) and {"model", "output", "data", "optimizer"} <= record.keys()
 
 
 def read_examples(
@@ -271,12 +290,12 @@ def load_weights(run: Run) -> Params:
 
 def write_run_files(run: Run) -> None:
     """Write the files of the run directory that do not change during the run, once nothing can be refused any more."""
-    write_model_files(run.output, run.program.model_config, run.source.files)
     if is_first_process():
-        jsonl.write(run.output / REJECTS_NAME, run.rejects)
-        # Every field of the config, and the commit of a hub id (null for a directory).
+        # Every field of the config, and the commit of a hub id (null for a directory). It comes first, for `is_run`.
         record = asdict(run.config) | {"revision": run.source.revision}
         write_file(run.output / CONFIG_NAME, json.dumps(record, indent=2) + "\n")
+        jsonl.write(run.output / REJECTS_NAME, run.rejects)
+    write_model_files(run.output, run.program.model_config, run.source.files)
 
 
 # Fit

@@ -328,7 +328,7 @@ def small_disk(tmp_path):
 def test_a_full_disk_ends_the_run_with_one_clear_message_and_the_checkpoint_before_loads(small_disk, share, processes):
     (done,) = processes.finish(processes.start("-c", FILL_THE_DISK, small_disk, share))
     steps = small_disk / "checkpoints"
-    assert re.fullmatch(rf"error: cannot save step 2 in {steps}: the disk is full of .* GB were free\); .*\n", done.err)
+    assert re.fullmatch(rf"error: cannot save step 2 in {steps}: the disk is full of .* GB were free\). .*\n", done.err)
     assert done.code == 1
     assert finished_steps(steps) == [1]
     (small_disk / "filler").unlink()

@@ -2,10 +2,13 @@
 
 import random
 import re
+import sys
 from collections import Counter
 
 import numpy as np
+import pytest
 
+from data_tools.quickstart import arithmetic
 from data_tools.quickstart.arithmetic import (
     DEFECTS,
     LABELS,
@@ -113,3 +116,19 @@ def test_heldout_problems_differ_and_come_in_all_lengths_equally():
     heldout = make_heldout(120, 5)
     assert len({problem.question for problem in heldout}) == 120
     assert set(Counter(len(problem.steps) for problem in heldout).values()) == {120 // MAX_STEPS}
+
+
+def test_files_with_other_rows_are_not_replaced_and_those_of_the_same_command_are(tmp_path, monkeypatch):
+    def run(*options):
+        monkeypatch.setattr(sys, "argv", ["arithmetic", str(tmp_path), "--num-heldout", "6", *options])
+        arithmetic.main()
+        return {path.name: path.read_text() for path in tmp_path.iterdir()}
+
+    first = run("--num", "20")
+    assert run("--num", "20") == first
+    with pytest.raises(ValueError, match=f"{tmp_path}/pool.jsonl holds other rows"):
+        run("--num", "21")
+    (tmp_path / "heldout.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match=f"{tmp_path}/heldout.jsonl holds other rows"):
+        run("--num", "20")
+    assert (tmp_path / "pool.jsonl").read_text() == first["pool.jsonl"]

@@ -13,6 +13,7 @@ import pytest
 from data_tools.curation import curate
 from data_tools.quickstart.arithmetic import make_heldout, make_pool
 from s1jax.runtime import jsonl
+from s1jax.runtime.lock import Lock
 from tests.support.quickstart import BASE, rows_of
 
 
@@ -91,6 +92,36 @@ def test_rows_of_two_sources_that_number_alike_are_told_apart():
 def test_drawing_more_rows_than_there_are_is_refused():
     with pytest.raises(ValueError, match="only 5 rows are left to draw 6 from"):
         curate.draw_diverse(rows_of(5), [1] * 5, 6, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"train.jsonl": '{"question": "mine"}\n'}, "would replace {tmp}/train.jsonl, which no curation wrote"),
+        ({"train.rejects.jsonl": "notes"}, "would replace {tmp}/train.rejects.jsonl, which no curation wrote"),
+        ({"train.jsonl": "", "train.rejects.jsonl": '{"id": 1}\n'}, "would replace {tmp}/train.jsonl"),
+        ({"train.rejects.jsonl/x": ""}, "train.rejects.jsonl cannot be written: it is a directory"),
+        ({"train.jsonl": "", "train.rejects.jsonl": '{"stage": "copies"}\n'}, "pool.jsonl"),  # the pool is absent
+    ],
+)
+def test_only_what_a_curation_wrote_is_replaced(files, message, tmp_path):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    pool, heldout = str(tmp_path / "pool.jsonl"), str(tmp_path / "heldout.jsonl")
+    (tmp_path / "heldout.jsonl").write_text('{"question": "q", "answer": "1"}\n')
+    before = {path: path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises((OSError, ValueError), match=message.format(tmp=tmp_path)):
+        curate.curate(curate.CurateConfig(pool, tmp_path / "train.jsonl", str(BASE), heldout))
+    assert {path: path.read_text() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_second_curation_with_one_output_is_refused(tmp_path):
+    config = curate.CurateConfig("pool.jsonl", tmp_path / "train.jsonl", str(BASE), "heldout.jsonl")
+    for path in (config.output, config.rejects):
+        with Lock(path), pytest.raises(ValueError, match=f"{path} is being written by process"):
+            curate.curate(config)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.integration

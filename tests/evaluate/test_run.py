@@ -1,8 +1,11 @@
 """`run.py`: a run writes each row once, resumes what is missing, and refuses what it cannot write."""
 
 import json
+import os
 import pickle
+import re
 import shutil
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +16,10 @@ from s1jax.decode import batch, engine
 from s1jax.evaluate.run import write_and_show
 from s1jax.evaluate.sweep import sweep
 from s1jax.results.samples import read_samples, row_key
+from s1jax.runtime import jsonl
 from s1jax.runtime.files import ROOT
 from s1jax.runtime.sharding import MeshConfig
+from tests.support.disk import full_disk
 from tests.support.samples import comparable, study_rows
 
 
@@ -63,6 +68,62 @@ def test_a_run_killed_twice_loses_and_repeats_no_row(config, tmp_path, command_o
         num_rows = output.read_text().count("\n")
         assert 0 < num_rows < 72
     assert comparable(sweep(config)) == comparable(sweep(whole))
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(("number", "word"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")])
+def test_a_signal_says_how_many_rows_are_in_which_file_and_leaves_no_lock(number, word, config, command_of, processes):
+    config, output = with_decoding(config, num_rows=1), Path(config.decoding.output)
+    questions = [dict(question=f"{i} + 1?", answer=str(i + 1)) for i in range(100)]
+    Path(config.decoding.benchmark).write_text("".join(json.dumps(q) + "\n" for q in questions))
+    script, file = command_of(config)
+    # A shell ignores Ctrl-C for the processes in its background, where these tests may run.
+    code = f"import runpy, signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\nsys.argv = ['sweep', {str(file)!r}]\n"
+    process = processes.start("-c", f"{code}runpy.run_path({str(script)!r}, run_name='__main__')")
+    deadline = time.monotonic() + 120
+    while not output.exists() or output.read_text().count("\n") < 6:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.002)
+    process.send_signal(number)
+    (done,) = processes.finish(process)
+    num_rows = output.read_text().count("\n")
+    message = f"{word} while decoding: (\\d+) of 600 rows are in {output}; the same command resumes"
+    found = re.fullmatch(message, done.err.splitlines()[-1])
+    assert found, done
+    said = int(found[1])
+    assert done.code == 128 + number and num_rows - 6 <= said <= num_rows
+    assert not list(output.parent.glob(".*lock"))
+
+
+@pytest.mark.integration
+def test_a_full_disk_names_the_file_and_the_same_command_resumes(config, tmp_path, monkeypatch):
+    whole = sweep(with_decoding(config, output=str(tmp_path / "whole.jsonl")))
+    append, output = jsonl.Appender.append, Path(config.decoding.output)
+
+    def append_on_full_disk(self, rows):
+        with full_disk(whole.stat().st_size // 2):
+            append(self, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jsonl.Appender, "append", append_on_full_disk)
+        with pytest.raises(OSError, match=f"{output} cannot be written: .*the same command resumes"):
+            sweep(config)
+    assert output.stat().st_size < whole.stat().st_size and not list(tmp_path.glob(".*"))
+    assert sorted(sweep(config).read_text().splitlines()) == sorted(whole.read_text().splitlines())
+
+
+@pytest.mark.slow
+def test_of_sweeps_that_start_at_once_on_one_output_one_goes_on(config, tmp_path, command_of, processes):
+    whole = sweep(with_decoding(config, output=str(tmp_path / "whole.jsonl")))
+    for i in range(int(os.environ.get("S1JAX_TEST_STARTS", 3))):
+        output = tmp_path / str(i) / "rows.jsonl"
+        output.parent.mkdir()
+        command = command_of(with_decoding(config, output=str(output)))
+        ends = processes.finish(*(processes.start(*command) for _ in range(2)))
+        (refused,) = [end for end in ends if end.code]
+        assert re.search(rf"^error: {output} is being written by process \d+ on \S+ \(since ", refused.err, re.M), ends
+        assert comparable(output) == comparable(whole)
+        assert sorted(path.name for path in output.parent.iterdir()) == ["rows.jsonl", "rows.py"]
 
 
 @pytest.mark.integration
@@ -117,13 +178,17 @@ def test_a_file_that_is_not_one_of_whole_sample_rows_is_left_as_it_is(config):
         (old, "holds rows of an earlier format, .*: give another --output"),
         (old[:-1], "holds rows of an earlier format"),
         ('{"precious": "only copy"}', "no sample row"),
-        ("notes", "holds no sample rows"),
+        ('{"precious": "only co', "holds no sample rows"),
+        ("notes", "line 1 is not JSON"),
         ("notes\nand more", "line 1 is not JSON"),
+        ("\x89PNG\r\n\x1a\n\0\0\0", "line 1 is not text in UTF-8"),
+        ('{"problem_id": \0\1\2', "line 1 is not JSON"),
     ):
-        output.write_text(text)
+        content = text.encode("latin-1" if "PNG" in text else "utf-8")
+        output.write_bytes(content)
         with pytest.raises(ValueError, match=message):
             sweep(config)
-        assert output.read_text() == text
+        assert output.read_bytes() == content
 
 
 @pytest.mark.integration
@@ -165,7 +230,7 @@ def test_more_rows_than_requests_are_not_allocated(config):
     assert sorted(many.read_text().splitlines()) == sorted(whole)
 
 
-@pytest.mark.parametrize("output", ["sums.jsonl/rows.jsonl", "directory", "/proc/rows.jsonl", "/dev/null", "x" * 300])
+@pytest.mark.parametrize("output", ["sums.jsonl/rows.jsonl", "directory", "/proc/rows.jsonl", "/dev/null", "x" * 250])
 def test_an_impossible_output_is_refused_before_the_model_is_loaded(config, output, tmp_path, monkeypatch):
     (tmp_path / "directory").mkdir()
     monkeypatch.setattr("s1jax.evaluate.run.load_engine", None)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,9 @@ import pytest
 
 from s1jax.checkpoint.source import load_tokenizer, resolve_source
 from s1jax.runtime.files import ROOT
+from s1jax.runtime.lock import Lock
 from tests.support.checkpoints import TINY, convert, raw, tiny_tensors, write_checkpoint
+from tests.support.disk import full_disk
 
 
 def test_convert_ends_bad_input_with_one_message_and_leaves_nothing_behind(tmp_path, capsys, monkeypatch):
@@ -72,12 +75,16 @@ def test_convert_ends_bad_input_with_one_message_and_leaves_nothing_behind(tmp_p
         patch.setattr(os.path, "ismount", lambda path: str(path) == str(empty))
         assert convert(good, empty) == 1 and "is the mount point of a file system" in capsys.readouterr().err
 
-    def fail(*_):
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(shutil, "copyfile", fail)
-    (good / "tokenizer.json").write_text("{}")
-    assert convert(good, tmp_path / "out") == 1 and "No space left" in capsys.readouterr().err
+    assert convert(good, tmp_path / "orbax") == 0
+    before = sorted(tmp_path.iterdir())
+    for source in (good, tmp_path / "orbax"):
+        with full_disk(2000):
+            assert convert(source, tmp_path / "out") == 1
+        stderr = capsys.readouterr().err.splitlines()[-1]
+        assert re.match(f"error: {tmp_path / 'out'} cannot be written: .*the same command resumes$", stderr), stderr
+        assert sorted(tmp_path.iterdir()) == before
+    with Lock(tmp_path / "out"):
+        assert convert(good, tmp_path / "out") == 1 and "is being written by process" in capsys.readouterr().err
     assert sorted(tmp_path.iterdir()) == before
 
 

@@ -63,13 +63,19 @@ def test_the_command_explains_bad_rows_in_one_line(tmp_path):
         (["{tmp}"], "{tmp} cannot be read: Is a directory"),
         (
             ["{tmp}/rows.jsonl", "--out", "{tmp}/rows.jsonl"],
-            "{tmp}/rows.jsonl/thinking.png cannot be written: Not a dir",
+            "{tmp}/rows.jsonl/thinking.png cannot be written: {tmp}/rows.jsonl is not a dir",
         ),
         (["{tmp}/rows.jsonl", "--out", "/proc/figures"], "/proc/figures/thinking.png cannot be written: "),
+        (["{tmp}/rows.jsonl", "--out", "{tmp}/taken"], "{tmp}/taken/voting.json cannot be written: it is a directory"),
+        (["{tmp}/voting.json"], "{tmp}/voting.json holds the rows, and the figures would replace it"),
     ],
 )
 def test_the_command_explains_a_bad_path_in_one_line(tmp_path, arguments, message):
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in study_rows()))
+    for name in ("rows.jsonl", "voting.json"):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in study_rows(samples=2)))
+    (tmp_path / "taken" / "voting.json").mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
     result = run(*(argument.format(tmp=tmp_path) for argument in arguments))
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.startswith("error: " + message.format(tmp=tmp_path)) and result.stderr.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before

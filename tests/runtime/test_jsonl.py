@@ -7,6 +7,7 @@ from decimal import Decimal
 import pytest
 
 from s1jax.runtime import jsonl
+from tests.support.disk import full_disk
 
 ROWS = [{"a": 1}, {"a": "日本\u2028"}, {"a": [0.5, None]}]
 
@@ -57,20 +58,48 @@ def test_a_bad_line_before_the_last_is_an_error_with_its_number(tmp_path):
         jsonl.read(tmp_path / "none.jsonl")
 
 
+ROW = '{"id": "ä'.encode()
+
+
 @pytest.mark.parametrize(
-    ("text", "torn"),
+    ("line", "torn"),
     [
-        ("", True),
-        ('{"id": "a', True),
-        ('{"i', True),
-        ('{"id": "a"}', False),
-        ("notes", False),
-        ('{"id": "a"}\n{"i', False),
+        *((ROW[:length], True) for length in range(len(ROW) + 1)),
+        (b'{"id": "a"}', False),  # whole, without its line break
+        (b"notes", False),
+        (b"{id: 1", False),
+        (b'{"id": "\x00\x01', False),
+        (b'{"id": "\xff\xd8\xff', False),
+        (b"\x89PNG", False),
     ],
 )
-def test_a_torn_first_row_is_distinguished_from_other_text(tmp_path, text, torn):
-    (tmp_path / "rows.jsonl").write_text(text)
-    assert jsonl.is_first_row_torn(tmp_path / "rows.jsonl") == torn
+def test_a_torn_row_is_distinguished_from_other_text_and_only_it_is_mended(tmp_path, line, torn):
+    assert jsonl.is_torn(line) == torn
+    assert not jsonl.is_torn(line, start=b'{"name": ') or line in b'{"'
+    assert not jsonl.is_torn(b"{}\n" + line), "these are two lines"
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"{}\n" + line)
+    if torn:
+        append(path, ROWS)
+        assert [row for _, row in jsonl.read(path)] == [{}, *ROWS]
+    elif not line.endswith(b"}"):
+        with pytest.raises(ValueError, match=r"line 2 is not (JSON|text in UTF-8)"):
+            jsonl.read(path)
+        with pytest.raises(ValueError, match="last line is not a row"):
+            append(path, ROWS)
+        assert path.read_bytes() == b"{}\n" + line
+
+
+def test_a_full_disk_is_named_with_the_file_and_loses_no_earlier_row(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    append(path, ROWS)
+    rows = [{"a": "b" * 300}] * 5
+    with full_disk(), pytest.raises(OSError, match=r"^\S*rows.jsonl cannot be written: .*the same command resumes$"):
+        append(path, rows)
+    kept = [row for _, row in jsonl.read(path)]
+    assert kept == [*ROWS, *rows[: len(kept) - 3]] and 3 < len(kept) < 8
+    append(path, rows[len(kept) - 3 :])
+    assert [row for _, row in jsonl.read(path)] == [*ROWS, *rows]
 
 
 def test_text_that_is_not_unicode_is_escaped(tmp_path):

@@ -23,6 +23,7 @@ from s1jax.checkpoint.orbax import finished_steps
 from s1jax.checkpoint.source import load_model, resolve_source, stored_dtype
 from s1jax.checkpoint.train_state import StateStore
 from s1jax.data.examples import DataConfig
+from s1jax.runtime import jsonl
 from s1jax.runtime.preemption import Preemption
 from s1jax.runtime.sharding import MeshConfig, make_mesh
 from s1jax.train import run
@@ -30,6 +31,7 @@ from s1jax.train.compile import TrainingProgram
 from s1jax.train.config import TrainConfig
 from s1jax.train.run import train
 from s1jax.train.step import StepConfig, to_device
+from tests.support.disk import full_disk
 from tests.support.tokenizers import byte_tokenizer
 from tests.support.training import CONFIG, OPTIMIZER, ROWS, RULES, params_on
 
@@ -435,10 +437,75 @@ def test_what_lies_in_the_way_of_a_runs_files_is_refused_at_the_start(run_config
         (output / name).unlink()
     for name in ("metrics.jsonl", "train_config.json"):
         (output / name).mkdir()
-        with pytest.raises(ValueError, match=f"{name} cannot be written: it is not a file"):
+        with pytest.raises(ValueError, match=f"{name} cannot be written: it is a directory"):
             train(run_config)
         (output / name).rmdir()
     assert not list(output.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("model.safetensors", ""),
+        ("metrics.jsonl", '{"step": 0}\n'),
+        ("rejects.jsonl", ""),
+        ("config.json", "{}"),
+        ("train_config.json", '{"model": "of another tool"}'),
+        ("train_config.json", "{"),
+        (".hidden", ""),
+    ],
+)
+def test_a_directory_of_somebody_else_s_files_is_no_run_directory(name, content, run_config, monkeypatch):
+    monkeypatch.setattr(run, "load_tokenizer", None)
+    output = Path(run_config.output)
+    output.mkdir()
+    (output / name).write_text(content)
+    with pytest.raises(ValueError, match=f"{output} holds {name}, and no train_config.json of a training run"):
+        train(run_config)
+    assert [(path.name, path.read_text()) for path in output.iterdir()] == [(name, content)]
+
+
+def test_a_new_file_system_and_what_a_kill_left_of_the_first_file_are_no_strangers(run_config, monkeypatch):
+    output = Path(run_config.output)
+    (output / "lost+found").mkdir(parents=True)
+    for name in (".lock", ".train_config.json.partial"):
+        (output / name).touch()
+    run.check_output(run_config)
+
+
+@pytest.mark.integration
+def test_a_disk_that_fills_up_ends_a_run_with_one_line_and_the_run_resumes_to_the_bit(
+    run_config, tmp_path, monkeypatch
+):
+    whole = replace(run_config, output=str(tmp_path / "whole"))
+    train(whole)
+    append, log = jsonl.Appender.append, Path(run_config.output) / "metrics.jsonl"
+
+    def append_on_full_disk(self, rows):
+        with full_disk(1200):
+            append(self, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jsonl.Appender, "append", append_on_full_disk)
+        with pytest.raises(OSError, match=f"{log} cannot be written: .*the same command resumes"):
+            train(run_config)
+    assert not (log.parent / ".lock").exists()
+    train(run_config)
+    assert losses_of(run_config.output) == losses_of(whole.output) and exported(run_config) == exported(whole)
+
+
+@pytest.mark.slow
+def test_of_runs_that_start_at_once_in_one_directory_one_goes_on(run_config, tmp_path, code_of, processes):
+    whole = replace(run_config, output=str(tmp_path / "whole"))
+    train(whole)
+    for i in range(int(os.environ.get("S1JAX_TEST_STARTS", 3))):
+        config = replace(run_config, output=str(tmp_path / str(i)))
+        ends = processes.finish(*(processes.start("-c", code_of(config, pause=0)) for _ in range(2)))
+        (refused,) = [end for end in ends if end.code]
+        message = rf"UserError: {config.output} is being written by process \d+ on \S+ \(since "
+        assert re.search(message, refused.err), ends
+        assert losses_of(config.output) == losses_of(whole.output) and exported(config) == exported(whole)
+        assert not (Path(config.output) / ".lock").exists()
 
 
 @pytest.mark.integration
