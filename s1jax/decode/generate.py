@@ -16,6 +16,7 @@ from s1jax.decode.engine import load_engine
 from s1jax.decode.request import Completion, Request
 from s1jax.ops.attention import CacheBackend
 from s1jax.runtime.command import counted
+from s1jax.runtime.terminal import for_stream
 
 logger = logging.getLogger(__name__)
 
@@ -131,5 +132,6 @@ class TranscriptStream:
         self.answered |= kind == "answer" and not text.isspace()
         if kind in ("injected", "delimiter") and not self.color:
             text = f"[[{text}]]"
+        text = for_stream(self.out, text)
         style = {"thinking": DIM, "injected": YELLOW, "delimiter": GREEN, "answer": ""}[kind]
         self.out.write(f"{RESET}{style}{text}" if self.color else text)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import sys
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +35,7 @@ from s1jax.runtime.git import commit
 from s1jax.runtime.preemption import Preemption
 from s1jax.runtime.processes import check_same, everywhere, from_first_process, is_first_process, start_processes
 from s1jax.runtime.progress import progress
+from s1jax.runtime.terminal import for_stream
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +58,7 @@ def write_and_show(write: Callable[[], Path]) -> None:
     with Preemption() as preemption, preemption.nothing_to_save("decoding"):
         rows = write()
     if is_first_process():
-        print(format_thinking_table(read_samples(rows)))
+        print(for_stream(sys.stdout, format_thinking_table(read_samples(rows))))
 
 
 def evaluate(config: EvaluateConfig) -> Path:

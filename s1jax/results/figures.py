@@ -29,6 +29,7 @@ from s1jax.results.samples import CURVE, SETTING, SampleRow
 from s1jax.results.tables import CurveNames, groups, quoted, setting_text, stop_text
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.files import write_file
+from s1jax.runtime.terminal import visible
 
 # The colours of Okabe and Ito, which readers with colour-blindness can tell apart.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -313,7 +314,7 @@ class _Page:
         """Return the line under the title: benchmark and model, or how many there are, and the number of problems."""
         parts: list[str] = []
         for column in ("benchmark", "model"):
-            names = {str(p[column]) for p in self._points}
+            names = {visible(str(p[column])) for p in self._points}
             parts += _shortened(names).values() if len(names) == 1 else [f"{len(names)} {column}s"]
         return "   ·   ".join([*parts, *([_problems(self._points)] if len(self.panels) == 1 else [])])
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from s1jax.results.metrics import Point, summarise_curves, thinking_curve, voting_curve
 from s1jax.results.samples import CURVE, SETTING, SampleRow, pick
+from s1jax.runtime.terminal import visible
 
 # Columns that name the fingerprint's owner: the fingerprint is shown only if one owner has several.
 _OWNERS = {"weights": ("model",), "tokenizer": ("model", "weights")}
@@ -50,8 +51,8 @@ class CurveNames:
 
     def title(self, point: Point) -> str:
         """Return the title of a table: benchmark, model, method and temperature, then all else that sets its curve apart."""
-        always = [point["benchmark"], point["model"], point["method"], f"temperature {point['temperature']:g}"]
         shown = ("benchmark", "model", "method", "temperature")
+        always = [*(_column_text(name, point[name]) for name in shown[:3]), f"temperature {point['temperature']:g}"]
         return ", ".join([*always, *(text for name, text in self.parts(point).items() if name not in shown)])
 
 
@@ -66,7 +67,7 @@ def _unknown(point: Point) -> tuple[str, ...]:
 def _column_text(name: str, value: Any) -> str:
     """Name a value of a column in a word or two."""
     if name in ("benchmark", "model", "method", "dtype"):
-        return str(value)
+        return visible(str(value))
     if name in ("weights", "tokenizer"):
         return f"{name} {value[:6]}"
     if name == "int8":
