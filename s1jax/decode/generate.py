@@ -16,6 +16,7 @@ from s1jax.decode.engine import load_engine
 from s1jax.decode.request import Completion, Request
 from s1jax.ops.attention import CacheBackend
 from s1jax.runtime.command import counted
+from s1jax.runtime.fields import InputPath
 from s1jax.runtime.terminal import for_stream
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ RESET, DIM, BOLD, YELLOW, GREEN = "\x1b[0m", "\x1b[2m", "\x1b[1m", "\x1b[1;33m",
 class GenerateConfig:
     """One question to one model. Counts are in tokens."""
 
-    model: str
+    model: InputPath
     """Hugging Face directory or hub id (ID@REVISION: a branch, tag or commit), or one of our own checkpoints."""
     prompt: str
     """The question."""

@@ -17,6 +17,7 @@ from s1jax.data.condition import Condition, Limits
 from s1jax.evaluate.conditions import DecodingConfig, Trace, check_num_samples
 from s1jax.evaluate.run import write_samples
 from s1jax.runtime.errors import UserError
+from s1jax.runtime.fields import check_types
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class SweepConfig:
     """Samples per problem and point, for majority voting. More than one needs a temperature above 0."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name, value in self.condition.limits._asdict().items():
             if value:
                 raise UserError(f"condition.{name} is {value}, but a sweep takes its limits from {name}: give that")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from s1jax.runtime.errors import UserError
-from s1jax.runtime.terminal import open_standard_streams, visible
+from s1jax.runtime.terminal import open_standard_streams, shortened, visible
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,9 @@ class _StderrHandler(logging.Handler):
         name = "" if process is None else f"[process {process}] "
         level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
         # `sys.stderr` is looked up for each message, because tests and notebooks replace it.
-        print(visible(f"{name}{level}{self.format(record)}"), file=sys.stderr, flush=True)
+        # A long number says no more than its ends.
+        text = re.sub(r"\d{81,}", lambda number: shortened(number[0], quotes=False), self.format(record))
+        print(visible(f"{name}{level}{text}"), file=sys.stderr, flush=True)
 
 
 def configure_logging() -> None:

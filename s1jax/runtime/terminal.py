@@ -21,10 +21,10 @@ def for_stream(stream: TextIO, text: str) -> str:
     return visible(text) if stream.isatty() else text
 
 
-def shortened(value: Any, length: int = 80) -> str:
-    """Return a value as Python writes it, with its middle cut out if it is longer than `length`."""
+def shortened(value: Any, length: int = 80, quotes: bool = True) -> str:
+    """Return a value as Python writes it, or as it is without `quotes`. If it is longer than `length`, its middle is cut out."""
     try:
-        text = repr(value)
+        text = repr(value) if quotes else str(value)
     except ValueError:  # an integer of more than 4,300 digits
         text = hex(value)
     return text if len(text) <= length else f"{text[: length - 20]}...{text[-17:]}"

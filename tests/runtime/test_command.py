@@ -21,11 +21,11 @@ def test_one_is_no_plural(number, text):
 
 def test_a_message_cannot_command_a_terminal(capsys):
     def main():
-        raise UserError("no file \x1b]0;owned\x07\u202e")
+        raise UserError(f"no file \x1b]0;owned\x07\u202e {'9' * 400}")
 
     with pytest.raises(SystemExit):
         run_command(main)
-    assert capsys.readouterr().err == "error: no file \\x1b]0;owned\\x07\\u202e\n"
+    assert capsys.readouterr().err == "error: no file \\x1b]0;owned\\x07\\u202e " + "9" * 60 + "..." + "9" * 17 + "\n"
 
 
 def test_long_lists_of_problems_are_cut():
