@@ -73,11 +73,11 @@ def write_samples(config: DecodingConfig, trace: Trace, num_samples: int = 1) ->
     rows of this model were written, or if a request does not fit the model.
     """
     output, writes = Path(config.output), is_first_process()
-    every_problem = everywhere(lambda: read_problems(config.benchmark))
     check_same((config, trace, num_samples), "config")
+    source = everywhere(lambda: resolve_source(config.model, weights=False))
+    every_problem = everywhere(lambda: read_problems(config.benchmark))
     check_same(every_problem, "problems")
     problems = every_problem[: config.limit]
-    source = everywhere(lambda: resolve_source(config.model, weights=False))
     weights, tokenizer = everywhere(lambda: (source.fingerprint, source.tokenizer_fingerprint))
     check_same((weights, tokenizer), "model")
     shared = dict(model=config.model, weights=weights, tokenizer=tokenizer, seed=config.seed, commit=commit())

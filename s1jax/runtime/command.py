@@ -62,7 +62,8 @@ class _StderrHandler(logging.Handler):
 
 
 def configure_logging() -> None:
-    """Show the messages of this project on standard error. Further calls change nothing."""
+    """Show the messages of this project on standard error, and no retries of the hub. Further calls change nothing."""
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     for name in ("s1jax", "data_tools"):
         project = logging.getLogger(name)
         # Importing Orbax gives the root logger a handler, which would show each message again.
@@ -85,6 +86,8 @@ def run_command(main: Callable[[], None]) -> None:
     _keep_compiled_programs()
     shows_traceback = bool(os.environ.get("S1JAX_TRACEBACK"))
     try:
+        if not _has_working_directory():
+            raise UserError("the working directory was deleted: change to another one")
         main()
     except BrokenPipeError:
         # The reader of standard output is gone. Python's last flush must not fail too.
@@ -109,6 +112,13 @@ def run_command(main: Callable[[], None]) -> None:
         else:
             raise
         _exit_failed()
+
+
+def _has_working_directory() -> bool:
+    try:
+        return bool(os.getcwd())
+    except FileNotFoundError:
+        return False
 
 
 def _is_without_devices(error: Exception) -> bool:

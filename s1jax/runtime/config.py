@@ -136,7 +136,7 @@ def parse_arguments(
     return with_paths(config)
 
 
-def _options(config_type: type[Any], prefix: str = "--") -> dict[str, Any]:
+def _options(config_type: Any, prefix: str = "--") -> dict[str, Any]:
     """Return the options that tyro makes of a config class, each with the type of its field."""
     options: dict[str, Any] = {}
     marks = get_type_hints(config_type, include_extras=True)

@@ -39,7 +39,7 @@ def check_types(config: Any) -> None:
 
 
 @functools.cache
-def _hints(config_type: type) -> dict[str, Any]:
+def _hints(config_type: Any) -> dict[str, Any]:
     hints = get_type_hints(config_type)
     return {field.name: hints[field.name] for field in dataclasses.fields(config_type)}
 

@@ -50,6 +50,16 @@ def test_bad_input_is_one_line_and_a_nonzero_exit(capsys):
     assert capsys.readouterr().err == "error: the shop is closed: come tomorrow\n"
 
 
+def test_a_deleted_working_directory_is_named(tmp_path, monkeypatch, capsys):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(SystemExit):
+        run_command(lambda: None)
+    assert capsys.readouterr().err == "error: the working directory was deleted: change to another one\n"
+
+
 def test_an_error_that_is_not_about_input_keeps_its_traceback():
     with pytest.raises(json.JSONDecodeError):
         run_command(lambda: json.loads("{"))
