@@ -17,6 +17,7 @@ from s1jax.runtime.command import run_command
 from s1jax.runtime.config import parse_arguments
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.fields import InputPath, OutputPath
+from s1jax.runtime.processes import start_processes
 from s1jax.runtime.sharding import MeshConfig, ShardingRules, make_mesh
 
 logger = logging.getLogger("s1jax.launch")
@@ -39,6 +40,7 @@ class ConvertConfig:
 def main() -> None:
     """Load SRC, and write DST in the other form."""
     config = parse_arguments(__doc__, ConvertConfig)
+    start_processes()
     destination = check_destination(config.dst)
     source = resolve_source(config.src)
     if destination.resolve().is_relative_to(source.directory.resolve()):

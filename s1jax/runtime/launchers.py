@@ -17,6 +17,16 @@ ADDRESS, NUM_PROCESSES, PROCESS_ID = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESS
 ALONE = f"{NUM_PROCESSES}=1 runs this process alone"
 
 
+_HOST_AND_PORT = r"(?:\[[^\][/\s]+\]|[^\][/:\s]+):([0-9]{1,5})"
+# Variables that JAX reads while it joins the processes: what each may be, and an example.
+_FORMS = {
+    "JAX_COORDINATOR_PORT": (r"[0-9]{1,5}", "1234"),
+    "JAX_COORDINATOR_BIND_ADDRESS": (_HOST_AND_PORT, "0.0.0.0:1234"),
+    "JAX_LOCAL_DEVICE_IDS": (r"[0-9]+(,[0-9]+)*", "0,1"),
+    "JAX_PARTITION_INDEX": (r"[0-9]+", "0"),
+}
+
+
 class Launch(NamedTuple):
     """One process of a run of several."""
 
@@ -77,6 +87,9 @@ def find_launch(env: Environment) -> Launch | None:
         *env
     }:  # a job of Slurm, but srun did not start this process
         env = {name: value for name, value in env.items() if name not in ("SLURM_NTASKS", "SLURM_PROCID")}
+    for name, (form, example) in _FORMS.items():
+        if name in env and not re.fullmatch(form, env[name]):
+            raise UserError(f"{name} is {env[name][:80]!r}: it must look like {example}")
     if env.get(NUM_PROCESSES) == "1" and env.get(PROCESS_ID, "0") == "0":
         return None
     if NUM_PROCESSES in env or PROCESS_ID in env:
@@ -145,7 +158,7 @@ def _number(env: Environment, name: str, least: int) -> int:
 
 
 def _checked(address: str) -> str:
-    host_and_port = re.fullmatch(r"(?:\[[^\][/\s]+\]|[^\][/:\s]+):([0-9]{1,5})", address)
+    host_and_port = re.fullmatch(_HOST_AND_PORT, address)
     if host_and_port is None or not 0 < int(host_and_port[1]) < 2**16:
         raise UserError(
             f"{ADDRESS} is {address[:80]!r}: it must be HOST:PORT, such as 10.0.0.1:1234, with a port from 1 to {2**16 - 1}"

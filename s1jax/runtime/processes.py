@@ -29,16 +29,16 @@ def start_processes() -> None:
     the processes do not come together (`wait_for_processes`).
     """
     hosts = os.environ.get("TPU_PROCESS_ADDRESSES", os.environ.get("TPU_WORKER_HOSTNAMES", ""))
-    if launch := find_launch(os.environ):
+    launch = find_launch(os.environ)
+    if launch is not None:
         wait_for_processes(launch)
-        jax.distributed.initialize(*launch)
-    elif "," in hosts and os.environ.get(NUM_PROCESSES) != "1":
+    if launch is not None or ("," in hosts and os.environ.get(NUM_PROCESSES) != "1"):
         try:
-            jax.distributed.initialize()
-        except (ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
+            jax.distributed.initialize(*(launch or ()))
+        except (KeyError, ValueError, RuntimeError) as error:
+            reason = (str(error).splitlines() or [""])[0]
             raise UserError(
-                f"the processes of the TPU hosts {hosts} cannot be joined: {reason}. {SET_ALL_THREE}"
+                f"JAX cannot join the processes: {type(error).__name__}: {reason}. {SET_ALL_THREE}"
             ) from error
     elif jax.process_count() > 1:
         # A TPU finds its neighbours by itself, but its process could not agree with theirs on a step to stop at.

@@ -59,6 +59,9 @@ def test_variables_say_which_of_how_many_processes_this_is(env, launch):
         (JAX | dict(JAX_PROCESS_ID="5"), "JAX_PROCESS_ID is 5: it must be below 2, the value of JAX_NUM_PROCESSES"),
         *((JAX | dict(JAX_COORDINATOR_ADDRESS=address), f"JAX_COORDINATOR_ADDRESS is {address!r}: it must be HOST:PORT")
           for address in ("host", "host:", ":1234", "host:0", "host:70000", "http://host:1", "::1:1234", "a b:1")),
+        (JAX | dict(JAX_LOCAL_DEVICE_IDS="a"), "JAX_LOCAL_DEVICE_IDS is 'a': it must look like 0,1"),
+        (JAX | dict(JAX_COORDINATOR_BIND_ADDRESS="1234"), "JAX_COORDINATOR_BIND_ADDRESS is '1234': it must look like 0.0.0.0:1234"),
+        (SRUN | dict(JAX_COORDINATOR_PORT="x"), "JAX_COORDINATOR_PORT is 'x': it must look like 1234"),
         (SRUN | dict(SLURM_PROCID="4"), "SLURM_PROCID is 4: it must be below 4, the value of SLURM_NTASKS"),
         (without(SRUN, "SLURM_PROCID"), "SLURM_NTASKS=4, but SLURM_PROCID is not set"),
         (MPI, "Open MPI started this process as 2 of 4 (OMPI_COMM_WORLD_RANK=2), but does not tell where they meet: set JAX_COORD"),
