@@ -176,7 +176,7 @@ def _as_one_line(text: str, argv: Sequence[str], options: Mapping[str, Any]) -> 
     wrong = re.search(r"^Error parsing (--[\w.-]+):|^invalid choice .* for argument '(--[\w.-]+)'", parts[0])
     option = _name(wrong[1] or wrong[2]) if wrong else ""
     if option in options:
-        start = next(i for i, argument in enumerate(argv) if _name(argument) == option)
+        start = max(i for i, argument in enumerate(argv) if _name(argument) == option)
         values = itertools.takewhile(lambda argument: _name(argument) not in options, argv[start + 1 :])
         value = argv[start].partition("=")[2] or " ".join(values)
         parts[0] = f"{option} is {value!r}: it must be {described(options[option]).removeprefix('a tuple, each item ')}"

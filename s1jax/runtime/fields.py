@@ -30,7 +30,7 @@ def check_types(config: Any) -> None:
 
     An integer is a number too; True and False are neither.
     """
-    for name, hint in _hints(type(config)).items():
+    for name, hint in _hints(config.__class__).items():
         value = getattr(config, name)
         if not _fits(value, hint):
             raise UserError(f"{name} is {shortened(value)}: it must be {described(hint)}")

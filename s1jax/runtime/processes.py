@@ -36,10 +36,9 @@ def start_processes() -> None:
         try:
             jax.distributed.initialize(*(launch or ()))
         except (KeyError, ValueError, RuntimeError) as error:
-            reason = (str(error).splitlines() or [""])[0]
-            raise UserError(
-                f"JAX cannot join the processes: {type(error).__name__}: {reason}. {SET_ALL_THREE}"
-            ) from error
+            who = f"of the TPU hosts {hosts}" if launch is None else f"at {launch.address}"
+            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0].rstrip('.')}"
+            raise UserError(f"JAX cannot join the processes {who}: {reason}. {SET_ALL_THREE}") from error
     elif jax.process_count() > 1:
         # A TPU finds its neighbours by itself, but its process could not agree with theirs on a step to stop at.
         raise UserError(f"these devices belong to {jax.process_count()} processes. {SET_ALL_THREE}")
