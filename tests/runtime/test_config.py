@@ -123,7 +123,7 @@ def test_a_message_of_several_parts_is_one_line_without_the_frame(monkeypatch):
         ),
         (["--data.batch-size", "9" * 5000], r"^--data.batch-size is '9{60}\.\.\.9{17}': it must be an integer"),
         (["--data.batch-size"], r"^Missing value for argument '--data\.batch-size'"),
-        (["--dtype", "float31"], r"^--dtype is 'float31': it must be one of bfloat16, float32; "),
+        (["--dtype", "float32", "--dtype", "float31"], r"^--dtype is 'float31': it must be one of bfloat16, float32; "),
         (["stray"], "stray"),
         (["--optimizer.learning-rate", "1e38"], "learning_rate is 1e[+]38: it must be positive and at most 1"),
         (["--rules.batch", "foo"], '"foo" is not a mesh axis; the axes are data, fsdp, sequence, tensor; '),
