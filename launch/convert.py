@@ -16,7 +16,9 @@ from s1jax.checkpoint.source import load_model, resolve_source
 from s1jax.runtime.command import run_command
 from s1jax.runtime.config import parse_arguments
 from s1jax.runtime.errors import UserError
+from s1jax.runtime.fields import InputPath, OutputPath
 from s1jax.runtime.lock import Lock
+from s1jax.runtime.processes import start_processes
 from s1jax.runtime.sharding import MeshConfig, ShardingRules, make_mesh
 
 logger = logging.getLogger("s1jax.launch")
@@ -26,9 +28,9 @@ logger = logging.getLogger("s1jax.launch")
 class ConvertConfig:
     """The source and the destination of a conversion."""
 
-    src: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SRC")]
+    src: Annotated[tyro.conf.Positional[InputPath], tyro.conf.arg(metavar="SRC")]
     """Hugging Face directory, hub id (ID@REVISION: a branch, tag or commit), pre-sharded checkpoint, training run, or a step of one."""
-    dst: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DST")]
+    dst: Annotated[tyro.conf.Positional[OutputPath], tyro.conf.arg(metavar="DST")]
     """Directory to write."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Dtype of the written weights; default: the dtype of SRC."""
@@ -39,6 +41,7 @@ class ConvertConfig:
 def main() -> None:
     """Load SRC, and write DST in the other form."""
     config = parse_arguments(__doc__, ConvertConfig)
+    start_processes()
     destination = check_destination(config.dst)
     source = resolve_source(config.src)
     if destination.resolve().is_relative_to(source.directory.resolve()):

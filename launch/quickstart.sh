@@ -10,11 +10,15 @@ case ${1-out} in
     ;;
 -* | "")
     echo "error: OUT is a folder, not '$1'; usage: bash launch/quickstart.sh [OUT]" >&2
-    exit 2
+    exit 1
     ;;
 /*) out=$1 ;;
 *) out=$PWD/${1-out} ;;
 esac
+if [ $# -gt 1 ]; then
+    echo "error: one OUT is enough, not also '$2'; usage: bash launch/quickstart.sh [OUT]" >&2
+    exit 1
+fi
 cd "$(dirname "$0")/.."
 out=${out#"$PWD"/} # a short path: plots and tables name the model by it
 . launch/install.sh

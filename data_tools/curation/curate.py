@@ -39,6 +39,7 @@ from s1jax.runtime import jsonl
 from s1jax.runtime.command import run_command
 from s1jax.runtime.config import parse_arguments
 from s1jax.runtime.errors import UserError
+from s1jax.runtime.fields import InputPath
 from s1jax.runtime.files import check_writable
 from s1jax.runtime.lock import Lock
 from s1jax.runtime.preemption import Preemption
@@ -51,13 +52,13 @@ logger = logging.getLogger("data_tools.curation")
 class CurateConfig:
     """Choose a small training set from a pool, by the stages of s1K."""
 
-    pool: str
+    pool: InputPath
     """Training rows: a .jsonl or .parquet file, a directory of them, or a hub id."""
     output: Path
     """JSONL file for the chosen rows. The rejected rows go to NAME.rejects.jsonl beside it."""
-    model: str
+    model: InputPath
     """Base model of the difficulty stage: a directory, a hub id (ID@REVISION: a branch, tag or commit), or our own checkpoint."""
-    heldout: str
+    heldout: InputPath
     """Problems that must not be trained on: a JSONL file, or the name of a benchmark."""
     num: int = 2000
     """Number of rows to choose."""

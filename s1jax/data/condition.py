@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 from s1jax.data.chat import check_text
 from s1jax.runtime.errors import UserError
+from s1jax.runtime.fields import check_types
 from s1jax.runtime.precision import DType, Int8
 
 LARGEST = 2**31 - 1
@@ -53,6 +54,7 @@ class TraceSettings:
     """How the amount of thinking is controlled."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_integer("top_k", self.top_k)
         check_integer("max_answer_tokens", self.max_answer_tokens, least=1)
         check_text("ignore_text", self.ignore_text)
@@ -62,11 +64,12 @@ class TraceSettings:
             raise UserError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
         if not 0 <= self.min_p <= 1:
             raise UserError(f"min_p is {self.min_p}; it must be from 0 to 1")
-        for name, choices in (("dtype", get_args(DType)), ("method", get_args(Method))):
-            if getattr(self, name) not in choices:
-                raise UserError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(choices)}")
-        if unknown := set(self.int8) - set(get_args(Int8)):
-            raise UserError(f"int8 is {self.int8}: {', '.join(sorted(unknown))} is neither weights nor cache")
+        if self.temperature == 0:
+            for name, unused in (("top_k", 0), ("top_p", 1), ("min_p", 0)):
+                if (value := getattr(self, name)) != unused:
+                    raise UserError(
+                        f"{name} {value} has no effect at temperature 0: leave it out, or give a temperature above 0"
+                    )
         # One way to write each choice, since equal conditions must be equal columns of a row.
         object.__setattr__(self, "int8", tuple(sorted(set(self.int8))))
 

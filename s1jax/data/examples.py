@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -21,6 +21,7 @@ from s1jax.data.rows import TrainingRow
 from s1jax.model.config import ModelConfig
 from s1jax.runtime.command import listed
 from s1jax.runtime.errors import UserError
+from s1jax.runtime.fields import InputPath, check_types
 from s1jax.runtime.processes import check_same, map_over_processes
 
 LossAverage = Literal["sequence", "token"]
@@ -32,7 +33,7 @@ MAX_ROW_LENGTHS = 5
 class DataConfig:
     """What to train on, and how to make batches of it. The defaults are the paper's values for s1K."""
 
-    source: str
+    source: InputPath
     """A .jsonl or .parquet file, a directory of them (its train split, if there is one), or the id of a dataset on the Hugging Face hub."""
     max_length: int = 32768
     """Largest number of tokens of an example."""
@@ -63,6 +64,7 @@ class DataConfig:
     micro-batch of each shorter length. Every length makes the compiled step larger. 1: all rows have the same length."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name, smallest in (
             ("max_length", 2), ("batch_size", 1), ("num_epochs", 1), ("row_length", 2), ("rows_per_micro_batch", 1),
             ("pad_multiple", 1), ("num_row_lengths", 1), ("seed", 0),
@@ -73,9 +75,6 @@ class DataConfig:
             raise UserError(f"num_row_lengths is {self.num_row_lengths}: it must be at most {MAX_ROW_LENGTHS}")
         if self.seed >= 2**32:
             raise UserError(f"seed is {self.seed}: it must be below 2**32")
-        for name, choices in (("too_long", TooLong), ("loss_on", LossOn), ("loss_average", LossAverage)):
-            if getattr(self, name) not in get_args(choices):
-                raise UserError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(get_args(choices))}")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ from s1jax.decode.request import Completion, Request
 from s1jax.ops.attention import CacheBackend
 from s1jax.runtime.command import counted
 from s1jax.runtime.errors import UserError
+from s1jax.runtime.fields import InputPath
+from s1jax.runtime.terminal import for_stream
 
 logger = logging.getLogger(__name__)
 
@@ -31,14 +33,14 @@ RESET, DIM, BOLD, YELLOW, GREEN = "\x1b[0m", "\x1b[2m", "\x1b[1m", "\x1b[1;33m",
 class GenerateConfig:
     """Questions to one model. Counts are in tokens."""
 
-    model: str
+    model: InputPath
     """Hugging Face directory or hub id (ID@REVISION: a branch, tag or commit), or one of our own checkpoints."""
     prompt: str | None = None
     """The question. Without it and without `--prompts`, questions are asked for at the terminal."""
     condition: Annotated[Condition, tyro.conf.arg(name="")] = field(
         default_factory=lambda: Condition(max_thinking_tokens=2048)
     )
-    prompts: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    prompts: Annotated[InputPath | None, tyro.conf.arg(metavar="FILE")] = None
     """A file with a question per line, or with JSON objects that have a `question`. `-` reads standard input."""
     json: bool = False
     """Write a JSON line per answer, for programs, in place of the streamed text."""
@@ -68,7 +70,8 @@ def generate(config: GenerateConfig, out: TextIO) -> list[Completion]:
     for number, question in enumerate(questions, start=1):
         if config.prompts is not None and not config.json:
             between = "\n" if number > 1 else ""
-            out.write(f"{between}=== question {number}: {json.dumps(question, ensure_ascii=False)} ===\n")
+            shown = for_stream(out, json.dumps(question, ensure_ascii=False))
+            out.write(f"{between}=== question {number}: {shown} ===\n")
         try:
             completions.append(_answer(engine, chat, question, config, out))
         except UserError as error:
@@ -176,5 +179,6 @@ class TranscriptStream:
         self.answered |= kind == "answer" and not text.isspace()
         if kind in ("injected", "delimiter") and not self.color:
             text = f"[[{text}]]"
+        text = for_stream(self.out, text)
         style = {"thinking": DIM, "injected": YELLOW, "delimiter": GREEN, "answer": ""}[kind]
         self.out.write(f"{RESET}{style}{text}" if self.color else text)

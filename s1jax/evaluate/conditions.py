@@ -8,8 +8,9 @@ from typing import Annotated
 import tyro
 
 from s1jax.data.condition import Condition, Limits, TraceSettings, check_integer
-from s1jax.ops.attention import CacheBackend, check_cache_backend
+from s1jax.ops.attention import CacheBackend
 from s1jax.runtime.errors import UserError
+from s1jax.runtime.fields import InputPath, OutputPath, check_types
 from s1jax.runtime.sharding import DECODING_MESH, MeshConfig, ShardingRules
 
 
@@ -17,11 +18,11 @@ from s1jax.runtime.sharding import DECODING_MESH, MeshConfig, ShardingRules
 class DecodingConfig:
     """The inputs and the output of a run, and how devices share its work. What can change an answer is in the `Condition`."""
 
-    model: str
+    model: InputPath
     """Hugging Face directory or hub id (ID@REVISION: a branch, tag or commit), or one of our own checkpoints."""
-    benchmark: str
+    benchmark: InputPath
     """aime24, aime25, math500, gpqa_diamond, gsm8k, or a JSONL file with one question and answer per line."""
-    output: str
+    output: OutputPath
     """JSONL file of sample rows. It may hold other models, benchmarks and conditions. Rows that it has are not decoded again."""
     limit: int | None = None
     """Number of problems, counted from the first. Default: all."""
@@ -37,13 +38,13 @@ class DecodingConfig:
     """Which mesh axes split which dimension."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not self.output:
             raise UserError("output is empty; name the file of sample rows")
         for name in ("num_rows", "limit"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"{name} is {value}; it must be at least 1")
         check_integer("seed", self.seed)
-        check_cache_backend(self.attention)
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class EvaluateConfig:
     """Samples per problem. More than one needs a temperature above 0."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_num_samples(self.num_samples, self.condition)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import sys
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -37,6 +38,7 @@ from s1jax.runtime.lock import Lock
 from s1jax.runtime.preemption import Preemption
 from s1jax.runtime.processes import check_same, everywhere, from_first_process, is_first_process, start_processes
 from s1jax.runtime.progress import progress
+from s1jax.runtime.terminal import for_stream
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +65,7 @@ def write_and_show(write: Callable[[], tuple[Path, Keys]]) -> None:
             preemption.saved = f"all rows are in {output}"
             rows = read_samples(output)
             shown = [row for row in rows if row_key(row) in asked]
-            print(format_thinking_table(shown))
+            print(for_stream(sys.stdout, format_thinking_table(shown)))
             if others := len(rows) - len(shown):
                 logger.info("%s also holds %s: plot.py shows all", output, counted(others, "row") + " of other runs")
 
@@ -91,11 +93,11 @@ def write_samples(config: DecodingConfig, trace: Trace, num_samples: int = 1) ->
 def _write_missing(config: DecodingConfig, trace: Trace, num_samples: int, preemption: Preemption) -> Keys:
     """Do the work of `write_samples`; return the keys of all rows that were asked for."""
     output, writes = Path(config.output), is_first_process()
-    every_problem = everywhere(lambda: read_problems(config.benchmark))
     check_same((config, trace, num_samples), "config")
+    source = everywhere(lambda: resolve_source(config.model, weights=False))
+    every_problem = everywhere(lambda: read_problems(config.benchmark))
     check_same(every_problem, "problems")
     problems = every_problem[: config.limit]
-    source = everywhere(lambda: resolve_source(config.model, weights=False))
     weights, tokenizer = everywhere(lambda: (source.fingerprint, source.tokenizer_fingerprint))
     check_same((weights, tokenizer), "model")
     shared = dict(model=config.model, weights=weights, tokenizer=tokenizer, seed=config.seed, commit=commit())

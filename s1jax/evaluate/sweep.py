@@ -20,6 +20,7 @@ from s1jax.data.condition import Condition, Limits, TraceSettings
 from s1jax.evaluate.conditions import DecodingConfig, Trace, check_num_samples
 from s1jax.evaluate.run import write_samples
 from s1jax.runtime.errors import UserError
+from s1jax.runtime.fields import check_types
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class SweepConfig:
     """Samples per problem and point, for majority voting. More than one needs a temperature above 0."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         if isinstance(self.condition, Condition):
             raise UserError(
                 "a sweep takes its limits from lists of its own: give TraceSettings(...), not Condition(...)"

@@ -17,6 +17,10 @@ from s1jax.perf.topology import MEMORY
 from s1jax.runtime.errors import UserError
 
 # XLA's warning that it copies a whole array to every device, because it found no better way from one sharding to another.
+# The lines of an alarm that XLA writes in a frame of asterisks.
+_ALARM = re.compile(
+    r"^(?:.*slow_operation_alarm\.cc.*|\*+|.*Very slow compile\?.*|The operation took .*)\n+", re.MULTILINE
+)
 REMATERIALISATION = "Involuntary full rematerialization"
 
 
@@ -67,7 +71,10 @@ def compile_for(
 
 @contextlib.contextmanager
 def captured_stderr() -> Iterator[io.StringIO]:
-    """Capture standard error, including what compilers write from C++. At the end, pass it on and put it into the yielded text."""
+    """Capture standard error, including what compilers write from C++. At the end, put it into the yielded text.
+
+    It is also passed on, except for XLA's alarm about slow compilation.
+    """
     sys.stderr.flush()
     original, text = os.dup(2), io.StringIO()
     with tempfile.TemporaryFile("w+", errors="replace") as file:
@@ -80,7 +87,7 @@ def captured_stderr() -> Iterator[io.StringIO]:
             os.close(original)
             file.seek(0)
             text.write(file.read())
-            sys.stderr.write(text.getvalue())
+            sys.stderr.write(_ALARM.sub("", text.getvalue()))
 
 
 def written_in_loops(compiled: jax.stages.Compiled) -> list[tuple[str, str, int]]:

@@ -31,6 +31,7 @@ from s1jax.results.samples import CURVE, SETTING, SampleRow
 from s1jax.results.tables import CurveNames, groups, quoted, setting_text, stop_text
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.files import write_file
+from s1jax.runtime.terminal import visible
 
 logger = logging.getLogger(__name__)
 
@@ -333,7 +334,7 @@ class _Page:
         """Return the line under the title: benchmark and model, or how many there are, and the number of problems."""
         parts: list[str] = []
         for column in ("benchmark", "model"):
-            names = {str(p[column]) for p in self._points}
+            names = {visible(str(p[column])) for p in self._points}
             parts += _shortened(names).values() if len(names) == 1 else [f"{len(names)} {column}s"]
         return "   ·   ".join([*parts, *([_problems(self._points)] if len(self.panels) == 1 else [])])
 

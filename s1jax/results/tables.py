@@ -8,6 +8,7 @@ from typing import Any
 from s1jax.results.metrics import Point, summarise_curves, thinking_curve, voting_curve
 from s1jax.results.samples import CURVE, SETTING, SampleRow, pick
 from s1jax.runtime.command import counted
+from s1jax.runtime.terminal import visible
 
 WARN_ABOVE = 0.1
 """A table warns of a fault if more than this share of a point's samples have it."""
@@ -69,7 +70,7 @@ def _unknown(point: Point) -> tuple[str, ...]:
 def _column_text(name: str, value: Any) -> str:
     """Name a value of a column in a word or two."""
     if name in ("benchmark", "model", "method", "dtype"):
-        return str(value)
+        return visible(str(value))
     if name in ("weights", "tokenizer"):
         return f"{name} {value[:6]}"
     if name == "int8":

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from s1jax.runtime.errors import UserError
+from s1jax.runtime.terminal import open_standard_streams, shortened, visible
 
 logger = logging.getLogger(__name__)
 
@@ -53,11 +56,14 @@ class _StderrHandler(logging.Handler):
         name = "" if process is None else f"[process {process}] "
         level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
         # `sys.stderr` is looked up for each message, because tests and notebooks replace it.
-        print(f"{name}{level}{self.format(record)}", file=sys.stderr, flush=True)
+        # A long number says no more than its ends.
+        text = re.sub(r"\d{81,}", lambda number: shortened(number[0], quotes=False), self.format(record))
+        print(visible(f"{name}{level}{text}"), file=sys.stderr, flush=True)
 
 
 def configure_logging() -> None:
-    """Show the messages of this project on standard error. Further calls change nothing."""
+    """Show the messages of this project on standard error, and no retries of the hub. Further calls change nothing."""
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     for name in ("s1jax", "data_tools"):
         project = logging.getLogger(name)
         # Importing Orbax gives the root logger a handler, which would show each message again.
@@ -73,12 +79,15 @@ def run_command(main: Callable[[], None]) -> None:
     With `S1JAX_TRACEBACK=1` in the environment, such an error keeps its traceback. Compiled programs are kept in the user's cache folder,
     or in JAX_COMPILATION_CACHE_DIR (empty: nowhere).
     """
+    open_standard_streams()
     configure_logging()
     # JAX's default is three quarters of a GPU's memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
     _keep_compiled_programs()
     shows_traceback = bool(os.environ.get("S1JAX_TRACEBACK"))
     try:
+        if not _has_working_directory():
+            raise UserError("the working directory was deleted: change to another one")
         main()
     except BrokenPipeError:
         # The reader of standard output is gone. Python's last flush must not fail too.
@@ -96,11 +105,35 @@ def run_command(main: Callable[[], None]) -> None:
         if type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error) and not shows_traceback:
             reason = str(error).partition("RESOURCE_EXHAUSTED")[2].strip(": ").splitlines()[0].rstrip(".")
             logger.error("out of memory on a device: %s. %s", reason, OUT_OF_MEMORY_ADVICE)
+        elif _is_without_devices(error) and not shows_traceback:
+            logger.error("%s", _platform_advice(error))
         elif _process_of_several() is not None:
             logger.exception("%s", type(error).__name__)
         else:
             raise
         _exit_failed()
+
+
+def _has_working_directory() -> bool:
+    try:
+        return bool(os.getcwd())
+    except FileNotFoundError:
+        return False
+
+
+def _is_without_devices(error: Exception) -> bool:
+    """Return whether JAX found no devices of the platform that it was asked for."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return frames[-1].name == "backends" and frames[-1].filename.endswith("xla_bridge.py")
+
+
+def _platform_advice(error: Exception) -> str:
+    extras = dict.fromkeys(("cuda", "gpu"), "cuda12] or [cuda13") | {"tpu": "tpu"}
+    names = os.environ.get("JAX_PLATFORMS", "")
+    wanted = next((extras[name] for name in names.split(",") if name in extras), None)
+    advice = f"install the extra [{wanted}] of s1jax" if wanted else "choose cpu, cuda or tpu"
+    reason = f" ({str(error).splitlines()[0]})" if str(error) else ""
+    return f"JAX has no devices of JAX_PLATFORMS={names}: {advice}{reason}"
 
 
 def _keep_compiled_programs() -> None:
@@ -116,9 +149,12 @@ def _process_of_several() -> int | None:
     """Return the index of this process in a run of several, None in a run of one or before `start_processes`."""
     jax = sys.modules.get("jax")
     distributed = getattr(jax, "distributed", None)  # missing while JAX is being imported
-    if jax is None or distributed is None or not distributed.is_initialized() or jax.process_count() == 1:
+    if jax is None or distributed is None or not distributed.is_initialized():
         return None
-    return jax.process_index()
+    try:
+        return jax.process_index() if jax.process_count() > 1 else None
+    except Exception:  # this process has no devices
+        return None
 
 
 def _exit_failed() -> NoReturn:

@@ -3,27 +3,44 @@
 A config is a module `configs/NAME.py` with one dataclass instance `CONFIG`. `tyro` makes the options and the help from the types and
 docstrings of its fields. Only the name of the config is read here: `tyro.extras.overridable_config_cli` would import every config, so that
 a mistake in one breaks all commands, and takes no path of a file outside `configs/`.
+
+Paths: on the command line, a relative path starts at the working directory. In a config of `configs/` it starts at the project's folder; in
+a config elsewhere, at the folder of that config, or at the project's folder if only that has it. `~` is the home directory everywhere.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import dataclasses
 import importlib.util
 import io
+import itertools
+import os
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
 import tyro
 
 from s1jax.runtime.command import program
 from s1jax.runtime.errors import UserError
+from s1jax.runtime.fields import described, with_paths
 from s1jax.runtime.files import ROOT
+from s1jax.runtime.terminal import shortened
 
 Config = TypeVar("Config")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError with argparse's message."""
+        raise UserError(f"{message}; see {program()} --help")
 
 
 def config_names(config_type: type[Any] | tuple[type[Any], ...] = object) -> list[str]:
@@ -41,7 +58,9 @@ def load_config(name: str, config_type: type[Config] | tuple[type[Config], ...])
 
     Raises UserError for an unknown name, for a file with a mistake, and for a `CONFIG` that is not of this type (or one of these types).
     """
-    path = Path(name).expanduser() if name.endswith(".py") else ROOT / "configs" / f"{name}.py"
+    path = Path(os.path.expanduser(name)) if name.endswith(".py") else ROOT / "configs" / f"{name}.py"
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give a config, a file of Python")
     if not path.is_file():
         names = ", ".join(config_names(config_type))
         raise UserError(f"no config {name!r}; give a path ending in .py, or one of: {names}")
@@ -52,17 +71,22 @@ def load_config(name: str, config_type: type[Config] | tuple[type[Config], ...])
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == spec.origin]
         line = f", line {lines[-1]}" if lines else ""
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        raise UserError(f"{path}{line}: {kind}{error}") from error
+        raise UserError(f"{path}{line}: {kind}{' '.join(str(error).split())}") from error
     config = getattr(module, "CONFIG", None)
-    if not isinstance(config, config_type):
-        types = config_type if isinstance(config_type, tuple) else (config_type,)
-        wanted = " or ".join(cls.__name__ for cls in types)
+    types = config_type if isinstance(config_type, tuple) else (config_type,)
+    wanted = " or ".join(cls.__name__ for cls in types)
+    if not hasattr(module, "CONFIG"):
+        raise UserError(f"{path} defines no CONFIG: it needs one of type {wanted}")
+    if isinstance(config, type):
+        raise UserError(f"{path}: CONFIG is the class {config.__name__}: call it with the values of its fields")
+    if not isinstance(config, types):
         raise UserError(f"{path} has no CONFIG of type {wanted}; it holds {type(config).__name__}")
-    return config
+    folder = path.resolve().parent
+    return with_paths(config, [ROOT] if folder == ROOT / "configs" else [folder, ROOT])
 
 
 def parse_command(
@@ -93,22 +117,67 @@ def parse_arguments(
 ) -> Config:
     """Parse `--field value` arguments into a `config_type`; fields that are not given come from `default` if there is one.
 
-    Prints help and exits for `--help`. Raises UserError, with tyro's message, for an unknown or missing field or a value of the wrong type.
+    Prints help and exits for `--help`. Raises UserError for an unknown or missing field or a value of the wrong type.
     """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    options = _options(config_type)
     keywords: dict[str, Any] = {} if default is None else {"default": default}
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
-            return tyro.cli(config_type, prog=usage or program(), args=argv, description=description, **keywords)
+            joined = _with_values_joined(argv, options)
+            config = tyro.cli(config_type, prog=usage or program(), args=joined, description=description, **keywords)
     except SystemExit as exit_:
         if not exit_.code:
             raise
-        raise UserError(_as_one_line(errors.getvalue())) from None
+        if (cut := [shortened(value, quotes=False) for value in argv]) != argv:
+            parse_arguments(description, config_type, cut, default, usage)  # raises, with a short message
+        raise UserError(_as_one_line(errors.getvalue(), argv, options)) from None
+    return with_paths(config)
 
 
-def _as_one_line(text: str) -> str:
-    """Return an error message of tyro as one line: without the frame and the title above it, its parts separated by semicolons."""
+def _options(config_type: Any, prefix: str = "--") -> dict[str, Any]:
+    """Return the options that tyro makes of a config class, each with the type of its field."""
+    options: dict[str, Any] = {}
+    marks = get_type_hints(config_type, include_extras=True)
+    for name, kind in get_type_hints(config_type).items():
+        option = prefix + name.replace("_", "-")
+        if dataclasses.is_dataclass(kind):
+            is_flat = any(getattr(mark, "name", None) == "" for mark in get_args(marks[name]))
+            options |= _options(kind, prefix if is_flat else f"{option}.")
+        else:
+            options[option] = kind
+    return options
+
+
+def _name(argument: str) -> str:
+    """Return the option that an argument names, in the form of `_options`."""
+    return re.sub(r"(^--|\.)no-", r"\1", argument.partition("=")[0].replace("_", "-"))
+
+
+def _with_values_joined(argv: Sequence[str], options: Mapping[str, Any]) -> list[str]:
+    """Join a text option and a value that begins with a dash by `=`. Otherwise tyro takes such a value for an option."""
+    joined: list[str] = []
+    for argument in argv:
+        takes_text = bool(joined) and options.get(joined[-1].replace("_", "-")) in (str, str | None, Path, Path | None)
+        if takes_text and argument.startswith("-") and _name(argument) not in {*options, "-h", "--help"}:
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+def _as_one_line(text: str, argv: Sequence[str], options: Mapping[str, Any]) -> str:
+    """Return an error message of tyro as one line: without its frame and the help of the field, its parts separated by semicolons."""
     rows = [row.strip("│| ") for row in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()[1:]]
     rows = [row if row.strip("─-+╰╯") else "\0" for row in rows]  # a ruled line separates two parts
-    parts = (" ".join(part.split()) for part in " ".join(rows).split("\0"))
-    return "; ".join(part for part in parts if part)
+    parts = [" ".join(part.split()) for part in " ".join(rows).split("\0")]
+    parts = [part for part in parts if part and not part.startswith(("Argument helptext", "Got errors"))]
+    wrong = re.search(r"^Error parsing (--[\w.-]+):|^invalid choice .* for argument '(--[\w.-]+)'", parts[0])
+    option = _name(wrong[1] or wrong[2]) if wrong else ""
+    if option in options:
+        start = max(i for i, argument in enumerate(argv) if _name(argument) == option)
+        values = itertools.takewhile(lambda argument: _name(argument) not in options, argv[start + 1 :])
+        value = argv[start].partition("=")[2] or " ".join(values)
+        parts[0] = f"{option} is {value!r}: it must be {described(options[option]).removeprefix('a tuple, each item ')}"
+    return "; ".join(parts)

@@ -13,35 +13,35 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from s1jax.runtime.errors import UserError
+from s1jax.runtime.launchers import ADDRESS, NUM_PROCESSES, PROCESS_ID, find_launch
+from s1jax.runtime.rendezvous import wait_for_processes
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+SET_ALL_THREE = f"Set {ADDRESS} (the first one's HOST:PORT), {NUM_PROCESSES} and {PROCESS_ID} on each"
 
 
 def start_processes() -> None:
     """Join the processes of a run that has several; do nothing in a run of one process.
 
-    A run has several processes if srun, Open MPI or GKE (on TPUs) started it, or if JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-    JAX_PROCESS_ID are set. Raises UserError if only some of these three are set.
+    `find_launch` says which variables tell this. JAX finds TPUs of GKE. Raises UserError if the variables are incomplete or wrong, or if
+    the processes do not come together (`wait_for_processes`).
     """
-    env = os.environ
-    if "JAX_COORDINATOR_ADDRESS" in env:
-        missing = [name for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID") if name not in env]
-        if missing:
-            raise UserError(f"JAX_COORDINATOR_ADDRESS is set, but not {' and '.join(missing)}: set all three, or none")
-        jax.distributed.initialize(num_processes=int(env["JAX_NUM_PROCESSES"]), process_id=int(env["JAX_PROCESS_ID"]))
-    elif (
-        (int(env.get("SLURM_NTASKS", 1)) > 1 and "SLURM_STEP_NODELIST" in env)  # else srun did not start it
-        or int(env.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
-        or "," in env.get("TPU_PROCESS_ADDRESSES", env.get("TPU_WORKER_HOSTNAMES", ""))
-    ):
-        jax.distributed.initialize()
+    hosts = os.environ.get("TPU_PROCESS_ADDRESSES", os.environ.get("TPU_WORKER_HOSTNAMES", ""))
+    launch = find_launch(os.environ)
+    if launch is not None:
+        wait_for_processes(launch)
+    if launch is not None or ("," in hosts and os.environ.get(NUM_PROCESSES) != "1"):
+        try:
+            jax.distributed.initialize(*(launch or ()))
+        except (KeyError, ValueError, RuntimeError) as error:
+            who = f"of the TPU hosts {hosts}" if launch is None else f"at {launch.address}"
+            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0].rstrip('.')}"
+            raise UserError(f"JAX cannot join the processes {who}: {reason}. {SET_ALL_THREE}") from error
     elif jax.process_count() > 1:
         # A TPU finds its neighbours by itself, but its process could not agree with theirs on a step to stop at.
-        raise UserError(
-            f"these devices belong to {jax.process_count()} processes: set JAX_COORDINATOR_ADDRESS (the first one's host:port), "
-            "JAX_NUM_PROCESSES and JAX_PROCESS_ID on each"
-        )
+        raise UserError(f"these devices belong to {jax.process_count()} processes. {SET_ALL_THREE}")
     jax.process_index()  # connects the devices while all processes are alive: a message names its process (`command.py`)
 
 

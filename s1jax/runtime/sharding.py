@@ -14,6 +14,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from s1jax.runtime.errors import UserError
+from s1jax.runtime.fields import check_types
 
 MESH_AXES = ("data", "fsdp", "sequence", "tensor")
 # Names that occur together in one array; a mesh axis can split only one of them.
@@ -57,6 +58,7 @@ class ShardingRules:
         return math.prod(mesh_shape[axis] for axis in getattr(self, name))
 
     def __post_init__(self) -> None:
+        check_types(self)
         for field in fields(self):
             for axis in getattr(self, field.name):
                 if axis not in MESH_AXES:

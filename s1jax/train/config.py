@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from s1jax.data.examples import DataConfig, Examples
 from s1jax.model.config import LoraConfig, ModelConfig
 from s1jax.runtime.errors import UserError
+from s1jax.runtime.fields import InputPath, OutputPath, check_types
 from s1jax.runtime.precision import DType, Int8
 from s1jax.runtime.sharding import MeshConfig, ShardingRules
 from s1jax.train.log import Tracker
@@ -27,9 +28,9 @@ NEUTRAL_FIELDS = {
 class TrainConfig:
     """One fine-tuning run."""
 
-    model: str
+    model: InputPath
     """The model to start from: a Hugging Face directory, a hub id (ID@REVISION: a branch, tag or commit), or one of our own checkpoints."""
-    output: str
+    output: OutputPath
     """Run directory. It receives checkpoints, metrics.jsonl, rejects.jsonl and the Hugging Face export in hf/."""
     data: DataConfig
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -49,7 +50,7 @@ class TrainConfig:
     """LoRA scales its adapters by lora_alpha / lora_rank."""
     frozen: Frozen = "float"
     """Storage of LoRA's frozen weights: `float` is the compute dtype, `int8` is 8 bits, `nf4` is 4 bits (QLoRA)."""
-    eval_source: str | None = None
+    eval_source: InputPath | None = None
     """Held-out rows on which the loss is measured: a source like `data.source`."""
     eval_every: int = 63
     """Steps between evaluations. The last step is always evaluated. Every evaluated step is saved."""
@@ -62,14 +63,12 @@ class TrainConfig:
     """Where metrics are reported, in addition to metrics.jsonl."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not self.output.strip():
             raise UserError("output is empty: give the run a directory")
         for name in ("eval_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        for name, choices in dict(dtype=DType, param_dtype=DType, export_dtype=DType, frozen=Frozen).items():
-            if getattr(self, name) not in get_args(choices):
-                raise UserError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(get_args(choices))}")
         if self.lora is None and self.frozen != "float":
             raise UserError(
                 f"frozen is {self.frozen}, but without lora_rank all weights are trained: set lora_rank, or leave out frozen"

@@ -18,6 +18,7 @@ import optax
 from jaxtyping import Array, BFloat16, Float, Float32, Key, PyTree
 
 from s1jax.runtime.errors import UserError
+from s1jax.runtime.fields import check_types
 
 Floats: TypeAlias = PyTree[Float[Array, " ..."]]
 
@@ -42,6 +43,7 @@ class OptimizerConfig:
     """Largest global norm of the gradient. A longer gradient is scaled down to it."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name, is_valid, range_ in (
             ("learning_rate", 0 < self.learning_rate <= 1, "positive and at most 1"),
             ("warmup_fraction", 0 <= self.warmup_fraction < 1, "at least 0 and below 1"),

@@ -14,7 +14,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ from s1jax.model.qwen2 import Params, Remat, constrain_params, graphdef
 from s1jax.ops.attention import Backend
 from s1jax.ops.cross_entropy import weighted_cross_entropy
 from s1jax.runtime.errors import UserError
+from s1jax.runtime.fields import check_types
 from s1jax.runtime.hardware import platform
 from s1jax.runtime.sharding import ShardingRules, sharding_for
 from s1jax.train.optimizer import update
@@ -66,12 +67,9 @@ class StepConfig:
     """Keep the optimizer's moments in host memory."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.loss_chunk < 1:
             raise UserError(f"loss_chunk is {self.loss_chunk}: it must be at least 1")
-        for name, choices in (("remat", Remat), ("attention", Backend)):
-            value = getattr(self, name)
-            if value is not None and value not in get_args(choices):
-                raise UserError(f"{name} is {value!r}: choose one of {', '.join(get_args(choices))}")
 
 
 def make_train_step(

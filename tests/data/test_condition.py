@@ -19,9 +19,12 @@ def test_conditions_are_equal_however_their_int8_is_written():
         (dict(top_k=100_000_000_000), "top_k is 100000000000; it must be from 0 to 2147483647"),
         (dict(top_p=float("nan")), "top_p is nan"),
         (dict(min_p=float("inf")), "min_p is inf"),
-        (dict(dtype="float16"), "dtype is 'float16': choose one of bfloat16, float32"),
+        (dict(dtype="float16"), "dtype is 'float16': it must be one of bfloat16, float32"),
+        (dict(top_k=5), "top_k 5 has no effect at temperature 0: leave it out, or give a temperature above 0"),
+        (dict(top_p=0.9), "top_p 0.9 has no effect"),
+        (dict(min_p=0.1, temperature=0), "min_p 0.1 has no effect"),
         (dict(method="none"), "method is 'none'"),
-        (dict(int8=("weight",)), "weight is neither weights nor cache"),
+        (dict(int8=("weight",)), r"int8 is \('weight',\): it must be a tuple, each item one of weights, cache"),
     ],
 )
 def test_a_bad_condition_is_refused_by_name(changes, message):

@@ -75,6 +75,14 @@ def test_a_terminal_has_colours_without_empty_runs_unless_they_are_unwanted(monk
     assert transcript(Terminal(), "h", BUDGET_DELIMITER, " 6").endswith("\n[[Final Answer:]] 6\n")
 
 
+def test_a_model_cannot_command_a_terminal_and_a_pipe_gets_its_text(monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    hostile = "a\x1b]0;owned\x07\tb\u202e\x9b2J"
+    shown = transcript(Terminal(), hostile, DELIMITER, "\n6\r7")
+    assert shown == "--- thinking ---\na\\x1b]0;owned\\x07\tb\\u202e\\x9b2J\n--- answer ---\n6\\r7\n"
+    assert hostile in transcript(io.StringIO(), hostile, DELIMITER, "\n6\r7")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

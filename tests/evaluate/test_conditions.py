@@ -9,7 +9,7 @@ from s1jax.evaluate.conditions import DecodingConfig, EvaluateConfig, Trace
 
 
 def test_a_backend_that_serves_no_caches_is_refused_before_the_model_is_read():
-    with pytest.raises(ValueError, match="attention is 'splash': over caches, choose xla or pallas"):
+    with pytest.raises(ValueError, match="attention is 'splash': it must be one of xla, pallas or None"):
         DecodingConfig("nonesuch", "sums.jsonl", "rows.jsonl", attention="splash")
 
 

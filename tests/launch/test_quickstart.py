@@ -82,9 +82,9 @@ def test_the_quickstart_runs_from_the_pool_to_the_figures(quickstart, tmp_path):
 
 @pytest.mark.integration
 def test_the_quickstart_refuses_what_is_no_folder_and_explains_itself(quickstart, tmp_path):
-    for argument in ("", "--nonesuch"):
-        refused = quickstart(argument)
-        assert refused.returncode == 2 and f"not '{argument}'" in refused.stderr
+    for arguments in ([""], ["--nonesuch"], ["out", "more"]):
+        refused = quickstart(*arguments)
+        assert refused.returncode == 1 and f"'{arguments[-1]}'" in refused.stderr and refused.stderr.count("\n") == 1
     explained = quickstart("--help")
     assert explained.returncode == 0 and "OUT: folder" in explained.stdout
     assert not (tmp_path / "out").exists()

@@ -47,6 +47,11 @@ def test_a_title_names_each_setting_once_and_as_its_flag_does():
     assert titles[0] == "toy, m, budget_forcing, temperature 0.7, top-p 0.9"
 
 
+def test_a_name_cannot_command_a_terminal():
+    table = format_thinking_table(study_rows(benchmarks=("a\x1b[2J", "b\u202e"), models=("m\x07", "n\ud800")))
+    assert "a\\x1b[2J, m\\x07, " in table and "b\\u202e, n\\ud800, " in table and table.replace("\n", "").isprintable()
+
+
 def test_the_voting_table_has_a_block_per_setting():
     table = format_voting_table(study_rows(samples=4, budgets=(64,)))
     assert table.count("maj@k %") == 3 and 'temperature 1, budget 64, "Wait" x2' in table

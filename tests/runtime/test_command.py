@@ -19,6 +19,15 @@ def test_one_is_no_plural(number, text):
     assert counted(number, "stop") == text
 
 
+def test_a_message_cannot_command_a_terminal(capsys):
+    def main():
+        raise UserError(f"no file \x1b]0;owned\x07\u202e {'9' * 400}")
+
+    with pytest.raises(SystemExit):
+        run_command(main)
+    assert capsys.readouterr().err == "error: no file \\x1b]0;owned\\x07\\u202e " + "9" * 60 + "..." + "9" * 17 + "\n"
+
+
 def test_long_lists_of_problems_are_cut():
     assert listed(["a", "b"]) == "\n  a\n  b"
     assert listed([str(i) for i in range(10)]).splitlines()[-2:] == ["  7", "  and 2 more"]
@@ -39,6 +48,16 @@ def test_bad_input_is_one_line_and_a_nonzero_exit(capsys):
         run_command(main)
     assert exit_info.value.code == 1
     assert capsys.readouterr().err == "error: the shop is closed: come tomorrow\n"
+
+
+def test_a_deleted_working_directory_is_named(tmp_path, monkeypatch, capsys):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(SystemExit):
+        run_command(lambda: None)
+    assert capsys.readouterr().err == "error: the working directory was deleted: change to another one\n"
 
 
 def test_an_error_that_is_not_about_input_keeps_its_traceback():
@@ -65,6 +84,24 @@ def test_a_device_that_ran_out_of_memory_is_one_line_that_says_what_to_lower(cap
 
     with pytest.raises(JaxRuntimeError):
         run_command(other)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("platform", "message"),
+    [
+        ("cuda", "JAX has no devices of JAX_PLATFORMS=cuda: install the extra [cuda12] or [cuda13] of s1jax"),
+        ("tpu", "JAX has no devices of JAX_PLATFORMS=tpu: install the extra [tpu] of s1jax"),
+        ("gpux", "JAX has no devices of JAX_PLATFORMS=gpux: choose cpu, cuda or tpu"),
+    ],
+)
+def test_a_platform_without_devices_is_one_line_that_names_the_package(platform, message):
+    code = "import jax\nfrom s1jax.runtime.command import run_command\nrun_command(jax.devices)"
+    env = os.environ | {"JAX_PLATFORMS": platform}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
+    if done.returncode == 0:
+        pytest.skip("this machine has such devices")
+    assert done.returncode == 1 and done.stderr.startswith(f"error: {message}") and done.stderr.count("\n") == 1
 
 
 @pytest.mark.integration

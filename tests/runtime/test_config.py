@@ -71,7 +71,7 @@ def test_a_config_may_be_a_file_anywhere(tmp_path):
     path.write_text(
         "from dataclasses import replace\nfrom configs.s1_7b import CONFIG as BASE\nCONFIG = replace(BASE, output='x')\n"
     )
-    assert config.load_config(str(path), TrainConfig).output == "x"
+    assert config.load_config(str(path), TrainConfig).output == str(tmp_path / "x")
 
 
 @pytest.mark.parametrize(
@@ -98,9 +98,18 @@ class Arguments:
     """Whether to hurry."""
 
 
-@pytest.mark.parametrize("argv", [["--prompt=--5 + 3"], ["--prompt", "--5 + 3"]])
-def test_a_value_may_begin_with_dashes(argv):
-    assert config.parse_arguments("", Arguments, ["a", *argv, "--quick"]) == Arguments("a", "--5 + 3", True)
+@pytest.mark.parametrize("value", ["--5 + 3", "--5", "-5", "-x", "--", "-", "--nonesuch=1", "-h?"])
+def test_a_value_may_begin_with_dashes(value):
+    for argv in ([f"--prompt={value}"], ["--prompt", value]):
+        assert config.parse_arguments("", Arguments, ["a", *argv, "--quick"]) == Arguments("a", value, True)
+
+
+@pytest.mark.parametrize(
+    "argv", [["--prompt", "--quick"], ["--prompt", "--no-quick"], ["--prompt", "--help"], ["--prompt"]]
+)
+def test_an_option_is_no_value(argv):
+    with pytest.raises(UserError, match=r"^Missing value for argument '--prompt'"):
+        config.parse_arguments("", Arguments, ["a", *argv])
 
 
 def test_a_message_of_several_parts_is_one_line_without_the_frame(monkeypatch):
@@ -115,9 +124,18 @@ def test_a_message_of_several_parts_is_one_line_without_the_frame(monkeypatch):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--data.batch-size", "many"], r"^Error parsing --data\.batch-size: .*'many'; "),
+        (
+            ["--data.batch-size", "many"],
+            r"^--data.batch-size is 'many': it must be an integer; For full helptext, see \S+ ",
+        ),
+        (["--data.row_length=many"], r"^--data.row-length is 'many': it must be an integer or None; "),
+        (
+            ["--trackers", "tensorboard", "none"],
+            r"^--trackers is 'tensorboard none': it must be one of tensorboard, wandb",
+        ),
+        (["--data.batch-size", "9" * 5000], r"^--data.batch-size is '9{60}\.\.\.9{17}': it must be an integer"),
         (["--data.batch-size"], r"^Missing value for argument '--data\.batch-size'"),
-        (["--dtype", "float31"], r"^invalid choice 'float31' for argument '--dtype'.*'bfloat16', 'float32'"),
+        (["--dtype", "float32", "--dtype", "float31"], r"^--dtype is 'float31': it must be one of bfloat16, float32; "),
         (["stray"], "stray"),
         (["--optimizer.learning-rate", "1e38"], "learning_rate is 1e[+]38: it must be positive and at most 1"),
         (["--rules.batch", "foo"], '"foo" is not a mesh axis; the axes are data, fsdp, sequence, tensor; '),
@@ -151,6 +169,47 @@ def test_a_config_that_does_not_load_is_named_with_its_line(text, message, tmp_p
     (tmp_path / "mine.py").write_text(text)
     with pytest.raises(ValueError, match=message):
         config.load_config(str(tmp_path / "mine.py"), TrainConfig)
+
+
+IMPORTS = (
+    "from s1jax.data.examples import DataConfig\nfrom s1jax.train.config import TrainConfig\n"
+    "from s1jax.evaluate.conditions import DecodingConfig\nfrom s1jax.evaluate.sweep import SweepConfig\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"mine\.py defines no CONFIG: it needs one of type TrainConfig or SweepConfig"),
+        (IMPORTS + "CONFIG = TrainConfig", r"mine\.py: CONFIG is the class TrainConfig: call it"),
+        (IMPORTS + "CONFIG = 3", r"mine\.py has no CONFIG of type TrainConfig or SweepConfig; it holds int"),
+        ("raise SystemExit(3)", r"mine\.py, line 1: SystemExit: 3"),
+        ("raise ValueError('a\\nb')", r"mine\.py, line 1: ValueError: a b"),
+        (IMPORTS + "CONFIG = TrainConfig('m', 7, DataConfig('d'))", r"mine\.py, line 5: output is 7: it must be text"),
+        (IMPORTS + "CONFIG = SweepConfig(DecodingConfig('m', 'b', 'o'), ('16',))", r"max_thinking_tokens is \('16',\)"),
+    ],
+)
+def test_a_config_with_a_mistake_is_one_line(text, message, tmp_path):
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        config.load_config(str(tmp_path / "mine.py"), (TrainConfig, SweepConfig))
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_is_no_config(tmp_path):
+    (tmp_path / "d.py").mkdir()
+    with pytest.raises(UserError, match=r"d\.py is a folder: give a config"):
+        config.load_config(str(tmp_path / "d.py"), TrainConfig)
+
+
+def test_the_project_s_configs_name_the_same_files_from_every_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    quickstart = config.parse_command("", TrainConfig, ["quickstart", "--eval-source", "rows.jsonl"])
+    root = config.ROOT
+    assert quickstart.model == str(root / "data_tools/quickstart/tiny_base")
+    assert (quickstart.output, quickstart.data.source) == (str(root / "out/model"), str(root / "out/data/train.jsonl"))
+    assert quickstart.eval_source == "rows.jsonl", "a path on the command line starts where the command does"
+    assert config.load_config("s1_32b_aime24_budgets", SweepConfig).decoding.benchmark == "aime24"
 
 
 def test_only_the_configs_of_a_command_are_listed():

@@ -230,7 +230,7 @@ def test_shorter_micro_batches_share_the_memory_of_longer_ones():
 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
-    [("loss_chunk", 0, "at least 1"), ("remat", "some", "choose one of none, dots"), ("attention", "cpu", "choose one of xla")],
+    [("loss_chunk", 0, "at least 1"), ("remat", "some", "one of none, dots"), ("attention", "cpu", "one of xla")],
 )  # fmt: skip
 def test_values_that_make_no_sense_are_refused(field, value, message):
     with pytest.raises(ValueError, match=f"{field} is .*{value}.*: .*{message}"):
