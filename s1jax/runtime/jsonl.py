@@ -109,8 +109,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def is_torn(line: bytes, start: bytes = b'{"') -> bool:
     """Return whether a line is what a kill leaves of a row that `Appender` writes: text without line break, which is not whole JSON.
 
-    `start` is what the row begins with.
+    `start` is what the row begins with. A power cut may leave zero bytes behind the text.
     """
+    line = line.rstrip(b"\0")
     # Control characters are escaped in a row. The last character may be torn too.
     if _parses(line) or re.search(rb"[\x00-\x1f]", line) or not start.startswith(line[: len(start)]):
         return False

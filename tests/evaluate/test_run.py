@@ -181,7 +181,7 @@ def test_a_file_that_is_not_one_of_whole_sample_rows_is_left_as_it_is(config):
         ('{"precious": "only co', "holds no sample rows"),
         ("notes", "line 1 is not JSON"),
         ("notes\nand more", "line 1 is not JSON"),
-        ("\x89PNG\r\n\x1a\n\0\0\0", "line 1 is not text in UTF-8"),
+        ("\x89PNG\r\n\x1a\n\0\0\0", "line 1 is not UTF-8"),
         ('{"problem_id": \0\1\2', "line 1 is not JSON"),
     ):
         content = text.encode("latin-1" if "PNG" in text else "utf-8")
