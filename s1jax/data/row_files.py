@@ -118,11 +118,7 @@ def _hub_rows(name: str) -> Iterator[tuple[str, int, dict[str, Any], str]]:
 
     try:
         dataset = load_dataset(name, split="train")
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-    ) as error:  # for example no such dataset, no connection, or no split `train`
+    except (OSError, ValueError, RuntimeError) as error:  # such as no such dataset, no connection, or no split `train`
         raise FileNotFoundError(
             f"no file or directory {name}, and the hub does not give its train split: {error}"
         ) from error

@@ -16,7 +16,6 @@ Environment = Mapping[str, str]
 ADDRESS, NUM_PROCESSES, PROCESS_ID = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 ALONE = f"{NUM_PROCESSES}=1 runs this process alone"
 
-
 _HOST_AND_PORT = r"(?:\[[^\][/\s]+\]|[^\][/:\s]+):([0-9]{1,5})"
 # Variables that JAX reads while it joins the processes: what each may be, and an example.
 _FORMS = {
@@ -83,9 +82,8 @@ def find_launch(env: Environment) -> Launch | None:
     Raises UserError that names the variable and its value, if the variables of JAX or of a launcher are incomplete or wrong.
     """
     env = {name: value.strip() for name, value in env.items() if value.strip()}
-    if not {"SLURM_STEP_NODELIST", "SLURM_STEP_NUM_TASKS"} & {
-        *env
-    }:  # a job of Slurm, but srun did not start this process
+    if not {"SLURM_STEP_NODELIST", "SLURM_STEP_NUM_TASKS"} & {*env}:
+        # In a job of Slurm, but srun did not start this process.
         env = {name: value for name, value in env.items() if name not in ("SLURM_NTASKS", "SLURM_PROCID")}
     for name, (form, example) in _FORMS.items():
         if name in env and not re.fullmatch(form, env[name]):
