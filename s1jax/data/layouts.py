@@ -151,7 +151,7 @@ def _trace_and_answer(name: str, text: str) -> tuple[str, str]:
 def _split(name: str, text: str) -> tuple[str, str]:
     """Return what stands in the tags of a trace, and what follows."""
     tags = list(_TAG.finditer(text))
-    closes = [tag[1] == "/" or (tag[3] or "").lower() == "end" for tag in tags]
+    closes = [_closes(tag) for tag in tags]
     if True not in closes:
         raise UserError(f"{name} has a trace that is not closed" if tags else f"{name} has no trace before the answer")
     if closes not in ([True], [False, True]) or len({(tag[2] or tag[4]).lower() for tag in tags}) > 1:
@@ -163,12 +163,20 @@ def _split(name: str, text: str) -> tuple[str, str]:
 
 
 def _untagged_trace(name: str, trace: str) -> str:
-    if not _TAG.search(trace):
+    """Return a trace without the tags at its ends. A tag within it is text: the trace may speak of tags."""
+    tags = list(_TAG.finditer(trace))
+    begins = bool(tags) and not _closes(tags[0]) and not trace[: tags[0].start()].strip()
+    ends = bool(tags) and _closes(tags[-1]) and not trace[tags[-1].end() :].strip()
+    if begins and not ends:
+        after = "text after its trace" if any(map(_closes, tags)) else "a trace that is not closed"
+        raise UserError(f"{name} has {after}")
+    if not ends:
         return trace
-    thinking, rest = _split(name, trace)
-    if rest:
-        raise UserError(f"{name} has text after its trace")
-    return filled_text_of(name, thinking)
+    return filled_text_of(name, trace[tags[0].end() if begins else 0 : tags[-1].start()].strip())
+
+
+def _closes(tag: re.Match[str]) -> bool:
+    return tag[1] == "/" or (tag[3] or "").lower() == "end"
 
 
 def _untagged_answer(name: str, answer: str) -> str:

@@ -22,8 +22,10 @@ _SUFFIXES = (".jsonl", ".parquet")
 # Words in the path of a file: those that the `datasets` library knows, and those of this project's own files.
 _TRAIN = {"train", "training"}
 _NOT_TRAIN = {
-    "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation", "heldout", "holdout", "problems", "rejects",
+    "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation", "heldout", "holdout"
 }  # fmt: skip
+# The last part of the names of this project's own files, such as `train.rejects.jsonl`.
+_OURS = ("rejects", "problems", "heldout")
 
 
 def raw_rows(source: str) -> Iterator[tuple[str, int, dict[str, Any] | UserError, str]]:
@@ -89,7 +91,9 @@ def _no_training_file(name: str) -> str | None:
     *folders, _ = parts = Path(name).parts
     if any(part.startswith((".", "_")) for part in parts):
         return "hidden"
-    if others := _words(name) & _NOT_TRAIN:
+    if (last := Path(name).stem.rpartition(".")[2]) in _OURS:
+        return last
+    if (others := _words(name) & _NOT_TRAIN) and not _words(name) & _TRAIN:
         return min(others)
     return "in a subfolder" if any(folder != "data" and not _words(folder) & _TRAIN for folder in folders) else None
 

@@ -67,8 +67,8 @@ def read_rows(source: str) -> tuple[list[TrainingRow], list[dict[str, Any]]]:
 def describe_rejects(rejects: Sequence[dict[str, Any]], path: str | Path) -> str:
     """Return one line for the log about rejected rows that `path` holds."""
     reasons = Counter(str(reject["reason"]) for reject in rejects).most_common(8)
-    counted = ", ".join(f"{count} x {reason}" for reason, count in reasons)
-    return f"{len(rejects)} rejected" + (f" ({counted}; see {path})" if rejects else "")
+    by_reason = ", ".join(f"{count} x {reason}" for reason, count in reasons)
+    return f"{len(rejects)} rejected" + (f" ({by_reason}; see {path})" if rejects else "")
 
 
 def _training_row(columns: dict[str, Any], parts: Parts) -> TrainingRow:

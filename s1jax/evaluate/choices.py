@@ -4,10 +4,11 @@ The choices are a list (`choices` or `options`), an object from letter to text, 
 `A`, `B`, ..., or GPQA's four columns. Each column that says which choice is right must name the same one. It may give
 
 - a letter ("B" or "(B)"), or a label of the row's own, perhaps with the text
+- a whole number that is no text, which counts from 0
 - the text of a choice
-- a number that is no text, which counts from 0
 
-A row is refused if this could mean two choices. A number in quotes is no index: it may count from 0 or from 1.
+The row's own labels come first, then the number. A row is refused if its answer could still mean two choices. A number in quotes is no
+index: it may count from 0 or from 1.
 """
 
 from __future__ import annotations
@@ -57,9 +58,16 @@ def find_choices(row: dict[str, Any], question: str) -> Choices | None:
     if name is None and columns[:2] != ("A", "B"):
         return None
     choices = row[name] if name else {column: row[column] for column in columns}
-    texts, labels = _texts_and_labels(name or "choices", choices)
+    texts, labels, are_numbers = _texts_and_labels(name or "choices", choices)
     said = [column for column in _RIGHT_COLUMNS if not is_empty(row.get(column))]
-    right = {column: _index(column, row[column], texts, labels) for column in said}
+    right = {}
+    for column in said:
+        try:
+            right[column] = _index(column, row[column], texts, labels, are_numbers)
+        except UserError:
+            # These names are used for other things too.
+            if column not in ("correct", "label"):
+                raise
     if not right:
         raise UserError(f"no {' or '.join(_RIGHT_COLUMNS[:4])} says which of the choices is right")
     if len(set(right.values())) > 1:
@@ -75,8 +83,8 @@ def _gpqa_choices(row: dict[str, Any], question: str) -> Choices:
     return Choices([choices[i] for i in order], LETTERS[order.index(0)], _GPQA_COLUMNS)
 
 
-def _texts_and_labels(name: str, value: Any) -> tuple[list[str], list[str]]:
-    """Return the texts of the choices, and their labels in the row."""
+def _texts_and_labels(name: str, value: Any) -> tuple[list[str], list[str], bool]:
+    """Return the texts of the choices, their labels in the row, and whether the texts are numbers."""
     if isinstance(value, dict) and all(isinstance(value.get(key), list) for key in ("text", "label")):
         value = dict(zip(value["label"], value["text"], strict=False))
     if isinstance(value, list):
@@ -96,17 +104,21 @@ def _texts_and_labels(name: str, value: Any) -> tuple[list[str], list[str]]:
     own_letters = [rf"\(?{letter}[).:]\s*" for letter in LETTERS[: len(texts)]]
     if all(re.match(letter, text) for letter, text in zip(own_letters, texts, strict=True)):
         texts = [re.sub(rf"^{letter}", "", text) for letter, text in zip(own_letters, texts, strict=True)]
-    return texts, labels
+    return texts, labels, any(isinstance(text, int | float) for text in value.values())
 
 
-def _index(column: str, value: Any, texts: list[str], labels: list[str]) -> int:
+def _index(column: str, value: Any, texts: list[str], labels: list[str], are_numbers: bool) -> int:
     """Return the index of the choice that a column names."""
     text = text_of(column, value, number=True).strip()
     label = re.sub(r"^\(?(\w+)[).:]?$", r"\1", text).upper()
     both = [rf"\(?{re.escape(letter)}[).:]\s*{re.escape(choice)}" for letter, choice in zip(labels, texts, strict=True)]
-    found = {i for i in range(len(texts)) if text == texts[i] or label == labels[i] or re.fullmatch(both[i], text)}
-    if not isinstance(value, str) and value in range(len(texts)):
+    found = {i for i in range(len(texts)) if label == labels[i] or re.fullmatch(both[i], text)}
+    is_own_label = bool(found) and labels[0] != LETTERS[0]
+    is_index = not isinstance(value, str) and value in range(len(texts))
+    if is_index and not is_own_label:
         found.add(int(value))
+    if not is_own_label and (are_numbers or not is_index):
+        found |= {i for i in range(len(texts)) if text == texts[i]}
     if len(found) != 1:
         what = "several of the choices" if found else "none of the choices"
         hint = "" if found or not text.isdigit() else ": give a letter, or a number that counts from 0 (without quotes)"

@@ -32,13 +32,13 @@ from s1jax.results.tables import format_thinking_table
 from s1jax.runtime import jsonl
 from s1jax.runtime.command import counted
 from s1jax.runtime.errors import UserError
-from s1jax.runtime.files import check_writable
+from s1jax.runtime.files import check_writable, short_path
 from s1jax.runtime.git import commit
 from s1jax.runtime.lock import Lock
 from s1jax.runtime.preemption import Preemption
 from s1jax.runtime.processes import check_same, everywhere, from_first_process, is_first_process, start_processes
 from s1jax.runtime.progress import progress
-from s1jax.runtime.terminal import for_stream
+from s1jax.runtime.terminal import for_stream, shortened
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +81,8 @@ def write_samples(config: DecodingConfig, trace: Trace, num_samples: int = 1) ->
     Returns the file, and the keys of all rows that were asked for, whether the file had them before or not.
 
     A signal ends the process at once, since rows are saved as they are finished. Raises UserError if the file cannot be written, is
-    written by another process, is not one of sample rows, or has the earlier format, if a problem was edited since its rows of this model
-    were written, or if a request does not fit the model.
+    written by another process, is not one of sample rows, or has the earlier format, if a problem was edited since its rows were written,
+    or if a request does not fit the model.
     """
     output = Path(config.output)
     from_first_process(lambda: check_writable(output))
@@ -100,7 +100,9 @@ def _write_missing(config: DecodingConfig, trace: Trace, num_samples: int, preem
     problems = every_problem[: config.limit]
     weights, tokenizer = everywhere(lambda: (source.fingerprint, source.tokenizer_fingerprint))
     check_same((weights, tokenizer), "model")
-    shared = dict(model=config.model, weights=weights, tokenizer=tokenizer, seed=config.seed, commit=commit())
+    shared = dict(
+        model=short_path(config.model), weights=weights, tokenizer=tokenizer, seed=config.seed, commit=commit()
+    )
     every_job = [_Job(problem, sample, trace) for problem in problems for sample in range(num_samples)]
     done, asked = from_first_process(lambda: _read_keys(output, every_problem)), set()
     jobs = []
@@ -185,13 +187,16 @@ def _read_keys(output: Path, problems: Sequence[Problem]) -> Keys:
         )
     digests = {(problem.benchmark, problem.problem_id): problem.digest for problem in problems}
     benchmarks = {problem.benchmark for problem in problems}
-    for row in rows:
-        if row["benchmark"] in benchmarks and row["problem"] != digests.get((row["benchmark"], row["problem_id"])):
-            raise UserError(
-                f"problem {row['problem_id'][:80]} of benchmark {row['benchmark']} is gone, or has another question or answer than in the "
-                f"rows of {output}: undo the edit of the benchmark, rename one of two benchmarks of that name, or give another "
-                "--output"
-            )
+    answered = {(row["benchmark"], row["problem_id"]): row["problem"] for row in rows if row["benchmark"] in benchmarks}
+    edited = [key for key, digest in answered.items() if digests.get(key, digest) != digest]
+    if answered and not answered.keys() & digests.keys():
+        edited = list(answered)
+    if edited:
+        benchmark, problem_id = edited[0]
+        raise UserError(
+            f"problem {shortened(problem_id)} of benchmark {benchmark} has another question or answer than in the rows of {output}, or is "
+            "none of its problems: undo the edit of the benchmark, rename one of two benchmarks of that name, or give another --output"
+        )
     return {row_key(row) for row in rows}
 
 

@@ -365,10 +365,13 @@ def _shortened(names: Iterable[str], length: int = 32, start: float = 0) -> dict
 
     The middle is cut out. `start` is the share of the characters that is kept at the start, unless another share keeps names distinct.
     """
-    names = list(names)
+    shown = {name: visible(name) for name in names}
     cuts = ((n, head) for n in itertools.count(length) for head in (int(start * n), 0, n // 2, n - 1))
     shortened = (
-        {name: name if len(name) <= n else f"{name[:head]}…{name[len(name) - n + 1 + head :]}" for name in names}
+        {
+            name: text if len(text) <= n else f"{text[:head]}…{text[len(text) - n + 1 + head :]}"
+            for name, text in shown.items()
+        }
         for n, head in cuts
     )
     return next(short for short in shortened if len(set(short.values())) == len(short))

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from tyro import MISSING
+
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.terminal import shortened
 
@@ -32,6 +34,8 @@ def check_types(config: Any) -> None:
     """
     for name, hint in _hints(config.__class__).items():
         value = getattr(config, name)
+        if value is MISSING:  # the command line must give it
+            continue
         if not _fits(value, hint):
             raise UserError(f"{name} is {shortened(value)}: it must be {described(hint)}")
         if dataclasses.is_dataclass(value):
@@ -99,7 +103,7 @@ def _settled(value: str, role: str, folders: Sequence[Path]) -> str:
     folder = folders[0]
     if role == _INPUT:
         # Otherwise it may be the id of a model, a data set or a benchmark.
-        is_path = not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@.*)?", value) or value.endswith((".jsonl", ".parquet"))
+        is_path = not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@.*)?", value) or value.endswith((".jsonl", ".json", ".parquet"))
         found = next((folder for folder in folders if (folder / value).exists()), folder if is_path else None)
         if found is None:
             return value

@@ -28,6 +28,15 @@ def writing(path: str | Path) -> Iterator[None]:
         ) from error
 
 
+def short_path(path: str) -> str:
+    """Return a path below the project's folder relative to it, and any other path or name as it is.
+
+    So a model has one name in rows, from whichever directory the command was started.
+    """
+    full = Path(path).absolute()
+    return str(full.relative_to(ROOT)) if full.exists() and full.is_relative_to(ROOT) else path
+
+
 def write_file(path: str | Path, content: str | bytes) -> None:
     """Write a file atomically (text as UTF-8), replacing an existing one; a missing directory is made.
 

@@ -26,7 +26,7 @@ def shortened(value: Any, length: int = 80, quotes: bool = True) -> str:
     try:
         text = repr(value) if quotes else str(value)
     except ValueError:  # an integer of more than 4,300 digits
-        text = hex(value)
+        text = f"{type(value).__name__} with too many digits"
     return text if len(text) <= length else f"{text[: length - 20]}...{text[-17:]}"
 
 

@@ -41,6 +41,12 @@ def test_each_layout_gives_question_trace_and_answer(name):
     assert find_parts(FITS[name]) == ("q", "t", "a", False)
 
 
+@pytest.mark.parametrize("trace", ["Write <think> first.", "</think> ends it, so I write </think>: done", "<b> a </b>"])
+def test_a_tag_within_a_trace_is_text(trace):
+    assert find_parts({"question": "q", "thinking": trace, "answer": "a"}).thinking == trace
+    assert find_parts({"question": "q", "thinking": f"<think>\n{trace}\n</think>", "answer": "a"}).thinking == trace
+
+
 def test_system_prompts_are_noticed_and_an_input_belongs_to_its_instruction():
     assert find_parts({"messages": [SYSTEM, *turns("q", R1)]}).has_system_prompt
     assert not find_parts({"messages": [SYSTEM | {"content": ""}, *turns("q", R1)]}).has_system_prompt

@@ -11,6 +11,8 @@ FOLDERS = {
     "quickstart": ("train.jsonl", "pool.jsonl", "heldout.jsonl", "train.rejects.jsonl"),
     "hub": ("data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet", "data/test-00000-of-00001.parquet"),
     "split folders": ("train/a.jsonl", "train/b.jsonl", "test/a.jsonl"),
+    "words": ("math_problems.jsonl", "pool.problems.jsonl", "problems.jsonl"),
+    "both words": ("test-time-train.jsonl", "train.heldout.jsonl"),
     "no train split": ("math.jsonl", "physics.parquet", "held-out.jsonl", "math_dev.jsonl", "runs/metrics.jsonl", "notes.md"),
 }  # fmt: skip
 READ = {
@@ -18,6 +20,8 @@ READ = {
     "quickstart": FOLDERS["quickstart"][:1],
     "hub": FOLDERS["hub"][:2],
     "split folders": FOLDERS["split folders"][:2],
+    "words": FOLDERS["words"][:1],
+    "both words": FOLDERS["both words"][:1],
     "no train split": FOLDERS["no train split"][:2],
 }
 

@@ -34,6 +34,17 @@ def test_the_choices_stand_below_the_question_and_the_answer_is_a_letter(row):
     assert choices.below(BELOW) == BELOW
 
 
+def test_the_row_s_own_labels_come_before_an_index_and_an_index_before_a_text():
+    numbers = {"text": ["4", "2", "3", "1"], "label": ["1", "2", "3", "4"]}
+    assert find_choices({"choices": numbers, "answerKey": "4"}, "q").right == "D"
+    assert find_choices({"choices": ["0", "2", "1", "3"], "answer": 1}, "q").right == "B"
+
+
+def test_columns_that_are_often_used_for_other_things_need_not_name_a_choice():
+    row = {"choices": PLANETS, "answer": "B", "correct": True, "label": "train"}
+    assert find_choices(row, "q").right == "B"
+
+
 def test_numbers_are_choices_and_other_rows_have_none():
     assert find_choices({"choices": [6, 8, 10], "answer": "8"}, "q").below("q") == "q\n\nA) 6\nB) 8\nC) 10"
     assert find_choices({"choices": [6, 8, 10], "answer": 2}, "q").right == "C"

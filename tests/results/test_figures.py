@@ -28,7 +28,7 @@ def drawn(monkeypatch):
 def laid_out(monkeypatch):
     """The figures that would get saved."""
     figures = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, path, **k: (figures.append(self), path.touch()))
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **k: (figures.append(self), path.write(b"picture")))
     return figures
 
 

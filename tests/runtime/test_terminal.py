@@ -32,8 +32,9 @@ def test_a_pipe_gets_the_text_itself():
 
 def test_a_long_value_is_cut():
     assert shortened(7) == "7" and shortened("a") == "'a'"
-    for value in ("x" * 500, 10**400, 10**5000, ("16",) * 100):
+    for value in ("x" * 500, 10**400, ("16",) * 100):
         assert len(shortened(value)) == 80 and "..." in shortened(value)
+    assert shortened(10**5000) == "int with too many digits" and shortened((10**5000,)) == "tuple with too many digits"
 
 
 @pytest.mark.integration
