@@ -103,7 +103,9 @@ def _settled(value: str, role: str, folders: Sequence[Path]) -> str:
     folder = folders[0]
     if role == _INPUT:
         # Otherwise it may be the id of a model, a data set or a benchmark.
-        is_path = not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@.*)?", value) or value.endswith((".jsonl", ".json", ".parquet"))
+        is_path = not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@.*)?", value) or value.endswith(
+            (".jsonl", ".json", ".parquet")
+        )
         found = next((folder for folder in folders if (folder / value).exists()), folder if is_path else None)
         if found is None:
             return value

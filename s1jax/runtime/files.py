@@ -33,7 +33,7 @@ def short_path(path: str) -> str:
 
     So a model has one name in rows, from whichever directory the command was started.
     """
-    full = Path(path).absolute()
+    full = Path(os.path.abspath(path))
     return str(full.relative_to(ROOT)) if full.exists() and full.is_relative_to(ROOT) else path
 
 

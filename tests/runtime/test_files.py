@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from s1jax.runtime.files import check_writable, write_file
+from s1jax.runtime.files import ROOT, check_writable, short_path, write_file
 from tests.support.disk import full_disk
 
 
@@ -71,3 +71,12 @@ def test_the_target_of_a_symbolic_link_is_written(tmp_path):
     (tmp_path / "target").write_text("old")
     write_file(tmp_path / "link", "new")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_text() == "new"
+
+
+def test_a_path_below_the_project_has_one_name_in_every_directory(tmp_path, monkeypatch):
+    inside, names = str(ROOT / "configs"), set()
+    for directory in (ROOT, tmp_path, ROOT / "tests"):
+        monkeypatch.chdir(directory)
+        names |= {short_path(inside), short_path(os.path.relpath(inside))}
+    assert names == {"configs"}
+    assert [short_path(name) for name in ("Qwen/Qwen2.5-7B", str(tmp_path))] == ["Qwen/Qwen2.5-7B", str(tmp_path)]
