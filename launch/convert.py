@@ -18,7 +18,7 @@ from s1jax.runtime.config import parse_arguments
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.fields import InputPath, OutputPath
 from s1jax.runtime.lock import Lock
-from s1jax.runtime.processes import start_processes
+from s1jax.runtime.processes import check_same, everywhere, from_first_process, start_processes
 from s1jax.runtime.sharding import MeshConfig, ShardingRules, make_mesh
 
 logger = logging.getLogger("s1jax.launch")
@@ -42,8 +42,10 @@ def main() -> None:
     """Load SRC, and write DST in the other form."""
     config = parse_arguments(__doc__, ConvertConfig)
     start_processes()
-    destination = check_destination(config.dst)
-    source = resolve_source(config.src)
+    check_same(config, "config")
+    destination = from_first_process(lambda: check_destination(config.dst))
+    source = everywhere(lambda: resolve_source(config.src))
+    check_same(everywhere(lambda: source.fingerprint), "model")
     if destination.resolve().is_relative_to(source.directory.resolve()):
         raise UserError(f"{config.dst} lies in {config.src}, the source: give a directory outside it")
     mesh = make_mesh(config.mesh)

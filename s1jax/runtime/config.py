@@ -22,7 +22,7 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -179,5 +179,12 @@ def _as_one_line(text: str, argv: Sequence[str], options: Mapping[str, Any]) -> 
         start = max(i for i, argument in enumerate(argv) if _name(argument) == option)
         values = itertools.takewhile(lambda argument: _name(argument) not in options, argv[start + 1 :])
         value = argv[start].partition("=")[2] or " ".join(values)
-        parts[0] = f"{option} is {value!r}: it must be {described(options[option]).removeprefix('a tuple, each item ')}"
+        kind = options[option]
+        if get_origin(kind) is tuple:
+            kind = get_args(kind)[0]
+        parts[0] = f"{option} is {value!r}: it must be {described(kind)}"
+    # Some options had the name of their group before their own name once, such as --decoding.output.
+    unknown = [name for argument in argv if argument.startswith("--") and (name := _name(argument)) not in options]
+    now = [short for name in unknown if "." in name and (short := f"--{name.rpartition('.')[2]}") in options]
+    parts[1:1] = [f"use {', '.join(now)}"] if now else []
     return "; ".join(parts)

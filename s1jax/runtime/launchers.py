@@ -14,6 +14,7 @@ from s1jax.runtime.errors import UserError
 
 Environment = Mapping[str, str]
 ADDRESS, NUM_PROCESSES, PROCESS_ID = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+LOCAL_DEVICES = "JAX_LOCAL_DEVICE_IDS"
 ALONE = f"{NUM_PROCESSES}=1 runs this process alone"
 
 _HOST_AND_PORT = r"(?:\[[^\][/\s]+\]|[^\][/:\s]+):([0-9]{1,5})"
@@ -21,7 +22,7 @@ _HOST_AND_PORT = r"(?:\[[^\][/\s]+\]|[^\][/:\s]+):([0-9]{1,5})"
 _FORMS = {
     "JAX_COORDINATOR_PORT": (r"[0-9]{1,5}", "1234"),
     "JAX_COORDINATOR_BIND_ADDRESS": (_HOST_AND_PORT, "0.0.0.0:1234"),
-    "JAX_LOCAL_DEVICE_IDS": (r"[0-9]+(,[0-9]+)*", "0,1"),
+    LOCAL_DEVICES: (r"[0-9]+(,[0-9]+)*", "0,1"),
     "JAX_PARTITION_INDEX": (r"[0-9]+", "0"),
 }
 
@@ -33,6 +34,8 @@ class Launch(NamedTuple):
     """HOST:PORT at which the first process waits for the others."""
     num_processes: int
     process_id: int
+    local_device: int | None = None
+    """The only GPU of its host that this process uses. None: JAX decides, which gives it one under `srun` and Open MPI 4, otherwise all."""
 
 
 class _Launcher(NamedTuple):
@@ -44,6 +47,8 @@ class _Launcher(NamedTuple):
     rank: str
     address: Callable[[Environment], str] = lambda env: ""
     """Returns where the processes meet, or "" if the variables do not tell."""
+    local: tuple[str, str] | None = None
+    """The number of processes on this host, and the index of this one among them."""
 
 
 def _slurm_address(env: Environment) -> str:
@@ -64,11 +69,27 @@ def _open_mpi_address(env: Environment) -> str:
 
 # The innermost launcher comes first: a job of Slurm may run `mpirun`. Two that agree on size and rank are one: `srun` sets PMI_SIZE too.
 _LAUNCHERS = (
-    _Launcher("Open MPI", ("OMPI_COMM_WORLD_SIZE",), "OMPI_COMM_WORLD_RANK", _open_mpi_address),
-    _Launcher("MVAPICH", ("MV2_COMM_WORLD_SIZE",), "MV2_COMM_WORLD_RANK"),
-    _Launcher("torchrun", ("WORLD_SIZE",), "RANK"),
-    _Launcher("MPICH or Intel MPI", ("PMI_SIZE",), "PMI_RANK"),
-    _Launcher("jsrun", ("JSM_NAMESPACE_SIZE",), "JSM_NAMESPACE_RANK"),
+    _Launcher(
+        "Open MPI",
+        ("OMPI_COMM_WORLD_SIZE",),
+        "OMPI_COMM_WORLD_RANK",
+        _open_mpi_address,
+        ("OMPI_COMM_WORLD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    ),
+    _Launcher(
+        "MVAPICH",
+        ("MV2_COMM_WORLD_SIZE",),
+        "MV2_COMM_WORLD_RANK",
+        local=("MV2_COMM_WORLD_LOCAL_SIZE", "MV2_COMM_WORLD_LOCAL_RANK"),
+    ),
+    _Launcher("torchrun", ("WORLD_SIZE",), "RANK", local=("LOCAL_WORLD_SIZE", "LOCAL_RANK")),
+    _Launcher("MPICH or Intel MPI", ("PMI_SIZE",), "PMI_RANK", local=("MPI_LOCALNRANKS", "MPI_LOCALRANKID")),
+    _Launcher(
+        "jsrun",
+        ("JSM_NAMESPACE_SIZE",),
+        "JSM_NAMESPACE_RANK",
+        local=("JSM_NAMESPACE_LOCAL_SIZE", "JSM_NAMESPACE_LOCAL_RANK"),
+    ),
     _Launcher("Flux", ("FLUX_JOB_SIZE",), "FLUX_TASK_RANK"),
     _Launcher("srun", ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"), "SLURM_PROCID", _slurm_address),
     _Launcher("PMIx", (), "PMIX_RANK"),
@@ -109,7 +130,7 @@ def find_launch(env: Environment) -> Launch | None:
         )
     elif "JAX_COORDINATOR_PORT" in env:
         address = f"{address.rpartition(':')[0]}:{env['JAX_COORDINATOR_PORT']}"
-    return Launch(_checked(address), *place)
+    return Launch(_checked(address), *place, _local_device(env, launcher))
 
 
 def _places(env: Environment) -> dict[_Launcher, tuple[int, int]]:
@@ -133,6 +154,15 @@ def _places(env: Environment) -> dict[_Launcher, tuple[int, int]]:
             f"{name}={env[name][:80]}, but {what}: set {ADDRESS}, {NUM_PROCESSES} and {PROCESS_ID} on each process; {ALONE}"
         )
     return places
+
+
+def _local_device(env: Environment, launcher: _Launcher) -> int | None:
+    """Return the GPU of a process that shares its host with others, unless a variable gives it its own GPUs already."""
+    has_own = LOCAL_DEVICES in env or re.fullmatch("[^,]+", env.get("CUDA_VISIBLE_DEVICES", ""))
+    if has_own or launcher.local is None or not {*launcher.local} <= {*env}:
+        return None
+    number, index = _place(env, *launcher.local)
+    return index if number > 1 else None
 
 
 def _require(env: Environment, *names: str) -> None:

@@ -63,13 +63,13 @@ class Lock:
             while True:
                 self._file.parent.mkdir(parents=True, exist_ok=True)
                 with contextlib.suppress(FileNotFoundError):  # the last holder has just removed the directory
-                    self.descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
-                    self._lock_descriptor()
+                    self.descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+                    is_locked = self._lock_descriptor()
                     if _is_at(self._file, self.descriptor):
                         break
                     os.close(self.descriptor)  # the last holder has just removed the file
             _held.add(self)
-            if left := os.pread(self.descriptor, 4096, 0):
+            if is_locked and (left := os.pread(self.descriptor, 4096, 0)):
                 logger.info("%s: took over the lock of %s, which was killed", self.output, _describe(left))
             now = datetime.datetime.now().isoformat(" ", "seconds")
             os.ftruncate(self.descriptor, 0)
@@ -80,17 +80,22 @@ class Lock:
             self.release()
             raise UserError(f"{self.output} cannot be written: {error.strerror} ({self._file})") from error
 
-    def _lock_descriptor(self) -> None:
+    def _lock_descriptor(self) -> bool:
+        """Lock the open lock file, or close it and raise. Return False if its file system has no locks."""
         try:
             fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{self.output} is being written by {_holder(self.descriptor)}: wait for its end, or give another output"
-            ) from None
         except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+            if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                logger.warning("%s lies on a file system without locks: let no second process write it", self.output)
+                return False
+            holder = _holder(self.descriptor) if isinstance(error, BlockingIOError) else None
+            os.close(self.descriptor)
+            if holder is None:
                 raise
-            logger.warning("%s lies on a file system without locks: let no second process write it", self.output)
+            raise UserError(
+                f"{self.output} is being written by {holder}: wait for its end, or give another output"
+            ) from None
+        return True
 
 
 def release_all() -> None:

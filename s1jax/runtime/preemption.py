@@ -27,6 +27,7 @@ from jax.experimental import multihost_utils
 
 from s1jax.runtime import lock
 from s1jax.runtime.errors import UserError
+from s1jax.runtime.terminal import visible
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +141,7 @@ def _leave(received: signal.Signals, reason: str) -> NoReturn:
 def _write(message: str) -> None:
     """Write to standard error directly: the main thread may hold the locks of `logging` and of Python's buffer."""
     with contextlib.suppress(OSError):  # the reader is gone
-        os.write(2, message.encode())
+        os.write(2, visible(message).encode())
 
 
 def _jax_handler() -> tuple[Callable[[], None], Callable[[], None]]:

@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 GO, STOP = "s1jax: go", "s1jax: stop: "
 SECONDS_TO_WAIT = 300
+SECONDS_FOR_A_REPORT = 2
 SECONDS_BEFORE_A_MESSAGE, SECONDS_BETWEEN_MESSAGES = 5, 30
 
 
@@ -55,7 +56,7 @@ def _waiter(seconds: float) -> Callable[[str], float]:
 
 def _receive(launch: Launch, waiting_for: Callable[[str], float]) -> None:
     """In the first process: wait for the report of each other one, then tell all to go on."""
-    address, number, _ = launch
+    address, number = launch.address, launch.num_processes
     reports: dict[int, socket.socket] = {}
     with contextlib.ExitStack() as connections:
         server = connections.enter_context(_listen(address))
@@ -89,20 +90,24 @@ def _listen(address: str) -> socket.socket:
 
 
 def _add_report(reports: dict[int, socket.socket], report: socket.socket, number: int) -> None:
-    """Read who has connected. Somebody who is no process of this project is ignored."""
-    report.settimeout(2)
-    if found := re.fullmatch(rb"process (\d+) of (\d+)\n", report.recv(100)):
-        report.setblocking(False)
-        index, of = map(int, found.groups())
-        fault = ""
-        if of != number:
-            fault = f"process {index} is one of {of}, process 0 one of {number}: give all the same number"
-        elif index in reports and not _has_ended(reports[index]):
-            fault = f"two processes have the index {index}: give each its own"
-        if fault:
-            _answer([report], f"{STOP}{fault}")
-            raise UserError(fault)
-        reports[index] = report
+    """Read who has connected. A connection that is not added is closed: a process whose report came too late reports again."""
+    report.settimeout(SECONDS_FOR_A_REPORT)
+    try:
+        if found := re.fullmatch(rb"process (\d+) of (\d+)\n", report.recv(100)):
+            report.setblocking(False)
+            index, of = map(int, found.groups())
+            fault = ""
+            if of != number:
+                fault = f"process {index} is one of {of}, process 0 one of {number}: give all the same number"
+            elif index in reports and not _has_ended(reports[index]):
+                fault = f"two processes have the index {index}: give each its own"
+            if fault:
+                _answer([report], f"{STOP}{fault}")
+                raise UserError(fault)
+            reports[index] = report
+    finally:
+        if report not in reports.values():
+            report.close()
 
 
 def _answer(reports: Iterable[socket.socket], text: str) -> None:
@@ -123,7 +128,7 @@ def _has_ended(report: socket.socket) -> bool:
 
 def _report(launch: Launch, waiting_for: Callable[[str], float]) -> None:
     """In another process: report to the first one until it answers."""
-    address, number, index = launch
+    address, number, index, _ = launch
     host, _, port = address.rpartition(":")
     reason = ""
     while True:

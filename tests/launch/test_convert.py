@@ -64,7 +64,7 @@ def test_convert_ends_bad_input_with_one_message_and_leaves_nothing_behind(tmp_p
         assert convert(good, inside) == 1 and f"{inside} lies in {good}" in capsys.readouterr().err
     (tmp_path / "link").unlink()
     assert convert(good, tmp_path / "out", "--dtype", "int8") == 1
-    assert "invalid choice 'int8'" in capsys.readouterr().err
+    assert "--dtype is 'int8': it must be one of float32, bfloat16, float16" in capsys.readouterr().err
     long_name = tmp_path / ("x" * 250)
     with monkeypatch.context() as patch:
         patch.setattr("s1jax.checkpoint.source.load_model", None)
@@ -86,6 +86,23 @@ def test_convert_ends_bad_input_with_one_message_and_leaves_nothing_behind(tmp_p
     with Lock(tmp_path / "out"):
         assert convert(good, tmp_path / "out") == 1 and "is being written by process" in capsys.readouterr().err
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.integration
+def test_two_processes_convert_together_and_both_end_if_the_source_is_missing_in_one(tmp_path, processes):
+    for process in "01":
+        (tmp_path / process).mkdir()
+    source = write_checkpoint(tmp_path / "0" / "source", tiny_tensors())
+    script = str(ROOT / "launch" / "convert.py")
+    code = f"import os, runpy, sys\nos.chdir(os.path.join({str(tmp_path)!r}, os.environ['JAX_PROCESS_ID']))\n"
+    code += f"sys.argv[0] = {script!r}\nrunpy.run_path({script!r}, run_name='__main__')\n"
+    first, second = processes.finish(*processes.start_two("-c", code, "source", tmp_path / "out"), timeout=60)
+    assert (first.code, second.code) == (1, 1) and "error: process 1: there is no directory source in" in first.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
+    (tmp_path / "1" / "source").symlink_to(source)
+    processes.run_two("-c", code, "source", tmp_path / "out", timeout=60)
+    assert convert(tmp_path / "out", tmp_path / "back") == 0
+    assert raw(tmp_path / "back") == raw(source)
 
 
 @pytest.mark.slow

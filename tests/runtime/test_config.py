@@ -137,6 +137,10 @@ def test_a_message_of_several_parts_is_one_line_without_the_frame(monkeypatch):
         (["--data.batch-size"], r"^Missing value for argument '--data\.batch-size'"),
         (["--dtype", "float32", "--dtype", "float31"], r"^--dtype is 'float31': it must be one of bfloat16, float32; "),
         (["stray"], "stray"),
+        (
+            ["--config.output", "x", "--config.seq_len=3", "--step.no-int8"],
+            r"^Unrecognized options: --config.output, x, .*; use --output; ",
+        ),
         (["--optimizer.learning-rate", "1e38"], "learning_rate is 1e[+]38: it must be positive and at most 1"),
         (["--rules.batch", "foo"], '"foo" is not a mesh axis; the axes are data, fsdp, sequence, tensor; '),
         (["--rules.batch", "data", "data"], "batch and length and heads: mesh axis data is used twice"),

@@ -5,12 +5,13 @@ import re
 import pytest
 
 from s1jax.runtime.errors import UserError
-from s1jax.runtime.launchers import find_launch
+from s1jax.runtime.launchers import Launch, find_launch
 
 JAX = dict(JAX_COORDINATOR_ADDRESS="host:1234", JAX_NUM_PROCESSES="2", JAX_PROCESS_ID="1")
 SRUN = dict(SLURM_JOB_ID="4711", SLURM_STEP_NODELIST="gpu[07-11,20]x,cpu3", SLURM_NTASKS="4", SLURM_PROCID="3")
 MPI = dict(OMPI_COMM_WORLD_SIZE="4", OMPI_COMM_WORLD_RANK="2")
 HERE = dict(JAX_COORDINATOR_ADDRESS="host:1234")
+TORCHRUN = dict(WORLD_SIZE="8", RANK="6", LOCAL_WORLD_SIZE="4", LOCAL_RANK="2")
 
 
 def without(env, *names):
@@ -44,7 +45,32 @@ def without(env, *names):
     ],
 )
 def test_variables_say_which_of_how_many_processes_this_is(env, launch):
-    assert find_launch(env) == launch
+    assert find_launch(env) == (launch and Launch(*launch))
+
+
+@pytest.mark.parametrize(
+    ("env", "device"),
+    [
+        (TORCHRUN, 2),
+        (TORCHRUN | SRUN | dict(SLURM_LOCALID="0"), 2),
+        (TORCHRUN | dict(CUDA_VISIBLE_DEVICES="4,5,6,7"), 2),
+        # It has all devices of its host, or its own already.
+        (TORCHRUN | dict(LOCAL_WORLD_SIZE="1", LOCAL_RANK="0"), None),
+        (TORCHRUN | dict(JAX_LOCAL_DEVICE_IDS="0,1"), None),
+        (TORCHRUN | dict(CUDA_VISIBLE_DEVICES="GPU-8a0f"), None),
+        (MPI | dict(OMPI_COMM_WORLD_LOCAL_SIZE="2", OMPI_COMM_WORLD_LOCAL_RANK="0"), 0),
+        (MPI, None),
+        (dict(MV2_COMM_WORLD_SIZE="4", MV2_COMM_WORLD_RANK="3", MV2_COMM_WORLD_LOCAL_SIZE="2", MV2_COMM_WORLD_LOCAL_RANK="1"), 1),
+        (dict(PMI_SIZE="4", PMI_RANK="3", MPI_LOCALNRANKS="2", MPI_LOCALRANKID="1"), 1),
+        (dict(JSM_NAMESPACE_SIZE="4", JSM_NAMESPACE_RANK="3", JSM_NAMESPACE_LOCAL_SIZE="2", JSM_NAMESPACE_LOCAL_RANK="1"), 1),
+        # JAX reads SLURM_LOCALID itself.
+        (SRUN | dict(SLURM_LOCALID="1"), None),
+        (SRUN | dict(SLURM_LOCALID="1", PMI_SIZE="4", PMI_RANK="3"), None),
+    ],
+)  # fmt: skip
+def test_a_process_that_shares_its_host_takes_the_gpu_of_its_index_there(env, device):
+    launch = find_launch(env | HERE)
+    assert launch is not None and launch.local_device == device
 
 
 @pytest.mark.parametrize(
@@ -62,6 +88,7 @@ def test_variables_say_which_of_how_many_processes_this_is(env, launch):
         (JAX | dict(JAX_LOCAL_DEVICE_IDS="a"), "JAX_LOCAL_DEVICE_IDS is 'a': it must look like 0,1"),
         (JAX | dict(JAX_COORDINATOR_BIND_ADDRESS="1234"), "JAX_COORDINATOR_BIND_ADDRESS is '1234': it must look like 0.0.0.0:1234"),
         (SRUN | dict(JAX_COORDINATOR_PORT="x"), "JAX_COORDINATOR_PORT is 'x': it must look like 1234"),
+        (TORCHRUN | HERE | dict(LOCAL_RANK="4"), "LOCAL_RANK is 4: it must be below 4, the value of LOCAL_WORLD_SIZE"),
         (SRUN | dict(SLURM_PROCID="4"), "SLURM_PROCID is 4: it must be below 4, the value of SLURM_NTASKS"),
         (without(SRUN, "SLURM_PROCID"), "SLURM_NTASKS=4, but SLURM_PROCID is not set"),
         (MPI, "Open MPI started this process as 2 of 4 (OMPI_COMM_WORLD_RANK=2), but does not tell where they meet: set JAX_COORD"),

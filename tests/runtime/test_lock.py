@@ -35,12 +35,15 @@ def test_an_output_has_one_writer_however_its_path_is_spelled(tmp_path):
         (tmp_path / "new" / "alias.jsonl").symlink_to("rows.jsonl")
         for path in ("new/rows.jsonl", "new/../new/rows.jsonl", "link/rows.jsonl", "new/alias.jsonl"):
             holder = f"{path} is being written by process {os.getpid()} on {socket.gethostname()}"
+            descriptors = os.listdir("/proc/self/fd")
             with pytest.raises(ValueError, match=holder), Lock(tmp_path / path):
                 pass
+            assert os.listdir("/proc/self/fd") == descriptors, "a refused lock leaves no open file"
         (tmp_path / "new" / "alias.jsonl").unlink()
     assert names_in(tmp_path) == ["link"], "the directories that were made for a lock go with it"
     with Lock(tmp_path / "run", inside=True):
         assert names_in(tmp_path / "run") == [".lock"]
+        assert not (tmp_path / "run" / ".lock").stat().st_mode & 0o111, "no program"
         (tmp_path / "run" / "rows").touch()
     assert names_in(tmp_path / "run") == ["rows"]
 
@@ -91,9 +94,11 @@ def test_a_lock_file_that_its_last_holder_removes_meanwhile_is_made_again(tmp_pa
         assert names_in(tmp_path) == ["new", "new/.rows.lock"] and len(calls) == 2
 
 
-def test_a_file_system_without_locks_costs_one_warning_and_any_other_error_names_the_output(
+def test_a_file_system_without_locks_costs_a_warning_and_any_other_error_names_the_output(
     tmp_path, monkeypatch, caplog
 ):
+    caplog.set_level(logging.INFO)
+
     def fail(number):
         def flock(descriptor, operation):
             raise OSError(number, os.strerror(number))
@@ -103,9 +108,9 @@ def test_a_file_system_without_locks_costs_one_warning_and_any_other_error_names
     for number in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
         caplog.clear()
         fail(number)
-        with Lock(tmp_path / "rows"):
+        with Lock(tmp_path / "rows"), Lock(tmp_path / "rows"):
             pass
-        assert len(caplog.messages) == 1 and "without locks" in caplog.text
+        assert len(caplog.messages) == 2 and "without locks" in caplog.text
     fail(errno.EIO)
     with pytest.raises(ValueError, match="rows cannot be written: Input/output error"), Lock(tmp_path / "rows"):
         pass

@@ -207,9 +207,10 @@ def test_both_of_two_processes_leave_at_once_while_compiling(tmp_path, processes
 def test_a_signal_that_came_before_a_phase_with_nothing_to_save_ends_it(processes):
     code = "import os, signal, time\nfrom s1jax.runtime.preemption import Preemption\n"
     code += "with Preemption() as p:\n    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(0.5)\n"
+    code += "    p.saved = 'rows in \\x1b[2J'\n"
     code += "    with p.nothing_to_save('exporting'):\n        print('exported')\n"
     (done,) = processes.finish(processes.start("-c", code))
-    assert done.code == 143 and done.out == "" and "terminated while exporting" in done.err
+    assert done.code == 143 and done.out == "" and "terminated while exporting: rows in \\x1b[2J;" in done.err
 
 
 def test_an_interrupt_that_was_ignored_stays_ignored():

@@ -63,12 +63,17 @@ def test_a_port_in_use_is_named(address):
     assert outcome.startswith("process 0 cannot listen at port ") and f"of {address}: Address already in use" in outcome
 
 
-def test_a_program_that_is_no_process_of_the_run_changes_nothing(address):
+@pytest.mark.parametrize("report", [b"GET / HTTP/1.1\r\n\r\n", b"process 1 o", b""])
+def test_a_connection_without_a_report_is_closed_and_changes_nothing(address, report, monkeypatch):
+    """It may be another program's, or that of a process whose report comes too late; the latter then reports again."""
+    monkeypatch.setattr(rendezvous, "SECONDS_FOR_A_REPORT", 0.1)
     port = int(address.partition(":")[2])
     with ThreadPoolExecutor(1) as thread:
         first = thread.submit(meet, Launch(address, 2, 0))
         while True:
             with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("localhost", port)) as visitor:
-                visitor.sendall(b"GET / HTTP/1.1\r\n\r\n")
+                visitor.settimeout(5)
+                visitor.sendall(report)
+                assert visitor.recv(100) == b""
                 break
         assert meet(Launch(address, 2, 1)) == [None] and first.result() == [None]
