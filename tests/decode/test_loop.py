@@ -111,7 +111,9 @@ def test_budgets_counts_strings_and_sampling_recompile_nothing(engine):
         mixed_requests(8, max_thinking_tokens=33, min_thinking_tokens=2, num_ignore=5, temperature=0.3, top_p=0.5)
     )
     engine.decode(
-        mixed_requests(8, max_thinking_tokens=7, min_thinking_tokens=0, ignore_ids=(8, 9, 10), top_k=3, seed=8)
+        mixed_requests(
+            8, max_thinking_tokens=7, min_thinking_tokens=0, ignore_ids=(8, 9, 10), temperature=0.7, top_k=3, seed=8
+        )
     )
     assert [f._cache_size() for f in COMPILED] == before
 

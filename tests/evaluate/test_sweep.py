@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from s1jax.data.condition import Condition
-from s1jax.evaluate.conditions import EvaluateConfig
+from s1jax.evaluate.conditions import DecodingConfig, EvaluateConfig
 from s1jax.evaluate.run import evaluate, write_samples
 from s1jax.evaluate.sweep import SweepConfig, grid, sweep
 from s1jax.results.metrics import thinking_curve
@@ -63,7 +63,9 @@ def test_a_bad_grid_is_refused_before_anything_is_written(config, changes, messa
 
 
 def test_a_point_whose_minimum_is_above_its_budget_is_left_out():
-    config = SweepConfig(decoding=None, max_thinking_tokens=(5, 20), min_thinking_tokens=(0, 10))
+    config = SweepConfig(
+        decoding=DecodingConfig("model", "problems", "rows"), max_thinking_tokens=(5, 20), min_thinking_tokens=(0, 10)
+    )
     assert [tuple(c.limits) for c in grid(config).conditions] == [(5, 0, 0), (20, 0, 0), (20, 10, 0)]
     assert tuple(grid(config).condition.limits) == (20, 10, 0)
 

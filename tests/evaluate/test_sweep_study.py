@@ -96,7 +96,7 @@ def test_a_study_resumes_exactly_what_is_missing_and_plot_keeps_its_curves_apart
     assert requests == []
 
     figures = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: (figures.append(self), Path(path).touch()))
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: (figures.append(self), path.write(b"picture")))
     points = plot_thinking(rows, tmp_path / "thinking.png")
     assert [point["n"] for point in points] == [2] * 8 * len(BUDGETS), "no point pools rows of two conditions"
     labels = [text.get_text() for text in figures[0].legends[0].get_texts()]

@@ -67,7 +67,7 @@ def test_a_run_learns_exports_and_keeps_rejected_rows_aside(run_config):
     losses = losses_of(run_config.output)
     assert len(losses) == 12 and losses[-1] < 0.9 * losses[0]
     (reject,) = map(json.loads, (Path(run_config.output) / "rejects.jsonl").read_text().splitlines())
-    assert reject["id"] == "bad" and "thinking" in reject["reason"]
+    assert reject["id"] == "bad" and "no trace" in reject["reason"]
     written = json.loads((Path(run_config.output) / "train_config.json").read_text())
     assert written["data"]["source"] == run_config.data.source and written["step"]["remat"] == "full"
     config, exported = load_model(resolve_source(hf), make_mesh(MeshConfig()), RULES, "stacked", dtype="float32")
@@ -555,7 +555,7 @@ def test_cut_examples_are_reported(run_config, caplog):
     cut = replace(run_config.data, max_length=100, too_long="truncate", num_epochs=1)
     train(replace(run_config, data=cut))
     found = re.search(
-        r"20 examples, (\d+) of them cut to max_length 100, 1 rejected \(1 x .*thinking.*; see .*rejects.jsonl\)\n3 steps of 8 examples",
+        r"20 examples, (\d+) of them cut to max_length 100, 1 rejected \(1 x no trace.*; see .*rejects.jsonl\)\n3 steps of 8 examples",
         "\n".join(caplog.messages),
     )
     assert found and 0 < int(found[1]) < 20
