@@ -7,13 +7,13 @@ Standard output: one JSON line per figure. Standard error: the points as tables.
 
 import json
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from s1jax.results.figures import plot_thinking, plot_voting
 from s1jax.results.samples import distinct_samples, read_samples
 from s1jax.results.tables import format_thinking_table, format_voting_table
 from s1jax.runtime.command import run_command
@@ -37,6 +37,9 @@ class PlotConfig:
 def main() -> None:
     """Read the rows, write the figures, print the tables."""
     config = parse_arguments(__doc__, PlotConfig)
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's value may stop the import of matplotlib
+    from s1jax.results.figures import holds_points, plot_thinking, plot_voting
+
     rows = read_samples(config.rows)
     if copies := len(rows) - len(distinct_samples(rows)):
         why = "temperature 0, or an unused ignore text"
@@ -50,6 +53,10 @@ def main() -> None:
             raise UserError(
                 f"{path} holds the rows, and the figures would replace it: give another --out, or rename it"
             )
+    for figure in figures:
+        points = figure.with_suffix(".json")
+        if (figure.exists() or points.exists()) and not holds_points(points):
+            raise UserError(f"{figure} or {points.name} is of another program: give another --out, or rename it")
     plot_thinking(rows, figures[0])
     logger.info(format_thinking_table(rows))
     if voting:

@@ -1,12 +1,12 @@
 """Questions for `generate`: from a file, from standard input, or asked for at the terminal."""
 
-import json
 import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from s1jax.data.chat import check_text
+from s1jax.runtime import jsonl
 from s1jax.runtime.errors import UserError
 
 COLUMNS = ("question", "problem", "prompt")
@@ -49,11 +49,11 @@ def _questions(lines: Iterable[bytes], name: str) -> Iterator[str]:
         where = f"{name}, line {number}"
         try:
             text = line.decode("utf-8-sig").strip()
-            row = json.loads(text) if re.match(r'\{\s*"', text) else {"question": text}
         except UnicodeDecodeError as error:
             raise UserError(f"{where} is not UTF-8: {error.reason} at byte {error.start + 1}") from None
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{where} is not JSON: {error}") from None
+        row = jsonl.value_of(line) if re.match(r'\{\s*"', text) else {"question": text}
+        if isinstance(row, UserError):
+            raise UserError(f"{where} is {row}")
         if not text:
             continue
         question = next((row[column] for column in COLUMNS if isinstance(row.get(column), str)), "")

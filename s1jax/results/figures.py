@@ -360,12 +360,21 @@ class _Page:
                 )
 
 
+def holds_points(path: Path) -> bool:
+    """Return whether a file holds the points of a figure, as `plot_thinking` and `plot_voting` write them."""
+    try:
+        points = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(points, list) and all(isinstance(p, dict) and {*CURVE} <= p.keys() for p in points)
+
+
 def _shortened(names: Iterable[str], length: int = 32, start: float = 0) -> dict[str, str]:
     """Return each name cut to `length` characters, or to as many more as keep the names distinct.
 
     The middle is cut out. `start` is the share of the characters that is kept at the start, unless another share keeps names distinct.
     """
-    shown = {name: visible(name) for name in names}
+    shown = {name: visible(name).replace("\n", " ") for name in names}
     cuts = ((n, head) for n in itertools.count(length) for head in (int(start * n), 0, n // 2, n - 1))
     shortened = (
         {

@@ -53,7 +53,7 @@ def parse(path: str | Path) -> Iterator[tuple[int, bytes, Any]]:
             file.seek(0)
             for number, line in enumerate(file, start=1):
                 if line.strip():
-                    yield number, line, _value_of(line)
+                    yield number, line, value_of(line)
     except OSError as error:
         raise type(error)(f"{path} cannot be read: {error.strerror}") from None
 
@@ -77,7 +77,7 @@ def _check_format(path: str | Path, start: bytes) -> None:
         raise UserError(f"{path} is {found}, not JSON lines (one JSON object per line)")
 
 
-def _value_of(line: bytes) -> Any:
+def value_of(line: bytes) -> Any:
     """Return the value of a line, or a UserError that says why it has none."""
     try:
         return json.loads(line.decode("utf-8-sig").rstrip("\r\n"), parse_int=_integer, object_pairs_hook=_object)

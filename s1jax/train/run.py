@@ -177,6 +177,8 @@ def check_output(config: TrainConfig) -> None:
     if output.exists() and not is_run(output):
         # A lock, what a kill left of the first write, and what a new file system contains.
         strangers = {path.name for path in output.iterdir()} - {".lock", f".{CONFIG_NAME}.partial", "lost+found"}
+        if CONFIG_NAME in strangers:
+            raise UserError(f"{output / CONFIG_NAME} is not the record of a training run, or it is damaged")
         if strangers:
             raise UserError(
                 f"{output} holds {min(strangers)}, and no {CONFIG_NAME} of a training run: give a new or empty directory as output"

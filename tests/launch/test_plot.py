@@ -13,7 +13,13 @@ from tests.support.samples import study_rows
 
 def run(*arguments):
     command = [sys.executable, "launch/plot.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT), "HOME": "/"})
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(ROOT), "HOME": "/", "MPLBACKEND": "module://absent"},
+    )
 
 
 @pytest.mark.integration
@@ -40,6 +46,19 @@ def test_no_figure_is_written_if_one_of_them_cannot_be(tmp_path):
         and result.stderr.count("\n") == 1
     )
     assert not list(tmp_path.glob("*.png"))
+
+
+@pytest.mark.integration
+def test_figures_replace_figures_and_no_file_of_another_program(tmp_path):
+    path, old = tmp_path / "rows.jsonl", {"thinking.png": "a picture", "thinking.json": '{"my": "data"}'}
+    path.write_text("".join(json.dumps(row) + "\n" for row in study_rows()))
+    for name, content in old.items():
+        (tmp_path / name).write_text(content)
+        result = run(path)
+        assert result.returncode == 1 and "is of another program: give another --out" in result.stderr
+        assert (tmp_path / name).read_text() == content
+        (tmp_path / name).unlink()
+    assert [run(path).returncode for _ in range(2)] == [0, 0]
 
 
 @pytest.mark.integration
