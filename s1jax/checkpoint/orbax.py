@@ -26,7 +26,7 @@ from flax.traverse_util import flatten_dict
 from s1jax.checkpoint import huggingface
 from s1jax.model.config import ModelConfig
 from s1jax.model.qwen2 import Layout, Params, abstract_params, unstack
-from s1jax.runtime.errors import UserError
+from s1jax.runtime.errors import UserError, reason_of
 from s1jax.runtime.files import write_file
 from s1jax.runtime.processes import is_first_process
 from s1jax.runtime.sharding import ShardingRules
@@ -102,7 +102,7 @@ def find_fault(step_directory: Path) -> str | None:
         json.loads((step_directory / "state" / "_METADATA").read_text())
         return find_damage(step_directory)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{type(error).__name__}: {error}"
+        return reason_of(error)
 
 
 def step_directories(directory: Path) -> list[Path]:
@@ -210,13 +210,12 @@ def named_errors(directory: Path, hint: str = "") -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"cannot read checkpoint {directory} ({type(error).__name__}: {reason}){hint}") from error
+        raise UserError(f"cannot read checkpoint {directory} ({reason_of(error)}){hint}") from error
 
 
 def describe_write_error(error: Exception, directory: Path) -> str:
     """Return why Orbax could not write below a directory, with the room on its disk."""
-    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    reason = reason_of(error)
     if "No space left on device" in str(error):
         reason = "the disk is full of bytes or of files"
     return f"{reason} ({shutil.disk_usage(directory).free / 1e9:.2f} GB were free)"

@@ -30,7 +30,7 @@ from s1jax.checkpoint.foreign import check_pointers, form_of_files
 from s1jax.model.config import ModelConfig, unread_fields
 from s1jax.model.qwen2 import Layout, Params
 from s1jax.model.storage import Storage, quantize_matrices
-from s1jax.runtime.errors import UserError
+from s1jax.runtime.errors import UserError, reason_of
 from s1jax.runtime.sharding import ShardingRules
 
 logger = logging.getLogger(__name__)
@@ -157,9 +157,8 @@ def _download(name: str, revision: str | None, weights: bool) -> Path:
         return Path(huggingface_hub.snapshot_download(name.partition("@")[0], **wanted))
     # The hub's errors have no common base class, and those of its HTTP package vary with its version.
     except Exception as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise UserError(
-            f"there is no directory {name} in {Path.cwd()}, and the Hugging Face hub does not give it ({reason})"
+            f"there is no directory {name} in {Path.cwd()}, and the Hugging Face hub does not give it ({reason_of(error)})"
         ) from error
 
 
@@ -267,8 +266,9 @@ def load_tokenizer(source: Source):
         token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
     except Exception as error:  # `tokenizers` raises bare Exceptions
         source.model_config()  # transformers reads the config too, so its error may be the config's
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise UserError(f"cannot load the tokenizer of {source.files}: its files are damaged ({reason})") from error
+        raise UserError(
+            f"cannot load the tokenizer of {source.files}: its files or its config.json are damaged ({reason_of(error)})"
+        ) from error
     if largest >= (vocab_size := source.model_config().vocab_size):
         raise UserError(
             f"the tokenizer of {source.files} has token {token!r} with id {largest}, but the model's vocab_size is {vocab_size}: "

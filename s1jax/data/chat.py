@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jaxtyping import Bool
 
-from s1jax.runtime.errors import UserError
+from s1jax.runtime.errors import UserError, reason_of
 
 if TYPE_CHECKING:  # the import takes 0.6 s, and grading reads only this file's constants
     from transformers import PreTrainedTokenizerBase
@@ -198,9 +198,8 @@ def _named_errors(tokenizer: PreTrainedTokenizerBase, task: str) -> Iterator[Non
     try:
         yield
     except Exception as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise UserError(
-            f"the tokenizer {tokenizer.name_or_path!r} cannot {task} ({reason}): "
+            f"the tokenizer {tokenizer.name_or_path!r} cannot {task} ({reason_of(error)}): "
             "use the tokenizer of a ChatML chat model, such as Qwen2.5-Instruct"
         ) from error
 

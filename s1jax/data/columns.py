@@ -14,6 +14,7 @@ from typing import Any
 from s1jax.data.chat import check_text
 from s1jax.runtime.errors import UserError
 
+SYSTEM_COLUMNS = ("system", "system_prompt")
 # Columns whose content belongs to a question: without it the question has another answer, or none.
 _PART_OF_QUESTION = re.compile(
     r"(context|passage|paragraph|article|body|story|premise|image|picture|figure|diagram|table|audio|video|input|hint|choice|option"

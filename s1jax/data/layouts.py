@@ -17,6 +17,7 @@ import re
 from typing import Any, NamedTuple
 
 from s1jax.data.columns import (
+    SYSTEM_COLUMNS,
     check_whole_question,
     columns_of,
     filled_text_of,
@@ -54,7 +55,6 @@ _COMPLETION_COLUMNS = tuple(
     for question in ("prompt", "instruction", *_QUESTION_COLUMNS)
     for completion in ("completion", "response", "output", "answer", "solution")
 )
-_SYSTEM_COLUMNS = ("system", "system_prompt")
 _SPEAKERS = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "model": "assistant"}
 _SPEAKERS |= {"system": "system", "developer": "system"}
 _TRACE_FIELDS = ("reasoning_content", "reasoning", "thinking")
@@ -92,7 +92,7 @@ def find_parts(row: dict[str, Any]) -> Parts:
     else:
         raise UserError(f"no trace is found in the columns {columns_of(row)} (docs/usage.md lists the layouts)")
     check_whole_question(row, used)
-    return parts._replace(has_system_prompt=parts.has_system_prompt or first_column(row, _SYSTEM_COLUMNS) is not None)
+    return parts._replace(has_system_prompt=parts.has_system_prompt or first_column(row, SYSTEM_COLUMNS) is not None)
 
 
 def _holds_completion(row: dict[str, Any], question: str, completion: str) -> bool:

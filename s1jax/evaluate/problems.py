@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from s1jax.data.chat import check_text
-from s1jax.data.columns import check_whole_question, columns_of, filled_text_of, first_column
+from s1jax.data.columns import SYSTEM_COLUMNS, check_whole_question, columns_of, filled_text_of, first_column
 from s1jax.evaluate.choices import find_choices
 from s1jax.runtime import jsonl
 from s1jax.runtime.command import counted, listed
@@ -51,7 +51,6 @@ _HUB = {
 _ID_COLUMNS = ("id", "problem_id", "unique_id", "ID", "Record ID")
 _QUESTION_COLUMNS = ("question", "problem", "Problem", "Question")
 _ANSWER_COLUMNS = ("answer", "Answer", "gold")
-_SYSTEM_COLUMNS = ("system", "system_prompt")
 
 
 def read_problems(source: str) -> list[Problem]:
@@ -120,7 +119,7 @@ def _to_problem(row: Any, benchmark: str, number: int) -> Problem:
     question = _column(row, _QUESTION_COLUMNS)
     choices = find_choices(row, question)
     check_whole_question(row, choices.columns if choices else ())
-    if (system := first_column(row, _SYSTEM_COLUMNS)) is not None:
+    if (system := first_column(row, SYSTEM_COLUMNS)) is not None:
         raise UserError(f"column {system} would be left out: the model is asked the bare question")
     if choices is not None:
         return Problem(problem_id, benchmark, choices.below(question), choices.right)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from s1jax.runtime.errors import UserError
+from s1jax.runtime.errors import UserError, reason_of
 from s1jax.runtime.launchers import ADDRESS, NUM_PROCESSES, PROCESS_ID, find_launch
 from s1jax.runtime.rendezvous import wait_for_processes
 
@@ -37,8 +37,7 @@ def start_processes() -> None:
             jax.distributed.initialize(*(launch or ()))
         except (KeyError, ValueError, RuntimeError) as error:
             who = f"of the TPU hosts {hosts}" if launch is None else f"at {launch.address}"
-            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0].rstrip('.')}"
-            raise UserError(f"JAX cannot join the processes {who}: {reason}. {SET_ALL_THREE}") from error
+            raise UserError(f"JAX cannot join the processes {who}: {reason_of(error)}. {SET_ALL_THREE}") from error
     elif jax.process_count() > 1:
         # A TPU finds its neighbours by itself, but its process could not agree with theirs on a step to stop at.
         raise UserError(f"these devices belong to {jax.process_count()} processes. {SET_ALL_THREE}")

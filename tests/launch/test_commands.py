@@ -114,7 +114,7 @@ CURATE += ["--output", "{tmp}/run/train.jsonl"]
         ("train", [*TRAIN, "--output", ""], "output is empty"),
         ("train", [*TRAIN, "--rules.batch", "foo"], '"foo" is not a mesh axis'),
         ("train", [*TRAIN, "--model", "{tmp}/bad_number"], 'rope_theta is "x": it must be a positive finite number'),
-        ("train", [*TRAIN, "--model", "{tmp}/no_tokens"], "its files are damaged"),
+        ("train", [*TRAIN, "--model", "{tmp}/no_tokens"], "its files or its config.json are damaged"),
         ("sweep", [*SWEEP, "--max-thinking-tokens", "-5"], "none negative"),
         ("sweep", [*SWEEP, "--benchmark", "{tmp}/no_json.jsonl"], "no_json.jsonl"),
         ("sweep", [*SWEEP, "--benchmark", "{tmp}/empty.jsonl"], "empty.jsonl"),
