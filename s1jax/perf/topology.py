@@ -47,8 +47,9 @@ def topology_devices(topology: str) -> Sequence[jax.Device]:
     """
     kind, _, shape = topology.partition(":")
     if not re.fullmatch(r"cpu:N|h100:NxN|v\d\w*:NxN(xN)?|tpu7x:NxNxN".replace("N", r"[1-9]\d*"), topology):
+        what = f"topology is {topology!r}" if topology else "which hardware? --topology is missing"
         raise UserError(
-            f"topology is {topology!r}: give h100:HOSTSxGPUS (such as h100:2x8), a TPU topology (such as v5p:2x2x4 or v6e:4x8), or cpu:N"
+            f"{what}: give h100:HOSTSxGPUS (such as h100:2x8), a TPU topology (such as v5p:2x2x4 or v6e:4x8), or cpu:N"
         )
     package = {"cpu": "jax", "h100": "jax_cuda12_plugin"}.get(kind, "libtpu")
     if importlib.util.find_spec(package) is None:
