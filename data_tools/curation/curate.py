@@ -12,8 +12,8 @@ stage and the reason of its rejection; counts per stage on standard error. The s
 5. difficulty: the base model does not answer the question rightly without thinking.
 6. diversity: draw a domain uniformly, then one of its questions with weight 2^-rank, longest trace first, without replacement.
 
-Invariants: the selection does not depend on the order of the pool. Every row of the pool is in one of the two output files. Rows are never
-told apart by their ids, because two sources may number their rows alike.
+Invariants: the selection does not depend on the order of the pool. Every row of the pool is in one of the two output files. An id
+never identifies a row, because two sources may number their rows alike.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ _ANSWER_TAG = re.compile(r"</?answer>|<\|(?:begin|end)_of_solution\|>", re.IGNOR
 def find_parts(row: dict[str, Any]) -> Parts:
     """Return the parts of a training row.
 
-    Raises UserError, with the reason, if they cannot be told apart, if one is empty, or if the row has more that belongs to its question.
+    Raises UserError, with the reason, if the parts are not clear, if one is empty, or if another column belongs to the question.
     """
     pairs = (pair for pair in _TRACE_COLUMNS if all(name in row for name in pair))
     trace = next((pair for pair in pairs if not all(is_missing(row[name]) for name in pair)), None)

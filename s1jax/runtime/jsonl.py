@@ -143,7 +143,7 @@ class Appender:
     def __exit__(self, kind: type[BaseException] | None = None, *_: Any) -> None:
         if self._file is None:
             return
-        # After an error the rest of a row may still wait to be written. It fails again, and the error is told already.
+        # After an error the rest of a row may still wait to be written. It fails again, but the first error already says why.
         with contextlib.suppress(*([OSError] if kind else [])), writing(self.path), self._file:
             self._file.flush()
             os.fsync(self._file.fileno())

@@ -29,7 +29,7 @@ _held: set[Lock] = set()
 class Lock:
     """Context manager that holds the lock of an output, until the process ends at the latest.
 
-    Enter it before the output is first read. Of several processes of a run the first takes the lock; all enter together.
+    Enter it before the output is first read. In a run of several processes the first takes the lock, and all enter together.
     """
 
     def __init__(self, output: Path, inside: bool = False):

@@ -1,30 +1,10 @@
 """`loaded.py`: a model in an engine, and the requests that fit it."""
 
-import json
-
 import pytest
 
 from s1jax.checkpoint.source import resolve_source
-from s1jax.data.condition import TraceSettings
 from s1jax.decode.engine import load_engine
-from s1jax.evaluate.conditions import DecodingConfig
-from s1jax.evaluate.sweep import SweepConfig
 from tests.support.decoding import changed, make_request
-
-
-@pytest.fixture
-def config(tiny_model, tmp_path):
-    questions = [dict(question=f"{i} + 1?", answer=str(i + 1)) for i in range(3)]
-    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
-    return SweepConfig(
-        decoding=DecodingConfig(
-            model=tiny_model, benchmark=str(tmp_path / "sums.jsonl"), output=str(tmp_path / "rows.jsonl"),
-            num_rows=8,
-        ),
-        condition=TraceSettings(max_answer_tokens=8, dtype="float32"),
-        max_thinking_tokens=(0, 5, 20),
-        num_ignore=(0, 2),
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("num_rows", [0, -1])
