@@ -6,13 +6,14 @@ The model is loaded once. With --json each answer is a JSON line.
 
 import sys
 
-from s1jax.decode.generate import GenerateConfig, generate
 from s1jax.runtime.command import run_command
-from s1jax.runtime.config import parse_arguments
 
 
 def main() -> None:
     """Parse the arguments and stream the answer to standard output."""
+    from s1jax.decode.generate import GenerateConfig, generate
+    from s1jax.runtime.config import parse_arguments
+
     generate(parse_arguments(__doc__, GenerateConfig), sys.stdout)
 
 

@@ -15,20 +15,21 @@ import os
 import sys
 from typing import Any
 
-import jax
-
-from s1jax.evaluate.conditions import EvaluateConfig
-from s1jax.evaluate.sweep import SweepConfig, grid
-from s1jax.perf.decoding import check_decode
-from s1jax.perf.topology import published_config
-from s1jax.perf.training import check_train
 from s1jax.runtime.command import run_command
-from s1jax.runtime.config import parse_command
-from s1jax.train.config import TrainConfig
 
 
 def main() -> None:
     """Compile, and print the memory and the time of a step."""
+    import jax
+
+    from s1jax.evaluate.conditions import EvaluateConfig
+    from s1jax.evaluate.sweep import SweepConfig, grid
+    from s1jax.perf.decoding import check_decode
+    from s1jax.perf.topology import published_config
+    from s1jax.perf.training import check_train
+    from s1jax.runtime.config import parse_command
+    from s1jax.train.config import TrainConfig
+
     if "JAX_PLATFORMS" not in os.environ:
         jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)  # the cache cannot hold programs for other devices

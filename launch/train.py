@@ -3,15 +3,16 @@
 import sys
 
 from s1jax.runtime.command import run_command
-from s1jax.runtime.config import parse_command
-from s1jax.runtime.processes import is_first_process, start_processes
-from s1jax.runtime.terminal import for_stream
-from s1jax.train.config import TrainConfig
-from s1jax.train.run import train
 
 
 def main() -> None:
     """Parse the config and train."""
+    from s1jax.runtime.config import parse_command
+    from s1jax.runtime.processes import is_first_process, start_processes
+    from s1jax.runtime.terminal import for_stream
+    from s1jax.train.config import TrainConfig
+    from s1jax.train.run import train
+
     config = parse_command(__doc__, TrainConfig)
     start_processes()
     directory = train(config)

@@ -207,13 +207,20 @@ def read_config(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         form = None if (directory / huggingface.FILE_NAME).is_file() else form_of_files(directory)
         raise UserError(f"{directory} is not a checkpoint: {form or f'it has no {CONFIG_NAME}'}")
+    return _read_json(path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Return the content of a file that holds a JSON object. Raises UserError naming the file if it does not."""
     try:
-        config = json.loads(path.read_text("utf-8"))
+        value = json.loads(path.read_text("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: {error}") from error
-    if not isinstance(config, dict):
+        raise UserError(f"{path} is not JSON: {error}") from error
+    if not isinstance(value, dict):
         raise UserError(f"{path}: it is not a JSON object")
-    return config
+    return value
 
 
 def stored_dtype(directory: Path) -> str | None:
@@ -266,6 +273,9 @@ def load_tokenizer(source: Source):
         token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
     except Exception as error:  # `tokenizers` raises bare Exceptions
         source.model_config()  # transformers reads the config too, so its error may be the config's
+        for name in TOKENIZER_FILES:
+            if name.endswith(".json") and (source.files / name).is_file():
+                _read_json(source.files / name)
         raise UserError(
             f"cannot load the tokenizer of {source.files}: its files or its config.json are damaged ({reason_of(error)})"
         ) from error

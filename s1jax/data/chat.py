@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from s1jax.runtime.errors import UserError, reason_of
+from s1jax.runtime.terminal import shortened
 
 if TYPE_CHECKING:  # the import takes 0.6 s, and grading reads only this file's constants
     from transformers import PreTrainedTokenizerBase
@@ -121,7 +122,7 @@ class ChatFormat:
         if not (text.startswith(before) and text.endswith(after) and len(text) >= len(before) + len(after)):
             raise UserError(
                 f"the chat template of {self.tokenizer.name_or_path!r} writes more than the question where it is asked "
-                f"{question[:80]!r}: use one that writes a user's turn as it is"
+                f"{shortened(question)}: use one that writes a user's turn as it is"
             )
         # The turn between its special tokens is one piece, because a question may merge with the line break before it.
         start = before.rindex(IM_START) + len(IM_START)
@@ -185,7 +186,7 @@ def check_text(name: str, text: str) -> None:
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str, split_special_tokens: bool) -> list[int]:
-    check_text(f"the text {text[:80]!r}", text)
+    check_text(f"the text {shortened(text)}", text)
     with _named_errors(tokenizer, "encode a text"):
         # verbose=False: no warning about lengths, because `examples.py` checks them.
         encoding = tokenizer(text, add_special_tokens=False, split_special_tokens=split_special_tokens, verbose=False)

@@ -13,6 +13,7 @@ from typing import Any
 
 from s1jax.data.chat import check_text
 from s1jax.runtime.errors import UserError
+from s1jax.runtime.terminal import shortened
 
 SYSTEM_COLUMNS = ("system", "system_prompt")
 # Columns whose content belongs to a question: without it the question has another answer, or none.
@@ -72,8 +73,7 @@ def first_column(row: Mapping[str, Any], names: Iterable[str]) -> str | None:
 
 def columns_of(row: Mapping[str, Any]) -> str:
     """Return the names of a row's columns for a message."""
-    names = ", ".join(row)
-    return (names if len(names) <= 80 else f"{names[:77]}...") or "none"
+    return shortened(", ".join(row), quotes=False) or "none"
 
 
 def check_whole_question(row: Mapping[str, Any], used: Iterable[str] = ()) -> None:

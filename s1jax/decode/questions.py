@@ -27,10 +27,11 @@ def read_questions(source: str | None) -> Iterator[str]:
     if source == "-":
         return _questions(sys.stdin.buffer, "standard input")
     try:
-        lines = Path(source).expanduser().read_bytes().splitlines()
+        content = Path(source).expanduser().read_bytes()
     except OSError as error:
         raise UserError(f"{source} cannot be read: {error.strerror}") from None
-    if not (questions := list(_questions(lines, source))):
+    jsonl.check_text_file(source, content[:512])
+    if not (questions := list(_questions(content.splitlines(), source))):
         raise UserError(f"{source} holds no questions")
     return iter(questions)
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from s1jax.data.columns import filled_text_of, first_column, is_empty, is_missing, text_of
 from s1jax.runtime.errors import UserError
+from s1jax.runtime.terminal import shortened
 
 _CHOICE_COLUMNS = ("choices", "options", "Choices", "Options")
 _RIGHT_COLUMNS = (
@@ -122,5 +123,5 @@ def _index(column: str, value: Any, texts: list[str], labels: list[str], are_num
     if len(found) != 1:
         what = "several of the choices" if found else "none of the choices"
         hint = "" if found or not text.isdigit() else ": give a letter, or a number that counts from 0 (without quotes)"
-        raise UserError(f"{column} {text[:40]!r} names {what}{hint}")
+        raise UserError(f"{column} {shortened(text)} names {what}{hint}")
     return found.pop()

@@ -21,6 +21,7 @@ from s1jax.evaluate.choices import find_choices
 from s1jax.runtime import jsonl
 from s1jax.runtime.command import counted, listed
 from s1jax.runtime.errors import UserError
+from s1jax.runtime.terminal import shortened
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,9 @@ def _to_problems(rows: Iterable[tuple[int, Any]], benchmark: str, source: str, u
         try:
             problem = _to_problem(row, benchmark, number)
             if problem.problem_id in seen:
-                raise UserError(f"id {problem.problem_id[:80]!r} was already used on {unit} {seen[problem.problem_id]}")
+                raise UserError(
+                    f"id {shortened(problem.problem_id)} was already used on {unit} {seen[problem.problem_id]}"
+                )
         except UserError as error:
             errors.append(f"{unit} {number}: {error}")
             continue

@@ -6,6 +6,7 @@ results.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -15,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from s1jax.runtime.errors import UserError
+from s1jax.runtime.errors import UserError, reason_of
 from s1jax.runtime.terminal import open_standard_streams, shortened, visible
 
 logger = logging.getLogger(__name__)
@@ -74,13 +75,16 @@ def configure_logging() -> None:
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a command. A UserError, an OSError or a device that ran out of memory becomes one message and exit code 1.
+    """Run a command. A UserError, an OSError, a library that cannot be imported or a full device becomes one message and exit code 1.
 
-    With `S1JAX_TRACEBACK=1` in the environment, such an error keeps its traceback. Compiled programs are kept in the user's cache folder,
-    or in JAX_COMPILATION_CACHE_DIR (empty: nowhere).
+    `main` imports what it needs, because a library may refuse a variable of the environment while it is imported. With
+    `S1JAX_TRACEBACK=1` in the environment, such an error keeps its traceback. Compiled programs are kept in the user's cache folder, or in
+    JAX_COMPILATION_CACHE_DIR (empty: nowhere).
     """
-    open_standard_streams()
+    closed = open_standard_streams()
     configure_logging()
+    if "stdout" in closed:
+        logger.warning("standard output is closed: what this command prints there is lost")
     # JAX's default is three quarters of a GPU's memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
     _keep_compiled_programs()
@@ -89,9 +93,9 @@ def run_command(main: Callable[[], None]) -> None:
         if not _has_working_directory():
             raise UserError("the working directory was deleted: change to another one")
         main()
-    except BrokenPipeError:
-        # The reader of standard output is gone. Python's last flush must not fail too.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of standard output is gone
+        _discard_output()
         sys.exit(1)
     except KeyboardInterrupt:
         logger.info("interrupted")
@@ -99,7 +103,11 @@ def run_command(main: Callable[[], None]) -> None:
     except (UserError, OSError) as error:
         if shows_traceback:
             raise
-        logger.error("%s", error)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+            logger.error("standard output cannot be written: %s", error.strerror)  # files are named by `writing`
+            _discard_output()
+        else:
+            logger.error("%s", error)
         _exit_failed()
     except Exception as error:
         if type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error) and not shows_traceback:
@@ -107,6 +115,12 @@ def run_command(main: Callable[[], None]) -> None:
             logger.error("out of memory on a device: %s. %s", reason, OUT_OF_MEMORY_ADVICE)
         elif _is_without_devices(error) and not shows_traceback:
             logger.error("%s", _platform_advice(error))
+        elif (library := _library_in_import(error)) and not shows_traceback:
+            logger.error(
+                "%s cannot be imported (%s): mend the environment variable or the installation",
+                library,
+                reason_of(error),
+            )
         elif _process_of_several() is not None:
             logger.exception("%s", type(error).__name__)
         else:
@@ -114,11 +128,25 @@ def run_command(main: Callable[[], None]) -> None:
         _exit_failed()
 
 
+def _discard_output() -> None:
+    """Let what waits for standard output go nowhere: Python's last flush must not fail too."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 def _has_working_directory() -> bool:
     try:
         return bool(os.getcwd())
     except FileNotFoundError:
         return False
+
+
+def _library_in_import(error: Exception) -> str | None:
+    """Return the library that was being imported when the error arose; None if none was."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name == "<module>"]
+    libraries = [frame.f_globals["__name__"].partition(".")[0] for frame in frames]
+    return next(
+        (name for name in libraries if name not in ("__main__", "s1jax", "data_tools", "configs", "launch")), None
+    )
 
 
 def _is_without_devices(error: Exception) -> bool:

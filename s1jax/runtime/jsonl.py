@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.files import write_file, writing
+from s1jax.runtime.terminal import shortened
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,10 @@ def parse(path: str | Path) -> Iterator[tuple[int, bytes, Any]]:
     """
     try:
         with Path(path).open("rb") as file:
-            _check_format(path, file.read(512))
+            start = file.read(512)
+            check_text_file(path, start)
+            if found := _format_of(start, _NO_JSON_LINES):
+                raise UserError(f"{path} is {found}, not JSON lines (one JSON object per line)")
             file.seek(0)
             for number, line in enumerate(file, start=1):
                 if line.strip():
@@ -58,23 +62,26 @@ def parse(path: str | Path) -> Iterator[tuple[int, bytes, Any]]:
         raise type(error)(f"{path} cannot be read: {error.strerror}") from None
 
 
-# How files begin that are often given in the place of JSON lines.
-_FORMATS = {
+# How files begin that are often given in the place of text, and texts that are often given in the place of JSON lines.
+_NO_TEXT = {
     b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"PAR1": "Parquet", b"ARROW1": "Arrow", b"\x28\xb5\x2f\xfd": "zstd",
-    b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"version https://git-lfs": "a Git LFS pointer", b"<": "HTML or XML",
-    b"[": "a JSON array", b"\xef\xbb\xbf[": "a JSON array",
+    b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"version https://git-lfs": "a Git LFS pointer",
 }  # fmt: skip
+_NO_JSON_LINES = {b"<": "HTML or XML", b"[": "a JSON array", b"\xef\xbb\xbf[": "a JSON array"}
 
 
-def _check_format(path: str | Path, start: bytes) -> None:
-    """Raise UserError if a file that begins with these bytes does not hold JSON lines in UTF-8."""
+def check_text_file(path: str | Path, start: bytes) -> None:
+    """Raise UserError if a file that begins with these bytes is of a format that is no text, or is not UTF-8."""
     if (encoding := json.detect_encoding(start)) not in ("utf-8", "utf-8-sig"):
         raise UserError(
             f"{path} is {encoding.upper()}, not UTF-8: convert it, for example with iconv -f {encoding.upper()} -t UTF-8"
         )
-    found = next((name for first, name in _FORMATS.items() if start.lstrip().startswith(first)), None)
-    if found is not None:
-        raise UserError(f"{path} is {found}, not JSON lines (one JSON object per line)")
+    if found := _format_of(start, _NO_TEXT):
+        raise UserError(f"{path} is {found}, not text")
+
+
+def _format_of(start: bytes, formats: dict[bytes, str]) -> str | None:
+    return next((name for first, name in formats.items() if start.lstrip().startswith(first)), None)
 
 
 def value_of(line: bytes) -> Any:
@@ -102,7 +109,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     columns = dict(pairs)
     if len(columns) < len(pairs):
         twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise UserError(f"not usable: the key {twice[:80]!r} is there twice")
+        raise UserError(f"not usable: the key {shortened(twice)} is there twice")
     return columns
 
 

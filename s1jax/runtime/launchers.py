@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from s1jax.runtime.errors import UserError
+from s1jax.runtime.terminal import shortened
 
 Environment = Mapping[str, str]
 ADDRESS, NUM_PROCESSES, PROCESS_ID = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
@@ -108,7 +109,7 @@ def find_launch(env: Environment) -> Launch | None:
         env = {name: value for name, value in env.items() if name not in ("SLURM_NTASKS", "SLURM_PROCID")}
     for name, (form, example) in _FORMS.items():
         if name in env and not re.fullmatch(form, env[name]):
-            raise UserError(f"{name} is {env[name][:80]!r}: it must look like {example}")
+            raise UserError(f"{name} is {shortened(env[name])}: it must look like {example}")
     if env.get(NUM_PROCESSES) == "1" and env.get(PROCESS_ID, "0") == "0":
         return None
     if NUM_PROCESSES in env or PROCESS_ID in env:
@@ -151,7 +152,8 @@ def _places(env: Environment) -> dict[_Launcher, tuple[int, int]]:
         name, missing = incomplete[0]
         what = f"{missing} is not set" if missing else "nothing tells how many processes there are"
         raise UserError(
-            f"{name}={env[name][:80]}, but {what}: set {ADDRESS}, {NUM_PROCESSES} and {PROCESS_ID} on each process; {ALONE}"
+            f"{name}={shortened(env[name], quotes=False)}, but {what}: "
+            f"set {ADDRESS}, {NUM_PROCESSES} and {PROCESS_ID} on each process; {ALONE}"
         )
     return places
 
@@ -167,7 +169,7 @@ def _local_device(env: Environment, launcher: _Launcher) -> int | None:
 
 def _require(env: Environment, *names: str) -> None:
     """Raise UserError unless all of these variables are set."""
-    given = " and ".join(f"{name}={env[name][:80]}" for name in names if name in env)
+    given = " and ".join(f"{name}={shortened(env[name], quotes=False)}" for name in names if name in env)
     if missing := [name for name in names if name not in env]:
         raise UserError(f"{given} without {' and '.join(missing)}: set all three, or none; {ALONE}")
 
@@ -181,7 +183,7 @@ def _place(env: Environment, size: str, rank: str) -> tuple[int, int]:
 
 def _number(env: Environment, name: str, least: int) -> int:
     if not re.fullmatch(r"[0-9]{1,9}", env[name]) or int(env[name]) < least:
-        raise UserError(f"{name} is {env[name][:80]!r}: it must be a whole number, at least {least}")
+        raise UserError(f"{name} is {shortened(env[name])}: it must be a whole number, at least {least}")
     return int(env[name])
 
 
@@ -189,6 +191,6 @@ def _checked(address: str) -> str:
     host_and_port = re.fullmatch(_HOST_AND_PORT, address)
     if host_and_port is None or not 0 < int(host_and_port[1]) < 2**16:
         raise UserError(
-            f"{ADDRESS} is {address[:80]!r}: it must be HOST:PORT, such as 10.0.0.1:1234, with a port from 1 to {2**16 - 1}"
+            f"{ADDRESS} is {shortened(address)}: it must be HOST:PORT, such as 10.0.0.1:1234, with a port from 1 to {2**16 - 1}"
         )
     return address

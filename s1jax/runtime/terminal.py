@@ -30,11 +30,12 @@ def shortened(value: Any, length: int = 80, quotes: bool = True) -> str:
     return text if len(text) <= length else f"{text[: length - 20]}...{text[-17:]}"
 
 
-def open_standard_streams() -> None:
-    """Open standard streams that the caller closed, and let no character stop the output.
+def open_standard_streams() -> list[str]:
+    """Open standard streams that the caller closed, return their names, and let no character stop the output.
 
     A file opened later would otherwise take the place of a closed stream and receive its messages.
     """
+    closed = []
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
@@ -42,6 +43,8 @@ def open_standard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
+            closed.append(name)
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8"))  # noqa: SIM115
         if name != "stdin" and hasattr(stream := getattr(sys, name), "reconfigure"):  # a notebook's has not
             stream.reconfigure(errors="backslashreplace")
+    return closed

@@ -59,7 +59,7 @@ def test_system_prompts_are_noticed_and_an_input_belongs_to_its_instruction():
     [
         ({"text": "all"}, "no trace is found in the columns text "),
         ({"question": "q", "answer": "a"}, "no trace is found in the columns question, answer "),
-        ({"chosen": R1} | {f"c{i}": 1 for i in range(99)}, r"in the columns chosen, c0, .*\.\.\. "),
+        ({"chosen": R1} | {f"c{i}": 1 for i in range(99)}, r"in the columns chosen, c0, .*\.\.\.95, "),
         ({"messages": R1}, "messages is not a list of turns"),
         ({"messages": turns("q", R1, "q", R1)}, "not one question and its answer: it has 2 x user, 2 x assistant"),
         ({"messages": turns("q")}, "not one question and its answer: it has 1 x user"),

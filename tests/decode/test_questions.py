@@ -32,6 +32,8 @@ def test_a_line_is_a_question_or_a_json_object_with_one(tmp_path, monkeypatch):
         (b"", "holds no questions"),
         (b" \n\n", "holds no questions"),
         (b"1 + 1?\ncaf\xe9?", "line 2 is not UTF-8: .* at byte 4"),
+        ("1 + 1?".encode("utf-16"), "is UTF-16, not UTF-8: convert it"),
+        (b"\x1f\x8b\x08\x00", "is gzip, not text"),
         (b'{"question": "1 + 1', "line 1 is not JSON: "),
         (b'{"text": "1 + 1?"}', "line 1: a JSON object needs text in question or problem or prompt"),
         (b'{"question": " "}', "line 1: a JSON object needs text"),

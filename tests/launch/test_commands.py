@@ -194,7 +194,8 @@ def only_words(text):
 
 @pytest.mark.parametrize("script", [script for script in COMMANDS if script != "benchmark"])
 def test_help_explains_the_command_and_every_field(script, run, monkeypatch):
-    from launch import convert, plot
+    from launch import plot
+    from s1jax.checkpoint.convert import ConvertConfig
     from s1jax.decode.generate import GenerateConfig
     from s1jax.evaluate.conditions import EvaluateConfig
     from s1jax.evaluate.sweep import SweepConfig
@@ -202,7 +203,7 @@ def test_help_explains_the_command_and_every_field(script, run, monkeypatch):
 
     monkeypatch.setenv("COLUMNS", "100")
     types = dict(
-        convert=(convert.ConvertConfig, None),
+        convert=(ConvertConfig, None),
         evaluate=(EvaluateConfig, "s1_32b_math500"),
         generate=(GenerateConfig, None),
         plot=(plot.PlotConfig, None),

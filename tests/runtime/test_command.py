@@ -40,6 +40,34 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path):
     assert done.stderr == ""
 
 
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("redirection", "code", "message"),
+    [
+        (">&-", 0, "warning: standard output is closed: what this command prints there is lost\n"),
+        (">/dev/full", 1, "error: standard output cannot be written: No space left on device\n"),
+    ],
+)
+def test_results_that_cannot_be_printed_are_not_lost_without_a_word(redirection, code, message):
+    run = "from s1jax.runtime.command import run_command; run_command(lambda: print(1))"
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -c '{run}' {redirection}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (code, message)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("command", ["generate.py --help", "train.py --help", "plot.py none.jsonl", "convert.py a b"])
+def test_a_variable_that_a_library_refuses_is_one_line(command):
+    env = os.environ | {"JAX_ENABLE_X64": "maybe", "MATPLOTLIBRC": "/nonesuch", "MPLBACKEND": "agg"}
+    run = subprocess.run([sys.executable, *f"{ROOT}/launch/{command}".split()], env=env, capture_output=True, text=True)
+    if command.startswith("plot"):  # it needs no JAX
+        assert run.stderr == "error: none.jsonl cannot be read: No such file or directory\n"
+    else:
+        assert run.returncode == 1 and run.stderr.startswith("error: jax cannot be imported (ValueError: ")
+        assert run.stderr.count("\n") == 1 and "'maybe' for environment 'JAX_ENABLE_X64'" in run.stderr
+
+
 def test_bad_input_is_one_line_and_a_nonzero_exit(capsys):
     def main():
         raise UserError("the shop is closed: come tomorrow")
