@@ -37,7 +37,8 @@ class PlotConfig:
 def main() -> None:
     """Read the rows, write the figures, print the tables."""
     config = parse_arguments(__doc__, PlotConfig)
-    os.environ["MPLBACKEND"] = "agg"  # a notebook's value may stop the import of matplotlib
+    # A notebook's backend may stop the import of matplotlib, and a user's settings may ask for LaTeX.
+    os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}
     from s1jax.results.figures import holds_points, plot_thinking, plot_voting
 
     rows = read_samples(config.rows)

@@ -19,7 +19,7 @@ if [ $# -gt 1 ]; then
     echo "error: one OUT is enough, not also '$2'; usage: bash launch/quickstart.sh [OUT]" >&2
     exit 1
 fi
-cd "$(dirname "$0")/.."
+CDPATH= cd -- "$(dirname "$0")/.."
 out=${out#"$PWD"/} # a short path: plots and tables name the model by it
 . launch/install.sh
 install ""

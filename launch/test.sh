@@ -4,7 +4,7 @@
 #   bash launch/test.sh [unit] [pytest arguments]
 # `unit` leaves out the tests that start processes or compile for longer than a second. For example: bash launch/test.sh -m slow
 set -euo pipefail
-cd "$(dirname "$0")/.."
+CDPATH= cd -- "$(dirname "$0")/.."
 case ${1-} in -h | --help)
     sed -n '2,5s/^# \?//p' launch/test.sh
     exit 0

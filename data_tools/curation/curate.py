@@ -18,7 +18,6 @@ never identifies a row, because two sources may number their rows alike.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import random
 from collections import Counter, defaultdict
@@ -76,7 +75,7 @@ class CurateConfig:
             raise UserError(f"--num {self.num} and --ngram {self.ngram} must be positive")
         pool, heldout = Path(self.pool).resolve(), Path(self.heldout).resolve()
         for written in (self.output.resolve(), self.rejects.resolve()):
-            if pool in (written, written.parent):
+            if pool == written or (pool.is_dir() and written.is_relative_to(pool)):
                 raise UserError(f"--output {written} would change --pool {pool}: write elsewhere")
             if heldout == written:
                 raise UserError(f"--output {written} would change --heldout {heldout}: write elsewhere")
@@ -103,19 +102,22 @@ def curate(config: CurateConfig) -> list[tuple[str, int]]:
 
 
 def check_output(config: CurateConfig) -> None:
-    """Raise UserError if the files cannot be written, or would replace a file that no curation wrote.
-
-    A curation writes the rejected rows first, each with its stage.
-    """
+    """Raise UserError if the files cannot be written, or would replace a file that no curation wrote."""
     for path in (config.output, config.rejects):
         check_writable(path)
-    is_ours = False
-    if config.rejects.exists():
-        with contextlib.suppress(UserError):  # it is no JSON
-            is_ours = all(isinstance(row, dict) and "stage" in row for _, row in jsonl.read(config.rejects))
-    for path in (config.output, config.rejects):
-        if path.exists() and not is_ours:
+    ours = {config.rejects: {"stage", "reason"}, config.output: set(TrainingRow.__annotations__)}
+    for path, columns in ours.items():
+        if path.exists() and not _holds_only(path, columns):
             raise UserError(f"--output {config.output} would replace {path}, which no curation wrote: write elsewhere")
+
+
+def _holds_only(path: Path, columns: set[str]) -> bool:
+    """Return whether a file is one of rows that have these columns."""
+    try:
+        rows = [row for _, row in jsonl.read(path)]
+    except UserError:  # it is no JSON
+        return False
+    return all(isinstance(row, dict) and columns <= {*row} for row in rows)
 
 
 def _curate(config: CurateConfig) -> list[tuple[str, int]]:
@@ -198,8 +200,8 @@ def solved_by(
     condition = Condition(0, max_answer_tokens=max_answer_tokens)
     requests = [Request(tuple(chat.encode_chat(row["question"])), condition, thinks=False) for row in rows]
     solved = [False] * len(rows)
-    with progress(len(rows), "difficulty", "row") as bar:
-        for i, (completion,) in engine.stream(requests, num_rows=num_rows):
+    with progress(len(rows), "difficulty", "row", estimate_after=min(num_rows, len(rows) // 2)) as bar:
+        for i, (completion,) in engine.stream(requests, num_rows=num_rows, show_tokens=bar.show_tokens):
             solved[i] = agrees(with_label(chat.decode(completion.tokens)), rows[i]["answer"])
             bar.update()
     return solved

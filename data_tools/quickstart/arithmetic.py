@@ -33,10 +33,13 @@ from s1jax.runtime.command import run_command
 from s1jax.runtime.config import parse_arguments
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.files import check_writable
+from s1jax.runtime.lock import Lock
 
 MAX_VALUE = 99
 LABELS = "ABCDEFGH"
 MAX_STEPS = 6
+MAX_HELDOUT = 60_000
+"""Held-out problems at most: there are about 27,000 different ones of one step."""
 Row = dict[str, Any]
 
 
@@ -244,8 +247,10 @@ class ArithmeticConfig:
     """Seed of everything that is drawn."""
 
     def __post_init__(self) -> None:
-        if self.num < 1 or self.num_heldout < 1:
-            raise UserError(f"--num {self.num} and --num-heldout {self.num_heldout} must be positive")
+        if self.num < 1 or not 1 <= self.num_heldout <= MAX_HELDOUT:
+            raise UserError(
+                f"--num {self.num} must be positive, and --num-heldout {self.num_heldout} from 1 to {MAX_HELDOUT}"
+            )
 
 
 def main() -> None:
@@ -254,12 +259,13 @@ def main() -> None:
     heldout = make_heldout(config.num_heldout, config.seed)
     problems = [dict(id=question_id(p.question), question=p.question, answer=str(p.answer)) for p in heldout]
     files = {"pool.jsonl": make_pool(config.num, config.seed, heldout), "heldout.jsonl": problems}
-    for name, rows in files.items():
-        check_writable(config.out / name)
-        if (config.out / name).exists() and [row for _, row in jsonl.read(config.out / name)] != rows:
-            raise UserError(f"{config.out / name} holds other rows: remove it, or give another folder")
-    for name, rows in files.items():
-        jsonl.write(config.out / name, rows)
+    with Lock(config.out / "pool.jsonl"):
+        for name, rows in files.items():
+            check_writable(config.out / name)
+            if (config.out / name).exists() and [row for _, row in jsonl.read(config.out / name)] != rows:
+                raise UserError(f"{config.out / name} holds other rows: remove it, or give another folder")
+        for name, rows in files.items():
+            jsonl.write(config.out / name, rows)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,19 @@
 """New directories that appear whole or not at all."""
 
 import contextlib
+import fnmatch
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from s1jax.checkpoint.source import CONFIG_NAME
+from s1jax.checkpoint.source import CONFIG_NAME, TOKENIZER_FILES, WEIGHT_FILES
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.files import writing
 from s1jax.runtime.processes import barrier, from_first_process, is_first_process
+from s1jax.runtime.terminal import shortened
 
 
 def check_destination(directory: str | Path, overwrite: bool = False) -> Path:
@@ -31,6 +34,10 @@ def check_destination(directory: str | Path, overwrite: bool = False) -> Path:
         if not (path / CONFIG_NAME).is_file():
             raise UserError(
                 f"{directory} is not a checkpoint, so it is not overwritten; remove it or give another name"
+            )
+        if foreign := sorted(found.name for found in path.iterdir() if not _is_of_checkpoint(found.name)):
+            raise UserError(
+                f"{directory} also holds {shortened(', '.join(foreign), quotes=False)}, which would be lost: move that elsewhere"
             )
     if os.path.ismount(path):
         raise UserError(f"{directory} is the mount point of a file system; give a directory below it")
@@ -78,12 +85,28 @@ def new_directory(directory: str | Path, overwrite: bool = False) -> Iterator[Pa
             partial.rename(destination)
     except BaseException:
         if is_first_process():
-            shutil.rmtree(partial, ignore_errors=True)
+            _remove(partial)
         raise
     finally:
         if is_first_process():
             settle()
     barrier(f"renamed {destination}")
+
+
+def _remove(partial: Path) -> None:
+    """Remove a directory whose writers failed. Some may still run in the background and make files for a moment."""
+    for _ in range(20):
+        shutil.rmtree(partial, ignore_errors=True)
+        time.sleep(0.1)
+        if not partial.exists():
+            return
+
+
+def _is_of_checkpoint(name: str) -> bool:
+    """Return whether a file or folder of this name may stand in a checkpoint that this project wrote."""
+    return name in (CONFIG_NAME, *TOKENIZER_FILES, "params", "adapter") or any(
+        fnmatch.fnmatch(name, pattern) for pattern in WEIGHT_FILES
+    )
 
 
 def _beside(destination: Path, state: str) -> Path:

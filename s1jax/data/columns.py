@@ -18,8 +18,9 @@ from s1jax.runtime.terminal import shortened
 SYSTEM_COLUMNS = ("system", "system_prompt")
 # Columns whose content belongs to a question: without it the question has another answer, or none.
 _PART_OF_QUESTION = re.compile(
-    r"(context|passage|paragraph|article|body|story|premise|image|picture|figure|diagram|table|audio|video|input|hint|choice|option"
-    r"|distractor|ending|incorrect[ _]answer)s?([ _]?(\d+|[a-j]|url|path))?|op[a-e]|mc[12]_targets",
+    r"(context|ctx|passage|paragraph|document|article|body|story|background|premise|evidence|dialog|dialogue|image|picture|figure"
+    r"|diagram|table|audio|video|input|hint|fact|choice|option|candidate|distractor|ending|solution[ _]?(?=\d)|sol(?=\d)"
+    r"|incorrect[ _]answer|answer[ _]?(?=[a-j]$))s?([ _]?(\d+|[a-j]|url|path))?|op[a-e]|mc[12]_targets",
     re.IGNORECASE,
 )
 
@@ -27,7 +28,7 @@ _PART_OF_QUESTION = re.compile(
 def text_of(name: str, value: Any, *, number: bool = False, lines: bool = False) -> str:
     """Return the value of a column as text. A missing value gives "".
 
-    Only a string is text. With `number` a finite number is, too, as JSON writes it: an answer or an id may be one. With `lines` a list of
+    Only a string is text. With `number` a finite number is, too, with all its digits: an answer or an id may be one. With `lines` a list of
     strings is, too; line breaks join them. Raises UserError, with the name of the column, for any other value and for text that is not
     valid Unicode.
     """

@@ -74,10 +74,12 @@ def find_parts(row: dict[str, Any]) -> Parts:
 
     Raises UserError, with the reason, if the parts are not clear, if one is empty, or if another column belongs to the question.
     """
-    pairs = (pair for pair in _TRACE_COLUMNS if all(name in row for name in pair))
-    trace = next((pair for pair in pairs if not all(is_missing(row[name]) for name in pair)), None)
     turns = first_column(row, _TURN_COLUMNS)
     completion = next((pair for pair in _COMPLETION_COLUMNS if _holds_completion(row, *pair)), None)
+    pairs = [pair for pair in _TRACE_COLUMNS if all(name in row for name in pair)]
+    filled = [pair for pair in pairs if not is_missing(row[pair[0]])]
+    # An empty trace is only a fault if no other layout fits.
+    trace = next(iter(filled or (pairs if turns is completion is None else [])), None)
     used: tuple[str, ...] = ()
     if trace is not None:
         parts = _from_columns(row, *trace)

@@ -13,8 +13,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from s1jax.runtime import jsonl
-from s1jax.runtime.errors import UserError
+from s1jax.runtime.errors import UserError, reason_of
 
 logger = logging.getLogger(__name__)
 
@@ -111,10 +113,16 @@ def _parquet_rows(file: Path) -> Iterator[tuple[str, int, dict[str, Any], str]]:
             names = parquet.schema_arrow.names
             if len(set(names)) < len(names):
                 raise UserError(f"it has two columns named {Counter(names).most_common(1)[0][0][:80]}")
+            # 0.1 of 32 bits is 0.1, not 0.10000000149011612.
+            short = [
+                field.name for field in parquet.schema_arrow if field.type in (pyarrow.float16(), pyarrow.float32())
+            ]
             rows = (row for batch in parquet.iter_batches(256) for row in batch.to_pylist())
-            yield from ((str(file), number, row, "") for number, row in enumerate(rows, 1))
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read as Parquet: {error}") from error
+            for number, row in enumerate(rows, 1):
+                row |= {name: float(str(np.float32(row[name]))) for name in short if row[name] is not None}
+                yield str(file), number, row, ""
+    except (pyarrow.ArrowException, OSError, ValueError, ArithmeticError) as error:
+        raise UserError(f"{file} cannot be read as Parquet ({reason_of(error)})") from error
 
 
 def _hub_rows(name: str) -> Iterator[tuple[str, int, dict[str, Any], str]]:
@@ -124,6 +132,6 @@ def _hub_rows(name: str) -> Iterator[tuple[str, int, dict[str, Any], str]]:
         dataset = load_dataset(name, split="train")
     except (OSError, ValueError, RuntimeError) as error:  # such as no such dataset, no connection, or no split `train`
         raise FileNotFoundError(
-            f"no file or directory {name}, and the hub does not give its train split: {error}"
+            f"no file or directory {name}, and the hub does not give its train split ({reason_of(error)})"
         ) from error
     yield from ((name, number, row, "") for number, row in enumerate(dataset, 1))

@@ -122,6 +122,7 @@ def _index(column: str, value: Any, texts: list[str], labels: list[str], are_num
         found |= {i for i in range(len(texts)) if text == texts[i]}
     if len(found) != 1:
         what = "several of the choices" if found else "none of the choices"
-        hint = "" if found or not text.isdigit() else ": give a letter, or a number that counts from 0 (without quotes)"
+        is_quoted = not found and isinstance(value, str) and text.isdigit()
+        hint = ": give a letter, or a number that counts from 0 (without quotes)" if is_quoted else ""
         raise UserError(f"{column} {shortened(text)} names {what}{hint}")
     return found.pop()

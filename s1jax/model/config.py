@@ -32,6 +32,7 @@ HF_NAMES = {
 REQUIRED = tuple(HF_NAMES)[:5]
 OPTIONAL = ("num_key_value_heads", "head_dim", "max_position_embeddings", "original_max_position_embeddings")
 SCALES = ("rms_norm_eps", "rope_theta", "factor", "beta_fast", "beta_slow", "attention_factor")
+MAX_LAYERS = 10_000
 FLAGS = ("tie_word_embeddings", "use_sliding_window")
 # Fields that must be absent, null or the value that this decoder computes with.
 FIXED: dict[str, Any] = {
@@ -177,6 +178,10 @@ class ModelConfig:
             length = hf.get("original_max_position_embeddings") or given.get("original_max_position_embeddings")
             given["original_max_position_embeddings"] = length or values["max_position_embeddings"]
             yarn = YarnConfig(**given)
+            if yarn.factor * yarn.original_max_position_embeddings >= 2**31:
+                raise UserError(
+                    f"factor {yarn.factor} of yarn extends the context to 2**31 tokens or more: give a smaller one"
+                )
         return cls(**{ours: values[theirs] for theirs, ours in HF_NAMES.items()}, yarn=yarn, dtype=dtype)
 
     def to_hf(self) -> dict[str, Any]:
@@ -216,6 +221,8 @@ def _find_problems(hf: dict[str, Any], rope: Any) -> list[str]:
     for name in (*REQUIRED, *OPTIONAL, *SCALES):
         value = known.get(name)
         kind, bound = ("finite number", sys.float_info.max) if name in SCALES else ("whole number below 2**31", 2**31)
+        if name == "num_hidden_layers":
+            kind, bound = f"whole number below {MAX_LAYERS}", MAX_LAYERS
         is_number = type(value) is int or (type(value) is float and name in SCALES)
         if (value is not None or name in REQUIRED) and not (is_number and 0 < value < bound):
             problems.append(f"{name} is {_shown(value)}: it must be a positive {kind}")

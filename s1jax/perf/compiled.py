@@ -16,11 +16,11 @@ from s1jax.perf.measure import timed
 from s1jax.perf.topology import MEMORY
 from s1jax.runtime.errors import UserError
 
-# XLA's warning that it copies a whole array to every device, because it found no better way from one sharding to another.
 # The lines of an alarm that XLA writes in a frame of asterisks.
 _ALARM = re.compile(
     r"^(?:.*slow_operation_alarm\.cc.*|\*+|.*Very slow compile\?.*|The operation took .*)\n+", re.MULTILINE
 )
+# XLA's warning that it copies a whole array to every device, because it found no better way from one sharding to another.
 REMATERIALISATION = "Involuntary full rematerialization"
 
 

@@ -21,6 +21,15 @@ from s1jax.runtime.terminal import open_standard_streams, shortened, visible
 
 logger = logging.getLogger(__name__)
 
+# Variables of JAX that change random draws or dtypes, which no column of a row tells, with their defaults.
+_FIXED_VARIABLES = {
+    "JAX_DEFAULT_PRNG_IMPL": "threefry2x32",
+    "JAX_THREEFRY_PARTITIONABLE": "1",
+    "JAX_RANDOM_SEED_OFFSET": "0",
+    "JAX_ENABLE_X64": "0",
+    "JAX_NUMPY_DTYPE_PROMOTION": "standard",
+    "JAX_NUMPY_RANK_PROMOTION": "allow",
+}
 OUT_OF_MEMORY_ADVICE = (
     "In training use more devices, a smaller --data.rows-per-micro-batch, --data.row-length or --step.loss-chunk, or --step.remat full; "
     "in decoding use fewer rows at a time, or --int8"
@@ -92,6 +101,9 @@ def run_command(main: Callable[[], None]) -> None:
     try:
         if not _has_working_directory():
             raise UserError("the working directory was deleted: change to another one")
+        for name, default in _FIXED_VARIABLES.items():
+            if os.environ.get(name, default).lower() not in (default, {"1": "true", "0": "false"}.get(default)):
+                raise UserError(f"{name} would change the results, and no row would tell: unset it")
         main()
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of standard output is gone

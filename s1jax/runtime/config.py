@@ -120,6 +120,8 @@ def parse_arguments(
     Prints help and exits for `--help`. Raises UserError for an unknown or missing field or a value of the wrong type.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    if os.environ.get("COLUMNS", "80").isdecimal() and int(os.environ.get("COLUMNS", "80")) < 40:
+        os.environ["COLUMNS"] = "40"  # in fewer columns tyro finds no way to write a help text
     options = _options(config_type)
     keywords: dict[str, Any] = {} if default is None else {"default": default}
     errors = io.StringIO()
@@ -173,15 +175,21 @@ def _as_one_line(text: str, argv: Sequence[str], options: Mapping[str, Any]) -> 
     rows = [row if row.strip("─-+╰╯") else "\0" for row in rows]  # a ruled line separates two parts
     parts = [" ".join(part.split()) for part in " ".join(rows).split("\0")]
     parts = [part for part in parts if part and not part.startswith(("Argument helptext", "Got errors"))]
+    parts[-1] = re.sub(r"^For full helptext, (run|see):? ", "see ", parts[-1])
+    if parts[0].startswith("Missing from "):
+        # Each missing option stands there with its kind and its help.
+        parts[0] = f"give {' and '.join(option for option in options if f'{option} ' in parts[0])}"
     wrong = re.search(r"^Error parsing (--[\w.-]+):|^invalid choice .* for argument '(--[\w.-]+)'", parts[0])
     option = _name(wrong[1] or wrong[2]) if wrong else ""
     if option in options:
         start = max(i for i, argument in enumerate(argv) if _name(argument) == option)
-        values = itertools.takewhile(lambda argument: _name(argument) not in options, argv[start + 1 :])
-        value = argv[start].partition("=")[2] or " ".join(values)
+        values = list(itertools.takewhile(lambda argument: _name(argument) not in options, argv[start + 1 :]))
         kind = options[option]
         if get_origin(kind) is tuple:
             kind = get_args(kind)[0]
+        else:
+            values = values[:1]
+        value = argv[start].partition("=")[2] or " ".join(values)
         parts[0] = f"{option} is {value!r}: it must be {described(kind)}"
     # Some options had the name of their group before their own name once, such as --decoding.output.
     unknown = [name for argument in argv if argument.startswith("--") and (name := _name(argument)) not in options]

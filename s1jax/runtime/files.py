@@ -24,17 +24,19 @@ def writing(path: str | Path) -> Iterator[None]:
         if error.strerror is None:  # its message is whole already
             raise
         raise OSError(
-            f"{path} cannot be written: {error.strerror}. Nothing that was finished is lost: mend this, and the same command resumes"
+            f"{path} cannot be written: {error.strerror}. Nothing that was finished is lost: mend this, and run the same command again"
         ) from error
 
 
 def short_path(path: str) -> str:
-    """Return a path below the project's folder relative to it, and any other path or name as it is.
+    """Return an existing path relative to the project's folder if it is below that, otherwise whole; any other name as it is.
 
     So a model has one name in rows, from whichever directory the command was started.
     """
-    full = Path(os.path.abspath(path))
-    return str(full.relative_to(ROOT)) if full.exists() and full.is_relative_to(ROOT) else path
+    full = Path(os.path.abspath(os.path.expanduser(path)))
+    if not full.exists():
+        return path
+    return str(full.relative_to(ROOT) if full.is_relative_to(ROOT) else full)
 
 
 def write_file(path: str | Path, content: str | bytes) -> None:
@@ -46,8 +48,10 @@ def write_file(path: str | Path, content: str | bytes) -> None:
     partial = _partial(target)
     with writing(path):
         target.parent.mkdir(parents=True, exist_ok=True)
+        partial.unlink(missing_ok=True)
         try:
-            partial.write_bytes(content.encode() if isinstance(content, str) else content)
+            with partial.open("xb") as file:  # a new file: nothing is written through a link of that name
+                file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
             partial.replace(target)
         except OSError:
             partial.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ import codecs
 import contextlib
 import json
 import logging
+import math
 import os
 import re
 import sys
@@ -87,7 +88,12 @@ def _format_of(start: bytes, formats: dict[bytes, str]) -> str | None:
 def value_of(line: bytes) -> Any:
     """Return the value of a line, or a UserError that says why it has none."""
     try:
-        return json.loads(line.decode("utf-8-sig").rstrip("\r\n"), parse_int=_integer, object_pairs_hook=_object)
+        return json.loads(
+            line.decode("utf-8-sig").rstrip("\r\n"),
+            parse_int=_integer,
+            parse_float=_fraction,
+            object_pairs_hook=_object,
+        )
     except UnicodeDecodeError as error:
         return UserError(
             f"not UTF-8: byte {error.start + 1} of the line is {error.object[error.start]:#04x} (save the file as UTF-8)"
@@ -102,7 +108,14 @@ def value_of(line: bytes) -> Any:
 
 def _integer(digits: str) -> int | Decimal:
     """Return an integer. One that is too long for Python's `int` becomes a Decimal, which keeps its digits too."""
-    return int(digits) if len(digits) <= sys.int_info.default_max_str_digits else Decimal(digits)
+    longest = sys.get_int_max_str_digits() or sys.int_info.default_max_str_digits
+    return int(digits) if len(digits) <= longest else Decimal(digits)
+
+
+def _fraction(digits: str) -> float | Decimal:
+    """Return a number with a point or an exponent. One that Python's `float` would change becomes a Decimal, which keeps its digits."""
+    number = float(digits)
+    return number if math.isinf(number) or Decimal(repr(number)) == Decimal(digits) else Decimal(digits)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -159,6 +172,10 @@ class Appender:
         """Write rows behind those that are there. Raises OSError that names the file, and UserError if its last line is no row."""
         text = "".join(_to_line(row) for row in rows).encode()
         with writing(self.path):
+            if self._file is not None and not self._is_in_place(self._file):
+                raise UserError(
+                    f"{self.path} was moved, replaced or deleted while rows were written to it. The rows so far are in the moved file"
+                )
             if self._file is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 last = _last_line(self.path) if self.path.exists() else b""
@@ -171,6 +188,13 @@ class Appender:
                     self._file.truncate(self._file.tell() - len(last))
             self._file.write(text)
             self._file.flush()
+
+    def _is_in_place(self, file: BinaryIO) -> bool:
+        """Return whether the path still leads to the open file."""
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(file.fileno()))
+        except FileNotFoundError:
+            return False
 
 
 def _to_line(row: Any) -> str:

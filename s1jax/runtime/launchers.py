@@ -126,8 +126,8 @@ def find_launch(env: Environment) -> Launch | None:
         address = env[ADDRESS]
     elif not address:
         raise UserError(
-            f"{launcher.name} started this process as {place[1]} of {place[0]} ({launcher.rank}={place[1]}), but does not tell where "
-            f"they meet: set {ADDRESS}=HOST:PORT, the host of process 0 and a free port, on each; {ALONE}"
+            f"{launcher.name} started this process as {place[1]} of {place[0]} ({launcher.rank}={place[1]}), but not at which free "
+            f"port they meet: set {ADDRESS}=HOST:PORT, the host of process 0 and a free port, on each; {ALONE}"
         )
     elif "JAX_COORDINATOR_PORT" in env:
         address = f"{address.rpartition(':')[0]}:{env['JAX_COORDINATOR_PORT']}"

@@ -42,6 +42,10 @@ def test_an_export_that_fails_midway_leaves_the_old_one_in_place(tmp_path, monke
     (tmp_path / "precious" / "thesis.txt").write_text("")
     with pytest.raises(ValueError, match="is not a checkpoint, so it is not overwritten"):
         save_hf(tmp_path / "precious", config, params, None, source, overwrite=True)
+    (tmp_path / "out" / "results.jsonl").write_text("mine")
+    with pytest.raises(ValueError, match=r"also holds results\.jsonl, which would be lost: move that elsewhere"):
+        save_hf(tmp_path / "out", config, halved, None, source, overwrite=True)
+    assert (tmp_path / "out" / "results.jsonl").read_text() == "mine"
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -30,6 +30,7 @@ FITS = {
     "sharegpt": {"conversations": turns("q", SKY, **SHAREGPT)},
     "messages beside nulls": {"question": None, "thinking": None, "answer": None, "messages": turns("q", R1)},
     "prompt": {"prompt": "q", "completion": R1},
+    "null trace": {"question": "q", "thinking": None, "answer": R1},
     "prompt, turns": {"prompt": turns("q"), "completion": [{"role": "assistant", "content": R1}]},
     "alpaca": {"instruction": "q", "input": "", "output": R1},
     "answer with tags": {"question": "q", "answer": SKY, "solution": "no"},

@@ -2,9 +2,12 @@
 
 import logging
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from s1jax.data.row_files import raw_rows, training_files
+from s1jax.runtime.errors import UserError
 
 FOLDERS = {
     "splits": ("train.jsonl", "validation.jsonl", ".train.jsonl", "train.rejects.jsonl"),
@@ -49,6 +52,15 @@ def test_a_directory_without_a_certain_training_file_is_refused(tmp_path):
     make(tmp_path, ["train.jsonl", "train.parquet"])
     with pytest.raises(ValueError, match=r"holds both train\.jsonl and train\.parquet: give one"):
         training_files(tmp_path)
+
+
+def test_a_short_float_of_parquet_keeps_its_digits_and_a_far_date_is_named(tmp_path):
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"answer": pa.array([0.1, None], pa.float32())}), path)
+    assert [row["answer"] for _, _, row, _ in raw_rows(str(path))] == [0.1, None]
+    pq.write_table(pa.table({"when": pa.array([2**62], pa.int64()).cast(pa.timestamp("us"))}), path)
+    with pytest.raises(UserError, match=r"rows\.parquet cannot be read as Parquet \(OverflowError"):
+        list(raw_rows(str(path)))
 
 
 def test_two_parquet_columns_of_one_name_are_refused(tmp_path):

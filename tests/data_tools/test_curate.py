@@ -99,9 +99,13 @@ def test_drawing_more_rows_than_there_are_is_refused():
     [
         ({"train.jsonl": '{"question": "mine"}\n'}, "would replace {tmp}/train.jsonl, which no curation wrote"),
         ({"train.rejects.jsonl": "notes"}, "would replace {tmp}/train.rejects.jsonl, which no curation wrote"),
-        ({"train.jsonl": "", "train.rejects.jsonl": '{"id": 1}\n'}, "would replace {tmp}/train.jsonl"),
+        ({"train.jsonl": "", "train.rejects.jsonl": '{"id": 1}\n'}, "would replace {tmp}/train.rejects.jsonl"),
+        ({"train.jsonl": '{"mine": 1}\n', "train.rejects.jsonl": ""}, "would replace {tmp}/train.jsonl, which"),
         ({"train.rejects.jsonl/x": ""}, "train.rejects.jsonl cannot be written: it is a directory"),
-        ({"train.jsonl": "", "train.rejects.jsonl": '{"stage": "copies"}\n'}, "pool.jsonl"),  # the pool is absent
+        (
+            {"train.jsonl": "", "train.rejects.jsonl": '{"stage": "copies", "reason": "r"}\n'},
+            "pool.jsonl",
+        ),  # the pool is absent
     ],
 )
 def test_only_what_a_curation_wrote_is_replaced(files, message, tmp_path):

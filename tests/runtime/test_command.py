@@ -59,13 +59,30 @@ def test_results_that_cannot_be_printed_are_not_lost_without_a_word(redirection,
 @pytest.mark.integration
 @pytest.mark.parametrize("command", ["generate.py --help", "train.py --help", "plot.py none.jsonl", "convert.py a b"])
 def test_a_variable_that_a_library_refuses_is_one_line(command):
-    env = os.environ | {"JAX_ENABLE_X64": "maybe", "MATPLOTLIBRC": "/nonesuch", "MPLBACKEND": "agg"}
+    env = os.environ | {"JAX_LOG_COMPILES": "maybe", "MATPLOTLIBRC": "/nonesuch", "MPLBACKEND": "agg"}
     run = subprocess.run([sys.executable, *f"{ROOT}/launch/{command}".split()], env=env, capture_output=True, text=True)
     if command.startswith("plot"):  # it needs no JAX
         assert run.stderr == "error: none.jsonl cannot be read: No such file or directory\n"
     else:
         assert run.returncode == 1 and run.stderr.startswith("error: jax cannot be imported (ValueError: ")
-        assert run.stderr.count("\n") == 1 and "'maybe' for environment 'JAX_ENABLE_X64'" in run.stderr
+        assert run.stderr.count("\n") == 1 and "'maybe' for environment 'JAX_LOG_COMPILES'" in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "default", "other"),
+    [
+        ("JAX_DEFAULT_PRNG_IMPL", "threefry2x32", "rbg"),
+        ("JAX_THREEFRY_PARTITIONABLE", "True", "0"),
+        ("JAX_ENABLE_X64", "false", "1"),
+    ],
+)
+def test_a_variable_that_would_change_the_draws_is_refused(name, default, other, monkeypatch, capsys):
+    monkeypatch.setenv(name, default)
+    run_command(lambda: None)
+    monkeypatch.setenv(name, other)
+    with pytest.raises(SystemExit):
+        run_command(lambda: None)
+    assert capsys.readouterr().err == f"error: {name} would change the results, and no row would tell: unset it\n"
 
 
 def test_bad_input_is_one_line_and_a_nonzero_exit(capsys):

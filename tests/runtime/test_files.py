@@ -60,7 +60,7 @@ def test_a_protected_file_is_no_destination_and_a_new_one_is_left_as_it_was(tmp_
 def test_a_full_disk_is_named_with_the_file_and_leaves_what_was_there(tmp_path):
     (tmp_path / "old").write_text("old")
     for path in (tmp_path / "old", tmp_path / "new"):
-        message = f"^{path} cannot be written: .*. Nothing that was finished is lost: .*the same command resumes$"
+        message = f"^{path} cannot be written: .*. Nothing that was finished is lost: .*run the same command again$"
         with full_disk(), pytest.raises(OSError, match=message):
             write_file(path, "x" * 5000)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"old": "old"}
@@ -73,10 +73,18 @@ def test_the_target_of_a_symbolic_link_is_written(tmp_path):
     assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_text() == "new"
 
 
+def test_nothing_is_written_through_a_leftover_that_is_a_link(tmp_path):
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / ".new.partial").symlink_to("precious")
+    write_file(tmp_path / "new", "text")
+    assert (tmp_path / "precious").read_text() == "mine" and not (tmp_path / "new").is_symlink()
+
+
 def test_a_path_below_the_project_has_one_name_in_every_directory(tmp_path, monkeypatch):
     inside, names = str(ROOT / "configs"), set()
     for directory in (ROOT, tmp_path, ROOT / "tests"):
         monkeypatch.chdir(directory)
         names |= {short_path(inside), short_path(os.path.relpath(inside))}
     assert names == {"configs"}
-    assert [short_path(name) for name in ("Qwen/Qwen2.5-7B", str(tmp_path))] == ["Qwen/Qwen2.5-7B", str(tmp_path)]
+    assert short_path("Qwen/Qwen2.5-7B") == "Qwen/Qwen2.5-7B"
+    assert {short_path(f"{name}/") for name in (str(tmp_path), os.path.relpath(tmp_path))} == {str(tmp_path)}

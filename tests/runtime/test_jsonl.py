@@ -2,11 +2,13 @@
 
 import gzip
 import json
+import math
 from decimal import Decimal
 
 import pytest
 
 from s1jax.runtime import jsonl
+from s1jax.runtime.errors import UserError
 from tests.support.disk import full_disk
 
 ROWS = [{"a": 1}, {"a": "日本\u2028"}, {"a": [0.5, None]}]
@@ -95,7 +97,7 @@ def test_a_full_disk_is_named_with_the_file_and_loses_no_earlier_row(tmp_path):
     path = tmp_path / "rows.jsonl"
     append(path, ROWS)
     rows = [{"a": "b" * 300}] * 5
-    with full_disk(), pytest.raises(OSError, match=r"^\S*rows.jsonl cannot be written: .*the same command resumes$"):
+    with full_disk(), pytest.raises(OSError, match=r"^\S*rows.jsonl cannot be written: .*run the same command again$"):
         append(path, rows)
     kept = [row for _, row in jsonl.read(path)]
     assert kept == [*ROWS, *rows[: len(kept) - 3]] and 3 < len(kept) < 8
@@ -140,3 +142,24 @@ def test_a_bad_line_says_where_it_is_bad(tmp_path):
     (tmp_path / "rows.jsonl").write_bytes(b"\n\n".join(lines))
     values = [value for _, _, value in jsonl.parse(tmp_path / "rows.jsonl")]
     assert [str(value) if isinstance(value, Exception) else value for value in values] == list(lines.values())
+
+
+@pytest.mark.parametrize("change", ["moved", "replaced"])
+def test_rows_are_not_appended_to_a_file_that_is_no_longer_there(tmp_path, change):
+    path = tmp_path / "rows.jsonl"
+    with jsonl.Appender(path) as file:
+        file.append([{"a": 1}])
+        path.rename(tmp_path / "moved.jsonl")
+        if change == "replaced":
+            path.write_text('{"mine": 1}\n')
+        with pytest.raises(UserError, match="was moved, replaced or deleted while rows were written"):
+            file.append([{"a": 2}])
+    assert jsonl.read(tmp_path / "moved.jsonl") == [(1, {"a": 1})]
+
+
+@pytest.mark.parametrize(
+    "digits", ["12345678901234567890.5", "0.1", "1e22", "0.5000", "1e400", "3.0000000000000000001"]
+)
+def test_a_number_keeps_its_value(digits):
+    number = jsonl.value_of(digits.encode())
+    assert number == math.inf if digits == "1e400" else Decimal(str(number)) == Decimal(digits)

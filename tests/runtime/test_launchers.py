@@ -91,7 +91,7 @@ def test_a_process_that_shares_its_host_takes_the_gpu_of_its_index_there(env, de
         (TORCHRUN | HERE | dict(LOCAL_RANK="4"), "LOCAL_RANK is 4: it must be below 4, the value of LOCAL_WORLD_SIZE"),
         (SRUN | dict(SLURM_PROCID="4"), "SLURM_PROCID is 4: it must be below 4, the value of SLURM_NTASKS"),
         (without(SRUN, "SLURM_PROCID"), "SLURM_NTASKS=4, but SLURM_PROCID is not set"),
-        (MPI, "Open MPI started this process as 2 of 4 (OMPI_COMM_WORLD_RANK=2), but does not tell where they meet: set JAX_COORD"),
+        (MPI, "Open MPI started this process as 2 of 4 (OMPI_COMM_WORLD_RANK=2), but not at which free port they meet: set JAX_COORD"),
         (MPI | dict(OMPI_COMM_WORLD_SIZE="four"), "OMPI_COMM_WORLD_SIZE is 'four'"),
         (dict(RANK="1", WORLD_SIZE="2", MASTER_ADDR="a", MASTER_PORT="29500"), "torchrun started this process as 1 of 2 (RANK=1)"),
         (dict(WORLD_SIZE="2", MASTER_ADDR="a"), "WORLD_SIZE=2, but RANK is not set"),
