@@ -106,7 +106,7 @@ def test_a_full_disk_names_the_file_and_the_same_command_resumes(config, tmp_pat
 
     with monkeypatch.context() as patch:
         patch.setattr(jsonl.Appender, "append", append_on_full_disk)
-        with pytest.raises(OSError, match=f"{output} cannot be written: .*the same command resumes"):
+        with pytest.raises(OSError, match=f"{output} cannot be written: .*run the same command again"):
             sweep(config)
     assert output.stat().st_size < whole.stat().st_size and not list(tmp_path.glob(".*"))
     assert sorted(sweep(config).read_text().splitlines()) == sorted(whole.read_text().splitlines())

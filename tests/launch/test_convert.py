@@ -81,7 +81,7 @@ def test_convert_ends_bad_input_with_one_message_and_leaves_nothing_behind(tmp_p
         with full_disk(2000):
             assert convert(source, tmp_path / "out") == 1
         stderr = capsys.readouterr().err.splitlines()[-1]
-        assert re.match(f"error: {tmp_path / 'out'} cannot be written: .*the same command resumes$", stderr), stderr
+        assert re.match(f"error: {tmp_path / 'out'} cannot be written: .*run the same command again$", stderr), stderr
         assert sorted(tmp_path.iterdir()) == before
     with Lock(tmp_path / "out"):
         assert convert(good, tmp_path / "out") == 1 and "is being written by process" in capsys.readouterr().err

@@ -490,7 +490,7 @@ def test_a_disk_that_fills_up_ends_a_run_with_one_line_and_the_run_resumes_to_th
 
     with monkeypatch.context() as patch:
         patch.setattr(jsonl.Appender, "append", append_on_full_disk)
-        with pytest.raises(OSError, match=f"{log} cannot be written: .*the same command resumes"):
+        with pytest.raises(OSError, match=f"{log} cannot be written: .*run the same command again"):
             train(run_config)
     assert not (log.parent / ".lock").exists()
     train(run_config)
