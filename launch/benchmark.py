@@ -1,12 +1,12 @@
-"""Measure this machine: JSON lines of figures, on random weights of a Qwen2.5 size or on a model.
+"""Measure this machine: JSON lines of figures, on random weights of a published size or on a model.
 
 The command starts itself again with GLIBC_TUNABLES=glibc.malloc.hugetlb=1 (huge pages) unless that variable is set.
 
-python launch/benchmark.py decode --size 0.5B --batch 1 8 32
+python launch/benchmark.py decode --size Qwen2.5-0.5B --batch 1 8 32
 python launch/benchmark.py sweep --model DIR --dtype float32
 python launch/benchmark.py train --model DIR --dtype float32 --divide 32
-python launch/benchmark.py train --size 32B --slice 1 3          (two slices of the layers on one device, and an estimate for all layers)
-python launch/benchmark.py convert --size 0.5B                   (write and read both forms of a checkpoint in $TMPDIR)
+python launch/benchmark.py train --size Qwen3-32B --slice 1 3    (two slices of the layers on one device, and an estimate for all layers)
+python launch/benchmark.py convert --size Qwen2.5-0.5B           (write and read both forms of a checkpoint in $TMPDIR)
 """
 
 import argparse
@@ -27,7 +27,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("what", choices=["decode", "sweep", "train", "convert"])
     add = parser.add_argument
     add("--model", help="Hugging Face directory, hub id, ID@REVISION, or our own checkpoint")
-    add("--size", default="0.5B", help="without --model: random weights of this Qwen2.5 size")
+    add("--size", default="Qwen2.5-0.5B", help="without --model: random weights of this size of Qwen2.5 or Qwen3")
     add("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     add("--int8", choices=["weights", "cache"], nargs="+", default=[], help="decode, sweep: arrays stored in 8 bits")
     add("--batch", type=int, nargs="+", default=[1, 8, 32], help="decode: rows decoded together")

@@ -115,6 +115,16 @@ def real_model(shared) -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> str:
     """A Hugging Face checkpoint of a random two-layer model over bytes, with 512 positions."""
+    return write_tiny_model(tmp_path_factory.mktemp("tiny_model"), "qwen2")
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen3(tmp_path_factory) -> str:
+    """The same as `tiny_model`, of Qwen3's family."""
+    return write_tiny_model(tmp_path_factory.mktemp("tiny_qwen3"), "qwen3")
+
+
+def write_tiny_model(directory: Path, family: str) -> str:
     import jax
 
     from s1jax.checkpoint.export import save_hf
@@ -125,9 +135,8 @@ def tiny_model(tmp_path_factory) -> str:
 
     config = ModelConfig(
         vocab_size=264, embed_dim=32, mlp_dim=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, rope_theta=1e4,
-        rms_norm_eps=1e-6, max_position_embeddings=512, tie_word_embeddings=True, dtype="float32",
+        rms_norm_eps=1e-6, max_position_embeddings=512, tie_word_embeddings=True, family=family, dtype="float32",
     )  # fmt: skip
-    directory = tmp_path_factory.mktemp("tiny_model")
     byte_tokenizer(eos_token="<|im_end|>", pad_token="<|endoftext|>").save_pretrained(directory / "tokenizer")
     params = random_params(config, "stacked", make_mesh(MeshConfig()))
     # Larger weights than at initialisation, so that logits differ and every id, the ends included, comes up.

@@ -77,7 +77,7 @@ def form_of_files(directory: Path) -> str | None:
 
 
 def form_of_tensors(directory: Path, names: Iterable[str]) -> str | None:
-    """Return what a directory's tensors are instead of the weights of a float Qwen2 model, and the way out; None if no name tells."""
+    """Return what a directory's tensors are instead of the weights of a float model, and the way out; None if no name tells."""
     names = sorted(names)
     for pattern, (form, advice) in TENSORS.items():
         if found := next((name for name in names if re.search(pattern, name)), None):

@@ -1,4 +1,4 @@
-"""The weights of a Hugging Face Qwen2 checkpoint <-> the sharded parameter tree of `model/qwen2.py`, in either layout.
+"""The weights of a Hugging Face Qwen2 or Qwen3 checkpoint <-> the sharded parameter tree of `model/qwen2.py`, in either layout.
 
 `LAYER_WEIGHTS` and the constants after it serve both directions. Import handles one tensor at a time: each process reads the blocks that
 its devices hold, as parts of a global array in Hugging Face's layout, which the devices rearrange. Export does the reverse.
@@ -47,6 +47,8 @@ class Weight(NamedTuple):
     hf_name: str
     path: str
     dims: str
+    family: str | None = None
+    """The only family that has the weight; None if both have it."""
 
     def groups(self) -> list[list[int]]:
         """Return, for each Hugging Face dimension, the indices of our dimensions that it merges."""
@@ -56,15 +58,17 @@ class Weight(NamedTuple):
 
 # Letters: D embed, F mlp, V vocab, N query heads, K key/value heads, H head dim.
 LAYER_WEIGHTS = tuple(
-    Weight(f"model.layers.{{}}.{hf_name}", path, dims)
-    for hf_name, path, dims in (
+    Weight(f"model.layers.{{}}.{hf_name}", path, *rest)
+    for hf_name, path, *rest in (
         ("input_layernorm.weight", "input_layernorm.weight", "D -> D"),
         ("self_attn.q_proj.weight", "self_attn.q_proj.kernel", "N H D -> NH D"),
-        ("self_attn.q_proj.bias", "self_attn.q_proj.bias", "N H -> NH"),
+        ("self_attn.q_proj.bias", "self_attn.q_proj.bias", "N H -> NH", "qwen2"),
+        ("self_attn.q_norm.weight", "self_attn.q_norm.weight", "H -> H", "qwen3"),
         ("self_attn.k_proj.weight", "self_attn.k_proj.kernel", "K H D -> KH D"),
-        ("self_attn.k_proj.bias", "self_attn.k_proj.bias", "K H -> KH"),
+        ("self_attn.k_proj.bias", "self_attn.k_proj.bias", "K H -> KH", "qwen2"),
+        ("self_attn.k_norm.weight", "self_attn.k_norm.weight", "H -> H", "qwen3"),
         ("self_attn.v_proj.weight", "self_attn.v_proj.kernel", "K H D -> KH D"),
-        ("self_attn.v_proj.bias", "self_attn.v_proj.bias", "K H -> KH"),
+        ("self_attn.v_proj.bias", "self_attn.v_proj.bias", "K H -> KH", "qwen2"),
         ("self_attn.o_proj.weight", "self_attn.o_proj.kernel", "D N H -> D NH"),
         ("post_attention_layernorm.weight", "post_attention_layernorm.weight", "D -> D"),
         ("mlp.gate_proj.weight", "mlp.gate_proj.kernel", "F D -> F D"),
@@ -107,7 +111,7 @@ def slots(config: ModelConfig, layout: Layout) -> Iterator[Slot]:
 
     yield alone(EMBEDDING)
     for layer in range(config.num_layers):
-        for weight in LAYER_WEIGHTS:
+        for weight in (weight for weight in LAYER_WEIGHTS if weight.family in (None, config.family)):
             place, index = (("layers",), layer) if layout == "stacked" else (("layers", layer), None)
             yield Slot(weight.hf_name.format(layer), weight, (*place, *weight.path.split(".")), index)
     yield alone(NORM)

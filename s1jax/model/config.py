@@ -1,6 +1,6 @@
-"""The shape of a Qwen2.5 model: a Hugging Face `config.json`, or the name of a published size, -> `ModelConfig`.
+"""The shape of a Qwen2.5 or dense Qwen3 model: a Hugging Face `config.json`, or the name of a published size, -> `ModelConfig`.
 
-Source of the sizes: the `config.json` of each `Qwen/Qwen2.5-<size>-Instruct`.
+Source of the sizes: the `config.json` of each `Qwen/Qwen2.5-<size>-Instruct` and `Qwen/Qwen3-<size>`.
 """
 
 import json
@@ -8,12 +8,14 @@ import math
 import re
 import sys
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 from s1jax.ops.rope import YarnConfig
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.precision import Int8
 
+Family = Literal["qwen2", "qwen3"]
+"""The `model_type` of a config.json. `qwen2` has biases on q, k and v; `qwen3` has none, but RMS norms on each head of q and k."""
 # Our fields by their names in a config.json.
 HF_NAMES = {
     "vocab_size": "vocab_size",
@@ -34,13 +36,12 @@ OPTIONAL = ("num_key_value_heads", "head_dim", "max_position_embeddings", "origi
 SCALES = ("rms_norm_eps", "rope_theta", "factor", "beta_fast", "beta_slow", "attention_factor")
 MAX_LAYERS = 10_000
 FLAGS = ("tie_word_embeddings", "use_sliding_window")
-# Fields that must be absent, null or the value that this decoder computes with.
+# Fields that must be absent, null or the value that this decoder computes with. So must `attention_bias`, whose value the family decides.
 FIXED: dict[str, Any] = {
     "hidden_act": "silu",
     "is_causal": True,
     "is_encoder_decoder": False,
     "add_cross_attention": False,
-    "attention_bias": True,  # on q, k and v
     "attention_out_bias": False,
     "mlp_bias": False,
     "use_bias": False,
@@ -61,7 +62,7 @@ FOREIGN = re.compile(
 )
 # Fields that are read below, and fields that change nothing that is computed. `unread_fields` names all others.
 KNOWN = {
-    *HF_NAMES, *OPTIONAL, *FLAGS, *FIXED, "model_type", "layer_types", "sliding_window", "max_window_layers",
+    *HF_NAMES, *OPTIONAL, *FLAGS, *FIXED, "model_type", "attention_bias", "layer_types", "sliding_window", "max_window_layers",
     "rope_scaling", "rope_parameters", "architectures", "dtype", "torch_dtype", "quantization_config", "initializer_range",
     "use_cache", "bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id", "problem_type", "return_dict",
     "transformers_version", "_name_or_path", "_attn_implementation", "unsloth_version", "unsloth_fixed",
@@ -73,13 +74,19 @@ ROPE_KNOWN = {
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # embed_dim, mlp_dim, num_layers, num_heads, num_kv_heads, tie_word_embeddings, vocab_size.
 SIZES = {
-    "0.5B": (896, 4864, 24, 14, 2, True, 151936),
-    "1.5B": (1536, 8960, 28, 12, 2, True, 151936),
-    "3B": (2048, 11008, 36, 16, 2, True, 151936),
-    "7B": (3584, 18944, 28, 28, 4, False, 152064),
-    "14B": (5120, 13824, 48, 40, 8, False, 152064),
-    "32B": (5120, 27648, 64, 40, 8, False, 152064),
-    "72B": (8192, 29568, 80, 64, 8, False, 152064),
+    "Qwen2.5-0.5B": (896, 4864, 24, 14, 2, True, 151936),
+    "Qwen2.5-1.5B": (1536, 8960, 28, 12, 2, True, 151936),
+    "Qwen2.5-3B": (2048, 11008, 36, 16, 2, True, 151936),
+    "Qwen2.5-7B": (3584, 18944, 28, 28, 4, False, 152064),
+    "Qwen2.5-14B": (5120, 13824, 48, 40, 8, False, 152064),
+    "Qwen2.5-32B": (5120, 27648, 64, 40, 8, False, 152064),
+    "Qwen2.5-72B": (8192, 29568, 80, 64, 8, False, 152064),
+    "Qwen3-0.6B": (1024, 3072, 28, 16, 8, True, 151936),
+    "Qwen3-1.7B": (2048, 6144, 28, 16, 8, True, 151936),
+    "Qwen3-4B": (2560, 9728, 36, 32, 8, True, 151936),
+    "Qwen3-8B": (4096, 12288, 36, 32, 8, False, 151936),
+    "Qwen3-14B": (5120, 17408, 40, 40, 8, False, 151936),
+    "Qwen3-32B": (5120, 25600, 64, 64, 8, False, 151936),
 }
 
 
@@ -113,7 +120,7 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of a Qwen2.5 model, and the dtype it computes in."""
+    """The shape of a Qwen2.5 or dense Qwen3 model, and the dtype it computes in."""
 
     vocab_size: int
     embed_dim: int
@@ -127,6 +134,7 @@ class ModelConfig:
     max_position_embeddings: int
     tie_word_embeddings: bool
     yarn: YarnConfig | None = None
+    family: Family = "qwen2"
     dtype: str = "bfloat16"
     """Compute dtype: bfloat16 or float32."""
     int8: tuple[Int8, ...] = ()
@@ -152,11 +160,12 @@ class ModelConfig:
         # `rope_scaling` is the older name. If both have fields, transformers reads nothing of `rope_parameters`.
         rope = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
         if problems := _find_problems(hf, rope):
-            raise UserError(f"not a Qwen2.5 config: {'; '.join(problems)}")
+            raise UserError(f"not a Qwen2.5 or dense Qwen3 config: {'; '.join(problems)}")
+        family: Family = hf["model_type"]
         num_heads = hf["num_attention_heads"]
         values: dict[str, Any] = {
             "num_key_value_heads": num_heads,
-            "head_dim": hf["hidden_size"] // num_heads,
+            "head_dim": 128 if family == "qwen3" else hf["hidden_size"] // num_heads,
             "rope_theta": 10000.0,
             "rms_norm_eps": 1e-6,
             "max_position_embeddings": 32768,
@@ -182,13 +191,14 @@ class ModelConfig:
                 raise UserError(
                     f"factor {yarn.factor} of yarn extends the context to 2**31 tokens or more: give a smaller one"
                 )
-        return cls(**{ours: values[theirs] for theirs, ours in HF_NAMES.items()}, yarn=yarn, dtype=dtype)
+        shape = {ours: values[theirs] for theirs, ours in HF_NAMES.items()}
+        return cls(**shape, yarn=yarn, family=family, dtype=dtype)
 
     def to_hf(self) -> dict[str, Any]:
         """Return the dict of a Hugging Face `config.json` from which `from_hf` returns this config."""
         hf: dict[str, Any] = {
-            "architectures": ["Qwen2ForCausalLM"],
-            "model_type": "qwen2",
+            "architectures": [f"{self.family.capitalize()}ForCausalLM"],
+            "model_type": self.family,
             **{theirs: getattr(self, ours) for theirs, ours in HF_NAMES.items()},
             "hidden_act": "silu",
             "use_sliding_window": False,
@@ -216,8 +226,9 @@ def _find_problems(hf: dict[str, Any], rope: Any) -> list[str]:
     known: dict[str, Any] = hf | rope
     problems = []
     value: Any
-    if hf.get("model_type") != "qwen2":
-        problems.append(f'model_type is {_shown(hf.get("model_type"))}: it must be "qwen2"')
+    family = hf.get("model_type")
+    if family not in ("qwen2", "qwen3"):
+        problems.append(f'model_type is {_shown(family)}: it must be "qwen2" or "qwen3" (dense, without experts)')
     for name in (*REQUIRED, *OPTIONAL, *SCALES):
         value = known.get(name)
         kind, bound = ("finite number", sys.float_info.max) if name in SCALES else ("whole number below 2**31", 2**31)
@@ -229,7 +240,7 @@ def _find_problems(hf: dict[str, Any], rope: Any) -> list[str]:
     for name in FLAGS:
         if not isinstance(hf.get(name), bool | None):
             problems.append(f"{name} is {_shown(hf[name])}: it must be true or false")
-    for name, wanted in FIXED.items():
+    for name, wanted in (FIXED | {"attention_bias": family != "qwen3"}).items():
         value = known.get(name)
         if value is not None and value != wanted and (value or wanted is not None):
             problems.append(f"{name} is {_shown(value)}: only {_shown(wanted)} is computed")
@@ -265,11 +276,12 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
-def qwen2_5(size: str, dtype: str = "bfloat16") -> ModelConfig:
-    """Return the config of Qwen2.5-Instruct of this size. Raises UserError if there is no such size."""
+def config_of_size(size: str, dtype: str = "bfloat16") -> ModelConfig:
+    """Return the config of a published size, such as Qwen2.5-0.5B (Instruct) or Qwen3-0.6B. Raises UserError if there is no such size."""
     if size not in SIZES:
-        raise UserError(f"there is no Qwen2.5 of size {size!r}; the sizes are {', '.join(SIZES)}")
+        raise UserError(f"there is no model of size {size!r}; the sizes are {', '.join(SIZES)}")
     embed_dim, mlp_dim, num_layers, num_heads, num_kv_heads, is_tied, vocab_size = SIZES[size]
+    is_qwen3 = size.startswith("Qwen3-")
     return ModelConfig(
         vocab_size=vocab_size,
         embed_dim=embed_dim,
@@ -277,10 +289,11 @@ def qwen2_5(size: str, dtype: str = "bfloat16") -> ModelConfig:
         num_layers=num_layers,
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
-        head_dim=embed_dim // num_heads,
+        head_dim=128 if is_qwen3 else embed_dim // num_heads,
         rope_theta=1e6,
         rms_norm_eps=1e-6,
-        max_position_embeddings=32768,
+        max_position_embeddings=40960 if is_qwen3 else 32768,
         tie_word_embeddings=is_tied,
+        family="qwen3" if is_qwen3 else "qwen2",
         dtype=dtype,
     )

@@ -34,7 +34,7 @@ class ParamFactory:
         self.draws = draws or itertools.count()
 
     def __call__(self, shape: tuple[int, ...], names: tuple[str | None, ...], scale: float | None = 0.02) -> nnx.Param:
-        """Return a float32 parameter; see `Initial` for `scale`, whose default is Qwen2's initializer_range."""
+        """Return a float32 parameter; see `Initial` for `scale`, whose default is the initializer_range of Qwen2 and Qwen3."""
         names = (*(None for _ in self.stack), *names)
         initial = Initial(scale, next(self.draws) if scale else 0)
         return nnx.Param(jnp.zeros((*self.stack, *shape)), names=names, initial=initial)

@@ -1,4 +1,6 @@
-"""The Qwen2.5 decoder: token ids, positions and segments -> hidden states, logits and a key/value cache.
+"""The decoder of Qwen2.5 and dense Qwen3: token ids, positions and segments -> hidden states, logits and a key/value cache.
+
+The families differ in attention alone: `qwen2` has biases on q, k and v, `qwen3` has RMS norms on the heads of q and k.
 
 The NNX modules hold the parameters under Hugging Face's submodule names. Jitted functions take the parameters as a plain nested dict
 (`abstract_params`, `init_params`) and merge them with `graphdef(...)`. Layers have one of two layouts. `stacked`: arrays [L, ...], run by
@@ -100,7 +102,7 @@ class RMSNorm(nnx.Module):
         self.eps = eps
         self.weight = param((dim,), (None,), scale=None)
 
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         """Normalise; the output has the dtype of `x`."""
         x32 = x.astype(jnp.float32)
         x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
@@ -108,16 +110,20 @@ class RMSNorm(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Grouped-query self-attention with biases on q, k and v."""
+    """Grouped-query self-attention with biases on q, k and v (Qwen2) or norms on q and k before their rotation (Qwen3)."""
 
     def __init__(self, config: ModelConfig, rules: ShardingRules, param: ParamFactory):
         self.rules = rules
         D, N, K, H = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
         heads, kv_heads = ("heads", None, "embed"), ("kv_heads", None, "embed")
-        self.q_proj = Projection(param, (N, H, D), heads, config, has_bias=True)
-        self.k_proj = Projection(param, (K, H, D), kv_heads, config, has_bias=True)
-        self.v_proj = Projection(param, (K, H, D), kv_heads, config, has_bias=True)
+        has_bias, self.has_norms = config.family == "qwen2", config.family == "qwen3"
+        self.q_proj = Projection(param, (N, H, D), heads, config, has_bias=has_bias)
+        self.k_proj = Projection(param, (K, H, D), kv_heads, config, has_bias=has_bias)
+        self.v_proj = Projection(param, (K, H, D), kv_heads, config, has_bias=has_bias)
         self.o_proj = Projection(param, (D, N, H), ("embed", "heads", None), config, num_in=2)
+        if self.has_norms:
+            self.q_norm = RMSNorm(param, H, config.rms_norm_eps)
+            self.k_norm = RMSNorm(param, H, config.rms_norm_eps)
 
     def __call__(
         self,
@@ -136,8 +142,10 @@ class Attention(nnx.Module):
 
         The positions and segment ids of `cache` already include the new tokens.
         """
-        q = apply_rope(self.q_proj(x), rotation)
-        k = apply_rope(self.k_proj(x), rotation).transpose(0, 2, 3, 1)
+        q, k = self.q_proj(x), self.k_proj(x)
+        if self.has_norms:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = apply_rope(q, rotation), apply_rope(k, rotation).transpose(0, 2, 3, 1)
         v = self.v_proj(x).swapaxes(1, 2)
         if cache is None or slot is None:
             return self.o_proj(self_attention(q, k, v, positions, segment_ids, backend, packed, self.rules)), None

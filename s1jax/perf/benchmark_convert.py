@@ -16,7 +16,7 @@ import jax
 
 from s1jax.checkpoint.export import save_hf, save_params
 from s1jax.checkpoint.source import load_model, resolve_source
-from s1jax.model.config import ModelConfig, qwen2_5
+from s1jax.model.config import ModelConfig, config_of_size
 from s1jax.model.qwen2 import Params, init_params
 from s1jax.ops.bits import as_bits
 from s1jax.perf.measure import timed
@@ -32,7 +32,7 @@ def figures(args: Any) -> Iterator[dict[str, Any]]:
     if args.model:
         config, params = load_model(resolve_source(args.model), mesh, RULES, "stacked", args.dtype, args.dtype)
     else:
-        config = qwen2_5(args.size, args.dtype)
+        config = config_of_size(args.size, args.dtype)
         params = init_params(config, RULES, "stacked", mesh, seed=0, dtype=args.dtype)
     yield convert_figures(config, jax.block_until_ready(params), mesh)
 

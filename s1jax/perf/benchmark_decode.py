@@ -20,7 +20,7 @@ from s1jax.data.condition import Condition, Limits
 from s1jax.decode.engine import Engine, load_engine
 from s1jax.decode.loaded import LoadedModel, make_vocabulary
 from s1jax.decode.request import Completion, Request
-from s1jax.model.config import ModelConfig, qwen2_5
+from s1jax.model.config import ModelConfig, config_of_size
 from s1jax.model.qwen2 import init_params
 from s1jax.model.storage import quantize_matrices
 from s1jax.ops.attention import CacheBackend, check_cache_backend, default_cache_backend
@@ -47,7 +47,7 @@ def figures(args: Any) -> Iterator[dict[str, Any]]:
         prompts = [tuple(chat.encode_prompt(question)) for question in questions]
         wait = tuple(chat.encode_text("Wait"))
     else:
-        config = dataclasses.replace(qwen2_5(args.size, args.dtype), int8=tuple(args.int8))
+        config = dataclasses.replace(config_of_size(args.size, args.dtype), int8=tuple(args.int8))
         engine, wait = random_engine(config, mesh, args.attention), (7,)
         ids = np.random.default_rng(0).integers(8, min(config.vocab_size, 10_000), (num_prompts, args.prompt))
         prompts = [tuple(row) for row in ids.tolist()]

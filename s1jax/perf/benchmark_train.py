@@ -20,7 +20,7 @@ import numpy as np
 from s1jax.checkpoint.source import load_model, resolve_source
 from s1jax.data.examples import DataConfig, Examples
 from s1jax.data.packing import Packer
-from s1jax.model.config import ModelConfig, qwen2_5
+from s1jax.model.config import ModelConfig, config_of_size
 from s1jax.model.flops import train_flops
 from s1jax.model.qwen2 import Params, init_params
 from s1jax.perf.compiled import needed_bytes
@@ -52,7 +52,7 @@ def figures(args: Any) -> Iterator[dict[str, Any]]:
         step=StepConfig(loss_chunk=args.loss_chunk, remat=args.remat, attention=args.attention),
         dtype=args.dtype,
     )  # fmt: skip
-    model_config = published_config(args.model, args.dtype) if args.model else qwen2_5(args.size, args.dtype)
+    model_config = published_config(args.model, args.dtype) if args.model else config_of_size(args.size, args.dtype)
     if args.slice:
         yield slice_figures(config, model_config, lengths, tuple(args.slice))
         return

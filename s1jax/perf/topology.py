@@ -12,7 +12,7 @@ import jax
 from jax.experimental import topologies
 
 from s1jax.checkpoint.source import resolve_source
-from s1jax.model.config import SIZES, ModelConfig, qwen2_5
+from s1jax.model.config import SIZES, ModelConfig, config_of_size
 from s1jax.runtime.errors import UserError
 
 # The properties of the card that the compiler asks for, from NVIDIA's data sheet of the H100 SXM5 and the limits of compute capability 9.0.
@@ -71,9 +71,9 @@ def topology_devices(topology: str) -> Sequence[jax.Device]:
 
 
 def published_config(model: str, dtype: str) -> ModelConfig:
-    """Return a model's config. For the hub id of a published Qwen2.5 this reads nothing; any other source is read."""
-    if (found := re.fullmatch(r"Qwen/Qwen2\.5-([\d.]+B)(-Instruct)?", model)) and found[1] in SIZES:
-        return qwen2_5(found[1], dtype)
+    """Return a model's config. For the hub id of a published Qwen2.5 or dense Qwen3 this reads nothing; any other source is read."""
+    if (found := re.fullmatch(r"Qwen/(.*?)(-Instruct)?", model)) and found[1] in SIZES:
+        return config_of_size(found[1], dtype)
     return resolve_source(model, weights=False).model_config(dtype)
 
 

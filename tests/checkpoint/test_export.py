@@ -10,7 +10,7 @@ from s1jax.checkpoint import huggingface
 from s1jax.checkpoint.export import save_hf, write_model_files
 from s1jax.checkpoint.source import read_config, resolve_source
 from s1jax.model.config import ModelConfig
-from tests.support.checkpoints import TINY, load, raw, tiny_tensors, write_checkpoint
+from tests.support.checkpoints import QWEN3, TINY, load, raw, tiny_tensors, write_checkpoint
 
 
 def test_an_export_that_fails_midway_leaves_the_old_one_in_place(tmp_path, monkeypatch):
@@ -49,17 +49,21 @@ def test_an_export_that_fails_midway_leaves_the_old_one_in_place(tmp_path, monke
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_transformers_loads_the_export_and_computes_the_same_logits(tmp_path, tied, monkeypatch):
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_transformers_loads_the_export_and_computes_the_same_logits(tmp_path, family, tied, monkeypatch):
     import torch
     from transformers import AutoModelForCausalLM
 
-    source = write_checkpoint(tmp_path / "in", tiny_tensors(tied), 2, tie_word_embeddings=tied)
+    changes = QWEN3 if family == "qwen3" else {}
+    tensors = tiny_tensors(tied, family=family)
+    source = write_checkpoint(tmp_path / "in", tensors, 2, tie_word_embeddings=tied, **changes)
     (source / "generation_config.json").write_text('{"eos_token_id": [7, 9]}')
     config, params = load(source, "per_layer")
     tokens = torch.arange(20)[None] % 64
 
     def logits(directory, **expected):
-        model = AutoModelForCausalLM.from_pretrained(directory, dtype="auto")
+        model, found = AutoModelForCausalLM.from_pretrained(directory, dtype="auto", output_loading_info=True)
+        assert model.config.model_type == family and not any(found.values()), found
         assert model.config.eos_token_id == expected.get("eos_token_id", [7, 9])
         with torch.no_grad():
             return model.dtype, model(tokens).logits

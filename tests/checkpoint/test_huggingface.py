@@ -18,23 +18,26 @@ from s1jax.model.qwen2 import abstract_params
 from s1jax.ops import bits
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.files import ROOT
-from tests.support.checkpoints import RULES, assert_same, load, mesh_of, raw, tiny_tensors, write_checkpoint
+from tests.support.checkpoints import QWEN3, RULES, assert_same, load, mesh_of, raw, tiny_tensors, write_checkpoint
 
 
 @pytest.mark.parametrize(
-    ("dtype", "tied", "num_files", "layout"),
+    ("dtype", "tied", "num_files", "layout", "family"),
     [
-        ("BF16", True, 1, "stacked"),
-        ("F32", False, 3, "per_layer"),
-        ("F16", True, 2, "per_layer"),
-        ("BF16", False, 3, "per_layer"),
-        ("F8_E4M3", False, 2, "stacked"),
-        ("F8_E5M2", True, 1, "stacked"),
+        ("BF16", True, 1, "stacked", "qwen2"),
+        ("F32", False, 3, "per_layer", "qwen2"),
+        ("F16", True, 2, "per_layer", "qwen2"),
+        ("BF16", False, 3, "per_layer", "qwen2"),
+        ("F8_E4M3", False, 2, "stacked", "qwen2"),
+        ("F8_E5M2", True, 1, "stacked", "qwen2"),
+        ("BF16", True, 1, "stacked", "qwen3"),
+        ("F32", False, 3, "per_layer", "qwen3"),
     ],
 )
-def test_import_then_export_keeps_every_bit(tmp_path, dtype, tied, num_files, layout, monkeypatch):
-    tensors = tiny_tensors(tied, dtype, bits=True)
-    source = write_checkpoint(tmp_path / "in", tensors, num_files, tie_word_embeddings=tied)
+def test_import_then_export_keeps_every_bit(tmp_path, dtype, tied, num_files, layout, family, monkeypatch):
+    tensors = tiny_tensors(tied, dtype, bits=True, family=family)
+    changes = QWEN3 if family == "qwen3" else {}
+    source = write_checkpoint(tmp_path / "in", tensors, num_files, tie_word_embeddings=tied, **changes)
     config, params = load(source, layout)
     monkeypatch.setattr(huggingface, "MAX_SHARD_BYTES", 20_000 if num_files > 1 else 10**9)
     save_hf(tmp_path / "out", config, params, None, source)
@@ -204,6 +207,13 @@ def test_what_is_wrong_with_a_tensor_is_named(tmp_path, damage):
     with pytest.raises(ValueError) as caught:
         load(write_checkpoint(tmp_path / "in", tensors))
     assert BREAKS[damage] in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_weights_of_the_other_family_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"layers\.0\.self_attn\.q_proj\.bias is missing"):
+        load(write_checkpoint(tmp_path / "a", tiny_tensors(family="qwen3"), head_dim=16))
+    with pytest.raises(ValueError, match=r"layers\.0\.self_attn\.q_norm\.weight is missing"):
+        load(write_checkpoint(tmp_path / "b", tiny_tensors(), **QWEN3))
 
 
 def test_all_that_is_wrong_with_tensors_is_raised_together(tmp_path):

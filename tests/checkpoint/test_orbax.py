@@ -15,6 +15,7 @@ from s1jax.checkpoint.source import resolve_source
 from s1jax.checkpoint.train_state import StateStore
 from s1jax.model.qwen2 import abstract_params, init_params
 from tests.support.checkpoints import (
+    QWEN3,
     RULES,
     TINY,
     assert_same,
@@ -93,8 +94,11 @@ def test_each_of_two_processes_reads_only_what_its_devices_hold_and_they_save_to
 
 
 @pytest.mark.integration
-def test_a_pre_sharded_checkpoint_is_the_same_on_any_mesh_and_in_either_layout(tmp_path):
-    source = write_checkpoint(tmp_path / "in", tiny_tensors(False, "BF16", bits=True), tie_word_embeddings=False)
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_a_pre_sharded_checkpoint_is_the_same_on_any_mesh_and_in_either_layout(family, tmp_path):
+    changes = QWEN3 if family == "qwen3" else {}
+    tensors = tiny_tensors(False, "BF16", bits=True, family=family)
+    source = write_checkpoint(tmp_path / "in", tensors, tie_word_embeddings=False, **changes)
     config, params = load(source)
     save_params(tmp_path / "orbax", config, params, source)
     for mesh in (mesh_of(1, 1, 1), mesh_of(2, 2, 2), mesh_of(1, 8, 1)):
@@ -129,11 +133,12 @@ def test_a_pre_sharded_checkpoint_that_lost_a_file_is_refused(tmp_path):
 
 
 @pytest.mark.integration
-def test_a_training_run_and_each_of_its_steps_is_a_model(tmp_path, shared):
+@pytest.mark.parametrize("changes", [{}, QWEN3], ids=["qwen2", "qwen3"])
+def test_a_training_run_and_each_of_its_steps_is_a_model(changes, tmp_path, shared):
     mesh = mesh_of()
     run = tmp_path / "run"
-    config, first = make_state(mesh, seed=1)
-    _, second = make_state(mesh, seed=2)
+    config, first = make_state(mesh, seed=1, **changes)
+    _, second = make_state(mesh, seed=2, **changes)
     write_model_files(run, config, shared / "qwen2.5-tokenizer")
     write_model_files(run, config, run)
     store = StateStore(run / "checkpoints", keep=2)

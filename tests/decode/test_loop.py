@@ -12,7 +12,6 @@ from s1jax.decode.engine import Engine
 from s1jax.model.qwen2 import graphdef
 from s1jax.runtime.sharding import MeshConfig
 from tests.support.decoding import (
-    CONFIG,
     DELIMITERS,
     NUM_TOKENS,
     RULES,
@@ -27,13 +26,15 @@ from tests.support.decoding import (
 
 pytestmark = pytest.mark.integration
 
+both_families = pytest.mark.parametrize("engine", ["qwen2", "qwen3"], indirect=True)
 COMPILED = (prefill.prefill, prefill.put_prompts, loop.change_rows, loop.advance)
 
 
+@both_families
 def test_greedy_decode_without_ignores_equals_one_full_forward_per_token(engine):
     prompt = (9, 21, 33, START, THINK)
     (completion,) = engine.decode([make_request(prompt=prompt, max_thinking_tokens=20, max_answer_tokens=10)])
-    model_of = graphdef(CONFIG, RULES, "per_layer")
+    model_of = graphdef(engine.model.config, RULES, "per_layer")
 
     @jax.jit
     def last_logits(params, tokens, length):
@@ -76,6 +77,7 @@ def test_returning_to_the_host_between_steps_changes_no_token_and_shows_growing_
             assert later[index].tokens[: len(earlier[index].tokens)] == earlier[index].tokens
 
 
+@both_families
 def test_thinking_never_passes_the_budget_and_meets_it_where_the_budget_ended_it(engine):
     for request, completion in zip(mixed_requests(16), engine.decode(mixed_requests(16)), strict=True):
         after = completion.tokens[completion.num_thinking :]

@@ -129,7 +129,7 @@ CURATE += ["--output", "{tmp}/run/train.jsonl"]
         ("benchmark", ["decode", "--batch", "0"], "batch is [0]"),
         ("benchmark", ["decode", "--limit", "9"], "limit is 9: it must be at least 112, the number of tokens"),
         ("benchmark", ["convert", "--tensor", "3"], "tensor 3 does not fit 8 devices"),
-        ("benchmark", ["decode", "--size", "1B"], "no Qwen2.5 of size '1B'"),
+        ("benchmark", ["decode", "--size", "1B"], "no model of size '1B'; the sizes are Qwen2.5-0.5B,"),
         ("benchmark", ["decode", "--model", "{model}", "--attention", "splash"], "choose xla or pallas"),
         ("benchmark", ["train", "--model", "{model}", "--remat", "some"], "remat"),
         ("benchmark", ["decode", "--model", "{tmp}/nonesuch"], "nonesuch"),

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from s1jax.model.config import SIZES, LoraConfig, qwen2_5
+from s1jax.model.config import SIZES, LoraConfig, config_of_size
 from s1jax.model.flops import num_matrix_weights, train_flops
 from s1jax.model.qwen2 import abstract_params
 from s1jax.runtime.hardware import peak_flops
@@ -16,7 +16,7 @@ from tests.support.training import CONFIG, RULES
 
 @pytest.mark.parametrize("size", SIZES)
 def test_every_matrix_of_the_model_counts_once_and_the_embedding_as_the_output_layer_only(size):
-    config = qwen2_5(size)
+    config = config_of_size(size)
     params = abstract_params(config, RULES, "stacked", make_mesh(MeshConfig(), jax.devices()[:1]))
     kernels = jax.tree_util.tree_map_with_path(
         lambda path, x: x.size if path[-1].key == "kernel" and path[0].key != "lm_head" else 0, params

@@ -323,10 +323,12 @@ def test_eight_devices_compute_what_one_does(kind):
 
 @pytest.mark.integration
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT calls it
-def test_an_export_has_the_same_logits_under_transformers_and_its_adapter_under_peft(tmp_path, tiny_model):
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_an_export_has_the_same_logits_under_transformers_and_its_adapter_under_peft(family, tmp_path, request):
     torch = pytest.importorskip("torch")
     from transformers import AutoModelForCausalLM
 
+    tiny_model = request.getfixturevalue("tiny_model" if family == "qwen2" else "tiny_qwen3")
     config, params = load_model(resolve_source(tiny_model), one_device(), RULES, "stacked", dtype="float32")
     config = dataclasses.replace(config, lora=LORA)
     adapters = random_adapters(config)
@@ -335,7 +337,7 @@ def test_an_export_has_the_same_logits_under_transformers_and_its_adapter_under_
     adapter = to_peft(config, adapters, tiny_model, None)
     plain, merged = merge(config, RULES, one_device(), params, adapters, "float32")
     save_hf(tmp_path / "hf", plain, merged, "float32", Path(tiny_model), adapter=adapter)
-    assert json.loads((tmp_path / "hf" / "config.json").read_text())["model_type"] == "qwen2"
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["model_type"] == family
 
     def assert_same_logits(model):
         with torch.no_grad():

@@ -24,22 +24,24 @@ TINY = ModelConfig(
     vocab_size=128, embed_dim=32, mlp_dim=48, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, rope_theta=1e4,
     rms_norm_eps=1e-6, max_position_embeddings=64, tie_word_embeddings=False, dtype="float32",
 )  # fmt: skip
+QWEN3 = dataclasses.replace(TINY, family="qwen3", head_dim=16)
 LAYOUTS = ["stacked", "per_layer"]
 
 
 @functools.cache
-def tiny_params(layout: str):
+def tiny_params(layout: str, config: ModelConfig = TINY):
     """The same values in either layout."""
     if layout == "per_layer":
-        return unstack(tiny_params("stacked"), TINY.num_layers)
-    leaves, tree = jax.tree.flatten(abstract_params(TINY, RULES, "stacked", one_device()))
+        return unstack(tiny_params("stacked", config), config.num_layers)
+    leaves, tree = jax.tree.flatten(abstract_params(config, RULES, "stacked", one_device()))
     rng = np.random.default_rng(0)
     return jax.tree.unflatten(tree, [jnp.asarray(0.4 * rng.standard_normal(x.shape), jnp.float32) for x in leaves])
 
 
 @functools.cache
 def tiny_logits(layout: str, config: ModelConfig = TINY):
-    return functools.partial(jax.jit(functools.partial(full_logits, config, layout)), tiny_params(layout))
+    params = tiny_params(layout, dataclasses.replace(config, dtype="float32"))
+    return functools.partial(jax.jit(functools.partial(full_logits, config, layout)), params)
 
 
 def assert_same(x, y, tolerance: float = 1e-5):
@@ -111,9 +113,10 @@ def test_shifting_all_positions_changes_logits_by_rounding_only():
 
 
 @pytest.mark.integration
-def test_stacked_and_per_layer_layouts_give_the_same_logits():
-    tokens = random_tokens(TINY, (2, 16))
-    assert_same(tiny_logits("stacked")(tokens), tiny_logits("per_layer")(tokens))
+@pytest.mark.parametrize("config", [TINY, QWEN3], ids=["qwen2", "qwen3"])
+def test_stacked_and_per_layer_layouts_give_the_same_logits(config):
+    tokens = random_tokens(config, (2, 16))
+    assert_same(tiny_logits("stacked", config)(tokens), tiny_logits("per_layer", config)(tokens))
 
 
 @pytest.mark.integration
@@ -130,10 +133,14 @@ def test_remat_changes_no_gradient():
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("chunks", [[5, *[1] * 8], [13], [3, 5, 5], [1] * 13], ids=str)
-def test_cached_decode_equals_the_full_forward(chunks):
+@pytest.mark.parametrize(
+    ("config", "chunks"),
+    [*((TINY, chunks) for chunks in ([5, *[1] * 8], [13], [3, 5, 5], [1] * 13)), (QWEN3, [5, *[1] * 8])],
+    ids=lambda x: str(x) if isinstance(x, list) else x.family,
+)
+def test_cached_decode_equals_the_full_forward(config, chunks):
     B, T, capacity = 3, 13, 20
-    tokens = random_tokens(TINY, (B, T))
+    tokens = random_tokens(config, (B, T))
     # Rows are padded on the right within the first chunk, so that they decode at different positions.
     segment_ids = np.ones((B, T), np.int32)
     for row, padding in enumerate(range(min(B, chunks[0]))):
@@ -142,11 +149,11 @@ def test_cached_decode_equals_the_full_forward(chunks):
 
     @jax.jit
     def append(params, cache, *inputs):
-        model = nnx.merge(graphdef(TINY, RULES, "per_layer"), params)
+        model = nnx.merge(graphdef(config, RULES, "per_layer"), params)
         hidden, cache = model(*inputs, cache)
         return model.logits(hidden), cache
 
-    cache = jax.jit(lambda: init_cache(TINY, B, capacity, RULES))()
+    cache = jax.jit(lambda: init_cache(config, B, capacity, RULES))()
     # What lies in slots not yet written must not matter.
     cache = cache._replace(
         k=tuple(x + 7.0 for x in cache.k), v=tuple(x - 7.0 for x in cache.v), positions=cache.positions
@@ -154,14 +161,14 @@ def test_cached_decode_equals_the_full_forward(chunks):
     logits = []
     for begin, end in zip(np.cumsum([0, *chunks[:-1]]), np.cumsum(chunks), strict=True):
         part, cache = append(
-            tiny_params("per_layer"), cache, *(x[:, begin:end] for x in (tokens, positions, segment_ids))
+            tiny_params("per_layer", config), cache, *(x[:, begin:end] for x in (tokens, positions, segment_ids))
         )
         logits.append(part)
     assert int(cache.num_written) == T
     logits = np.concatenate(logits, axis=1)
     for row in range(B):
         real = segment_ids[row] > 0
-        assert_same(logits[row, real], tiny_logits("per_layer")(tokens[row : row + 1, real])[0])
+        assert_same(logits[row, real], tiny_logits("per_layer", config)(tokens[row : row + 1, real])[0])
 
 
 def test_a_cache_in_the_stacked_layout_is_refused():
@@ -172,9 +179,11 @@ def test_a_cache_in_the_stacked_layout_is_refused():
 
 
 @pytest.mark.integration
-def test_bfloat16_compute_keeps_norms_and_logits_in_float32():
-    config = dataclasses.replace(TINY, dtype="bfloat16")
-    model = nnx.merge(graphdef(config, RULES, "per_layer"), tiny_params("per_layer"))
+@pytest.mark.parametrize("config", [TINY, QWEN3], ids=["qwen2", "qwen3"])
+def test_bfloat16_compute_keeps_norms_and_logits_in_float32(config):
+    params = tiny_params("per_layer", config)
+    config = dataclasses.replace(config, dtype="bfloat16")
+    model = nnx.merge(graphdef(config, RULES, "per_layer"), params)
     ones = jnp.ones((1, 4), jnp.int32)
     hidden, cache = model(ones, ones, ones, init_cache(config, 1, 4, RULES))
     assert (hidden.dtype, cache.k[0].dtype, model.logits(hidden).dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)

@@ -10,9 +10,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
+from safetensors.numpy import load_file
 
+from s1jax.checkpoint.huggingface import export_weights
 from s1jax.checkpoint.source import load_model, resolve_source
 from s1jax.model.cache import init_cache
 from s1jax.model.config import ModelConfig
@@ -27,14 +30,18 @@ transformers = pytest.importorskip("transformers")
 torch.set_num_threads(2)
 
 SMALL = {"intermediate_size": 320, "num_hidden_layers": 3, "vocab_size": 512, "bos_token_id": 1, "eos_token_id": 2}
+WIDTH = SMALL | {"hidden_size": 192, "head_dim": 128}
 # Every ratio of heads to key/value heads, both head dims, both kinds of head; only width and depth are scaled down.
 FAMILIES = {
-    "0.5B": published("0.5B", **SMALL),
-    "1.5B": published("1.5B", **SMALL, hidden_size=192, head_dim=128),
-    "7B": published("7B", **SMALL, hidden_size=192, head_dim=128),
-    "14B_32B": published("32B", **SMALL, hidden_size=192, head_dim=128, num_attention_heads=10, num_key_value_heads=2),
-    "72B_yarn": published("72B", **SMALL, hidden_size=192, head_dim=128, num_attention_heads=16, num_key_value_heads=2)
-    | {"rope_scaling": YARN},
+    "0.5B": published("Qwen2.5-0.5B", **SMALL),
+    "1.5B": published("Qwen2.5-1.5B", **WIDTH),
+    "7B": published("Qwen2.5-7B", **WIDTH),
+    "14B_32B": published("Qwen2.5-32B", **WIDTH, num_attention_heads=10, num_key_value_heads=2),
+    "72B_yarn": published("Qwen2.5-72B", **WIDTH, num_attention_heads=16, num_key_value_heads=2, rope_scaling=YARN),
+    "qwen3_tied": published("Qwen3-4B", **WIDTH, num_attention_heads=8, num_key_value_heads=2),
+    "qwen3_untied_yarn": published(
+        "Qwen3-32B", **WIDTH, num_attention_heads=16, num_key_value_heads=2, rope_scaling=YARN
+    ),
 }
 
 
@@ -72,7 +79,8 @@ def load_pair(directory: Path, layout: str = "per_layer") -> Pair:
 def write_random_model(hf_config: dict, directory: Path) -> Path:
     """Save random weights that leave nothing degenerate: peaked attention, biases away from 0, norms away from 1."""
     torch.manual_seed(0)
-    model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config.from_dict(hf_config)).float()
+    config = transformers.CONFIG_MAPPING[hf_config["model_type"]].from_dict(hf_config)
+    model = transformers.AutoModelForCausalLM.from_config(config).float()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name.endswith("norm.weight"):
@@ -139,6 +147,11 @@ def test_every_submodule_equals_hugging_faces(name, pair_of):
         "block": relative_error(layer(x, rotation, positions, segment_ids)[0], block),
         "lm_head": relative_error(ours.logits(x), pair.hf.lm_head(tx)),
     }
+    if config.family == "qwen3":
+        k = np.array(layer.self_attn.k_proj(x))
+        for norm in ("q_norm", "k_norm"):
+            ours, theirs = (getattr(attention, norm) for attention in (layer.self_attn, hf_layer.self_attn))
+            errors[norm] = relative_error(ours(k), theirs(torch.from_numpy(k)))
     print(name, {key: f"{error:.1e}" for key, error in errors.items()})
     assert errors == {key: pytest.approx(0, abs=1e-5) for key in errors}
 
@@ -153,6 +166,26 @@ def test_logits_of_random_weights_equal_hugging_faces(name, pair_of):
     error = relative_error(pair.logits(tokens), theirs)
     print(f"{name}: largest error {error:.1e} of the largest logit")
     assert error < 1e-4
+
+
+@pytest.mark.parametrize("name", ["0.5B", "qwen3_tied", "qwen3_untied_yarn"])
+def test_gradients_of_the_loss_equal_hugging_faces(name, pair_of, tmp_path):
+    pair = pair_of(name)
+    tokens = random_tokens(pair.config, (2, 24))
+
+    def loss(params):
+        logits = full_logits(pair.config, "per_layer", params, tokens)[:, :-1]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
+
+    export_weights(tmp_path, pair.config, jax.jit(jax.grad(loss))(pair.params), None)
+    ours = load_file(tmp_path / "model.safetensors")
+    ids = torch.from_numpy(tokens).long()
+    torch.nn.functional.cross_entropy(pair.hf(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
+    theirs = {key: weight.grad.clone() for key, weight in pair.hf.named_parameters()}
+    pair.hf.zero_grad()
+    errors = {key: relative_error(ours.pop(key), gradient) for key, gradient in theirs.items()}
+    print(f"{name}: largest error {max(errors.values()):.1e} of a weight's largest gradient")
+    assert not ours and errors == {key: pytest.approx(0, abs=1e-4) for key in errors}
 
 
 def real_texts(shared: Path, tokenizer, with_answers: bool, count: int = 8) -> list[list[int]]:
@@ -205,9 +238,10 @@ def test_logits_of_a_real_model_equal_hugging_faces_and_so_does_every_greedy_cho
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("size", ["Qwen2.5-0.5B", "Qwen3-0.6B"])
 @torch.no_grad()
-def test_logits_of_the_full_half_billion_shape_equal_hugging_faces(tmp_path):
-    pair = load_pair(write_random_model(published("0.5B"), tmp_path))
+def test_logits_of_a_whole_published_shape_equal_hugging_faces(size, tmp_path):
+    pair = load_pair(write_random_model(published(size), tmp_path))
     tokens = random_tokens(pair.config, (1, 32))
     error = relative_error(pair.logits(tokens), pair.hf(torch.from_numpy(tokens)).logits)
     print(f"largest error {error:.1e} of the largest logit")

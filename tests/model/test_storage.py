@@ -21,13 +21,15 @@ from tests.support.models import in_int8, in_nf4, random_params
 
 @pytest.mark.integration
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
-def test_a_stack_is_stored_as_its_layers_are(kind):
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_a_stack_is_stored_as_its_layers_are(family, kind):
+    floats = dataclasses.replace(CONFIG, family=family)
     mesh = make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
     store = in_nf4 if kind == "nf4" else in_int8
-    params = random_params(CONFIG, "stacked", mesh)
+    params = random_params(floats, "stacked", mesh)
     # Storing takes the matrices out of the tree it is given, and the embedding would be in both.
-    config, wanted = store(CONFIG, jax.tree.map(jnp.copy, unstack(params, CONFIG.num_layers)))
-    config, stacked = store(CONFIG, params)
+    config, wanted = store(floats, jax.tree.map(jnp.copy, unstack(params, floats.num_layers)))
+    config, stacked = store(floats, params)
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype), abstract_params(config, RULES, "stacked", mesh))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), stacked) == shapes
     jax.tree.map(np.testing.assert_array_equal, unstack(stacked, CONFIG.num_layers), wanted)
@@ -70,9 +72,9 @@ def logits(config, params, num_tokens=6, with_cache=False):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_model_computes_with_what_its_stored_weights_stand_for(tied):
-    config = dataclasses.replace(CONFIG, tie_word_embeddings=tied)
+@pytest.mark.parametrize(("tied", "family"), [(True, "qwen2"), (False, "qwen2"), (False, "qwen3")])
+def test_a_model_computes_with_what_its_stored_weights_stand_for(tied, family):
+    config = dataclasses.replace(CONFIG, tie_word_embeddings=tied, family=family)
     mesh = make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
     int8, stored = in_int8(config, random_params(config, "per_layer", mesh))
     wanted = jax.tree.map(lambda x: (x.shape, x.dtype), abstract_params(int8, RULES, "per_layer", mesh))

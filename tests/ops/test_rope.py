@@ -37,7 +37,7 @@ DEFAULT = {"rope_type": "default", "rope_theta": 5e5}
         {"rope_scaling": YARN, "rope_theta": 100, "original_max_position_embeddings": 10**9},
     ],
 )
-@pytest.mark.parametrize("size", ["0.5B", "7B"])
+@pytest.mark.parametrize("size", ["Qwen2.5-0.5B", "Qwen2.5-7B"])
 @torch.no_grad()
 def test_rotary_embeddings_equal_hugging_faces(size, changes):
     hf_config = published(size, max_position_embeddings=65536) | copy.deepcopy(changes)

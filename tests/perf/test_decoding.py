@@ -6,7 +6,7 @@ import pytest
 
 from s1jax.data.condition import Condition
 from s1jax.evaluate.conditions import DecodingConfig
-from s1jax.model.config import qwen2_5
+from s1jax.model.config import config_of_size
 from s1jax.model.flops import num_matrix_weights
 from s1jax.perf.compiled import array_bytes, written_in_loops
 from s1jax.perf.decoding import check_decode
@@ -38,7 +38,7 @@ def test_a_decode_step_copies_neither_weights_nor_cache_on_this_machine(num_rows
     [pytest.param("h100:1x1", marks=needs("jax_cuda12_plugin")), pytest.param("v5p:2x2x1", marks=needs("libtpu"))],
 )
 def test_seven_billion_at_32k_decode_in_place_with_small_temporaries(topology):
-    config = qwen2_5("7B")
+    config = config_of_size("Qwen2.5-7B")
     compiled = compile_on(config, topology, MeshConfig(data=-1, fsdp=1), 8, 512, 32768)
     memory = compiled.memory_analysis()
     assert memory.temp_size_in_bytes < 0.1 * 2 * config.num_layers * cache_bytes(config, 8, 32768)
@@ -54,7 +54,7 @@ def test_seven_billion_at_32k_decode_in_place_with_small_temporaries(topology):
     [pytest.param("h100:1x8", marks=needs("jax_cuda12_plugin")), pytest.param("v5p:2x2x2", marks=needs("libtpu"))],
 )
 def test_thirty_two_billion_decode_on_eight_devices_without_gathering_weights(topology):
-    config = qwen2_5("32B")
+    config = config_of_size("Qwen2.5-32B")
     compiled = compile_on(config, topology, MeshConfig(fsdp=1, tensor=8), 8, 512, 32768)
     memory = compiled.memory_analysis()
     assert memory.temp_size_in_bytes < 0.1 * 2 * config.num_layers * cache_bytes(config, 8, 32768) / 8

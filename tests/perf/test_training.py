@@ -11,7 +11,7 @@ import pytest
 
 from configs.s1_32b import CONFIG as S1_32B
 from s1jax.data.packing import Shape
-from s1jax.model.config import qwen2_5
+from s1jax.model.config import config_of_size
 from s1jax.perf.compiled import array_bytes
 from s1jax.perf.topology import topology_devices
 from s1jax.perf.training import check_train
@@ -30,17 +30,19 @@ def test_a_mesh_of_three_devices_gathers_no_weights():
     assert all(array_bytes(shape) < 4 * 192 * 192 for shape in shapes), shapes
 
 
-def test_more_devices_than_key_value_heads_rematerialise_nothing_in_training():
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_more_devices_than_key_value_heads_rematerialise_nothing_in_training(family):
     data = replace(S1_32B.data, max_length=1024, num_row_lengths=1)
     config = replace(S1_32B, mesh=MeshConfig(sequence=4), data=data, dtype="float32")
-    assert check_train(config, SMALL, "cpu:8")["involuntary_rematerialisations"] == 0
+    figures = check_train(config, replace(SMALL, family=family), "cpu:8")
+    assert figures["involuntary_rematerialisations"] == 0
 
 
-@pytest.mark.parametrize("frozen", ["int8", "nf4"])
-def test_adapters_over_stored_weights_are_checked(frozen):
+@pytest.mark.parametrize(("frozen", "family"), [("int8", "qwen2"), ("nf4", "qwen2"), ("nf4", "qwen3")])
+def test_adapters_over_stored_weights_are_checked(frozen, family):
     data = replace(S1_32B.data, max_length=256, num_row_lengths=1)
     config = replace(S1_32B, mesh=MeshConfig(), data=data, lora_rank=4, frozen=frozen, dtype="float32")
-    assert check_train(config, SMALL, "cpu:1")["micro_batches"] == 16
+    assert check_train(config, replace(SMALL, family=family), "cpu:1")["micro_batches"] == 16
 
 
 def test_a_training_config_is_checked_from_the_command_line(tiny_model):
@@ -103,6 +105,6 @@ def test_a_gpu_adds_up_gradients_in_one_order():
     ids=["h100", "h100, a row for each example", "8 h100, bfloat16 state", "v5p", "v6e"],
 )
 def test_the_recipe_for_thirty_two_billion_fits(topology, changes, gib):
-    figures = check_train(replace(S1_32B, **changes), qwen2_5("32B"), topology)
+    figures = check_train(replace(S1_32B, **changes), config_of_size("Qwen2.5-32B"), topology)
     print(figures)
     assert figures["fits"] and figures["total_gib"] <= gib and figures["involuntary_rematerialisations"] == 0

@@ -24,6 +24,7 @@ CONFIG = ModelConfig(
     vocab_size=512, embed_dim=64, mlp_dim=96, num_layers=2, num_heads=8, num_kv_heads=2, head_dim=8, rope_theta=1e4,
     rms_norm_eps=1e-6, max_position_embeddings=128, tie_word_embeddings=False, dtype="float32",
 )  # fmt: skip
+QWEN3 = dataclasses.replace(CONFIG, family="qwen3", head_dim=16)
 
 
 def test_one_size_of_a_mesh_may_be_left_to_the_number_of_devices():
@@ -88,26 +89,26 @@ def test_every_large_parameter_is_split_over_all_eight_devices(layout):
     assert jax.tree.map(lambda x: x.sharding.spec, params) == wanted
 
 
-def random_params(mesh, layout: str):
+def random_params(config: ModelConfig, mesh, layout: str):
     """The same values in either layout: no bias is 0 and no norm's weight 1."""
     one_device = make_mesh(MeshConfig(), jax.devices()[:1])
-    leaves, tree = jax.tree.flatten(abstract_params(CONFIG, RULES, "stacked", one_device))
+    leaves, tree = jax.tree.flatten(abstract_params(config, RULES, "stacked", one_device))
     rng = np.random.default_rng(0)
     params = jax.tree.unflatten(tree, [0.2 * rng.standard_normal(x.shape).astype(np.float32) for x in leaves])
-    params = params if layout == "stacked" else unstack(jax.tree.map(jnp.asarray, params), CONFIG.num_layers)
-    return jax.device_put(params, jax.tree.map(lambda x: x.sharding, abstract_params(CONFIG, RULES, layout, mesh)))
+    params = params if layout == "stacked" else unstack(jax.tree.map(jnp.asarray, params), config.num_layers)
+    return jax.device_put(params, jax.tree.map(lambda x: x.sharding, abstract_params(config, RULES, layout, mesh)))
 
 
 @functools.cache
-def computed(mesh_config: MeshConfig, num_devices: int, layout: str, with_gradients: bool):
+def computed(config: ModelConfig, mesh_config: MeshConfig, num_devices: int, layout: str, with_gradients: bool):
     """Logits of the real tokens of a packed batch and, on request, the gradient of a loss of them."""
     mesh = make_mesh(mesh_config, jax.devices()[:num_devices])
-    tokens = np.random.default_rng(1).integers(0, CONFIG.vocab_size, (8, 16)).astype(np.int32)
+    tokens = np.random.default_rng(1).integers(0, config.vocab_size, (8, 16)).astype(np.int32)
     segment_ids = np.tile(np.repeat([1, 2, 0], [6, 8, 2]), (8, 1)).astype(np.int32)
     positions = np.tile(np.concatenate([np.arange(6), np.arange(8), np.arange(2)]), (8, 1)).astype(np.int32)
 
     def loss_of(params, batch):
-        model = nnx.merge(graphdef(CONFIG, RULES, layout), params)
+        model = nnx.merge(graphdef(config, RULES, layout), params)
         logits = model.logits(model(*batch)[0])
         losses = jax.nn.logsumexp(logits, axis=-1) - logits[..., 0]
         return (losses * (batch[2] > 0)).mean(), logits
@@ -116,7 +117,7 @@ def computed(mesh_config: MeshConfig, num_devices: int, layout: str, with_gradie
         (tokens, positions, segment_ids), sharding_for(mesh, RULES, ("batch", "length"), tokens.shape)
     )
     with jax.set_mesh(mesh):
-        params = random_params(mesh, layout)
+        params = random_params(config, mesh, layout)
         if with_gradients:
             (_, logits), gradients = jax.jit(jax.value_and_grad(loss_of, has_aux=True))(params, batch)
         else:
@@ -126,20 +127,22 @@ def computed(mesh_config: MeshConfig, num_devices: int, layout: str, with_gradie
 
 @pytest.mark.integration
 @pytest.mark.parametrize(
-    ("mesh_config", "layout", "with_gradients"),
+    ("config", "mesh_config", "layout", "with_gradients"),
     [
-        (MeshConfig(fsdp=4, tensor=2), "stacked", True),
-        (MeshConfig(fsdp=4, tensor=2), "per_layer", False),
-        (MeshConfig(fsdp=2, sequence=4), "stacked", True),
-        (MeshConfig(fsdp=1, sequence=8), "per_layer", False),
-        (MeshConfig(data=8, fsdp=1), "stacked", False),
-        (MeshConfig(fsdp=1, tensor=8), "per_layer", False),  # more devices than key/value heads
-        (MeshConfig(data=2, fsdp=2, tensor=2), "stacked", False),
+        (CONFIG, MeshConfig(fsdp=4, tensor=2), "stacked", True),
+        (CONFIG, MeshConfig(fsdp=4, tensor=2), "per_layer", False),
+        (CONFIG, MeshConfig(fsdp=2, sequence=4), "stacked", True),
+        (CONFIG, MeshConfig(fsdp=1, sequence=8), "per_layer", False),
+        (CONFIG, MeshConfig(data=8, fsdp=1), "stacked", False),
+        (CONFIG, MeshConfig(fsdp=1, tensor=8), "per_layer", False),  # more devices than key/value heads
+        (CONFIG, MeshConfig(data=2, fsdp=2, tensor=2), "stacked", False),
+        (QWEN3, MeshConfig(fsdp=2, sequence=2, tensor=2), "stacked", True),
+        (QWEN3, MeshConfig(fsdp=1, tensor=8), "per_layer", False),
     ],
 )
-def test_eight_devices_compute_what_one_computes(mesh_config, layout, with_gradients):
-    logits, gradients = computed(mesh_config, 8, layout, with_gradients)
-    wanted_logits, wanted_gradients = computed(MeshConfig(), 1, "stacked", True)
+def test_eight_devices_compute_what_one_computes(config, mesh_config, layout, with_gradients):
+    logits, gradients = computed(config, mesh_config, 8, layout, with_gradients)
+    wanted_logits, wanted_gradients = computed(config, MeshConfig(), 1, "stacked", True)
     np.testing.assert_allclose(logits, wanted_logits, atol=1e-5 * np.abs(wanted_logits).max())
 
     def close(path, x, y):

@@ -47,9 +47,9 @@ class State(NamedTuple):
     step: jax.Array
 
 
-def make_state(mesh, seed=0):
-    """A config, and a train state of random numbers on the mesh."""
-    config = ModelConfig.from_hf(TINY, "float32")
+def make_state(mesh, seed=0, **changes):
+    """A config, and a train state of random numbers on the mesh. `changes` are fields of a config.json."""
+    config = ModelConfig.from_hf(TINY | changes, "float32")
     rng = np.random.default_rng(seed)
     target = abstract_params(config, RULES, "stacked", mesh)
     params = jax.tree.map(lambda x: jax.device_put(rng.normal(size=x.shape).astype(np.float32), x.sharding), target)
@@ -84,18 +84,23 @@ TINY = dict(
 )
 
 
-def tiny_tensors(tied=True, dtype="F32", seed=0, bits=False):
-    """A Qwen2 checkpoint by its published names and shapes; with `bits`, of random bits: NaNs, infinities and subnormals too."""
-    D, F, V, N, K, H = 32, 48, 64, 4, 2, 8
+# What a config.json of Qwen3 changes in TINY. As in Qwen3-0.6B, the heads together are wider than the model.
+QWEN3 = dict(architectures=["Qwen3ForCausalLM"], model_type="qwen3", head_dim=16)
+
+
+def tiny_tensors(tied=True, dtype="F32", seed=0, bits=False, family="qwen2"):
+    """A checkpoint by its published names and shapes; with `bits`, of random bits: NaNs, infinities and subnormals too."""
+    D, F, V, N, K, H = 32, 48, 64, 4, 2, 8 if family == "qwen2" else 16
     shapes = {"model.embed_tokens.weight": (V, D), "model.norm.weight": (D,)}
     for i in range(3):
         layer = f"model.layers.{i}."
         shapes |= {layer + name + ".weight": (D,) for name in ("input_layernorm", "post_attention_layernorm")}
         for name, width in (("q", N * H), ("k", K * H), ("v", K * H)):
-            shapes |= {
-                f"{layer}self_attn.{name}_proj.weight": (width, D),
-                f"{layer}self_attn.{name}_proj.bias": (width,),
-            }
+            shapes[f"{layer}self_attn.{name}_proj.weight"] = (width, D)
+            if family == "qwen2":
+                shapes[f"{layer}self_attn.{name}_proj.bias"] = (width,)
+        if family == "qwen3":
+            shapes |= {f"{layer}self_attn.{name}_norm.weight": (H,) for name in "qk"}
         shapes[layer + "self_attn.o_proj.weight"] = (D, N * H)
         shapes |= {
             layer + "mlp.gate_proj.weight": (F, D),

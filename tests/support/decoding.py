@@ -38,13 +38,13 @@ def to_text(ids):
     return "".join(chr(ord("A") + i) for i in ids)
 
 
-def make_engine(mesh_config=None, attention=None, dtype="float32", **options):
+def make_engine(mesh_config=None, attention=None, dtype="float32", family="qwen2", **options):
     mesh = make_mesh(mesh_config or MeshConfig(fsdp=1), jax.devices()[: 8 if mesh_config else 1])
-    params = random_params(CONFIG, "stacked", mesh)
+    config = dataclasses.replace(CONFIG, dtype=dtype, family=family)
+    params = random_params(config, "stacked", mesh)
     # Larger weights than at initialisation, so that logits differ and every id, the ends included, comes up.
     params = jax.tree.map(lambda x: (x * 4 if x.ndim > 1 else x).astype(dtype), params)
     newline = np.arange(NUM_TOKENS) == NEWLINE
-    config = dataclasses.replace(CONFIG, dtype=dtype)
     layers = unstack(params, CONFIG.num_layers)
     vocabulary = make_vocabulary(DELIMITERS, newline, config.vocab_size)
     return Engine(LoadedModel(config, layers, RULES, mesh, vocabulary, attention, to_text), **options)

@@ -19,9 +19,27 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 
 
 def published(size: str, **changes) -> dict:
+    """The published config.json of a size, with changes."""
     hidden, mlp, layers, heads, kv_heads, tied, vocabulary = SIZES[size]
-    return {
+    of_family = {
         "architectures": ["Qwen2ForCausalLM"],
+        "max_position_embeddings": 32768,
+        "max_window_layers": layers if tied else 70,
+        "model_type": "qwen2",
+        "sliding_window": 32768 if tied else 131072,
+    }
+    if size.startswith("Qwen3-"):
+        of_family = {
+            "architectures": ["Qwen3ForCausalLM"],
+            "attention_bias": False,
+            "head_dim": 128,
+            "max_position_embeddings": 40960,
+            "max_window_layers": layers,
+            "model_type": "qwen3",
+            "rope_scaling": None,
+            "sliding_window": None,
+        }
+    return {
         "attention_dropout": 0.0,
         "bos_token_id": 151643,
         "eos_token_id": 151645,
@@ -29,21 +47,19 @@ def published(size: str, **changes) -> dict:
         "hidden_size": hidden,
         "initializer_range": 0.02,
         "intermediate_size": mlp,
-        "max_position_embeddings": 32768,
-        "max_window_layers": layers if tied else 70,
-        "model_type": "qwen2",
         "num_attention_heads": heads,
         "num_hidden_layers": layers,
         "num_key_value_heads": kv_heads,
         "rms_norm_eps": 1e-06,
         "rope_theta": 1000000.0,
-        "sliding_window": 32768 if tied else 131072,
         "tie_word_embeddings": tied,
         "torch_dtype": "bfloat16",
         "use_cache": True,
         "use_sliding_window": False,
         "vocab_size": vocabulary,
-    } | changes
+        **of_family,
+        **changes,
+    }
 
 
 def full_logits(config: ModelConfig, layout: str, params, tokens, positions=None, segment_ids=None):
