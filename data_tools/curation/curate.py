@@ -34,6 +34,7 @@ from s1jax.data.rows import TrainingRow, read_rows
 from s1jax.decode.engine import Engine, load_engine
 from s1jax.decode.request import Request
 from s1jax.evaluate.problems import read_problems
+from s1jax.grading.pool import Grader
 from s1jax.runtime import jsonl
 from s1jax.runtime.command import run_command
 from s1jax.runtime.config import parse_arguments
@@ -97,8 +98,9 @@ def curate(config: CurateConfig) -> list[tuple[str, int]]:
         preemption.nothing_to_save("curating"),
         Lock(config.output),
         Lock(config.rejects),
+        Grader() as grader,
     ):
-        return _curate(config)
+        return _curate(config, grader)
 
 
 def check_output(config: CurateConfig) -> None:
@@ -120,7 +122,7 @@ def _holds_only(path: Path, columns: set[str]) -> bool:
     return all(isinstance(row, dict) and columns <= {*row} for row in rows)
 
 
-def _curate(config: CurateConfig) -> list[tuple[str, int]]:
+def _curate(config: CurateConfig, grader: Grader) -> list[tuple[str, int]]:
     questions = [problem.question for problem in read_problems(config.heldout)]
     rows, rejects = read_rows(config.pool)
     counts = [("pool", len(rows) + len(rejects))]
@@ -144,9 +146,9 @@ def _curate(config: CurateConfig) -> list[tuple[str, int]]:
     first = {id(row) for row in first_of_copies(rows)}
     drop("copies", lambda row: None if id(row) in first else "copy of another row's question")
     drop("decontaminated", contamination_rule(questions, config.ngram))
-    drop("quality", quality_reason)
+    drop("quality", lambda row: quality_reason(row, grader))
     engine, chat = load_engine(resolve_source(config.model), dtype="float32")
-    solved = solved_by(engine, chat, rows, config.max_answer_tokens, config.num_rows)
+    solved = solved_by(engine, chat, rows, config.max_answer_tokens, config.num_rows, grader)
     easy = {id(row) for row, is_solved in zip(rows, solved, strict=True) if is_solved}
     drop("difficulty", lambda row: "the base model answers it rightly without thinking" if id(row) in easy else None)
     lengths = [len(chat.encode_text(row["thinking"])) for row in rows]
@@ -194,7 +196,12 @@ def contamination_rule(heldout: Sequence[str], n: int) -> Callable[[TrainingRow]
 
 
 def solved_by(
-    engine: Engine, chat: ChatFormat, rows: Sequence[TrainingRow], max_answer_tokens: int, num_rows: int
+    engine: Engine,
+    chat: ChatFormat,
+    rows: Sequence[TrainingRow],
+    max_answer_tokens: int,
+    num_rows: int,
+    grader: Grader,
 ) -> list[bool]:
     """Return, for each row, whether the model answers its question rightly by greedy decoding without thinking."""
     condition = Condition(0, max_answer_tokens=max_answer_tokens)
@@ -202,7 +209,7 @@ def solved_by(
     solved = [False] * len(rows)
     with progress(len(rows), "difficulty", "row", estimate_after=min(num_rows, len(rows) // 2)) as bar:
         for i, (completion,) in engine.stream(requests, num_rows=num_rows, show_tokens=bar.show_tokens):
-            solved[i] = agrees(with_label(chat.decode(completion.tokens)), rows[i]["answer"])
+            solved[i] = agrees(with_label(chat.decode(completion.tokens)), rows[i]["answer"], grader)
             bar.update()
     return solved
 

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 
 from s1jax.data.chat import with_label
 from s1jax.data.rows import TrainingRow
-from s1jax.grading.equivalence import is_equivalent
-from s1jax.grading.grade import extract_answer
+from s1jax.grading.equivalence import compare
+from s1jax.grading.extract import extract_answer
+from s1jax.grading.pool import Grader
 
 # No pattern here takes more than linear time.
 _CODE_OR_MATHEMATICS = re.compile(
@@ -21,7 +22,7 @@ _CODE_OR_MATHEMATICS = re.compile(
 _PIECE = re.compile(r"\$([^$\n]{1,200})\$|(\([^()]{1,80}\)|\[[^][]{1,80}\])")
 
 
-def quality_reason(row: TrainingRow) -> str | None:
+def quality_reason(row: TrainingRow, grader: Grader) -> str | None:
     """Return the fault of a row's text, None if it has none."""
     text = f"{row['question']}\n{row['thinking']}\n{row['answer']}"
     if "![Image]" in text or "[asy]" in text:
@@ -30,7 +31,7 @@ def quality_reason(row: TrainingRow) -> str | None:
         return "torn bold markup"
     if not row["reference"].strip():
         return "no reference to grade against"
-    answers = [answer for answer in stated_answers(row["answer"]) if _is_reference(answer, row["reference"])]
+    answers = [answer for answer in stated_answers(row["answer"]) if _is_reference(answer, row["reference"], grader)]
     if not answers:
         return "the answer disagrees with the reference"
     if not any(_occurs(answer, row["thinking"]) for answer in answers):
@@ -38,9 +39,9 @@ def quality_reason(row: TrainingRow) -> str | None:
     return None
 
 
-def agrees(text: str, other: str) -> bool:
+def agrees(text: str, other: str, grader: Grader) -> bool:
     """Return whether two texts state the same answer."""
-    return any(is_equivalent(one, another) for one in stated_answers(text) for another in stated_answers(other))
+    return any(grader.are_equal(one, another) for one in stated_answers(text) for another in stated_answers(other))
 
 
 def stated_answers(text: str) -> list[str]:
@@ -71,9 +72,9 @@ def has_torn_bold(text: str) -> bool:
     return False not in inside
 
 
-def _is_reference(answer: str, reference: str) -> bool:
+def _is_reference(answer: str, reference: str, grader: Grader) -> bool:
     """Return whether an answer is the one that a reference states, or occurs in the last line of prose that states none."""
-    if agrees(answer, reference):
+    if agrees(answer, reference, grader):
         return True
     last = reference.strip().rpartition("\n")[2]
     is_prose = len(re.findall("[A-Za-z]{2,}", re.sub(r"\\[A-Za-z]+", "", last))) >= 3
@@ -89,7 +90,7 @@ def _occurs(answer: str, text: str) -> bool:
     pieces = {
         piece for piece in _pieces(text[-20_000:]) if len(piece) <= 200 and (not has_digit or re.search(r"\d", piece))
     }
-    return any(is_equivalent(piece, answer) for piece in pieces)
+    return any(compare(piece, answer) for piece in pieces)
 
 
 def _pieces(text: str) -> Iterator[str]:

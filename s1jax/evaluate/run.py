@@ -1,9 +1,9 @@
 """Evaluation: a model, problems and conditions -> sample rows in a JSONL file.
 
-Each condition, problem and sample makes one row, which is appended when it is finished. Conditions that differ only in their limits share a
-thinking trace (`Trace`), from which their answers are forked. A run computes the rows whose keys (`row_key`) the file lacks, so an
-interrupted run resumes, and one file can hold a whole study. If there are several processes, the first one reads and writes the file. It
-holds the lock of the file meanwhile.
+Each condition, problem and sample makes one row, which is appended when it is decoded and graded. Grading runs beside decoding.
+Conditions that differ only in their limits share a thinking trace (`Trace`), from which their answers are forked. A run computes the rows
+whose keys (`row_key`) the file lacks, so an interrupted run resumes, and one file can hold a whole study. If there are several processes,
+the first one reads and writes the file. It holds the lock of the file meanwhile.
 
 Invariant: the randomness of a row is a function of (seed, problem, sample) and positions, so no other row changes it.
 """
@@ -14,7 +14,9 @@ import functools
 import logging
 import sys
 import zlib
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,8 +28,8 @@ from s1jax.decode.engine import Engine, load_engine
 from s1jax.decode.request import Completion, Request
 from s1jax.evaluate.conditions import DecodingConfig, EvaluateConfig, Trace
 from s1jax.evaluate.problems import Problem, read_problems
-from s1jax.grading.grade import grade
-from s1jax.results.samples import COLUMNS, SampleRow, is_whole, read_samples, row_key
+from s1jax.grading.pool import Grade, Grader
+from s1jax.results.samples import COLUMNS, SampleRow, graded, is_whole, read_samples, row_key
 from s1jax.results.tables import format_thinking_table
 from s1jax.runtime import jsonl
 from s1jax.runtime.command import counted
@@ -119,8 +121,10 @@ def _write_missing(config: DecodingConfig, trace: Trace, num_samples: int, preem
     # The longest traces begin first, so that none is left alone at the end.
     jobs.sort(key=lambda job: -job.trace.condition.max_thinking_tokens)
     engine, chat, requests = _prepare(config, source, trace.condition, jobs)
+    waiting: deque[list[tuple[SampleRow, Future[Grade]]]] = deque()  # rows that are decoded, and perhaps not graded yet
     with (
         jsonl.Appender(output) as file,
+        Grader() as grader,
         progress(
             len(asked),
             "decode",
@@ -131,16 +135,25 @@ def _write_missing(config: DecodingConfig, trace: Trace, num_samples: int, preem
             estimate_after=min(config.num_rows * len(trace.conditions), (len(asked) - num_done) // 2),
         ) as bar,  # fmt: skip
     ):
+
+        def append_graded(wait: bool) -> None:
+            nonlocal num_done
+            while waiting and (wait or all(grade.done() for _, grade in waiting[0])):
+                rows = waiting.popleft()
+                file.append(graded(row, grade.result()) for row, grade in rows)
+                num_done += len(rows)
+                preemption.saved = f"{num_done} of {len(asked)} rows are in {output}"
+
         for index, completions in engine.stream(requests, num_rows=config.num_rows, show_tokens=bar.show_tokens):
             if writes:
-                job = jobs[index]
-                file.append(
-                    _sample_row(chat, job, condition, completion, shared)
-                    for condition, completion in zip(job.trace.conditions, completions, strict=True)
-                )
-            num_done += len(completions)
-            preemption.saved = f"{num_done} of {len(asked)} rows are in {output}"
+                job, rows = jobs[index], []
+                for condition, completion in zip(job.trace.conditions, completions, strict=True):
+                    row = _sample_row(chat, job, condition, completion, shared)
+                    rows.append((row, grader.submit(row["answer_text"], job.problem.answer)))
+                waiting.append(rows)
+                append_graded(wait=False)
             bar.update(len(completions))
+        append_graded(wait=True)
     return asked
 
 
@@ -159,9 +172,9 @@ def _key_columns(job: _Job, condition: Condition, shared: dict[str, Any]) -> Sam
 def _sample_row(
     chat: ChatFormat, job: _Job, condition: Condition, completion: Completion, shared: dict[str, Any]
 ) -> SampleRow:
+    """Return a row that is not graded yet."""
     thinking, answer_text = chat.split_completion(completion.tokens, completion.num_thinking)
-    extracted, correct = grade(answer_text, job.problem.answer)
-    row = {
+    return {
         **_key_columns(job, condition, shared),
         "num_thinking_tokens": completion.num_thinking,
         "num_forced_tokens": completion.num_forced,
@@ -170,10 +183,7 @@ def _sample_row(
         "finish_reason": completion.finish_reason,
         "thinking": thinking,
         "answer_text": answer_text,
-        "extracted": extracted,
-        "correct": correct,
     }
-    return {name: row[name] for name in COLUMNS}
 
 
 def _read_keys(output: Path, problems: Sequence[Problem]) -> Keys:

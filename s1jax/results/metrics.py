@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from s1jax.grading.equivalence import is_equivalent
+from s1jax.grading.equivalence import compare
 from s1jax.results.samples import CURVE, SETTING, SampleRow, distinct_samples, pick
 
 Point = dict[str, Any]
@@ -58,12 +58,12 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
 
 
 def count_votes(answers: Sequence[str | None], correct: Sequence[bool]) -> Votes:
-    """Count the votes of all samples of a problem. None never votes."""
+    """Count the votes of all samples of a problem. None never votes. Wrong answers are one answer if `compare` says so without algebra."""
     wrong: dict[str, int] = {}
     for answer, is_correct in zip(answers, correct, strict=True):
         if answer is None or is_correct:
             continue
-        known = answer if answer in wrong else next((other for other in wrong if is_equivalent(answer, other)), answer)
+        known = answer if answer in wrong else next((other for other in wrong if compare(answer, other)), answer)
         wrong[known] = wrong.get(known, 0) + 1
     num_correct = sum(correct)
     return num_correct, list(wrong.values()), len(answers) - num_correct - sum(wrong.values())
@@ -152,8 +152,8 @@ def thinking_curve(rows: Sequence[SampleRow]) -> list[Point]:
 
     A point has `n` samples of `num_problems` problems (`problem_set` is a hash of their ids), `accuracy` with its interval
     (`accuracy_low`, `accuracy_high`), `mean_thinking_tokens`, and numbers of samples: those whose thinking reached the budget
-    (`num_budget_ended`) or went past it (`num_over_budget`), whose answer was cut by its limit (`num_cut`), and in which no answer was
-    found (`num_not_found`).
+    (`num_budget_ended`) or went past it (`num_over_budget`), whose answer was cut by its limit (`num_cut`), in which no answer was found
+    (`num_not_found`), and whose comparison with the gold answer took too long (`num_timed_out`).
     """
     points = []
     for setting, problems in _by_setting(rows):
@@ -170,6 +170,7 @@ def thinking_curve(rows: Sequence[SampleRow]) -> list[Point]:
         point["num_over_budget"] = sum(row["num_thinking_tokens"] > budget for row in samples)
         point["num_cut"] = sum(row["finish_reason"] == "length" for row in samples)
         point["num_not_found"] = sum(row["extracted"] is None for row in samples)
+        point["num_timed_out"] = sum(row["verdict"] == "timed_out" for row in samples)
         points.append(point)
     return points
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from s1jax.data.condition import LARGEST, AnswerEnd, Condition, Limits
+from s1jax.grading.pool import Grade, Verdict
 from s1jax.runtime import jsonl
 from s1jax.runtime.command import counted
 from s1jax.runtime.errors import UserError
@@ -40,7 +41,8 @@ COLUMNS: dict[str, Any] = {
     "thinking": str,
     "answer_text": str,
     "extracted": str | None,
-    "correct": bool,
+    "verdict": Verdict,
+    "correct": bool,  # whether the verdict is "equal"
     "commit": str,
 }
 POINT = (*Limits._fields, "ignore_text")
@@ -52,7 +54,7 @@ SETTING = (*CURVE, *POINT)
 KEY = (*SETTING, "problem_id", "seed", "sample_index")
 
 # Columns that came after the first format of rows. A row that lacks one is read, and holds None there.
-_LATER = {"weights", "tokenizer", "problem"} | CONDITION.keys() - {*POINT, "temperature", "method"}
+_LATER = {"weights", "tokenizer", "problem", "verdict"} | CONDITION.keys() - {*POINT, "temperature", "method"}
 
 
 def pick(row: Mapping[str, Any], columns: Sequence[str]) -> tuple[Any, ...]:
@@ -65,9 +67,16 @@ def row_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return pick(row, KEY)
 
 
+def graded(row: Mapping[str, Any], grade: Grade) -> SampleRow:
+    """Return a row with the columns of its grade, and all columns in order. Columns that are not in `COLUMNS` come last."""
+    grades = {"extracted": grade.extracted, "verdict": grade.verdict, "correct": grade.verdict == "equal"}
+    row = {**row, **grades}
+    return {name: row[name] for name in (*COLUMNS, *row) if name in row}
+
+
 def is_whole(row: SampleRow) -> bool:
-    """Return whether a row has all columns of the present format."""
-    return all(row[name] is not None for name in _LATER)
+    """Return whether a row says what it is of. A run does not add to a file with rows that do not."""
+    return all(row[name] is not None for name in (*KEY, "problem"))
 
 
 def read_samples(path: str | Path) -> list[SampleRow]:
@@ -112,6 +121,8 @@ def _find_fault(row: Any) -> str | None:
             return f"column {name} holds {value!r}, expected {getattr(expected, '__name__', expected)}"
         if expected in (int, float) and not (0 <= value <= LARGEST and math.isfinite(value)):
             return f"column {name} holds {value}, expected a number from 0 to {LARGEST}"
+    if row.get("verdict") is not None and row["correct"] != (row["verdict"] == "equal"):
+        return f"verdict {row['verdict']} contradicts correct {row['correct']}"
     return None
 
 

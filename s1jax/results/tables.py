@@ -155,6 +155,9 @@ def _warnings(curve: Sequence[Point]) -> Iterator[str]:
             where = "; ".join(f"{p[count]} of {p['n']} under {setting_text(p)}" for p in found[:3])
             more = f"; and under {counted(len(found) - 3, 'other setting')}" if len(found) > 3 else ""
             yield f"warning: in more than {WARN_ABOVE:.0%} of samples {fault} ({where}{more}): {hint}"
+    if num_timed_out := sum(p["num_timed_out"] for p in curve):
+        answers = counted(num_timed_out, "answer")
+        yield f"warning: {answers} could not be compared in time and counted as wrong: regrade.py compares again"
     sets = groups(curve, "problem_set")
     if len(sets) > 1:
         names = ("; ".join(setting_text(p) for p in points) for points in sets)

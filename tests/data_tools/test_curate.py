@@ -129,13 +129,13 @@ def test_a_second_curation_with_one_output_is_refused(tmp_path):
 
 
 @pytest.mark.integration
-def test_what_the_difficulty_stage_drops_is_what_the_base_answers_rightly(base):
+def test_what_the_difficulty_stage_drops_is_what_the_base_answers_rightly(base, grader):
     engine, chat = base
     rows = rows_of(96, seed=11, num_steps=1)
-    solved = curate.solved_by(engine, chat, rows, max_answer_tokens=8, num_rows=96)
+    solved = curate.solved_by(engine, chat, rows, max_answer_tokens=8, num_rows=96, grader=grader)
     wrong_answers = [row | {"answer": "1000"} for row in rows]
     assert 24 < sum(solved) < 72
-    assert not any(curate.solved_by(engine, chat, wrong_answers, max_answer_tokens=8, num_rows=96))
+    assert not any(curate.solved_by(engine, chat, wrong_answers, max_answer_tokens=8, num_rows=96, grader=grader))
 
 
 @pytest.mark.integration

@@ -23,25 +23,25 @@ REASONS = dict(
 
 
 @pytest.mark.parametrize("name", DEFECTS)
-def test_every_kind_of_defect_is_found_and_named(name, tmp_path):
+def test_every_kind_of_defect_is_found_and_named(name, tmp_path, grader):
     rng = random.Random(7)
     good = rows_of(2)
     spoilt = [DEFECTS[name](row, rng) for row in rows_of(30, seed=8, num_steps=5)]
     jsonl.write(tmp_path / "pool.jsonl", good + spoilt)
     rows, rejects = read_rows(str(tmp_path / "pool.jsonl"))
-    kept = [row for row in rows if quality_reason(row) is None]
+    kept = [row for row in rows if quality_reason(row, grader) is None]
     assert [row["id"] for row in kept[:2]] == [row["id"] for row in good]
     # A cut trace that by chance still names the answer is not found out.
     assert len(kept) <= (5 if name == "cut_trace" else 2)
     assert len(rows) + len(rejects) == 32
-    assert {reject["reason"] for reject in rejects} | {quality_reason(row) for row in rows} == {
+    assert {reject["reason"] for reject in rejects} | {quality_reason(row, grader) for row in rows} == {
         None,
         REASONS[name],
     }
 
 
-def test_no_clean_row_is_turned_away_for_its_quality():
-    assert not any(quality_reason(row) for row in rows_of(400, seed=9))
+def test_no_clean_row_is_turned_away_for_its_quality(grader):
+    assert not any(quality_reason(row, grader) for row in rows_of(400, seed=9))
 
 
 @pytest.mark.parametrize(
@@ -84,8 +84,9 @@ def test_no_clean_row_is_turned_away_for_its_quality():
         ("that makes -7", "7", "7", "the trace does not reach the answer"),
     ],
 )
-def test_the_grader_decides_whether_answer_reference_and_trace_agree(thinking, answer, reference, fault):
-    assert quality_reason({**ROW, "thinking": thinking, "answer": answer, "reference": reference}) == fault
+def test_the_grader_decides_whether_answer_reference_and_trace_agree(thinking, answer, reference, fault, grader):
+    row = {**ROW, "thinking": thinking, "answer": answer, "reference": reference}
+    assert quality_reason(row, grader) == fault
 
 
 @pytest.mark.parametrize(

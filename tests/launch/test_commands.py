@@ -121,6 +121,9 @@ CURATE += ["--output", "{tmp}/run/train.jsonl"]
         ("sweep", ["s1_32b"], "no CONFIG of type SweepConfig"),
         ("plot", ["{tmp}/nonesuch.jsonl", "--out", "{tmp}/run"], "nonesuch.jsonl"),
         ("plot", ["{tmp}/no_json.jsonl", "--out", "{tmp}/run"], "no_json.jsonl"),
+        ("regrade", ["{tmp}/nonesuch.jsonl"], "nonesuch.jsonl"),
+        ("regrade", ["{tmp}/no_json.jsonl"], "no_json.jsonl"),
+        ("regrade", ["{tmp}/good.jsonl"], "no sample row"),
         ("convert", ["{tmp}/corrupt", "{tmp}/run"], "model.safetensors"),
         ("convert", ["{tmp}/directory", "{tmp}/run"], "is not a checkpoint"),
         ("convert", ["{tmp}/directory", "{tmp}/run", "--nonesuch", "1"], "Unrecognized options: --nonesuch"),
@@ -198,6 +201,7 @@ def test_help_explains_the_command_and_every_field(script, run, monkeypatch):
     from s1jax.checkpoint.convert import ConvertConfig
     from s1jax.decode.generate import GenerateConfig
     from s1jax.evaluate.conditions import EvaluateConfig
+    from s1jax.evaluate.regrade import RegradeConfig
     from s1jax.evaluate.sweep import SweepConfig
     from s1jax.train.config import TrainConfig
 
@@ -207,6 +211,7 @@ def test_help_explains_the_command_and_every_field(script, run, monkeypatch):
         evaluate=(EvaluateConfig, "s1_32b_math500"),
         generate=(GenerateConfig, None),
         plot=(plot.PlotConfig, None),
+        regrade=(RegradeConfig, None),
         sweep=(SweepConfig, "quickstart_budgets"),
         preflight=(TrainConfig, "s1_0_5b"),
         train=(TrainConfig, "quickstart"),

@@ -9,7 +9,7 @@ import statistics
 import numpy as np
 import pytest
 
-from s1jax.grading.grade import grade
+from s1jax.grading.pool import Grader
 from s1jax.results.metrics import (
     control,
     count_votes,
@@ -245,8 +245,10 @@ def test_voting_on_5276_real_responses_equals_every_subset(shared):
     text = (shared / "data" / "gsm8k_graded_responses.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in text.splitlines()]
     problems = collections.defaultdict(list)
-    for row in rows:
-        problems[row["problem_id"]].append(grade(row["response"].replace("\nA:", "\nAnswer:"), row["gold"]))
+    with Grader() as grader:
+        for row in rows:
+            extracted, verdict = grader.grade(row["response"], row["gold"])
+            problems[row["problem_id"]].append((extracted, verdict == "equal"))
     for graded in list(problems.values())[::7]:
         answers, correct = zip(*graded, strict=True)
         for k in (1, 2, 3, 4):

@@ -24,13 +24,30 @@ def test_sample_rows_read_back_as_written_without_unknown_columns(tmp_path):
 
 
 def test_rows_of_the_first_format_are_read_with_what_it_lacks_unknown(tmp_path):
-    later = {"weights", "tokenizer", "problem", "max_answer_tokens", "top_k", "top_p", "min_p", "dtype", "int8"}
+    later = {
+        "weights",
+        "tokenizer",
+        "problem",
+        "verdict",
+        "max_answer_tokens",
+        "top_k",
+        "top_p",
+        "min_p",
+        "dtype",
+        "int8",
+    }
     first = {name: value for name, value in sample().items() if name not in later} | {"config_hash": "c"}
     old, new = read_samples(write(tmp_path / "rows.jsonl", [first, sample()]))
     assert old == sample() | dict.fromkeys(later) and new == sample()
     assert not is_whole(old) and is_whole(new)
     assert [point["top_p"] for point in thinking_curve([old, new])] == [None, 1.0]
     assert read_samples(write(tmp_path / "again.jsonl", [old])) == [old]
+
+
+def test_rows_from_before_verdicts_are_whole_and_can_be_added_to(tmp_path):
+    before = {name: value for name, value in sample().items() if name != "verdict"}
+    (old,) = read_samples(write(tmp_path / "rows.jsonl", [before]))
+    assert old == sample() | {"verdict": None} and is_whole(old)
 
 
 def test_each_setting_is_part_of_the_key_of_a_row():
@@ -67,6 +84,8 @@ def test_a_torn_last_line_is_reported_and_left_out(tmp_path, caplog):
         (sample(seed="0"), "line 2: column seed holds '0', expected int"),
         (sample(num_ignore=True), "column num_ignore holds True"),
         (sample(correct=1), "column correct holds 1"),
+        (sample(verdict="right"), "column verdict holds 'right'"),
+        (sample(verdict="timed_out"), "verdict timed_out contradicts correct True"),
         (sample(extracted=1), "column extracted holds 1"),
         (sample(finish_reason="eos"), "column finish_reason holds 'eos'"),
         (sample(num_thinking_tokens=-8), "line 2: column num_thinking_tokens holds -8, expected a number from 0 to"),

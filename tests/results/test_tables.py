@@ -41,6 +41,12 @@ def test_a_table_warns_of_faults_of_more_than_a_tenth_of_the_samples(changes, wa
     assert len(found) == len(warnings) and all(map(str.__contains__, found, warnings))
 
 
+def test_a_table_warns_of_any_answer_that_could_not_be_compared_in_time():
+    rows = [sample(problem_id=f"p{i}", verdict="timed_out" if i < 2 else "equal", correct=i >= 2) for i in range(40)]
+    assert "warning: 2 answers could not be compared in time" in format_thinking_table(rows)
+    assert "in time" not in format_thinking_table(rows[2:])
+
+
 def test_a_title_names_each_setting_once_and_as_its_flag_does():
     rows = [sample(temperature=0.7, top_p=p) for p in (0.9, 1.0)] + [sample(temperature=1.0, top_p=1.0)]
     titles = [block.splitlines()[0] for block in format_thinking_table(rows).split("\n\n")]

@@ -28,8 +28,10 @@ def sample(**columns) -> SampleRow:
         "correct": True,
         "commit": "d",
     }
-    assert set(columns) <= set(row) == set(COLUMNS)
-    return row | columns
+    assert set(columns) <= set(row) | {"verdict"} == set(COLUMNS)
+    row |= columns
+    verdict = "no_answer" if row["extracted"] is None else "equal" if row["correct"] else "different"
+    return {name: (row | {"verdict": columns.get("verdict", verdict)})[name] for name in COLUMNS}
 
 
 def study_rows(benchmarks=("toy",), samples=1, budgets=(0, 16, 32, 64), waits=(1, 2), models=("m",), natural=50):
