@@ -5,15 +5,18 @@ Training rows, the pool of curation and problems read their columns by these rul
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any
 
-from s1jax.data.chat import check_text
+from s1jax.data.encoder import check_text
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.terminal import shortened
+
+logger = logging.getLogger(__name__)
 
 SYSTEM_COLUMNS = ("system", "system_prompt")
 # Columns whose content belongs to a question: without it the question has another answer, or none.
@@ -90,3 +93,9 @@ def _kind(value: Any) -> str:
     if isinstance(value, int | float | Decimal):
         return "NaN" if value != value else "infinite" if is_missing(value) else "a number"
     return {"dict": "an object", "list": "a list"}.get(type(value).__name__, f"of type {type(value).__name__}")
+
+
+def log_unread(source: str, names: Iterable[str], read: Iterable[str]) -> None:
+    """Say which columns of a source are not read, if there are any."""
+    if unread := sorted({*names} - {*read}):
+        logger.info("%s: columns that are not read: %s", source, shortened(", ".join(unread), quotes=False))

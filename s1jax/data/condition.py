@@ -9,10 +9,12 @@ import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from s1jax.data.chat import check_text
+from s1jax.data.encoder import check_text
+from s1jax.data.thinking_format import AUTO, END, find_format
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.fields import check_types
 from s1jax.runtime.precision import DType, Int8
+from s1jax.runtime.terminal import shortened
 
 LARGEST = 2**31 - 1
 """The largest integer that devices hold: counts and seeds are int32."""
@@ -52,12 +54,27 @@ class TraceSettings:
     """What is stored in 8 bits: `weights`, `cache` or both."""
     method: Method = "budget_forcing"
     """How the amount of thinking is controlled."""
+    thinking_format: str = AUTO
+    """What opens and ends thinking: s1, think (`<think>...</think>`), openthinker, steps, or a pair of texts of your own, OPEN...END.
+    auto: the format that the tokenizer is made for. A row holds the format, never auto."""
+    wrap_up: str = "Final Answer:"
+    """Text that is written behind the end of thinking if the budget ended it. `{end}` in it stands for the end, so that text may also
+    stand before it. If empty, the end stands alone."""
+    prompt_suffix: str = ""
+    """Text behind each question, after a blank line."""
+    system_prompt: str = ""
+    """System prompt. If empty, the chat template writes its own, or none."""
 
     def __post_init__(self) -> None:
         check_types(self)
         check_integer("top_k", self.top_k)
         check_integer("max_answer_tokens", self.max_answer_tokens, least=1)
-        check_text("ignore_text", self.ignore_text)
+        for name in ("ignore_text", "wrap_up", "prompt_suffix", "system_prompt"):
+            check_text(name, getattr(self, name))
+        if self.thinking_format != AUTO:
+            find_format(self.thinking_format)
+        if self.wrap_up.count(END) > 1:
+            raise UserError(f"wrap_up is {shortened(self.wrap_up)}; it may hold {END} once")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise UserError(f"temperature is {self.temperature}; it must be finite and not negative")
         if not 0 < self.top_p <= 1:

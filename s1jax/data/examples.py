@@ -18,6 +18,7 @@ from jaxtyping import Bool, Int
 
 from s1jax.data.chat import ChatFormat, LossOn
 from s1jax.data.rows import TrainingRow
+from s1jax.data.thinking_format import AUTO, find_format
 from s1jax.model.config import ModelConfig
 from s1jax.runtime.command import listed
 from s1jax.runtime.errors import UserError
@@ -41,6 +42,8 @@ class DataConfig:
     """What happens to longer examples: `error` refuses to start, `truncate` cuts off their end."""
     loss_on: LossOn = "reasoning_and_answer"
     """Which part of an example is trained on."""
+    thinking_format: str = AUTO
+    """How thinking is written: s1, think, openthinker, a pair of texts OPEN...END, or auto (see `TraceSettings`)."""
     loss_average: LossAverage = "sequence"
     """How a batch is averaged: `sequence` gives every example the same weight, as the paper's trainer does; `token` every token."""
     batch_size: int = 16
@@ -71,6 +74,10 @@ class DataConfig:
         ):  # fmt: skip
             if (value := getattr(self, name)) is not None and value < smallest:
                 raise UserError(f"{name} is {value}: it must be at least {smallest}")
+        if self.thinking_format != AUTO and find_format(self.thinking_format).forced_ends:
+            raise UserError(
+                f"thinking_format {self.thinking_format} is for decoding only: training rows are not cut into steps"
+            )
         if self.num_row_lengths > MAX_ROW_LENGTHS:
             raise UserError(f"num_row_lengths is {self.num_row_lengths}: it must be at most {MAX_ROW_LENGTHS}")
         if self.seed >= 2**32:

@@ -55,6 +55,9 @@ _COMPLETION_COLUMNS = tuple(
     for question in ("prompt", "instruction", *_QUESTION_COLUMNS)
     for completion in ("completion", "response", "output", "answer", "solution")
 )
+_PAIRS = (*_TRACE_COLUMNS, *_COMPLETION_COLUMNS)
+COLUMNS = {name for pair in _PAIRS for name in pair} | {*_QUESTION_COLUMNS, *_TURN_COLUMNS, *SYSTEM_COLUMNS, "input"}
+"""All columns that a layout may read."""
 _SPEAKERS = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "model": "assistant"}
 _SPEAKERS |= {"system": "system", "developer": "system"}
 _TRACE_FIELDS = ("reasoning_content", "reasoning", "thinking")

@@ -13,13 +13,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
-from s1jax.data.columns import first_column, text_of
+from s1jax.data import layouts
+from s1jax.data.columns import first_column, log_unread, text_of
 from s1jax.data.layouts import Parts, find_parts
 from s1jax.data.row_files import raw_rows
 from s1jax.runtime.command import counted
 from s1jax.runtime.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+# Names of these columns in public data.
+_DETAILS = {
+    "reference": ("reference", "solution"),
+    "source": ("source", "source_type"),
+    "domain": ("domain", "cot_type"),
+}
 
 
 class TrainingRow(TypedDict):
@@ -44,10 +52,12 @@ def read_rows(source: str) -> tuple[list[TrainingRow], list[dict[str, Any]]]:
     rows: list[TrainingRow] = []
     rejects: list[dict[str, Any]] = []
     num_system_prompts = 0
+    names: set[str] = set()
     for file, number, columns, line in raw_rows(source):
         try:
             if isinstance(columns, UserError):
                 raise columns
+            names |= columns.keys()
             parts = find_parts(columns)
             rows.append(_training_row(columns, parts))
             num_system_prompts += parts.has_system_prompt
@@ -58,6 +68,7 @@ def read_rows(source: str) -> tuple[list[TrainingRow], list[dict[str, Any]]]:
         reasons = Counter(reject["reason"] for reject in rejects).most_common(3)
         found = "; ".join(f"{reason} ({count} x)" for reason, count in reasons) or "it is empty"
         raise UserError(f"{source} holds no usable training row: {found}")
+    log_unread(source, names, {*layouts.COLUMNS, "id", *(name for names in _DETAILS.values() for name in names)})
     if num_system_prompts:
         with_prompts = counted(num_system_prompts, "row")
         logger.warning("%s: %s with a system prompt: it is left out, the chat format has its own", source, with_prompts)
@@ -83,7 +94,7 @@ def _training_row(columns: dict[str, Any], parts: Parts) -> TrainingRow:
         question=parts.question,
         thinking=parts.thinking,
         answer=parts.answer,
-        reference=text("reference", "solution", number=True),
-        source=text("source", "source_type"),
-        domain=text("domain", "cot_type"),
+        reference=text(*_DETAILS["reference"], number=True),
+        source=text(*_DETAILS["source"]),
+        domain=text(*_DETAILS["domain"]),
     )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -123,17 +124,20 @@ def load_engine(
     int8: tuple[Int8, ...] = (),
     attention: CacheBackend | None = None,
     num_rows: int = 8,
+    chat: ChatFormat | None = None,
 ) -> tuple[Engine, ChatFormat]:
     """Load a model onto a mesh. Return an engine that decodes with it, and the format that encodes its prompts.
+
+    `chat` is that format if the caller has built it already. Otherwise it is the one that the model's tokenizer is made for.
 
     `dtype` is the dtype of weights and computation, `int8` says what is stored in 8 bits instead, and `attention` is the backend of
     attention over caches (None: the default of the hardware). In `mesh`, `data` and `tensor` may both be -1: `share_out` divides the
     devices. `num_rows` is the number of rows for `Engine.submit`; streams choose their own.
-    Raises UserError if the tokenizer lacks the delimiters or does not belong to the model.
+    Raises UserError if the tokenizer does not show how its model thinks, or does not belong to the model.
     """
     rules = rules or ShardingRules()
     num_kv_heads = source.model_config(dtype).num_kv_heads
-    chat = ChatFormat.of(load_tokenizer(source))
+    chat = chat or ChatFormat.of(load_tokenizer(source))
     devices = make_mesh(share_out(mesh, num_kv_heads, jax.device_count()))
     if num_kv_heads % (tensor := devices.shape["tensor"]) and is_first_process():
         logger.warning(
@@ -144,7 +148,9 @@ def load_engine(
     config, params = load_model(
         source, devices, rules, "per_layer", dtype, dtype, store="int8" if "weights" in int8 else None
     )
-    vocabulary = make_vocabulary(chat.delimiters, chat.newline_ids, config.vocab_size)
+    vocabulary = make_vocabulary(chat.delimiters, chat.token_texts, chat.added_tokens, config.vocab_size)
+    # Until forced delimiters belong to requests.
+    vocabulary = vocabulary._replace(final_answer=jnp.array(chat.encode_final("Final Answer:"), jnp.int32))
     to_text = functools.partial(chat.decode, skip_special_tokens=True)
     model = LoadedModel(dataclasses.replace(config, int8=int8), params, rules, devices, vocabulary, attention, to_text)
     return Engine(model, num_rows), chat

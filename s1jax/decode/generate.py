@@ -5,18 +5,18 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, TextIO
 
 import tyro
 
-from s1jax.checkpoint.source import resolve_source
-from s1jax.data.chat import ChatFormat, check_text
+from s1jax.checkpoint.source import load_tokenizer, resolve_source
+from s1jax.data.chat import ChatFormat
 from s1jax.data.condition import Condition, check_integer
+from s1jax.data.encoder import check_text
 from s1jax.decode.engine import Engine, load_engine
-from s1jax.decode.questions import read_questions
-from s1jax.decode.request import Completion, Request
+from s1jax.decode.questions import read_questions, request_of
+from s1jax.decode.request import Completion
 from s1jax.ops.attention import CacheBackend
 from s1jax.runtime.command import counted
 from s1jax.runtime.errors import UserError
@@ -65,7 +65,12 @@ def generate(config: GenerateConfig, out: TextIO) -> list[Completion]:
     condition = config.condition
     questions = read_questions(config.prompts) if config.prompt is None else [config.prompt]
     source = resolve_source(config.model)
-    engine, chat = load_engine(source, condition.dtype, int8=condition.int8, attention=config.attention, num_rows=1)
+    chat = ChatFormat.of(
+        load_tokenizer(source), condition.thinking_format, condition.system_prompt, condition.prompt_suffix
+    )
+    engine, _ = load_engine(
+        source, condition.dtype, int8=condition.int8, attention=config.attention, num_rows=1, chat=chat
+    )
     completions: list[Completion] = []
     for number, question in enumerate(questions, start=1):
         if config.prompts is not None and not config.json:
@@ -83,9 +88,8 @@ def generate(config: GenerateConfig, out: TextIO) -> list[Completion]:
 
 def _answer(engine: Engine, chat: ChatFormat, question: str, config: GenerateConfig, out: TextIO) -> Completion:
     condition = config.condition
-    prompt, ignore_ids = chat.encode_prompt(question), chat.encode_text(condition.ignore_text)
-    ticket = engine.submit(Request(tuple(prompt), condition, tuple(ignore_ids), seed=config.seed))
-    stream = TranscriptStream(chat.decode, io.StringIO() if config.json else out)
+    ticket = engine.submit(request_of(chat, question, condition, seed=config.seed))
+    stream = TranscriptStream(chat, io.StringIO() if config.json else out)
     started = time.monotonic()
     try:
         while not (finished := engine.step(STEPS_PER_UPDATE)):
@@ -122,8 +126,8 @@ class TranscriptStream:
     On a terminal injected text has a colour. Elsewhere, or if NO_COLOR is set, it stands in [[double brackets]].
     """
 
-    def __init__(self, decode: Callable[..., str], out: TextIO):
-        self.decode, self.out = decode, out
+    def __init__(self, chat: ChatFormat, out: TextIO):
+        self.chat, self.out = chat, out
         self.color = out.isatty() and not os.environ.get("NO_COLOR")
         self.shown = 0
         self.heading = ""
@@ -138,7 +142,7 @@ class TranscriptStream:
             kind = self._kind(completion, self.shown)
             end = next((i for i in range(self.shown, size) if self._kind(completion, i) != kind), size)
             ids = completion.tokens[self.shown : end]
-            text = self.decode(ids, skip_special_tokens=kind != "thinking")
+            text = self.chat.decode(ids, skip_special_tokens=kind == "answer")
             # An injected string is marked as a whole, so it waits for the token after it.
             if end == size and not whole and (kind in ("injected", "delimiter") or text.endswith("\ufffd")):
                 break
@@ -170,7 +174,7 @@ class TranscriptStream:
             self.out.write(before + (f"{RESET}{BOLD}{bar}{RESET}" if self.color else bar) + "\n")
             self.heading, self.last = heading, ""
         if kind == "delimiter":
-            text = text.lstrip("\n").removeprefix("answer").lstrip("\n")
+            text = text.replace(self.chat.thinking.answer, "", 1).lstrip("\n")
         if not self.last:
             text = text.lstrip("\n")  # no blank line below the heading
         if not text:

@@ -1,6 +1,6 @@
 """A model that is ready to decode: its parameters on a mesh, and the token ids that decoding must know."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jaxtyping import Bool
 
 from s1jax.data.chat import Delimiters
 from s1jax.decode.budget import Vocabulary
@@ -59,6 +58,8 @@ class LoadedModel:
                 f"a prompt of {len(request.prompt)} tokens, its thinking and its answer need {total} positions; the model has {context}, "
                 f"its context length: lower max_thinking_tokens or max_answer_tokens, by {total - context} together, or shorten the prompt"
             )
+        if request.final_ids and not np.array_equal(request.final_ids, self.vocabulary.final_answer):
+            raise UserError("another wrap_up than 'Final Answer:' cannot be decoded yet")
         if request.stop and self.to_text is None:
             raise UserError("stop strings need `to_text`: the engine has no tokenizer to read text with")
 
@@ -69,22 +70,25 @@ def fetch(tree: Any) -> Any:
 
 
 def make_vocabulary(
-    delimiters: Delimiters, ends_in_newline: Bool[np.ndarray, " num_tokens"], vocab_size: int
+    delimiters: Delimiters, token_texts: Sequence[str], added_tokens: Mapping[str, int], vocab_size: int
 ) -> Vocabulary:
     """Return the ids that decoding must know.
 
-    `ends_in_newline` says for each of the tokenizer's ids whether its text does. `vocab_size` is the model's. It may exceed the number of
-    these ids; the ids between have no text. It is not below (`load_tokenizer`).
+    `token_texts` are the texts of the tokenizer's ids. `vocab_size` is the model's. It may exceed the number of these ids; the ids between
+    have no text. It is not below (`load_tokenizer`). Raises UserError if an end of thinking is no single token.
     """
-    num_tokens = len(ends_in_newline)
+    num_tokens = len(token_texts)
     ids = np.arange(vocab_size)
+    if several := [text for text in delimiters.end_thinking if text not in added_tokens]:
+        raise UserError(f"thinking that ends with {several[0]!r}, which is no single token, cannot be decoded yet")
+    ends_in_newline = np.array([text.endswith("\n") for text in token_texts])
     return Vocabulary(
         exists=jnp.array(ids < num_tokens),
-        ends_thinking=jnp.array(np.isin(ids, delimiters.end_thinking)),
+        ends_thinking=jnp.array(np.isin(ids, [added_tokens[text] for text in delimiters.end_thinking])),
         ends_answer=jnp.array(np.isin(ids, delimiters.end_answer)),
         ends_in_newline=jnp.pad(jnp.array(ends_in_newline), (0, vocab_size - num_tokens)),
         answer=jnp.array(delimiters.answer, jnp.int32),
         newline=jnp.array(delimiters.newline, jnp.int32),
-        final_answer=jnp.array(delimiters.final_answer, jnp.int32),
+        final_answer=jnp.array(delimiters.answer, jnp.int32),
         pad=jnp.array(delimiters.pad, jnp.int32),
     )

@@ -1,16 +1,31 @@
-"""Questions for `generate`: from a file, from standard input, or asked for at the terminal."""
+"""Questions: from a file, from standard input, or asked for at the terminal; and as requests to an engine."""
 
 import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
-from s1jax.data.chat import check_text
+from s1jax.data.chat import ChatFormat
+from s1jax.data.columns import check_whole_question, filled_text_of, first_column
+from s1jax.data.condition import Condition
+from s1jax.decode.request import Request
 from s1jax.runtime import jsonl
 from s1jax.runtime.errors import UserError
 
 COLUMNS = ("question", "problem", "prompt")
-"""Names of the question in a JSON object. The first one that holds text is used."""
+"""Names of the question in a JSON object. The first one that holds something is used."""
+
+
+def request_of(chat: ChatFormat, question: str, condition: Condition, **fields: Any) -> Request:
+    """Return the request to think about a question and answer it. `fields` are further fields of a `Request`."""
+    return Request(
+        prompt=tuple(chat.encode_prompt(question)),
+        condition=condition,
+        ignore_ids=tuple(chat.encode_text(condition.ignore_text)),
+        final_ids=tuple(chat.encode_final(condition.wrap_up)),
+        **fields,
+    )
 
 
 def read_questions(source: str | None) -> Iterator[str]:
@@ -31,6 +46,12 @@ def read_questions(source: str | None) -> Iterator[str]:
     except OSError as error:
         raise UserError(f"{source} cannot be read: {error.strerror}") from None
     jsonl.check_text_file(source, content[:512])
+    if (
+        content.lstrip()[:1] in (b"[", b"{")
+        and not isinstance(jsonl.value_of(content), UserError)
+        and b"\n" in content.strip()
+    ):
+        raise UserError(f"{source} is one JSON value over several lines: write one JSON object per line")
     if not (questions := list(_questions(content.splitlines(), source))):
         raise UserError(f"{source} holds no questions")
     return iter(questions)
@@ -57,8 +78,11 @@ def _questions(lines: Iterable[bytes], name: str) -> Iterator[str]:
             raise UserError(f"{where} is {row}")
         if not text:
             continue
-        question = next((row[column] for column in COLUMNS if isinstance(row.get(column), str)), "")
-        if not question.strip():
-            raise UserError(f"{where}: a JSON object needs text in {' or '.join(COLUMNS)}")
-        check_text(where, question)
+        try:
+            if (column := first_column(row, COLUMNS)) is None:
+                raise UserError(f"a JSON object needs text in {' or '.join(COLUMNS)}")
+            question = filled_text_of(column, row[column])
+            check_whole_question(row, used=())
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
         yield question

@@ -7,8 +7,8 @@ point is decoded as a fork of the trace. Counts are in tokens.
 from dataclasses import dataclass
 from typing import Literal
 
-from s1jax.data.chat import check_text
 from s1jax.data.condition import AnswerEnd, Condition, Limits, check_integer
+from s1jax.data.encoder import check_text
 from s1jax.runtime.errors import UserError
 
 FinishReason = AnswerEnd | Literal["unfinished", "stop_string"]
@@ -25,6 +25,8 @@ class Request:
     """How to think and answer, with the limits of the trace."""
     ignore_ids: tuple[int, ...] = ()
     """Ids of the condition's `ignore_text`. If empty, another token is drawn in place of an attempt to end thinking."""
+    final_ids: tuple[int, ...] = ()
+    """Ids of the delimiter that is forced when the budget ends the thinking, without a line break before it."""
     points: tuple[Limits, ...] = ()
     """Where answers are wanted, none above the limits of the trace. If empty: where the trace ends."""
     thinks: bool = True

@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from s1jax.data.condition import Condition, Limits, TraceSettings, check_integer
+from s1jax.data.encoder import check_text
 from s1jax.ops.attention import CacheBackend
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.fields import InputPath, OutputPath, check_types
@@ -41,6 +42,8 @@ class DecodingConfig:
         check_types(self)
         if not self.output:
             raise UserError("output is empty; name the file of sample rows")
+        if isinstance(self.model, str):  # it may be missing: the command line gives it
+            check_text("the name of the model", self.model)
         for name in ("num_rows", "limit"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"{name} is {value}; it must be at least 1")

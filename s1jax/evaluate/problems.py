@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from s1jax.data.chat import check_text
 from s1jax.data.columns import SYSTEM_COLUMNS, check_whole_question, columns_of, filled_text_of, first_column
+from s1jax.data.encoder import check_text
 from s1jax.evaluate.choices import find_choices
 from s1jax.runtime import jsonl
 from s1jax.runtime.command import counted, listed

@@ -21,10 +21,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from s1jax.checkpoint.source import Source, resolve_source
+from s1jax.checkpoint.source import Source, load_tokenizer, resolve_source
 from s1jax.data.chat import ChatFormat
 from s1jax.data.condition import Condition
 from s1jax.decode.engine import Engine, load_engine
+from s1jax.decode.questions import request_of
 from s1jax.decode.request import Completion, Request
 from s1jax.evaluate.conditions import DecodingConfig, EvaluateConfig, Trace
 from s1jax.evaluate.problems import Problem, read_problems
@@ -102,6 +103,8 @@ def _write_missing(config: DecodingConfig, trace: Trace, num_samples: int, preem
     problems = every_problem[: config.limit]
     weights, tokenizer = everywhere(lambda: (source.fingerprint, source.tokenizer_fingerprint))
     check_same((weights, tokenizer), "model")
+    chat = everywhere(lambda: _chat_format(source, trace.condition))
+    trace = Trace(tuple(replace(c, thinking_format=chat.thinking.name) for c in trace.conditions))
     shared = dict(
         model=short_path(config.model), weights=weights, tokenizer=tokenizer, seed=config.seed, commit=commit()
     )
@@ -120,7 +123,7 @@ def _write_missing(config: DecodingConfig, trace: Trace, num_samples: int, preem
         return asked
     # The longest traces begin first, so that none is left alone at the end.
     jobs.sort(key=lambda job: -job.trace.condition.max_thinking_tokens)
-    engine, chat, requests = _prepare(config, source, trace.condition, jobs)
+    engine, requests = _prepare(config, source, chat, trace.condition, jobs)
     waiting: deque[list[tuple[SampleRow, Future[Grade]]]] = deque()  # rows that are decoded, and perhaps not graded yet
     with (
         jsonl.Appender(output) as file,
@@ -210,19 +213,24 @@ def _read_keys(output: Path, problems: Sequence[Problem]) -> Keys:
     return {row_key(row) for row in rows}
 
 
+def _chat_format(source: Source, condition: Condition) -> ChatFormat:
+    settings = condition.thinking_format, condition.system_prompt, condition.prompt_suffix
+    return ChatFormat.of(load_tokenizer(source), *settings)
+
+
 def _prepare(
-    config: DecodingConfig, source: Source, condition: Condition, jobs: Sequence[_Job]
-) -> tuple[Engine, ChatFormat, list[Request]]:
-    """Return the engine, the chat format, and a request for each job. Raises UserError if a request does not fit the model."""
-    engine, chat = load_engine(source, condition.dtype, config.mesh, config.rules, condition.int8, config.attention)
-    ignore_ids = tuple(chat.encode_text(condition.ignore_text))
-    encode = functools.cache(chat.encode_prompt)  # a problem may have many samples
+    config: DecodingConfig, source: Source, chat: ChatFormat, condition: Condition, jobs: Sequence[_Job]
+) -> tuple[Engine, list[Request]]:
+    """Return the engine, and a request for each job. Raises UserError if a request does not fit the model."""
+    engine, _ = load_engine(
+        source, condition.dtype, config.mesh, config.rules, condition.int8, config.attention, chat=chat
+    )
+    ask = functools.cache(lambda question: request_of(chat, question, condition))  # a problem may have many samples
     requests = []
     for job in jobs:
-        request = Request(
-            tuple(encode(job.problem.question)),
-            job.trace.condition,
-            ignore_ids,
+        request = replace(
+            ask(job.problem.question),
+            condition=job.trace.condition,
             points=tuple(point.limits for point in job.trace.conditions),
             seed=config.seed,
             # A number of the problem itself, so that its place in the list changes nothing.
@@ -234,4 +242,4 @@ def _prepare(
         except UserError as error:
             raise UserError(f"problem {job.problem.problem_id}: {error}") from None
         requests.append(request)
-    return engine, chat, requests
+    return engine, requests

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from s1jax.data.chat import END_OF_TEXT, IM_END, IM_START
+from s1jax.data.thinking_format import END_OF_TEXT, IM_END, IM_START
 
 _ANSWER_BEGINS = re.compile(f"{re.escape(IM_START)}answer|</think>|<\\|end_of_thought\\|>")
 _ANSWER_ENDS = re.compile(

@@ -187,10 +187,8 @@ class ModelConfig:
             length = hf.get("original_max_position_embeddings") or given.get("original_max_position_embeddings")
             given["original_max_position_embeddings"] = length or values["max_position_embeddings"]
             yarn = YarnConfig(**given)
-            if yarn.factor * yarn.original_max_position_embeddings >= 2**31:
-                raise UserError(
-                    f"factor {yarn.factor} of yarn extends the context to 2**31 tokens or more: give a smaller one"
-                )
+            if not math.isfinite(yarn.factor * yarn.original_max_position_embeddings):
+                raise UserError(f"factor {yarn.factor} of yarn extends the context without end: give a smaller one")
         shape = {ours: values[theirs] for theirs, ours in HF_NAMES.items()}
         return cls(**shape, yarn=yarn, family=family, dtype=dtype)
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from s1jax.checkpoint.source import resolve_source
-from s1jax.data.chat import MADE_UP_DELIMITERS
+from s1jax.data.chat import MADE_UP_DELIMITERS, MADE_UP_TOKENS, made_up_texts
 from s1jax.data.condition import Condition, Limits
 from s1jax.decode.engine import Engine, load_engine
 from s1jax.decode.loaded import LoadedModel, make_vocabulary
@@ -67,7 +67,8 @@ def random_engine(config: ModelConfig, mesh: MeshConfig, attention: CacheBackend
         params = init_params(floats, rules, "per_layer", devices, seed=0, dtype=config.dtype)
         if "weights" in config.int8:
             params = quantize_matrices(params, "int8")
-    vocabulary = make_vocabulary(MADE_UP_DELIMITERS, np.arange(config.vocab_size) == 4, config.vocab_size)
+    tokens = made_up_texts(config.vocab_size), MADE_UP_TOKENS
+    vocabulary = make_vocabulary(MADE_UP_DELIMITERS, *tokens, config.vocab_size)
     return Engine(LoadedModel(config, params, rules, devices, vocabulary, attention))
 
 

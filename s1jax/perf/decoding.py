@@ -6,9 +6,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from s1jax.data.chat import MADE_UP_DELIMITERS
+from s1jax.data.chat import MADE_UP_DELIMITERS, MADE_UP_TOKENS, made_up_texts
 from s1jax.data.condition import Condition
 from s1jax.decode.batch import capacity_for
 from s1jax.decode.loaded import make_vocabulary
@@ -77,8 +76,8 @@ def compile_decode(
 
     static = dict(config=config, rules=rules)
     with jax.set_mesh(mesh):
-        newline = np.zeros(config.vocab_size, bool)
-        vocabulary = jax.eval_shape(partial(make_vocabulary, MADE_UP_DELIMITERS, newline, config.vocab_size))
+        tokens = made_up_texts(config.vocab_size), MADE_UP_TOKENS
+        vocabulary = jax.eval_shape(partial(make_vocabulary, MADE_UP_DELIMITERS, *tokens, config.vocab_size))
         rows = empty_rows(num_rows, IGNORE_WIDTH)
         prompts = empty_prompts.eval_shape(**static, num_prompts=num_rows, capacity=prompt_capacity)
         sizes = dict(num_rows=num_rows, capacity=capacity, ignore_width=IGNORE_WIDTH)

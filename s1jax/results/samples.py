@@ -55,6 +55,8 @@ KEY = (*SETTING, "problem_id", "seed", "sample_index")
 
 # Columns that came after the first format of rows. A row that lacks one is read, and holds None there.
 _LATER = {"weights", "tokenizer", "problem", "verdict"} | CONDITION.keys() - {*POINT, "temperature", "method"}
+# Settings that every answer had before they became columns.
+_ONCE = {"thinking_format": "s1", "wrap_up": "Final Answer:", "prompt_suffix": "", "system_prompt": ""}
 
 
 def pick(row: Mapping[str, Any], columns: Sequence[str]) -> tuple[Any, ...]:
@@ -91,7 +93,7 @@ def read_samples(path: str | Path) -> list[SampleRow]:
     for number, row in jsonl.read(path):
         if fault := _find_fault(row):
             raise UserError(f"{path}: line {number}: {fault}")
-        row = {name: row.get(name) for name in COLUMNS}
+        row = {name: row.get(name, _ONCE.get(name)) for name in COLUMNS}
         row["int8"] = None if row["int8"] is None else tuple(row["int8"])
         key = row_key(row)
         if key in seen:

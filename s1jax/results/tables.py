@@ -8,7 +8,7 @@ from typing import Any
 from s1jax.results.metrics import Point, summarise_curves, thinking_curve, voting_curve
 from s1jax.results.samples import CURVE, SETTING, SampleRow, pick
 from s1jax.runtime.command import counted
-from s1jax.runtime.terminal import visible
+from s1jax.runtime.terminal import shortened, visible
 
 WARN_ABOVE = 0.1
 """A table warns of a fault if more than this share of a point's samples have it."""
@@ -75,7 +75,9 @@ def _column_text(name: str, value: Any) -> str:
         return f"{name} {value[:6]}"
     if name == "int8":
         return f"int8 {' and '.join(value)}" if value else "no int8"
-    text = f"{value:g}" if isinstance(value, float) else f"{value}"
+    if name in ("wrap_up", "prompt_suffix", "system_prompt"):
+        value = shortened(value, length=40)
+    text = f"{value:g}" if isinstance(value, float) else visible(f"{value}")
     return f"{'answer limit' if name == 'max_answer_tokens' else name.replace('_', '-')} {text}"
 
 

@@ -17,10 +17,12 @@ from s1jax.train.step import StepConfig
 
 Frozen = Literal["float", "int8", "nf4"]
 
-# Fields that a resumed run may change: they affect only rounding, or a content hash covers them (`model` and `data.source`).
+# Fields that a resumed run may change: they affect only rounding, or a content hash covers them (`model`, and of `data` `source` and
+# `thinking_format`).
 NEUTRAL_FIELDS = {
-    "model", "output", "data.source", "data.pack", "data.row_length", "data.rows_per_micro_batch", "data.pad_multiple",
-    "data.num_row_lengths", "mesh", "rules", "step", "export_dtype", "eval_source", "eval_every", "save_every", "keep", "trackers",
+    "model", "output", "data.source", "data.thinking_format", "data.pack", "data.row_length", "data.rows_per_micro_batch",
+    "data.pad_multiple", "data.num_row_lengths", "mesh", "rules", "step", "export_dtype", "eval_source", "eval_every", "save_every",
+    "keep", "trackers",
 }  # fmt: skip
 
 

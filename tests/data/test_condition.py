@@ -24,6 +24,14 @@ def test_conditions_are_equal_however_their_int8_is_written():
         (dict(top_p=0.9), "top_p 0.9 has no effect"),
         (dict(min_p=0.1, temperature=0), "min_p 0.1 has no effect"),
         (dict(method="none"), "method is 'none'"),
+        (
+            dict(thinking_format="thinking"),
+            "thinking_format is 'thinking': it must be auto, s1, think, openthinker, steps or",
+        ),
+        (dict(wrap_up="{end}{end}"), "wrap_up is '{end}{end}'; it may hold {end} once"),
+        (dict(wrap_up="\ud800"), "wrap_up is not valid Unicode"),
+        (dict(system_prompt="\ud800"), "system_prompt is not valid Unicode"),
+        (dict(prompt_suffix="\ud800"), "prompt_suffix is not valid Unicode"),
         (dict(int8=("weight",)), r"int8 is \('weight',\): it must be a tuple, each item one of weights, cache"),
     ],
 )

@@ -35,4 +35,4 @@ def test_the_base_tokenizer_has_short_delimiters_single_digits_and_room_in_the_v
     engine, chat = base
     assert len(chat.delimiters.think) == len(chat.delimiters.answer) == 2 and len(chat.encode_text("Wait")) == 1
     assert len(chat.encode_text("12345")) == 5
-    assert len(chat.tokenizer) < engine.model.config.vocab_size
+    assert len(chat.token_texts) < engine.model.config.vocab_size

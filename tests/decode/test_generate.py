@@ -7,10 +7,11 @@ import json
 
 import pytest
 
+from s1jax.data.chat import ChatFormat
 from s1jax.data.condition import Condition
 from s1jax.decode import generate
 from s1jax.decode.request import Completion
-from tests.support.tokenizers import byte_tokenizer
+from tests.support.tokenizers import byte_tokenizer, qwq_tokenizer
 
 DELIMITER, BUDGET_DELIMITER = "<|im_start|>answer", "\n<|im_start|>answer\nFinal Answer:"
 
@@ -20,15 +21,15 @@ class Terminal(io.StringIO):
         return True
 
 
-def transcript(out, thinking, delimiter, answer, num_answer=0):
+def transcript(out, thinking, delimiter, answer, num_answer=0, tokenizer=None):
     """What `out` holds after this completion was streamed, token by token. `num_answer` is the number of answer tokens."""
-    tokenizer = byte_tokenizer()
+    tokenizer = tokenizer or byte_tokenizer()
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (thinking, delimiter, answer)]
     tokens, forced = (
         tuple(itertools.chain(*ids)),
         (False,) * len(ids[0]) + (True,) * len(ids[1]) + (False,) * len(ids[2]),
     )
-    stream = generate.TranscriptStream(tokenizer.decode, out)
+    stream = generate.TranscriptStream(ChatFormat.of(tokenizer), out)
     for n in range(1, len(tokens) + 1):
         completion = Completion(tokens[:n], forced[:n], min(n, len(ids[0])), 0, num_answer, "unfinished")
         stream.show(completion, whole=n == len(tokens))
@@ -49,6 +50,19 @@ def test_off_a_terminal_forced_text_is_in_brackets_and_nothing_is_blank(thinking
     assert transcript(io.StringIO(), thinking, delimiter, answer) == text
 
 
+@pytest.mark.parametrize(
+    ("delimiter", "answer", "shown"),
+    [
+        ("</think>", "\n\n6", "6"),
+        ("\n</think>\n\nFinal Answer:", " 6", "[[Final Answer:]] 6"),
+        ("\nTime is up.\n</think>\n\n", "6", "[[Time is up.\n\n\n]]6"),
+    ],
+)
+def test_the_tags_of_another_format_are_not_shown(delimiter, answer, shown):
+    text = transcript(io.StringIO(), "hm", delimiter, answer + "<|im_end|>", tokenizer=qwq_tokenizer())
+    assert text == f"--- thinking ---\nhm\n--- answer ---\n{shown}\n"
+
+
 def test_an_answer_of_tokens_without_text_is_called_blank():
     text = transcript(io.StringIO(), "hm", BUDGET_DELIMITER, " \n", num_answer=2)
     assert text == "--- thinking ---\nhm\n--- answer ---\n[[Final Answer:]] \n (blank answer)\n"
@@ -59,7 +73,7 @@ def test_an_interrupted_stream_says_so_and_leaves_no_colour(monkeypatch):
     for out, end in ((io.StringIO(), "so (interrupted)\n"), (Terminal(), f"so{generate.RESET} (interrupted)\n")):
         tokenizer = byte_tokenizer()
         ids = tokenizer("so", add_special_tokens=False)["input_ids"]
-        stream = generate.TranscriptStream(tokenizer.decode, out)
+        stream = generate.TranscriptStream(ChatFormat.of(tokenizer), out)
         stream.show(Completion(tuple(ids), (False,) * 2, 2, 0, 0, "unfinished"))
         stream.close(" (interrupted)")
         assert out.getvalue().endswith(end)
@@ -140,7 +154,7 @@ def test_streaming_a_character_waits_for_all_its_bytes():
     tokenizer = byte_tokenizer()
     ids = tokenizer("é→🙂", add_special_tokens=False)["input_ids"]
     out = io.StringIO()
-    stream = generate.TranscriptStream(tokenizer.decode, out)
+    stream = generate.TranscriptStream(ChatFormat.of(tokenizer), out)
     for n in range(1, len(ids) + 1):
         stream.show(Completion(tuple(ids[:n]), (False,) * n, n, 0, 0, "unfinished"))
     assert out.getvalue() == "--- thinking ---\né→🙂"

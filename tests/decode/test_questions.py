@@ -37,7 +37,11 @@ def test_a_line_is_a_question_or_a_json_object_with_one(tmp_path, monkeypatch):
         (b'{"question": "1 + 1', "line 1 is not JSON: "),
         (b'{"text": "1 + 1?"}', "line 1: a JSON object needs text in question or problem or prompt"),
         (b'{"question": " "}', "line 1: a JSON object needs text"),
-        (b'{"question": "a\\ud800"}', "line 1 is not valid Unicode"),
+        (b'{"question": "a\\ud800"}', "line 1: question is not valid Unicode"),
+        (b'{"question": 5}', "line 1: question is not text but a number"),
+        (b'{"question": "what?", "context": "y"}', "line 1: column context would be left out"),
+        (b'[\n  {"question": "1 + 1?"}\n]', "is one JSON value over several lines"),
+        (b'{\n  "question": "1 + 1?"\n}', "is one JSON value over several lines"),
         (b'{"a":' * 100_000, "line 1 is not JSON"),
     ],
 )

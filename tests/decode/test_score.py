@@ -108,7 +108,7 @@ def check_against_torch(directory, texts):
     from transformers import AutoModelForCausalLM
 
     engine, chat = load_engine(resolve_source(directory), "float32")
-    pairs = [tuple(chat.tokenizer(text, add_special_tokens=False)["input_ids"] for text in pair) for pair in texts]
+    pairs = [tuple(chat.encode_text(text) for text in pair) for pair in texts]
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     for (prompt, continuation), found in zip(pairs, engine.score_all(pairs), strict=True):
         with torch.no_grad():

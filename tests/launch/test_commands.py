@@ -94,7 +94,12 @@ CURATE += ["--output", "{tmp}/run/train.jsonl"]
         ("generate", ["--model", "{tmp}/good.jsonl", *GENERATE], "is a file"),
         ("generate", ["--model", "{tmp}/corrupt", *GENERATE], "model.safetensors"),
         ("generate", ["--model", "{tmp}/garbage", *GENERATE], "model.safetensors"),
-        ("generate", ["--model", "{tmp}/no_delimiters", *GENERATE], "<|im_start|>"),
+        ("generate", ["--model", "{tmp}/no_delimiters", *GENERATE], "give --thinking-format"),
+        (
+            "generate",
+            ["--model", "{tmp}/no_delimiters", *GENERATE, "--thinking-format", "s1"],
+            "lacks the token <|im_start|>",
+        ),
         ("generate", ["--model", "{model}", *GENERATE, "--max-thinking-tokens", "-1"], "max_thinking_tokens is -1"),
         ("generate", ["--model", "{model}", *GENERATE, "--prompt", "why? " * 200], "the model has 512"),
         ("generate", ["--model", "{model}", *GENERATE, "--prompt", " "], "is empty"),

@@ -45,9 +45,7 @@ def hub(commits, tmp_path, monkeypatch):
 def formats(monkeypatch):
     """The chat formats that are built."""
     built, of = [], ChatFormat.of.__func__
-    monkeypatch.setattr(
-        ChatFormat, "of", classmethod(lambda cls, tokenizer: built.append(of(cls, tokenizer)) or built[-1])
-    )
+    monkeypatch.setattr(ChatFormat, "of", classmethod(lambda cls, *args: built.append(of(cls, *args)) or built[-1]))
     return built
 
 

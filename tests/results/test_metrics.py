@@ -159,6 +159,7 @@ def test_a_point_pools_one_setting_only_and_weighs_problems_equally():
     others = {"benchmark": "b", "model": "n", "weights": "w", "tokenizer": "t", "method": "x", "temperature": 0.5}
     others |= {"max_thinking_tokens": 128, "min_thinking_tokens": 1, "num_ignore": 2, "ignore_text": "Wait"}
     others |= {"top_k": 5, "top_p": 0.5, "min_p": 0.5, "max_answer_tokens": 9, "dtype": "float32", "int8": ("cache",)}
+    others |= {"thinking_format": "think", "wrap_up": "", "prompt_suffix": "s", "system_prompt": "p"}
     assert set(others) == set(SETTING)
     rows += [sample(**setting | {name: value}) for name, value in others.items()]
     points = thinking_curve(rows)

@@ -50,6 +50,13 @@ def test_rows_from_before_verdicts_are_whole_and_can_be_added_to(tmp_path):
     assert old == sample() | {"verdict": None} and is_whole(old)
 
 
+def test_rows_from_before_the_formats_of_thinking_are_whole_and_those_of_s1(tmp_path):
+    later = dict(thinking_format="s1", wrap_up="Final Answer:", prompt_suffix="", system_prompt="")
+    before = {name: value for name, value in sample().items() if name not in later}
+    (row,) = read_samples(write(tmp_path / "rows.jsonl", [before]))
+    assert row == before | later and is_whole(row)
+
+
 def test_each_setting_is_part_of_the_key_of_a_row():
     changes = dict(benchmark="b", model="n", weights="w", tokenizer="t", problem_id="p1", seed=1, sample_index=1)
     changes |= {name: "other" for name in CONDITION}

@@ -20,12 +20,15 @@ NUM_TOKENS = 43
 DELIMITERS = Delimiters(
     think=(START, THINK),
     answer=(START, ANSWER),
-    final_answer=(START, ANSWER, NEWLINE, FINAL, COLON),
     newline=(NEWLINE,),
-    end_thinking=(START, END, EOT),
+    end_thinking=("start", "end", "eot"),
+    forced_ends=(),
     end_answer=(END, EOT),
     pad=EOT,
 )
+FINAL_ANSWER = (START, ANSWER, NEWLINE, FINAL, COLON)
+ADDED_TOKENS = {"start": START, "end": END, "eot": EOT}
+TOKEN_TEXTS = ["\n" if i == NEWLINE else chr(ord("A") + i) for i in range(NUM_TOKENS)]
 CONFIG = ModelConfig(
     vocab_size=48, embed_dim=32, mlp_dim=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, rope_theta=1e4,
     rms_norm_eps=1e-6, max_position_embeddings=256, tie_word_embeddings=True, dtype="float32",
@@ -44,9 +47,9 @@ def make_engine(mesh_config=None, attention=None, dtype="float32", family="qwen2
     params = random_params(config, "stacked", mesh)
     # Larger weights than at initialisation, so that logits differ and every id, the ends included, comes up.
     params = jax.tree.map(lambda x: (x * 4 if x.ndim > 1 else x).astype(dtype), params)
-    newline = np.arange(NUM_TOKENS) == NEWLINE
     layers = unstack(params, CONFIG.num_layers)
-    vocabulary = make_vocabulary(DELIMITERS, newline, config.vocab_size)
+    vocabulary = make_vocabulary(DELIMITERS, TOKEN_TEXTS, ADDED_TOKENS, config.vocab_size)
+    vocabulary = vocabulary._replace(final_answer=np.array(FINAL_ANSWER, np.int32))
     return Engine(LoadedModel(config, layers, RULES, mesh, vocabulary, attention, to_text), **options)
 
 
