@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from s1jax.data.condition import Limits
-from s1jax.decode.budget import End, Phase
+from s1jax.decode.budget import Attempt, End, Phase, Tries, queue_width
 from s1jax.decode.loaded import LoadedModel, fetch
-from s1jax.decode.loop import advance, change_rows, empty_rows, empty_state, widen_queue
+from s1jax.decode.loop import Emitted, advance, change_rows, empty_rows, empty_state, widen_queue
 from s1jax.decode.prefill import Prompts, round_up, round_up_finely
 from s1jax.decode.request import Completion, FinishReason, Request
 from s1jax.model.cache import KVCache, resize
@@ -29,14 +29,14 @@ SMALLEST_CAPACITY = 64
 
 @dataclass(eq=False)
 class Log:
-    """A request, and the tokens that its row has emitted since the prompt."""
+    """A request, and the tokens since the prompt that its row has emitted and not taken back."""
 
     ticket: int
     request: Request
     tokens: list[int] = field(default_factory=list)
     forced: list[bool] = field(default_factory=list)
-    attempts: list[int] = field(default_factory=list)
-    """Thinking tokens before each ignored attempt to end thinking."""
+    attempts: list[Attempt] = field(default_factory=list)
+    """The attempts to end thinking, with the one that ended it."""
     logprobs: list[float] = field(default_factory=list)
     end_logprobs: list[float] = field(default_factory=list)
     num_thinking: int = 0
@@ -52,6 +52,18 @@ class Log:
             self.ticket, self.request, self.tokens[:n], self.forced[:n], [], self.logprobs[:n], self.end_logprobs[:n],
             num_thinking=n, num_ignored=end.num_ignored,
         )  # fmt: skip
+
+    def put(self, emitted: Emitted, row: int, columns: Any, scores: bool) -> None:
+        """Put the tokens of some columns, which have neighbouring places, at these places; what was there and after it is dropped."""
+        begin = int(emitted.places[row, columns[0]])
+        # This place was drawn before, from the hidden state that belongs to it.
+        drawn_before = self.end_logprobs[begin : begin + 1]
+        lists: list[tuple[list[Any], Any]] = [(self.tokens, emitted.tokens), (self.forced, emitted.forced)]
+        if scores:
+            lists += [(self.logprobs, emitted.logprobs), (self.end_logprobs, emitted.end_logprobs)]
+        for held, array in lists:
+            held[begin:] = array[row, columns].tolist()
+        self.end_logprobs[begin : begin + len(drawn_before)] = drawn_before
 
     def cut_at_stop_string(self, to_text: Callable[[Sequence[int]], str]) -> bool:
         """Cut the answer after the first token with which its text contains a stop string; return whether there is one.
@@ -75,44 +87,46 @@ class Log:
         return True
 
     def completion(self) -> Completion:
-        """Return the log as a completion."""
+        """Return the log as a completion. While the row thinks, tokens that do not count yet are left out."""
+        n = self.num_thinking if self.phase == Phase.THINK else len(self.tokens)
         return Completion(
-            tuple(self.tokens), tuple(self.forced), self.num_thinking, self.num_ignored, self.num_answer,
-            self.finish_reason, tuple(self.logprobs), tuple(self.end_logprobs),
+            tuple(self.tokens[:n]), tuple(self.forced[:n]), self.num_thinking, self.num_ignored, self.num_answer,
+            self.finish_reason, tuple(self.logprobs[:n]), tuple(self.end_logprobs[:n]),
         )  # fmt: skip
 
 
 class RowBatch:
     """Rows that decode together, each with its log."""
 
-    def __init__(self, model: LoadedModel, num_rows: int, max_tokens: int, ignore_width: int, scores: bool):
+    def __init__(self, model: LoadedModel, num_rows: int, max_tokens: int, string_width: int, scores: bool):
         self.model, self.scores = model, scores
         self.max_capacity = capacity_for(max_tokens)
         self.logs: list[Log | None] = [None] * num_rows
         """The log of each row in use: one that decodes, or that is done and must keep its tokens."""
         capacity = min(2 * SMALLEST_CAPACITY, self.max_capacity)
-        sizes = dict(num_rows=num_rows, capacity=capacity, ignore_width=ignore_width)
+        sizes = dict(num_rows=num_rows, capacity=capacity, string_width=string_width)
         self.state = empty_state(model.vocabulary, **model.static, **sizes)
-        self.rows = empty_rows(num_rows, ignore_width)
+        self.rows = empty_rows(num_rows, string_width)
         self.starts, self.ends = np.zeros(num_rows, bool), np.zeros(num_rows, bool)
         """Rows that the host started or ended, as the device does not know yet."""
         self.ages = np.zeros(num_rows, np.int32)
         """Steps since each row began."""
-        self.phase, self.num_thinking, self.last_token = np.zeros((3, num_rows), np.int32)
+        self.phase, self.num_thinking, self.num_ignored, self.last_token = np.zeros((4, num_rows), np.int32)
 
     @property
     def live(self) -> dict[int, Log]:
         """The logs of the rows that are decoding, by row."""
         return {row: log for row, log in enumerate(self.logs) if log is not None and log.phase != Phase.DONE}
 
-    def make_room(self, max_tokens: int, ignore_width: int) -> None:
-        """Make room for requests of `max_tokens` tokens with ignore strings of `ignore_width` tokens."""
+    def make_room(self, max_tokens: int, string_width: int) -> None:
+        """Make room for requests of `max_tokens` tokens with ignore strings and forced delimiters of `string_width` tokens."""
         self.max_capacity = max(self.max_capacity, capacity_for(max_tokens))
         settings, row = self.rows.settings, self.state.row
-        if (more := ignore_width - settings.ignore_ids.shape[1]) > 0:
-            ignore_ids: Any = np.pad(settings.ignore_ids, ((0, 0), (0, more)))
-            self.rows = self.rows._replace(settings=settings._replace(ignore_ids=ignore_ids))
-            queue = widen_queue(row.queue, width=ignore_width, rules=self.model.rules)
+        if (more := string_width - settings.ignore_ids.shape[1]) > 0:
+            ignore_ids, final_ids = np.pad((settings.ignore_ids, settings.final_ids), ((0, 0), (0, 0), (0, more)))
+            self.rows = self.rows._replace(settings=settings._replace(ignore_ids=ignore_ids, final_ids=final_ids))
+            width = queue_width(self.model.vocabulary, string_width)
+            queue = widen_queue(row.queue, width=width, rules=self.model.rules)
             self.state = self.state._replace(row=row._replace(queue=queue))
 
     def start(self, row: int, log: Log, limits: Limits, phase: Phase) -> None:
@@ -123,6 +137,8 @@ class RowBatch:
         (settings.max_thinking_tokens[row], settings.min_thinking_tokens[row], settings.num_ignore[row]) = limits
         settings.ignore_ids[row, : len(request.ignore_ids)] = request.ignore_ids
         settings.ignore_length[row] = len(request.ignore_ids)
+        settings.final_ids[row, : len(request.final_ids)] = request.final_ids
+        settings.final_length[row] = len(request.final_ids)
         settings.max_answer_tokens[row] = request.condition.max_answer_tokens
         for name, array in sampling._asdict().items():
             array[row] = getattr(request.condition, name)
@@ -130,7 +146,8 @@ class RowBatch:
         self.rows.prefix_end[row] = len(request.prompt) + count
         self.starts[row], self.ends[row], self.ages[row] = True, False, 0
         log.phase = self.phase[row] = phase
-        self.num_thinking[row], self.last_token[row] = count, (log.tokens or request.prompt)[-1]
+        self.num_thinking[row], self.num_ignored[row] = count, log.num_ignored
+        self.last_token[row] = (log.tokens or request.prompt)[-1]
 
     def free(self, row: int) -> None:
         """Drop a row's log, and its work if it still decodes."""
@@ -139,18 +156,20 @@ class RowBatch:
     def run(self, prompts: Prompts, prefixes: tuple[KVCache, ...], max_steps: int, max_new_done: int) -> int:
         """Decode for `max_steps` steps, or until `max_new_done` rows have become done, and log what the rows emitted.
 
-        Returns the number of tokens. Raises UserError if a hidden state is not finite.
+        Returns the number of emitted tokens. Raises UserError if a hidden state is not finite.
         """
         model, live = self.model, self.live
         if self.starts.any() or self.ends.any():
             self.state = change_rows(
                 model.vocabulary, self.rows, prompts, self.state, self.starts, self.ends,
-                self.phase, self.num_thinking, self.last_token, rules=model.rules,
+                self.phase, self.num_thinking, self.num_ignored, self.last_token, rules=model.rules,
             )  # fmt: skip
             # Not in place: the device may still read the old arrays.
             self.starts, self.ends = np.zeros_like(self.starts), np.zeros_like(self.ends)
         oldest = max(int(self.ages[row]) for row, log in enumerate(self.logs) if log is not None)
-        capacity = min(round_up(oldest + 1, 2 * SMALLEST_CAPACITY), self.max_capacity)  # for at least one more step
+        # For at least one more step. A row that took tokens back is older than it has tokens.
+        largest = max(self.max_capacity, capacity_for(oldest + 1))
+        capacity = min(round_up(oldest + 1, 2 * SMALLEST_CAPACITY), largest)
         held = self.state.cache.capacity
         if capacity > held or 2 * capacity <= held:
             self.state = self.state._replace(cache=resize(self.state.cache, capacity, model.rules))
@@ -160,28 +179,24 @@ class RowBatch:
             np.int32(len(self.logs) - len(live) + max_new_done),
             **model.static, scores=self.scores, attention=model.attention,
         )  # fmt: skip
-        num_before = sum(len(log.tokens) for log in live.values())
-        self._read(live)
-        return sum(len(log.tokens) for log in live.values()) - num_before
+        return self._read(live)
 
-    def _read(self, live: dict[int, Log]) -> None:
-        """Append the tokens of the last call of `advance` to the logs of the rows that were live."""
+    def _read(self, live: dict[int, Log]) -> int:
+        """Put what the last call of `advance` emitted into the logs of the rows that were live; return the number of tokens."""
         state = self.state
-        emitted, row, num_emitted, num_steps, is_finite = fetch(
-            (state.emitted, state.row, state.num_emitted, state.num_steps, state.is_finite)
-        )
+        emitted, row, num_steps, is_finite = fetch((state.emitted, state.row, state.num_steps, state.is_finite))
         self.ages += num_steps
+        num_tokens = 0
         for i, log in live.items():
-            begin, new = len(log.tokens), slice(0, int(num_emitted[i]) - len(log.tokens))
-            log.tokens += emitted.tokens[i, new].tolist()
-            log.forced += emitted.forced[i, new].tolist()
-            log.attempts += (begin + np.flatnonzero(emitted.ignored[i, new])).tolist()
-            if self.scores:
-                log.logprobs += emitted.logprobs[i, new].tolist()
-                log.end_logprobs += emitted.end_logprobs[i, new].tolist()
+            places, tries = emitted.places[i], emitted.tries[i, :num_steps]
+            log.attempts += [Attempt(int(places[c]), bool(tries[c] == Tries.NATURAL)) for c in np.flatnonzero(tries)]
+            columns = np.flatnonzero(emitted.tokens[i, :num_steps] >= 0)
+            num_tokens += len(columns)
+            for run in np.split(columns, np.flatnonzero(np.diff(places[columns]) != 1) + 1):
+                if len(run):
+                    log.put(emitted, i, run, self.scores)
             log.num_thinking, log.num_answer = int(row.num_thinking[i]), int(row.num_answer[i])
-            log.num_ignored += int(emitted.ignored[i, new].sum())
-            log.phase = Phase(int(row.phase[i]))
+            log.num_ignored, log.phase = int(row.num_ignored[i]), Phase(int(row.phase[i]))
             if log.phase == Phase.DONE:
                 log.finish_reason = "stop" if row.stopped[i] else "length"
             if log.request.stop and log.num_answer:
@@ -191,6 +206,7 @@ class RowBatch:
                 raise UserError(
                     f"NaN or infinity for request {log.ticket}: the weights are damaged or too large for the dtype"
                 )
+        return num_tokens
 
 
 def capacity_for(max_tokens: int) -> int:

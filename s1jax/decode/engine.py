@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -149,8 +148,6 @@ def load_engine(
         source, devices, rules, "per_layer", dtype, dtype, store="int8" if "weights" in int8 else None
     )
     vocabulary = make_vocabulary(chat.delimiters, chat.token_texts, chat.added_tokens, config.vocab_size)
-    # Until forced delimiters belong to requests.
-    vocabulary = vocabulary._replace(final_answer=jnp.array(chat.encode_final("Final Answer:"), jnp.int32))
     to_text = functools.partial(chat.decode, skip_special_tokens=True)
     model = LoadedModel(dataclasses.replace(config, int8=int8), params, rules, devices, vocabulary, attention, to_text)
     return Engine(model, num_rows), chat

@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 
 from s1jax.data.chat import Delimiters
 from s1jax.decode.budget import Vocabulary
+from s1jax.decode.ends import find_ends
 from s1jax.decode.request import Request
 from s1jax.model.config import ModelConfig
 from s1jax.model.qwen2 import Params
@@ -40,15 +41,16 @@ class LoadedModel:
         """The static arguments that every compiled function takes."""
         return dict(config=self.config, rules=self.rules)
 
-    @property
-    def longest_delimiter(self) -> int:
-        """Largest number of tokens that are forced between thinking and answer."""
+    def num_after_thinking(self, request: Request) -> int:
+        """Return the largest number of tokens of the delimiter and the answer, with the id that ends it."""
         ids = self.vocabulary
-        return len(ids.newline) + max(len(ids.final_answer), len(ids.answer))
+        longest_delimiter = len(ids.newline) + max(len(request.final_ids), len(ids.answer))
+        return longest_delimiter + request.condition.max_answer_tokens + 1
 
     def num_new_tokens(self, request: Request) -> int:
-        """Return the largest number of tokens that this request can emit."""
-        return request.condition.max_thinking_tokens + self.longest_delimiter + request.condition.max_answer_tokens + 1
+        """Return the largest number of tokens that this request can hold at once, with those past the budget that it takes back."""
+        longest_match = self.vocabulary.ends.num_states - 1
+        return request.condition.max_thinking_tokens + max(longest_match, self.num_after_thinking(request))
 
     def check(self, request: Request) -> None:
         """Raise UserError unless the request's prompt and limits fit the model's context, and its stop strings can be found."""
@@ -58,8 +60,6 @@ class LoadedModel:
                 f"a prompt of {len(request.prompt)} tokens, its thinking and its answer need {total} positions; the model has {context}, "
                 f"its context length: lower max_thinking_tokens or max_answer_tokens, by {total - context} together, or shorten the prompt"
             )
-        if request.final_ids and not np.array_equal(request.final_ids, self.vocabulary.final_answer):
-            raise UserError("another wrap_up than 'Final Answer:' cannot be decoded yet")
         if request.stop and self.to_text is None:
             raise UserError("stop strings need `to_text`: the engine has no tokenizer to read text with")
 
@@ -74,21 +74,17 @@ def make_vocabulary(
 ) -> Vocabulary:
     """Return the ids that decoding must know.
 
-    `token_texts` are the texts of the tokenizer's ids. `vocab_size` is the model's. It may exceed the number of these ids; the ids between
-    have no text. It is not below (`load_tokenizer`). Raises UserError if an end of thinking is no single token.
+    `token_texts` are the texts of the tokenizer's ids, `added_tokens` the ids of its added tokens by their texts. `vocab_size` is the
+    model's. It may exceed the number of these ids; the ids between have no text. It is not below (`load_tokenizer`).
     """
-    num_tokens = len(token_texts)
     ids = np.arange(vocab_size)
-    if several := [text for text in delimiters.end_thinking if text not in added_tokens]:
-        raise UserError(f"thinking that ends with {several[0]!r}, which is no single token, cannot be decoded yet")
-    ends_in_newline = np.array([text.endswith("\n") for text in token_texts])
+    newline_ids = [i for i, text in enumerate(token_texts) if text.endswith("\n")]
     return Vocabulary(
-        exists=jnp.array(ids < num_tokens),
-        ends_thinking=jnp.array(np.isin(ids, [added_tokens[text] for text in delimiters.end_thinking])),
+        exists=jnp.array(ids < len(token_texts)),
+        ends=find_ends(delimiters.end_thinking, delimiters.forced_ends, token_texts, added_tokens, vocab_size),
         ends_answer=jnp.array(np.isin(ids, delimiters.end_answer)),
-        ends_in_newline=jnp.pad(jnp.array(ends_in_newline), (0, vocab_size - num_tokens)),
+        ends_in_newline=jnp.array(np.isin(ids, newline_ids)),
         answer=jnp.array(delimiters.answer, jnp.int32),
         newline=jnp.array(delimiters.newline, jnp.int32),
-        final_answer=jnp.array(delimiters.answer, jnp.int32),
         pad=jnp.array(delimiters.pad, jnp.int32),
     )

@@ -5,6 +5,8 @@ decides which token to emit, and the model runs on it. Budgets, ignore strings a
 recompiles anything, and no token goes to the host before the call ends. A sequence's own tokens lie in its slots of the cache. The tokens
 before them (the prompt, and for a forked answer the trace) are read in place from caches that neighbouring sequences share.
 
+A step may take back the last tokens of a sequence. Their slots become free, and the sequence goes on as if they had never been there.
+
 Invariant: a sequence's tokens depend only on its own prompt, settings and (seed, problem, sample), never on its neighbours or its slot.
 Programs of other shapes may round differently. No test saw this change a token, in float32 or in bfloat16 (forks of a small model on a
 CPU). With a cache in 8 bits it sometimes does.
@@ -45,28 +47,29 @@ class Rows(NamedTuple):
 
 
 class Emitted(NamedTuple):
-    """What one call of `advance` emitted. Column i is step i. A sequence that is done at step i emits nothing from column i on."""
+    """What one call of `advance` emitted. Column i is step i."""
 
     tokens: Int[Array, "B C"]
+    """-1 if the step emitted nothing."""
+    places: Int[Array, "B C"]
+    """Index of the token, counted from the prompt. The sequence's earlier tokens from there on are taken back."""
     forced: Bool[Array, "B C"]
-    ignored: Bool[Array, "B C"]
-    """Whether the step ignored an attempt to end thinking."""
+    tries: Int[Array, "B C"]
+    """Whether the step is an attempt to end thinking at this place, and of which kind (`budget.Tries`)."""
     logprobs: Float[Array, "B C"]
     """Log-probability of each emitted token, 0 if it was forced. All zeros without `scores`, like `end_logprobs`."""
     end_logprobs: Float[Array, "B C"]
-    """Log-probability of drawing any id that ends thinking."""
+    """Log-probability of drawing any id that completes an end of thinking."""
 
 
 class DecodeState(NamedTuple):
     """State of all sequences: the carry of the loop."""
 
     cache: KVCache
-    hidden: Float[Array, "B D"]
-    """Final hidden state of each sequence's last token."""
+    hidden: Float[Array, "B S D"]
+    """Final hidden states of each sequence's last tokens, the newest last. S is the number of states of `ends.py`."""
     position: Int[Array, " B"]
     """Position of each sequence's next token."""
-    num_emitted: Int[Array, " B"]
-    """Tokens since the prompt. The draw of the next token is keyed by this number."""
     row: RowState
     num_steps: Int[Array, ""]
     """Steps of this call so far."""
@@ -75,19 +78,23 @@ class DecodeState(NamedTuple):
     emitted: Emitted
 
 
-def empty_rows(num_rows: int, ignore_width: int) -> Rows:
-    """Return rows with nothing to do, as numpy arrays that their owner fills in. An ignore string may have `ignore_width` tokens."""
+def empty_rows(num_rows: int, string_width: int) -> Rows:
+    """Return rows with nothing to do, as numpy arrays that their owner fills in.
+
+    Ignore strings and forced delimiters may have `string_width` tokens.
+    """
 
     def ints(*shape: int) -> Any:
         return np.zeros((num_rows, *shape), np.int32)
 
-    settings = RowSettings(ints(), ints(), ints(), ints(ignore_width), ints(), ints())
+    strings = ints(string_width), ints(), ints(string_width), ints()
+    settings = RowSettings(ints(), ints(), ints(), *strings, ints())
     floats: list[Any] = [np.full(num_rows, value, np.float32) for value in (0, 1, 0)]
     sampling_settings = SamplingSettings(floats[0], ints(), top_p=floats[1], min_p=floats[2])
     return Rows(settings, sampling_settings, seeds=ints(3), prefix_end=ints())
 
 
-@functools.partial(jax.jit, static_argnames=("config", "rules", "num_rows", "capacity", "ignore_width"))
+@functools.partial(jax.jit, static_argnames=("config", "rules", "num_rows", "capacity", "string_width"))
 def empty_state(
     vocabulary: Vocabulary,
     *,
@@ -95,20 +102,19 @@ def empty_state(
     rules: ShardingRules,
     num_rows: int,
     capacity: int,
-    ignore_width: int,
+    string_width: int,
 ) -> DecodeState:
-    """Return a state whose sequences are all done, with `capacity` slots each and room for ignore strings of `ignore_width` ids."""
+    """Return a state whose sequences are all done, with `capacity` slots each and room for strings of `string_width` ids."""
     ints = jnp.zeros(num_rows, jnp.int32)
-    tokens, flags, logprobs = (jnp.zeros((num_rows, MAX_STEPS), dtype) for dtype in (jnp.int32, bool, jnp.float32))
+    counts, flags, logprobs = (jnp.zeros((num_rows, MAX_STEPS), dtype) for dtype in (jnp.int32, bool, jnp.float32))
     state = DecodeState(
         cache=init_cache(config, num_rows, capacity, rules),
-        hidden=jnp.zeros((num_rows, config.embed_dim), config.dtype),
+        hidden=jnp.zeros((num_rows, vocabulary.ends.num_states, config.embed_dim), config.dtype),
         position=ints,
-        num_emitted=ints,
-        row=budget.init_state(vocabulary, empty_rows(num_rows, ignore_width).settings, ints, Phase.DONE, 0),
+        row=budget.init_state(vocabulary, empty_rows(num_rows, string_width).settings, ints, Phase.DONE, 0),
         num_steps=jnp.zeros((), jnp.int32),
         is_finite=ints == 0,
-        emitted=Emitted(tokens, flags, flags, logprobs, logprobs),
+        emitted=Emitted(counts, counts, flags, counts, logprobs, logprobs),
     )
     return pin(state, rules)
 
@@ -123,6 +129,7 @@ def change_rows(
     ends: Bool[Array, " B"],
     phase: Int[Array, " B"],
     num_thinking: Int[Array, " B"],
+    num_ignored: Int[Array, " B"],
     last_token: Int[Array, " B"],
     *,
     rules: ShardingRules,
@@ -133,7 +140,7 @@ def change_rows(
     sequence with 0 tokens starts after its prompt. One with more is a fork. Its first tokens are forced, so it needs no hidden state.
     """
     hidden = jnp.repeat(prompts.hidden, len(starts) // len(prompts.hidden), axis=0)
-    new = budget.init_state(vocabulary, rows.settings, last_token, phase, num_thinking)
+    new = budget.init_state(vocabulary, rows.settings, last_token, phase, num_thinking, num_ignored)
 
     def pick(new: jax.Array, old: jax.Array) -> jax.Array:
         return jnp.where(starts.reshape(-1, *[1] * (old.ndim - 1)), new, old)
@@ -141,9 +148,8 @@ def change_rows(
     row = jax.tree.map(pick, new, state.row)
     state = state._replace(
         cache=state.cache._replace(segment_ids=pick(jnp.zeros((), jnp.int32), state.cache.segment_ids)),
-        hidden=pick(hidden, state.hidden),
+        hidden=pick(hidden[:, None], state.hidden),
         position=pick(rows.prefix_end, state.position),
-        num_emitted=pick(num_thinking, state.num_emitted),
         row=row._replace(phase=jnp.where(ends, Phase.DONE, row.phase)),
         is_finite=starts | state.is_finite,
     )
@@ -152,8 +158,8 @@ def change_rows(
 
 @functools.partial(jax.jit, static_argnames=("width", "rules"))
 def widen_queue(queue: Int[Array, "B Q"], *, width: int, rules: ShardingRules) -> Int[Array, "B W"]:
-    """Return the queues of forced ids with room for `width` ids, or as they are if they have it."""
-    return pin(jnp.pad(queue, ((0, 0), (0, max(0, width - queue.shape[1])))), rules)
+    """Return the queues of forced ids with room for `width` ids."""
+    return pin(jnp.pad(queue, ((0, 0), (0, width - queue.shape[1]))), rules)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "rules", "scores", "attention"), donate_argnames="state")
@@ -178,7 +184,8 @@ def advance(
     """
     model = nnx.merge(graphdef(config, rules, "per_layer"), params)
     row_keys = sampling.row_keys(*rows.seeds.T)
-    masks = jnp.stack([vocabulary.exists, vocabulary.exists & ~vocabulary.ends_thinking])
+    ends = vocabulary.ends
+    masks = jnp.stack([vocabulary.exists, vocabulary.exists & (ends.next_state[0] == 0)])
 
     def unfinished(state: DecodeState) -> jax.Array:
         num_done = jnp.sum(state.row.phase == Phase.DONE)
@@ -186,31 +193,39 @@ def advance(
 
     def step(state: DecodeState) -> DecodeState:
         state = state._replace(cache=with_row(state.cache))
-        logits = model.logits(state.hidden[:, None])[:, 0]
-        keys = jax.vmap(jax.random.fold_in)(row_keys, state.num_emitted)
+        logits = model.logits(state.hidden[:, -1:])[:, 0]
+        keys = jax.vmap(jax.random.fold_in)(row_keys, state.row.num_tokens)
         token, redraw = sampling.draw(logits, masks, keys, rows.sampling)
-        token, forced, row = budget.transition(vocabulary, rows.settings, state.row, token, redraw)
-        live = (state.row.phase != Phase.DONE).astype(jnp.int32)
-        new = [token, forced, row.num_ignored > state.row.num_ignored]
+        now, row = budget.transition(vocabulary, rows.settings, state.row, token, redraw)
+        num_taken_back = state.row.num_tokens - now.place
+        position = state.position - num_taken_back
+        live = now.emits.astype(jnp.int32)
+        new = [jnp.where(now.emits, now.token, -1), now.place, now.forced, now.tries]
         if scores:
             logprobs = jax.nn.log_softmax(jnp.where(vocabulary.exists, logits, sampling.NEVER), axis=-1)
-            of_token = jnp.take_along_axis(logprobs, token[:, None], axis=1)[:, 0]
-            of_end = jax.nn.logsumexp(jnp.where(vocabulary.ends_thinking, logprobs, sampling.NEVER), axis=-1)
-            new += [jnp.where(forced, 0, of_token), of_end]
+            of_token = jnp.take_along_axis(logprobs, now.token[:, None], axis=1)[:, 0]
+            completes = ends.next_state[state.row.match] >= ends.num_states
+            of_end = jax.nn.logsumexp(jnp.where(completes, logprobs, sampling.NEVER), axis=-1)
+            new += [jnp.where(now.forced, 0, of_token), of_end]
         written = [
             jax.lax.dynamic_update_slice_in_dim(held, column[:, None], state.num_steps, axis=1)
             for held, column in zip(state.emitted, new, strict=False)
         ]
-        now = (token[:, None], state.position[:, None], live[:, None])
-        hidden, cache = model(*now, state.cache, prefixes, rows.prefix_end, attention=attention)
+        kept = state.cache.positions < position[:, None]
+        cache = state.cache._replace(segment_ids=jnp.where(kept, state.cache.segment_ids, 0))
+        inputs = (now.token[:, None], position[:, None], live[:, None])
+        hidden, cache = model(*inputs, cache, prefixes, rows.prefix_end, attention=attention)
+        # A sequence that emits nothing draws its next token from the state before the tokens that it took back.
+        earlier = jnp.take_along_axis(state.hidden, ends.num_states - 1 - num_taken_back[:, None, None], axis=1)
+        hidden = jnp.where(now.emits[:, None, None], hidden, earlier)
+        is_finite = jnp.isfinite(state.hidden[:, -1]).all(axis=-1) | (state.row.phase == Phase.DONE)
         return DecodeState(
             cache=without_row(cache),
-            hidden=hidden[:, 0],
-            position=state.position + live,
-            num_emitted=state.num_emitted + live,
+            hidden=jnp.concatenate([state.hidden[:, 1:], hidden], axis=1),
+            position=position + live,
             row=row,
             num_steps=state.num_steps + 1,
-            is_finite=state.is_finite & (jnp.isfinite(state.hidden).all(axis=-1) | (live == 0)),
+            is_finite=state.is_finite & is_finite,
             emitted=Emitted(*written, *state.emitted[len(written) :]),
         )
 

@@ -26,7 +26,7 @@ class Request:
     ignore_ids: tuple[int, ...] = ()
     """Ids of the condition's `ignore_text`. If empty, another token is drawn in place of an attempt to end thinking."""
     final_ids: tuple[int, ...] = ()
-    """Ids of the delimiter that is forced when the budget ends the thinking, without a line break before it."""
+    """Delimiter that is written when the budget ends the thinking, without the line break before it. Needed if `thinks`."""
     points: tuple[Limits, ...] = ()
     """Where answers are wanted, none above the limits of the trace. If empty: where the trace ends."""
     thinks: bool = True
@@ -49,6 +49,8 @@ class Request:
                 raise UserError(f"the stop string {text!r} is empty or holds U+FFFD: no text can end with it")
         if not self.prompt:
             raise UserError("the prompt is empty")
+        if self.thinks and not self.final_ids:
+            raise UserError("final_ids are empty: give the delimiter that is written when the budget ends the thinking")
         may_ignore = self.thinks and (self.condition.num_ignore or self.condition.min_thinking_tokens)
         if may_ignore and bool(self.ignore_ids) != bool(self.condition.ignore_text):
             raise UserError(
@@ -76,7 +78,8 @@ class Completion:
     logprobs: tuple[float, ...] = ()
     """With `scores`: log-probability of each token under the model, before temperature and filters; 0 if it was forced."""
     end_logprobs: tuple[float, ...] = ()
-    """With `scores`: log-probability, before each token, of drawing any id that ends thinking."""
+    """With `scores`: log-probability, before each token, of drawing any id that completes an end of thinking. After tokens were taken
+    back, it is that before the first of them."""
 
     @property
     def num_forced(self) -> int:

@@ -58,10 +58,12 @@ class Shapes(NamedTuple):
     per_prompt: int = 0
     """Rows per group."""
     prompt_capacity: int = 0
-    ignore_width: int = 0
+    string_width: int = 0
+    """Tokens of an ignore string or a forced delimiter."""
     max_tokens: int = 0
     """Tokens of a row since the prompt."""
-    max_answer_tokens: int = 0
+    after_thinking: int = 0
+    """Tokens of a row after its thinking."""
 
 
 class Scheduler:
@@ -155,21 +157,21 @@ class Scheduler:
         needed = Shapes(
             0 if in_use else self._rows_per_prompt(),
             prompt_bucket(max(len(request.prompt) for request in requests)),
-            round_up(max(1, *(len(request.ignore_ids) for request in requests)), 8),
+            round_up(max(1, *(len(ids) for request in requests for ids in (request.ignore_ids, request.final_ids))), 8),
             max(self.model.num_new_tokens(request) for request in requests),
-            max(request.condition.max_answer_tokens for request in requests),
+            max(self.model.num_after_thinking(request) for request in requests),
         )
         shapes = Shapes(*map(max, self.shapes, needed)) if in_use else needed
         before, self.shapes = self.shapes, shapes
         if in_use:
-            self.traces.make_room(shapes.max_tokens, shapes.ignore_width)
+            self.traces.make_room(shapes.max_tokens, shapes.string_width)
             if shapes.prompt_capacity > before.prompt_capacity:
                 self.prompts = grow_prompts(self.prompts, shapes.prompt_capacity, self.model.rules)
         elif shapes != before:
             if self.groups:
                 del self.traces, self.prompts  # so that the old and the new ones are never held together
             self.groups = [()] * (self.num_rows // shapes.per_prompt)
-            self.traces = RowBatch(self.model, self.num_rows, shapes.max_tokens, shapes.ignore_width, self.scores)
+            self.traces = RowBatch(self.model, self.num_rows, shapes.max_tokens, shapes.string_width, self.scores)
             self.prompts = empty_prompts(
                 **self.model.static, num_prompts=len(self.groups), capacity=shapes.prompt_capacity
             )
@@ -234,8 +236,8 @@ class Scheduler:
         """Decode the forks of some traces. `rows` are the rows whose prompts and caches are given."""
         ends = {row: sorted(set(_ends(trace)) - {_own_end(trace)}) for row, trace in forking.items()}
         per_trace = round_up_finely(max(len(new) for new in ends.values()), 1)
-        max_tokens = self.shapes.max_answer_tokens + self.model.longest_delimiter + 1
-        forks = RowBatch(self.model, len(rows) * per_trace, max_tokens, self.shapes.ignore_width, self.scores)
+        shapes = self.shapes
+        forks = RowBatch(self.model, len(rows) * per_trace, shapes.after_thinking, shapes.string_width, self.scores)
         answers: dict[int, dict[End, Log]] = {}
         for row, trace in forking.items():
             answers[row] = {_own_end(trace): trace}
@@ -257,12 +259,9 @@ class Scheduler:
 
 def _own_end(log: Log) -> End:
     """Return where a finished trace ended."""
-    limits = log.request.condition.limits
-    return End(log.num_thinking, log.num_ignored, log.num_thinking < limits.max_thinking_tokens)
+    return find_end(log.request.condition.limits, log.attempts)
 
 
 def _ends(log: Log) -> list[End]:
     """Return where the request's points end the finished trace; without points, where it ended."""
-    own = _own_end(log)
-    attempts = [*log.attempts, *([own.num_thinking] if own.is_natural else [])]
-    return [find_end(point, attempts) for point in log.request.points] or [own]
+    return [find_end(point, log.attempts) for point in log.request.points] or [_own_end(log)]

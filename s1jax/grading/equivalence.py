@@ -41,7 +41,7 @@ def compare(answer: str | None, gold: str, algebra: Algebra = no_algebra) -> boo
     if right := choice_letter(gold):
         return chosen_letter(answer) == right
     (ours, our_units), (theirs, their_units) = normalise(answer), normalise(gold)
-    if not ours or not theirs or not (our_units <= their_units or their_units <= our_units):
+    if not ours or not theirs or (our_units and their_units and our_units != their_units):
         return False
     if ours == theirs or is_decimal_comma(ours, theirs) or is_decimal_comma(theirs, ours):
         return True

@@ -18,7 +18,8 @@ _CHOICE = re.compile(
     r"|(?<=\()([a-z])\)$)(.*)",
     re.DOTALL,
 )
-_OTHER_CHOICE = re.compile(r"(?:^|[\s,;])\(?[A-Z]\)|^ [-–—] [A-Z]\b")
+# A second letter, or a word that takes the first one back.
+_OTHER_CHOICE = re.compile(r"(?:^|[\s,;])\(?[A-Z](?:\)|[.:](?=\s|$))|^ [-–—] [A-Z]\b|^\W*(?i:not?|wrong|false)\b")
 _STATED = re.compile(r"\b(?i:answer|option|choice) is:? +[*$]*(?:\\boxed\{)?(\(?[A-Z]\b\)?)")
 
 

@@ -8,6 +8,7 @@ Invariant: no text is ever executed, and every rule takes bounded time on a text
 from __future__ import annotations
 
 import re
+from collections import Counter
 from fractions import Fraction
 
 # ---- units ----
@@ -70,27 +71,39 @@ _UNITS = {
     """.strip().splitlines()
     for spelling in line.split()
 }
-_CONNECTING = {"per", "square", "sq", "cubic", "cu"}
+_FACTORS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
+
+Units = frozenset[tuple[str, int]]
+"""Units, each with its power: metres per second squared are (m, 1) and (s, -2)."""
+NO_UNITS: Units = frozenset()
 
 _TEXT = r"\\(?:text(?:bf|it|rm|normal)?|mbox|mathrm|mathbf|operatorname)"
 _UNIT_WORD = r"[A-Za-z]+\.?(?:\^?\{?-?[0-9]\}?)?"
 _UNIT_WORDS = rf"{_UNIT_WORD}(?:(?: ?[/*] ?| ){_UNIT_WORD})*"
-_UNITS_IN_TEXT = re.compile(rf"(?<=\S) ?{_TEXT} ?\{{ ?({_UNIT_WORDS}) ?\}}(?:\^?\{{?-?[0-9]\}}?)?$")
+_UNITS_IN_TEXT = re.compile(rf"(?<=\S) ?{_TEXT} ?\{{ ?({_UNIT_WORDS}) ?\}}(\^?\{{?-?[0-9]\}}?)?$")
+_UNIT_MARKS = {"dollar": re.compile(r"\\\$"), "percent": re.compile(r"%[\s$.)]*$")}
+_UNIT_TERM = re.compile(r"([A-Za-z]+|/)\.?(?:\^?\{?(-?[0-9])\}?)?")
 _BARE_UNITS = re.compile(rf"(?<=[0-9}}). ]) ?({_UNIT_WORDS})$")
 
 
-def _split_units(text: str, pattern: re.Pattern[str]) -> tuple[str, frozenset[str]]:
+def _split_units(text: str, pattern: re.Pattern[str]) -> tuple[str, Units]:
     r"""Return an answer without the units at its end, and the units. A symbol of one letter is a unit only in a \text or \mathrm."""
     match = pattern.search(text)
-    words = re.findall("[A-Za-z]+", match[1]) if match else []
-    units = frozenset(
-        _unit(word) if len(word) > 1 or pattern is _UNITS_IN_TEXT else None
-        for word in words
-        if word.lower() not in _CONNECTING
-    )
-    if match is None or not units or None in units:
-        return text, frozenset()
-    return text[: match.start()].strip(), frozenset(filter(None, units))
+    if match is None:
+        return text, NO_UNITS
+    powers: Counter[str] = Counter()
+    sign = factor = 1
+    for word, exponent in _UNIT_TERM.findall("".join(filter(None, match.groups()))):
+        if word in ("/", "per"):
+            sign = -1
+        elif word in _FACTORS:
+            factor = _FACTORS[word]
+        elif (len(word) > 1 or pattern is _UNITS_IN_TEXT) and (unit := _unit(word)):
+            powers[unit] += sign * factor * int(exponent or 1)
+            sign = factor = 1
+        else:
+            return text, NO_UNITS
+    return text[: match.start()].strip(), frozenset(powers.items())
 
 
 def _unit(word: str) -> str | None:
@@ -111,7 +124,7 @@ _SYMBOLS = {
 }  # fmt: skip
 _SYMBOL = re.compile("|".join(map(re.escape, sorted(_SYMBOLS, key=len, reverse=True))))
 _TEXT_COMMAND = re.compile(rf"(?:{_TEXT}|\\boxed|\\fbox)\s*\{{([^{{}}]*)\}}")
-_DEGREES = re.compile(rf"(?:\^\{{?\\circ\}}?|\\degrees?(?![A-Za-z])|°|º)(?:\s*(?:{_TEXT}\{{\s*)?[CF]\}}?$)?")
+_DEGREES = re.compile(rf"(?:\^\{{?\\circ\}}?|\\degrees?(?![A-Za-z])|°|º)(?:\s*(?:{_TEXT}\{{\s*)?([CF])\}}?$)?")
 _NO_SPACE = re.compile(r"(?<!\\)\\!\s*|(?<=[0-9])\\,(?=[0-9]{3})|\\(?:left|right|displaystyle)(?![A-Za-z])")
 _DOUBLED = re.compile(r"\\\\(?=[A-Za-z(){}])")
 _SPACE = re.compile(r"(?<!\\)\\[,;: ]|~|\\q?quad(?![A-Za-z])")
@@ -136,23 +149,25 @@ _FORMULA = re.compile(r"\$\$[^$]+\$\$|\$[^$]+\$|\\\(.+?\\\)|\\\[.+?\\\]", re.DOT
 _NO_FRAME = re.compile(r"[0-9\\$]|\b(?:not|no|or|than|least|most|about)\b")
 
 
-def normalise(answer: str) -> tuple[str, frozenset[str]]:
+def normalise(answer: str) -> tuple[str, Units]:
     """Return an answer in its normal form, and the units that it had. Prose becomes lowercase."""
     text = _SYMBOL.sub(lambda match: _SYMBOLS[match[0]], _value_in_sentence(answer))
     if r"\begin" not in text:  # there it ends a row
         text = _DOUBLED.sub(r"\\", text)
-    text = _DEGREES.sub("", _SPACE.sub(" ", _NO_SPACE.sub("", text)).strip())
+    text = _SPACE.sub(" ", _NO_SPACE.sub("", text)).strip()
+    marks = {("celsius" if scale == "C" else "fahrenheit", 1) for scale in _DEGREES.findall(text) if scale}
+    marks |= {(unit, 1) for unit, mark in _UNIT_MARKS.items() if mark.search(answer)}
+    text = _DEGREES.sub("", text)
     text = re.sub(r"^\\[(\[]|\\[)\]]$", "", text.strip().rstrip(".,:").strip())
     text, units = _split_units(" ".join(text.split()), _UNITS_IN_TEXT)
     for _ in range(2):  # \textbf{\text{x}}
         text = _TEXT_COMMAND.sub(r"\1", text)
     text = " ".join(_ANY_FRAC.sub(r"\\frac", text).split())
     if time := _TIME.fullmatch(text):
-        return f"{time[1]} {time[2].lower()}m", units
+        return f"{time[1]} {time[2].lower()}m", NO_UNITS
     if not units:
         text, units = _split_units(text, _BARE_UNITS)
-    if r"\$" in answer:
-        units |= {"dollar"}
+    units |= marks
     text = _BARE_COMMANDS.sub(_command, text)
     if is_prose(text):  # case means nothing in prose (a single letter is a variable or a choice)
         return text.lower(), units

@@ -45,18 +45,18 @@ def figures(args: Any) -> Iterator[dict[str, Any]]:
         engine, chat = load_engine(source, args.dtype, mesh, int8=int8, attention=args.attention)
         questions = [f"What is {i + 12} times 17? Explain every step." for i in range(num_prompts)]
         prompts = [tuple(chat.encode_prompt(question)) for question in questions]
-        wait = tuple(chat.encode_text("Wait"))
+        wait, final = tuple(chat.encode_text("Wait")), tuple(chat.encode_final("Final Answer:"))
     else:
         config = dataclasses.replace(config_of_size(args.size, args.dtype), int8=tuple(args.int8))
-        engine, wait = random_engine(config, mesh, args.attention), (7,)
+        engine, wait, final = random_engine(config, mesh, args.attention), (7,), (1, 3, 4, 5)
         ids = np.random.default_rng(0).integers(8, min(config.vocab_size, 10_000), (num_prompts, args.prompt))
         prompts = [tuple(row) for row in ids.tolist()]
     if args.what == "decode":
-        yield from decode_figures(engine, prompts, args.batch, args.tokens, args.limit)
+        yield from decode_figures(engine, prompts, final, args.batch, args.tokens, args.limit)
         return
     points = [Limits(budget, budget) for budget in args.budgets]
     points += [Limits(max(args.budgets), num_ignore=ignores) for ignores in args.waits]
-    yield sweep_figures(engine, prompts, points, wait, args.answer)
+    yield sweep_figures(engine, prompts, points, wait, final, args.answer)
 
 
 def random_engine(config: ModelConfig, mesh: MeshConfig, attention: CacheBackend | None) -> Engine:
@@ -75,6 +75,7 @@ def random_engine(config: ModelConfig, mesh: MeshConfig, attention: CacheBackend
 def decode_figures(
     engine: Engine,
     prompts: Sequence[tuple[int, ...]],
+    final_ids: tuple[int, ...],
     batch_sizes: Sequence[int],
     num_tokens: int,
     limit: int | None = None,
@@ -90,7 +91,10 @@ def decode_figures(
 
         def decode(count: int) -> list[Completion]:
             exactly = Condition(limit or count, limit or count, ignore_text="", max_answer_tokens=1)
-            requests = [Request(prompt, exactly, problem=i) for i, prompt in enumerate(prompts[:batch])]  # noqa: B023
+            requests = [
+                Request(prompt, exactly, (), final_ids, problem=i)
+                for i, prompt in enumerate(prompts[:batch])  # noqa: B023
+            ]
             return _first_tokens(engine, requests, count) if limit else engine.decode(requests)
 
         first, _ = timed(lambda: decode(num_tokens))
@@ -119,6 +123,7 @@ def sweep_figures(
     prompts: Sequence[tuple[int, ...]],
     points: Sequence[Limits],
     ignore_ids: tuple[int, ...],
+    final_ids: tuple[int, ...],
     answer_tokens: int,
 ) -> dict[str, Any]:
     """Return the seconds of a curve from one pass, of its largest point alone, and of its points one at a time.
@@ -127,7 +132,7 @@ def sweep_figures(
     """
     largest = Limits(*(max(values) for values in zip(*points, strict=True)))
     whole = Condition(*largest, max_answer_tokens=answer_tokens)
-    requests = [Request(prompt, whole, ignore_ids, problem=i) for i, prompt in enumerate(prompts)]
+    requests = [Request(prompt, whole, ignore_ids, final_ids, problem=i) for i, prompt in enumerate(prompts)]
 
     def curve() -> list[tuple[Completion, ...]]:
         forked = [dataclasses.replace(request, points=tuple(points)) for request in requests]

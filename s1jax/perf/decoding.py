@@ -25,7 +25,7 @@ from s1jax.runtime.sharding import ShardingRules, make_mesh, sharding_for, share
 # Assumptions about a decoding run, because the preflight reads neither its tokenizer nor its problems.
 PROMPT_TOKENS = 512
 DELIMITER_TOKENS = 24
-IGNORE_WIDTH = 8
+STRING_WIDTH = 8
 
 
 def check_decode(
@@ -78,9 +78,9 @@ def compile_decode(
     with jax.set_mesh(mesh):
         tokens = made_up_texts(config.vocab_size), MADE_UP_TOKENS
         vocabulary = jax.eval_shape(partial(make_vocabulary, MADE_UP_DELIMITERS, *tokens, config.vocab_size))
-        rows = empty_rows(num_rows, IGNORE_WIDTH)
+        rows = empty_rows(num_rows, STRING_WIDTH)
         prompts = empty_prompts.eval_shape(**static, num_prompts=num_rows, capacity=prompt_capacity)
-        sizes = dict(num_rows=num_rows, capacity=capacity, ignore_width=IGNORE_WIDTH)
+        sizes = dict(num_rows=num_rows, capacity=capacity, string_width=STRING_WIDTH)
         state = empty_state.eval_shape(vocabulary, **static, **sizes)
         prefix, cache = jax.tree.map(place, (prompts.cache, state.cache))
         params = abstract_params(config, rules, "per_layer", mesh, config.dtype)

@@ -1,17 +1,14 @@
 """The budget-forcing transition against a slow reference: every script of sampled tokens, over a grid of settings.
 
-Both sides are pure functions of (settings, state, sampled token), so instead of running 4^8 scripts one after another the tests walk the
-tree of all scripts and visit each distinct pair of states (theirs and ours) once: what follows a pair does not depend on how it was
-reached. The comparison is still of every script, at every step.
+Each end of thinking is a single token here. `test_budget_ends.py` has ends of several tokens.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +16,7 @@ import numpy as np
 import pytest
 
 from s1jax.decode import budget
+from s1jax.decode.ends import find_ends
 from tests.support.budget_reference import (
     ALPHABET,
     ANSWER_1,
@@ -50,25 +48,26 @@ from tests.support.budget_reference import (
     reference_run,
     reference_step,
 )
+from tests.support.budget_search import Game, copy_of, mismatches
 
 
 def vocabulary_of(words: Delimiters) -> budget.Vocabulary:
     def mask(ids: set[int]) -> jax.Array:
         return jnp.zeros(VOCAB_SIZE, bool).at[jnp.array(sorted(ids))].set(True)
 
+    added_tokens = {str(i): i for i in range(VOCAB_SIZE)}
     return budget.Vocabulary(
         exists=jnp.ones(VOCAB_SIZE, bool),
-        ends_thinking=mask(ENDS_THINKING),
+        ends=find_ends([str(i) for i in ENDS_THINKING], [], [""] * VOCAB_SIZE, added_tokens, VOCAB_SIZE),
         ends_answer=mask(ENDS_ANSWER),
         ends_in_newline=mask(ENDS_IN_NEWLINE),
         answer=jnp.array(words.answer, jnp.int32),
         newline=jnp.array(words.newline, jnp.int32),
-        final_answer=jnp.array(words.final_answer, jnp.int32),
         pad=jnp.array(PAD, jnp.int32),
     )
 
 
-def row_settings(rows: Sequence[Settings], width: int = 2) -> budget.RowSettings:
+def row_settings(words: Delimiters, rows: Sequence[Settings], width: int = 3) -> budget.RowSettings:
     def column(values) -> np.ndarray:
         return np.array(values, np.int32)
 
@@ -78,6 +77,8 @@ def row_settings(rows: Sequence[Settings], width: int = 2) -> budget.RowSettings
         num_ignore=column([s.num_ignore for s in rows]),
         ignore_ids=column([s.ignore + (PLAIN,) * (width - len(s.ignore)) for s in rows]),
         ignore_length=column([len(s.ignore) for s in rows]),
+        final_ids=column([words.final_answer + (PLAIN,) * (width - len(words.final_answer)) for _ in rows]),
+        final_length=column([len(words.final_answer) for _ in rows]),
         max_answer_tokens=column([s.max_answer for s in rows]),
     )
 
@@ -87,8 +88,8 @@ def compiled_loop(words: Delimiters):
     @jax.jit
     def loop(settings, last, scripts, redraws):
         def step(state, drawn):
-            emitted, forced, state = budget.transition(vocabulary, settings, state, *drawn)
-            return state, (emitted, forced, state)
+            now, state = budget.transition(vocabulary, settings, state, *drawn)
+            return state, (now.token, now.forced, state)
 
         state = budget.init_state(vocabulary, settings, last, budget.Phase.THINK, 0)
         return jax.lax.scan(step, state, (scripts.T, redraws.T))[1]
@@ -101,7 +102,9 @@ def run(words: Delimiters, rows: Sequence[Settings], scripts: np.ndarray):
     """Emitted ids, forced mask and states, all [T, B], of one script [B, T] for each row."""
     last = np.array([s.last_prompt_token for s in rows], np.int32)
     redraws = np.vectorize(REDRAW.get)(scripts).astype(np.int32)
-    return jax.tree.map(np.asarray, compiled_loop(words)(row_settings(rows), last, scripts.astype(np.int32), redraws))
+    return jax.tree.map(
+        np.asarray, compiled_loop(words)(row_settings(words, rows), last, scripts.astype(np.int32), redraws)
+    )
 
 
 def grid(minimums=(0, 1, 2, 6), budgets=(0, 1, 2, 3, 5, 8), max_answers=(1, 2, 3)) -> list[Settings]:
@@ -115,83 +118,27 @@ def grid(minimums=(0, 1, 2, 6), budgets=(0, 1, 2, 3, 5, 8), max_answers=(1, 2, 3
 COUNTERS = {"num_thinking": "thinking", "num_ignored": "ignored", "num_answer": "answer"}
 
 
-def mismatches(
-    module: ModuleType,
-    words: Delimiters,
-    settings: list[Settings],
-    length: int,
-    chunk: int = 32768,
-    compiled: bool = True,
-) -> Iterator[str]:
-    """Compare all scripts up to this length, one step of all of them at a time; yield a line per differing step."""
-    vocabulary = vocabulary_of(words)
-    table = row_settings(settings)
-    advance = functools.partial(module.transition, vocabulary)
-    advance = jax.jit(advance) if compiled else advance
-    last = jnp.array([s.last_prompt_token for s in settings], jnp.int32)
-    state = module.init_state(vocabulary, jax.tree.map(jnp.asarray, table), last, module.Phase.THINK, 0)
-    ours = jax.tree.map(np.asarray, state)
+def game(words: Delimiters, settings: Sequence[Settings]) -> Game:
+    def step(setting: int, row: Row, sampled: int) -> tuple[Row, dict[str, int]]:
+        now = reference_step(words, settings[setting], row, sampled)
+        counters = {ours: getattr(now.row, theirs) for ours, theirs in COUNTERS.items()}
+        done = now.row.phase == "done"
+        return now.row, dict(token=now.emitted, forced=now.forced, done=done, stopped=now.row.stopped) | counters
 
-    rows: list[Row] = []  # the reference's states, by number
-    numbers: dict[Row, int] = {}
+    def seen(now: budget.Step, state: budget.RowState) -> dict[str, np.ndarray]:
+        done = state.phase == budget.Phase.DONE
+        counters = {name: getattr(state, name) for name in COUNTERS}
+        return dict(token=now.token, forced=now.forced, done=done, stopped=state.stopped) | counters
 
-    def number_of(row: Row) -> int:
-        if row not in numbers:
-            numbers[row] = len(rows)
-            rows.append(row)
-        return numbers[row]
-
-    @functools.cache
-    def expected(setting: int, row: int, sampled: int) -> tuple[int, ...]:
-        step = reference_step(words, settings[setting], rows[row], sampled)
-        counters = (getattr(step.row, name) for name in COUNTERS.values())
-        done = step.row.phase == "done"
-        return (number_of(step.row), step.emitted, step.forced, *counters, done, step.row.stopped)
-
-    which = np.arange(len(settings))
-    theirs = np.array([number_of(Row("think", s.last_prompt_token in ENDS_IN_NEWLINE)) for s in settings])
-    seen: set[bytes] = set()
-    for depth in range(length):
-        sampled, redraw = np.tile(ALPHABET, len(which)), np.tile([REDRAW[token] for token in ALPHABET], len(which))
-        which, theirs = np.repeat(which, len(ALPHABET)), np.repeat(theirs, len(ALPHABET))
-        ours = jax.tree.map(lambda x: np.repeat(x, len(ALPHABET), axis=0), ours)
-        wanted = np.array(
-            [expected(*key) for key in zip(which.tolist(), theirs.tolist(), sampled.tolist(), strict=True)]
-        )
-
-        outputs = []
-        for start in range(0, len(which), chunk):
-            index = np.minimum(np.arange(start, start + chunk), len(which) - 1)  # one shape: the last row is repeated
-            rows_in = jax.tree.map(lambda x: jnp.asarray(x[index]), (table_at(table, which), ours))  # noqa: B023
-            out = advance(*rows_in, jnp.asarray(sampled[index], jnp.int32), jnp.asarray(redraw[index], jnp.int32))
-            outputs.append(jax.tree.map(lambda x: np.asarray(x)[: len(which) - start], out))  # noqa: B023
-        emitted, forced, ours = jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)
-
-        got = np.stack(
-            [emitted, forced]
-            + [getattr(ours, name) for name in COUNTERS]
-            + [ours.phase == budget.Phase.DONE, ours.stopped],
-            axis=1,
-        ).astype(np.int64)
-        for i in np.flatnonzero((got != wanted[:, 1:]).any(axis=1)):
-            names = ("emitted", "forced", *COUNTERS, "done", "stopped")
-            parts = [f"{n} {g} not {w}" for n, g, w in zip(names, got[i], wanted[i, 1:], strict=True) if g != w]
-            yield f"step {depth}, sampled {sampled[i]}, {words}, {settings[which[i]]}: {'; '.join(parts)}"
-
-        theirs = wanted[:, 0]
-        leaves = [x.reshape(len(which), -1).astype(np.int32) for x in jax.tree.leaves(ours)]
-        keys = np.concatenate([which[:, None].astype(np.int32), theirs[:, None].astype(np.int32), *leaves], axis=1)
-        new = []
-        for i, key in enumerate(keys):
-            if (packed := key.tobytes()) not in seen:
-                seen.add(packed)
-                new.append(i)
-        which, theirs = which[new], theirs[new]
-        ours = jax.tree.map(lambda x: x[new], ours)  # noqa: B023
-
-
-def table_at(table: budget.RowSettings, which: np.ndarray) -> budget.RowSettings:
-    return jax.tree.map(lambda x: x[which], table)
+    return Game(
+        vocabulary_of(words),
+        row_settings(words, settings),
+        last_tokens=[s.last_prompt_token for s in settings],
+        redraw=REDRAW,
+        begin=lambda setting: Row("think", settings[setting].last_prompt_token in ENDS_IN_NEWLINE),
+        step=step,
+        seen=seen,
+    )
 
 
 # Every script.
@@ -199,7 +146,7 @@ def table_at(table: budget.RowSettings, which: np.ndarray) -> budget.RowSettings
 
 @pytest.mark.parametrize("words", [SHORT, LONG, REAL], ids=["short", "long", "real"])
 def test_every_script_of_sampled_tokens_gives_what_the_reference_gives(words):
-    assert list(itertools.islice(mismatches(budget, words, grid(), length=12), 5)) == []
+    assert list(itertools.islice(mismatches(budget, game(words, grid()), length=12), 5)) == []
 
 
 def test_all_65536_scripts_run_one_by_one_give_what_the_reference_gives():
@@ -237,39 +184,33 @@ MUTANTS = {
     "budget_one_too_small": ("state.num_thinking == settings.max", "state.num_thinking + 1 == settings.max"),
     "budget_looked_at_after_the_sampled_token": (
         "(state.num_thinking == settings.max_thinking_tokens)",
-        "(state.num_thinking == settings.max_thinking_tokens) & ~tries_to_end",
+        "(state.num_thinking == settings.max_thinking_tokens) & (match < num_states)",
     ),
     "ignore_string_not_cut_by_the_budget": (
         "(state.num_thinking == settings.max_thinking_tokens)",
         "(state.num_thinking == settings.max_thinking_tokens) & (state.queue_index >= state.queue_length)",
     ),
     "ignore_string_not_counted_as_thinking": (
-        "num_thinking=state.num_thinking + counts_as_thinking",
-        "num_thinking=state.num_thinking + (counts_as_thinking & ~forced)",
+        "place + (emits & ~model_ends)",
+        "state.num_thinking + (emits & ~model_ends & ~forced)",
     ),
-    "forced_delimiter_counted_as_thinking": ("thinking & ~out_of_budget & ~natural_end", "thinking & ~natural_end"),
-    "natural_delimiter_counted_as_thinking": ("thinking & ~out_of_budget & ~natural_end", "thinking & ~out_of_budget"),
-    "newline_looked_for_in_the_prompt_only": (
-        "ends_in_newline=vocabulary.ends_in_newline[emitted]",
-        "ends_in_newline=state.ends_in_newline",
+    "forced_delimiter_counted_as_thinking": (
+        "thinking & ~out_of_budget, jnp.minimum(counted, settings.max_thinking_tokens)",
+        "thinking, counted",
     ),
-    "newline_looked_for_in_the_sampled_token": (
-        "ends_in_newline=vocabulary.ends_in_newline[emitted]",
-        "ends_in_newline=vocabulary.ends_in_newline[token]",
-    ),
-    "newline_of_the_prompt_not_looked_at": (
-        "ends_in_newline=vocabulary.ends_in_newline[last_token]",
-        "ends_in_newline=zeros > 0",
-    ),
-    "minimum_one_too_large": ("state.num_thinking < settings.min", "state.num_thinking <= settings.min"),
+    "natural_delimiter_counted_as_thinking": ("(emits & ~model_ends)", "emits"),
+    "newline_looked_for_in_the_prompt_only": ("[state.recent[:, 1:], emitted", "[state.recent[:, 1:], token_before"),
+    "newline_looked_for_in_the_sampled_token": ("[state.recent[:, 1:], emitted", "[state.recent[:, 1:], token"),
+    "newline_of_the_prompt_not_looked_at": ("zeros[:, None] + last_token[:, None]", "zeros[:, None] + 0"),
+    "minimum_one_too_large": ("(first < settings.min", "(first <= settings.min"),
     "one_ignore_too_many": ("state.num_ignored < settings.num_ignore", "state.num_ignored <= settings.num_ignore"),
     "minimum_needed_to_ignore": (
         "(state.num_ignored < settings.num_ignore) | (",
         "(state.num_ignored < settings.num_ignore) & (",
     ),
-    "step_after_an_ignore_string_may_end_thinking": ("thinking & state.just_injected", "thinking & state.stopped"),
+    "step_after_an_ignore_string_may_end_thinking": ("thinking & state.may_not_begin_end", "thinking & state.stopped"),
     "step_after_a_redraw_may_not_end_thinking": (
-        "(swap | in_ignore) & queue_ends",
+        "((swap | in_ignore) & queue_ends) | only_takes_back",
         "((swap | in_ignore) & queue_ends) | draw_again",
     ),
     "redraws_not_counted_as_ignored": ("state.num_ignored + (swap | draw_again)", "state.num_ignored + swap"),
@@ -281,21 +222,20 @@ MUTANTS = {
         "[vocabulary.pad, from_queue, redraw]",
         "[vocabulary.pad, from_queue, token]",
     ),
-    "thinking_ended_only_by_ends_of_answers": ("vocabulary.ends_thinking[token]", "vocabulary.ends_answer[token]"),
-    "answer_ended_by_any_end_of_thinking": ("vocabulary.ends_answer[emitted]", "vocabulary.ends_thinking[emitted]"),
+    "thinking_ended_only_by_ends_of_answers": ("(match >= num_states)", "vocabulary.ends_answer[token]"),
+    "answer_ended_by_any_end_of_thinking": ("vocabulary.ends_answer[emitted]", "(match > 0)"),
     "ending_token_counted_in_the_answer": ("(answering & ~stops)", "answering"),
     "answer_one_token_too_long": ("num_answer == settings.max", "num_answer > settings.max"),
-    "natural_delimiter_is_the_forced_one": ("as_queue(vocabulary.answer)", "as_queue(vocabulary.final_answer)"),
+    "natural_delimiter_is_the_forced_one": ("as_queue(vocabulary.answer)", "as_queue(settings.final_ids)"),
     "done_rows_go_on": ("[vocabulary.pad, from_queue", "[token, from_queue"),
     "limit_counted_as_a_stop": ("state.stopped | stops", "state.stopped | stops | reaches_limit"),
 }
 
 
 def first_mismatch(source: str) -> str | None:
-    module = ModuleType("copy_of_budget")
-    exec(compile(source, "copy_of_budget.py", "exec"), module.__dict__)
     settings = grid(minimums=(0, 2), budgets=(0, 3, 5), max_answers=(1, 2))
-    return next(mismatches(module, LONG, settings, length=8, chunk=4096, compiled=False), None)
+    broken = copy_of(budget, source)
+    return next(mismatches(broken, game(LONG, settings), length=8, chunk=4096, compiled=False), None)
 
 
 def test_comparison_passes_on_an_unbroken_copy():
@@ -439,10 +379,10 @@ def test_settings_mixed_in_a_batch_give_what_each_gives_alone():
 
 def test_other_settings_compile_nothing_again():
     advance = jax.jit(functools.partial(budget.transition, vocabulary_of(LONG)))
-    settings, last = row_settings(random_settings(4)), jnp.zeros(4, jnp.int32)
+    settings, last = row_settings(LONG, random_settings(4)), jnp.zeros(4, jnp.int32)
     state = budget.init_state(vocabulary_of(LONG), settings, last, budget.Phase.THINK, 0)
     for seed in range(3):
-        advance(row_settings(random_settings(4, seed)), state, np.zeros(4, np.int32), np.zeros(4, np.int32))
+        advance(row_settings(LONG, random_settings(4, seed)), state, np.zeros(4, np.int32), np.zeros(4, np.int32))
     assert advance._cache_size() == 1
 
 
@@ -462,7 +402,8 @@ def test_every_limit_ends_a_larger_trace_where_it_ends_its_own():
                 attempts = thinking[ignored[:, row], row].tolist()
                 if states.num_thinking[-1, row] < 12:
                     attempts.append(int(states.num_thinking[-1, row]))
-                end = budget.find_end(budget.Limits(maximum, minimum, num_ignore), attempts)
+                limits = budget.Limits(maximum, minimum, num_ignore)
+                end = budget.find_end(limits, [budget.Attempt(place, True) for place in attempts])
                 num_thinking = own.num_thinking[-1, row]
                 assert end == (num_thinking, own.num_ignored[-1, row], num_thinking < maximum)
                 checked += end.is_natural

@@ -12,7 +12,7 @@ from s1jax.decode.engine import Engine
 from s1jax.model.qwen2 import graphdef
 from s1jax.runtime.sharding import MeshConfig
 from tests.support.decoding import (
-    FINAL_ANSWER,
+    FINAL_IDS,
     NUM_TOKENS,
     RULES,
     START,
@@ -81,7 +81,7 @@ def test_returning_to_the_host_between_steps_changes_no_token_and_shows_growing_
 def test_thinking_never_passes_the_budget_and_meets_it_where_the_budget_ended_it(engine):
     for request, completion in zip(mixed_requests(16), engine.decode(mixed_requests(16)), strict=True):
         after = completion.tokens[completion.num_thinking :]
-        out_of_budget = FINAL_ANSWER in (after[:5], after[1:6])
+        out_of_budget = FINAL_IDS in (after[:5], after[1:6])
         assert completion.num_thinking <= request.condition.max_thinking_tokens
         assert out_of_budget == (completion.num_thinking == request.condition.max_thinking_tokens)
         assert completion.num_forced == sum(completion.forced)

@@ -15,6 +15,7 @@ from tests.support.decoding import make_request
         (dict(top_p=0.0), "top_p is 0.0"),
         (dict(temperature=float("nan")), "temperature is nan"),
         (dict(prompt=()), "prompt is empty"),
+        (dict(final_ids=()), "final_ids are empty"),
         (dict(num_ignore=1, ignore_text="Wait"), r"ignore_ids \(\) are not the ids of .* 'Wait'"),
         (dict(num_ignore=1, ignore_text="", ignore_ids=(7,)), r"ignore_ids \(7,\) are not the ids of .* ''"),
     ],

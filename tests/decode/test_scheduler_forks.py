@@ -46,7 +46,7 @@ def test_a_real_models_curve_equals_its_points_one_at_a_time(real_model, tempera
         make_request(
             tuple(chat.encode_prompt(f"What is {17 + i} times {12 + i}?")), max_thinking_tokens=96, min_thinking_tokens=96,
             num_ignore=4, ignore_ids=tuple(chat.encode_text("Wait")), max_answer_tokens=16, points=tuple(grid),
-            temperature=temperature, problem=i, sample=sample,
+            temperature=temperature, problem=i, sample=sample, final_ids=tuple(chat.encode_final("Final Answer:")),
         )
         for i in range(3) for sample in range(2)
     ]  # fmt: skip

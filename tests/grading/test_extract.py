@@ -1,8 +1,12 @@
 """`extract.py`: which part of a response is its answer."""
 
+import random
+import time
+
 import pytest
 
 from s1jax.grading.extract import extract_answer
+from s1jax.grading.letters import extract_letter
 
 
 @pytest.mark.parametrize(
@@ -77,3 +81,28 @@ def test_hostile_text_is_read_to_its_end():
     for text in ("Answer: the", "Answer: so", "Answer: the answer is", "Answer: the final", "Final answer: $$"):
         extract_answer(text + " " * 1_000_000 + "x")
     extract_answer(r"\boxed{" * 100_000 + "1" + "}" * 100_000)
+
+
+PIECES = (
+    " ", "\n", "{", "}", "$", "$$", "\\boxed{", "\\boxed", "\\fbox{", "\\", "Answer:", "The answer is", "**", "5", ",", "and", "</think>",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+def test_a_thousand_random_texts_of_up_to_a_megabyte_are_read_to_their_end(seed):
+    """A pattern that reads text twice would take hours here. `pytest -s` shows the slowest of the long texts."""
+    rng = random.Random(seed)
+    slowest = (0.0, "")
+    for _ in range(1000):
+        length = int(10 ** rng.uniform(0, 6))
+        some = rng.sample(PIECES, rng.randint(1, 4))
+        period = "".join(rng.choices(some, k=rng.randint(1, 6)))
+        start, end = "".join(rng.choices(some, k=rng.randint(0, 50))), rng.choice(["", "x", "}", "7"])
+        text = start + period * (length // len(period)) + end
+        started = time.perf_counter()
+        for read in (extract_answer, extract_letter):
+            assert len(read(text) or "") <= len(text)
+        if len(text) > 10_000:
+            slowest = max(slowest, ((time.perf_counter() - started) / len(text), text[:60]))
+    print(f"seed {seed}: at most {slowest[0] * 1e6:.2f} µs per character, in {slowest[1]!r}...")

@@ -48,7 +48,18 @@ def test_a_choice_is_right_only_by_its_own_letter_which_its_text_may_follow(text
 
 
 @pytest.mark.parametrize(
-    "text", ["", "I cannot tell.", "Answer: 10^-4 eV", r"\boxed{x}", "Answer: C or D", "A cat sat on a mat."]
+    "text",
+    [
+        "",
+        "Answer: A: no. B: yes",
+        "Answer: A. Not this, it is B",
+        "Answer: A. B. C. D.",
+        "I cannot tell.",
+        "Answer: 10^-4 eV",
+        r"\boxed{x}",
+        "Answer: C or D",
+        "A cat sat on a mat.",
+    ],
 )
 def test_a_text_without_a_choice_has_no_letter(text):
     assert extract_letter(text) is None

@@ -151,7 +151,7 @@ def test_every_submodule_equals_hugging_faces(name, pair_of):
         k = np.array(layer.self_attn.k_proj(x))
         for norm in ("q_norm", "k_norm"):
             ours, theirs = (getattr(attention, norm) for attention in (layer.self_attn, hf_layer.self_attn))
-            errors[norm] = relative_error(ours(k), theirs(torch.from_numpy(k)))
+            errors[norm] = relative_error(ours(jnp.asarray(k)), theirs(torch.from_numpy(k)))
     print(name, {key: f"{error:.1e}" for key, error in errors.items()})
     assert errors == {key: pytest.approx(0, abs=1e-5) for key in errors}
 

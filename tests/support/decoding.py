@@ -21,14 +21,13 @@ DELIMITERS = Delimiters(
     think=(START, THINK),
     answer=(START, ANSWER),
     newline=(NEWLINE,),
-    end_thinking=("start", "end", "eot"),
+    end_thinking=("<start>", "<end>", "<eot>"),
     forced_ends=(),
     end_answer=(END, EOT),
     pad=EOT,
 )
-FINAL_ANSWER = (START, ANSWER, NEWLINE, FINAL, COLON)
-ADDED_TOKENS = {"start": START, "end": END, "eot": EOT}
-TOKEN_TEXTS = ["\n" if i == NEWLINE else chr(ord("A") + i) for i in range(NUM_TOKENS)]
+FINAL_IDS = (START, ANSWER, NEWLINE, FINAL, COLON)
+ADDED_TOKENS = {"<start>": START, "<end>": END, "<eot>": EOT}
 CONFIG = ModelConfig(
     vocab_size=48, embed_dim=32, mlp_dim=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, rope_theta=1e4,
     rms_norm_eps=1e-6, max_position_embeddings=256, tie_word_embeddings=True, dtype="float32",
@@ -41,15 +40,17 @@ def to_text(ids):
     return "".join(chr(ord("A") + i) for i in ids)
 
 
-def make_engine(mesh_config=None, attention=None, dtype="float32", family="qwen2", **options):
+def make_engine(
+    mesh_config=None, attention=None, dtype="float32", family="qwen2", delimiters=DELIMITERS, texts=None, **options
+):
     mesh = make_mesh(mesh_config or MeshConfig(fsdp=1), jax.devices()[: 8 if mesh_config else 1])
     config = dataclasses.replace(CONFIG, dtype=dtype, family=family)
     params = random_params(config, "stacked", mesh)
     # Larger weights than at initialisation, so that logits differ and every id, the ends included, comes up.
     params = jax.tree.map(lambda x: (x * 4 if x.ndim > 1 else x).astype(dtype), params)
     layers = unstack(params, CONFIG.num_layers)
-    vocabulary = make_vocabulary(DELIMITERS, TOKEN_TEXTS, ADDED_TOKENS, config.vocab_size)
-    vocabulary = vocabulary._replace(final_answer=np.array(FINAL_ANSWER, np.int32))
+    texts = texts or ["\n" if i == NEWLINE else to_text([i]) for i in range(NUM_TOKENS)]
+    vocabulary = make_vocabulary(delimiters, texts, ADDED_TOKENS, config.vocab_size)
     return Engine(LoadedModel(config, layers, RULES, mesh, vocabulary, attention, to_text), **options)
 
 
@@ -57,6 +58,7 @@ def make_request(prompt, **fields):
     """A request; fields of its condition may be given like its own."""
     own = {field.name for field in dataclasses.fields(Request)}
     ignore_text = "Wait" if fields.get("ignore_ids") else ""
+    fields.setdefault("final_ids", FINAL_IDS)
     of_condition = {"max_thinking_tokens": 0, "ignore_text": ignore_text} | {
         name: value for name, value in fields.items() if name not in own
     }
