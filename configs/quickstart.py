@@ -1,7 +1,7 @@
 """Fine-tuning of the quickstart's tiny base model on traces in which it checks its own steps: the recipe of `s1_32b` for a laptop.
 
-Run by `launch/quickstart.sh` on two shared CPU cores in 251 s. With the largest thinking budget the model then solved 96.7% of 120 held-out
-problems (95% interval: 91.7% to 98.7%).
+Run by `launch/quickstart.sh` on two shared cores of an AMD CPU in 251 s. With the largest thinking budget the model then solved 96.7% of
+120 held-out problems (95% interval: 91.7% to 98.7%).
 
     python launch/train.py quickstart --data.source out/data/train.jsonl --output out/model
 """

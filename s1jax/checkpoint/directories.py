@@ -94,12 +94,10 @@ def new_directory(directory: str | Path, overwrite: bool = False) -> Iterator[Pa
 
 
 def _remove(partial: Path) -> None:
-    """Remove a directory whose writers failed. Some may still run in the background and make files for a moment."""
+    """Remove a directory whose writers failed. Some may still run in the background and make files for two seconds."""
     for _ in range(20):
         shutil.rmtree(partial, ignore_errors=True)
         time.sleep(0.1)
-        if not partial.exists():
-            return
 
 
 def _is_of_checkpoint(name: str) -> bool:

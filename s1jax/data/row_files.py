@@ -1,6 +1,6 @@
-"""The files of a source of training rows, and their rows as they are.
+"""The files of a source of training rows or problems, and their rows as they are.
 
-In: a file, a directory or a hub id. Out: each row with its file and its number.
+In: a file, a directory (of training rows) or a hub id. Out: each row with its file and its number.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def raw_rows(source: str) -> Iterator[tuple[str, int, dict[str, Any] | UserError
     elif path.exists() or path.is_absolute() or path.suffix in (*_SUFFIXES, ".json"):
         files = [path]
     else:
-        yield from _hub_rows(source)
+        yield from hub_rows(source, "train")
         return
     for file in files:
         if not file.exists():
@@ -125,13 +125,17 @@ def _parquet_rows(file: Path) -> Iterator[tuple[str, int, dict[str, Any], str]]:
         raise UserError(f"{file} cannot be read as Parquet ({reason_of(error)})") from error
 
 
-def _hub_rows(name: str) -> Iterator[tuple[str, int, dict[str, Any], str]]:
+def hub_rows(name: str, split: str, subset: str | None = None) -> Iterator[tuple[str, int, dict[str, Any], str]]:
+    """Yield the rows of a split of a hub dataset, or of a subset (a configuration) of it, as `raw_rows` does.
+
+    Raises FileNotFoundError if the hub does not give them.
+    """
     from datasets import load_dataset
 
     try:
-        dataset = load_dataset(name, split="train")
-    except (OSError, ValueError, RuntimeError) as error:  # such as no such dataset, no connection, or no split `train`
+        dataset = load_dataset(name, subset, split=split)
+    except (OSError, ValueError, RuntimeError) as error:  # such as no such dataset, no connection, or no such split
         raise FileNotFoundError(
-            f"no file or directory {name}, and the hub does not give its train split ({reason_of(error)})"
+            f"no file or directory {name}, and the hub does not give its {split} split ({reason_of(error)})"
         ) from error
     yield from ((name, number, row, "") for number, row in enumerate(dataset, 1))

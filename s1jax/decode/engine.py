@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import numpy as np
-from jaxtyping import Float
 
 from s1jax.checkpoint.source import Source, load_model, load_tokenizer
 from s1jax.data.chat import ChatFormat
@@ -17,7 +15,7 @@ from s1jax.decode.loaded import LoadedModel, make_vocabulary
 from s1jax.decode.loop import MAX_STEPS
 from s1jax.decode.request import Completion, Request
 from s1jax.decode.scheduler import Results, Scheduler
-from s1jax.decode.score import Pair, score_all
+from s1jax.decode.score import Pair, Scores, score_all
 from s1jax.ops.attention import CacheBackend
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.precision import Int8
@@ -105,12 +103,12 @@ class Engine:
         completions = dict(self.stream(requests, **options))
         return [completions[i][0] for i in range(len(requests))]
 
-    def score(self, prompt: Sequence[int], continuation: Sequence[int]) -> Float[np.ndarray, " n"]:
-        """Return the log-probability of each id of a continuation."""
+    def score(self, prompt: Sequence[int], continuation: Sequence[int]) -> Scores:
+        """Return the log-probability of each id of a continuation, and whether it is the likeliest."""
         return self.score_all([(prompt, continuation)])[0]
 
-    def score_all(self, pairs: Sequence[Pair]) -> list[Float[np.ndarray, " _"]]:
-        """Return the log-probabilities of the ids of each (prompt, continuation); see `score.py`."""
+    def score_all(self, pairs: Sequence[Pair]) -> list[Scores]:
+        """Return the scores of each (prompt, continuation); see `score.py`."""
         with jax.set_mesh(self.model.mesh):
             return score_all(self.model, pairs)
 

@@ -1,4 +1,4 @@
-"""Scoring: (prompt, continuation) pairs of ids -> the log-probability of each id of the continuation.
+"""Scoring: (prompt, continuation) pairs of ids -> for each id of the continuation its log-probability, and whether it is the likeliest.
 
 The log-probabilities are a float32 log-softmax over the model's whole vocabulary, as in Hugging Face transformers, without temperature,
 filters or a mask of ids. A prompt that several pairs share is read once per `MAX_CONTINUATIONS` of them. Its continuations sit side by side
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from s1jax.decode.loaded import LoadedModel, fetch
 from s1jax.decode.prefill import (
@@ -40,6 +40,14 @@ MAX_LOGITS = 256
 """Positions whose logits exist at a time."""
 
 
+class Scores(NamedTuple):
+    """What the model says about the ids of one continuation."""
+
+    logprobs: Float[np.ndarray, " n"]
+    is_greedy: Bool[np.ndarray, " n"]
+    """Whether greedy decoding would choose the id at its place. Of ids that are equally likely, it chooses the lowest."""
+
+
 class _Shapes(NamedTuple):
     """What decides which program is compiled."""
 
@@ -49,22 +57,25 @@ class _Shapes(NamedTuple):
     """Slots per continuation."""
 
 
-def score_all(model: LoadedModel, pairs: Sequence[Pair]) -> list[Float[np.ndarray, " _"]]:
-    """Return the log-probabilities of each continuation. Call it under the model's mesh.
+def score_all(model: LoadedModel, pairs: Sequence[Pair]) -> list[Scores]:
+    """Return the scores of each continuation. Call it under the model's mesh.
 
-    Raises UserError for an empty prompt, for an id that the model does not have, or for a pair that is longer than its context.
+    Raises UserError for an empty prompt, for an id that the model does not have, or for a pair that is longer than its context. The last
+    id needs no position, since nothing comes after it.
     """
     context, vocab_size = model.config.context_length, model.config.vocab_size
     for prompt, continuation in pairs:
         if not len(prompt):
             raise UserError("the prompt is empty: a continuation is scored after at least one id")
-        if (total := len(prompt) + len(continuation)) > context:
+        if (total := len(prompt) + len(continuation) - 1) > context:
             raise UserError(
                 f"a prompt and its continuation need {total} positions; the model has {context}: shorten one of them"
             )
         if outside := [i for i in (*prompt, *continuation) if not 0 <= i < vocab_size]:
             raise UserError(f"the model has ids from 0 to {vocab_size - 1}; {outside[0]} is none of them")
-    scores = [np.zeros(len(continuation), np.float32) for _, continuation in pairs]
+    scores = [
+        Scores(np.zeros(n, np.float32), np.zeros(n, bool)) for n in (len(continuation) for _, continuation in pairs)
+    ]
     by_prompt: dict[tuple[int, ...], list[int]] = {}
     for i, (prompt, continuation) in enumerate(pairs):
         if len(continuation):
@@ -83,7 +94,8 @@ def score_all(model: LoadedModel, pairs: Sequence[Pair]) -> list[Float[np.ndarra
             found = _score_batch(model, [prompt for prompt, _ in some], continuations, size, shapes)
             for place, (_, indices) in enumerate(some):
                 for row, i in enumerate(indices, place * shapes.num_continuations):
-                    scores[i] = found[row, : len(scores[i])]
+                    length = len(pairs[i][1])
+                    scores[i] = Scores(found.logprobs[row, :length], found.is_greedy[row, :length])
     return scores
 
 
@@ -93,8 +105,8 @@ def _score_batch(
     continuations: Sequence[Sequence[Sequence[int]]],
     num_prompts: int,
     shapes: _Shapes,
-) -> Float[np.ndarray, "B S"]:
-    """Return the log-probabilities of the continuations of each prompt, row by row. Values past their ends have no meaning."""
+) -> Scores:
+    """Return the scores of the continuations of each prompt, row by row: arrays [B, S]. Values past their ends have no meaning."""
     num_rows = num_prompts * shapes.num_continuations
     tokens = np.zeros((num_rows, shapes.capacity), np.int32)
     prompt_lengths, lengths = np.zeros((2, num_rows), np.int32)
@@ -107,12 +119,13 @@ def _score_batch(
     scores = []
     for begin in range(0, int(lengths.max()), PREFILL_TOKENS):
         piece = tokens[:, begin : begin + PREFILL_TOKENS]
-        found, hidden, cache = _score_piece(
+        *found, hidden, cache = _score_piece(
             model.params, read.cache, prompt_lengths, cache, hidden, piece, lengths,
             **model.static, attention=model.attention,
         )  # fmt: skip
         scores.append(found)
-    return np.concatenate(fetch(scores), axis=1)
+    logprobs, is_greedy = (np.concatenate(pieces, axis=1) for pieces in zip(*fetch(scores), strict=True))
+    return Scores(logprobs, is_greedy)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "rules", "attention"), donate_argnames="cache")
@@ -128,8 +141,9 @@ def _score_piece(
     config: ModelConfig,
     rules: ShardingRules,
     attention: CacheBackend | None,
-) -> tuple[Float[Array, "B T"], Float[Array, "B D"], KVCache]:
-    """Score the next T tokens of continuations: return their log-probabilities, the last hidden state and the cache, which is donated.
+) -> tuple[Float[Array, "B T"], Bool[Array, "B T"], Float[Array, "B D"], KVCache]:
+    """Score the next T tokens of continuations: return their log-probabilities, whether each is the likeliest, the last hidden state and
+    the cache, which is donated.
 
     `hidden_before` is the final hidden state of the token before the first of them. `lengths` are whole continuations.
     """
@@ -142,11 +156,12 @@ def _score_piece(
     before = jnp.concatenate([hidden_before[:, None], hidden[:, :-1]], axis=1)
     width = math.gcd(T, max(1, MAX_LOGITS // B))
 
-    def log_probabilities(begin: Int[Array, ""]) -> Float[Array, "B C"]:
+    def score(begin: Int[Array, ""]) -> tuple[Float[Array, "B C"], Bool[Array, "B C"]]:
         here = [jax.lax.dynamic_slice_in_dim(x, begin, width, axis=1) for x in (before, tokens)]
         logits = model.logits(here[0])
         of_token = jnp.take_along_axis(logits, here[1][:, :, None], axis=2)[:, :, 0]
-        return of_token - jax.nn.logsumexp(logits, axis=-1)
+        return of_token - jax.nn.logsumexp(logits, axis=-1), logits.argmax(axis=-1) == here[1]
 
-    pieces = jax.lax.map(log_probabilities, jnp.arange(0, T, width))
-    return pieces.swapaxes(0, 1).reshape(B, T), hidden[:, -1], cache
+    pieces = jax.lax.map(score, jnp.arange(0, T, width))
+    logprobs, is_greedy = (piece.swapaxes(0, 1).reshape(B, T) for piece in pieces)
+    return logprobs, is_greedy, hidden[:, -1], cache

@@ -23,13 +23,13 @@ from s1jax.data.columns import filled_text_of, first_column, is_empty, is_missin
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.terminal import shortened
 
-_CHOICE_COLUMNS = ("choices", "options", "Choices", "Options")
-_RIGHT_COLUMNS = (
+CHOICE_COLUMNS = ("choices", "options", "Choices", "Options")
+RIGHT_COLUMNS = (
     "answer", "Answer", "gold", "answerKey", "answer_key", "answer_idx", "answer_index", "answer_letter", "correct_answer",
     "correct_option", "correct", "label",
 )  # fmt: skip
 # Columns of GPQA. The first one holds the right choice.
-_GPQA_COLUMNS = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
+GPQA_COLUMNS = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,15 @@ class Choices:
 
 def find_choices(row: dict[str, Any], question: str) -> Choices | None:
     """Return the choices of a row, None if it has none. Raises UserError if they, or the right one, are not certain."""
-    if all(name in row for name in _GPQA_COLUMNS):
+    if all(name in row for name in GPQA_COLUMNS):
         return _gpqa_choices(row, question)
-    name = first_column(row, _CHOICE_COLUMNS)
+    name = first_column(row, CHOICE_COLUMNS)
     columns = (name,) if name else tuple(letter for letter in LETTERS if not is_empty(row.get(letter)))
     if name is None and columns[:2] != ("A", "B"):
         return None
     choices = row[name] if name else {column: row[column] for column in columns}
     texts, labels, are_numbers = _texts_and_labels(name or "choices", choices)
-    said = [column for column in _RIGHT_COLUMNS if not is_empty(row.get(column))]
+    said = [column for column in RIGHT_COLUMNS if not is_empty(row.get(column))]
     right = {}
     for column in said:
         try:
@@ -70,18 +70,24 @@ def find_choices(row: dict[str, Any], question: str) -> Choices | None:
             if column not in ("correct", "label"):
                 raise
     if not right:
-        raise UserError(f"no {' or '.join(_RIGHT_COLUMNS[:4])} says which of the choices is right")
+        raise UserError(f"no {' or '.join(RIGHT_COLUMNS[:4])} says which of the choices is right")
     if len(set(right.values())) > 1:
         raise UserError(f"columns {', '.join(right)} name different choices")
     return Choices(texts, LETTERS[next(iter(right.values()))], columns)
 
 
 def _gpqa_choices(row: dict[str, Any], question: str) -> Choices:
-    choices = [filled_text_of(name, row[name], number=True).strip() for name in _GPQA_COLUMNS]
+    choices = [filled_text_of(name, row[name], number=True).strip() for name in GPQA_COLUMNS]
+    choices, right = shuffled(choices, 0, question)
+    return Choices(choices, right, GPQA_COLUMNS)
+
+
+def shuffled(choices: list[Any], right: int, question: str) -> tuple[list[Any], str]:
+    """Return the choices in a random order, and the letter of the right one, whose index among them is given."""
     # The question is the seed, so that neither other rows nor the machine change the letters.
     rng = random.Random(f"choices of {question.strip()}")
     order = sorted(range(len(choices)), key=lambda _: rng.random())
-    return Choices([choices[i] for i in order], LETTERS[order.index(0)], _GPQA_COLUMNS)
+    return [choices[i] for i in order], LETTERS[order.index(right)]
 
 
 def _texts_and_labels(name: str, value: Any) -> tuple[list[str], list[str], bool]:

@@ -22,9 +22,16 @@ class DecodingConfig:
     model: InputPath
     """Hugging Face directory or hub id (ID@REVISION: a branch, tag or commit), or one of our own checkpoints."""
     benchmark: InputPath
-    """aime24, aime25, math500, gpqa_diamond, gsm8k, or a JSONL file with one question and answer per line."""
+    """aime24, aime25, math500, gpqa_diamond, gsm8k, a JSONL or Parquet file of questions and answers, or a hub dataset (ORG/NAME)."""
     output: OutputPath
     """JSONL file of sample rows. It may hold other models, benchmarks and conditions. Rows that it has are not decoded again."""
+    columns: tuple[str, ...] = ()
+    """Which columns of the benchmark are its question, answer, id and choices, if they have other names: question=prompt answer=target.
+    A plus joins columns: question=context+question, choices=a+b+c. If the answer is a column of the choices, these are shuffled."""
+    subset: str | None = None
+    """Subset (configuration) of a hub dataset."""
+    split: str | None = None
+    """Split of a hub dataset. Default: test."""
     limit: int | None = None
     """Number of problems, counted from the first. Default: all."""
     seed: int = 0

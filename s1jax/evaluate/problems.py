@@ -1,4 +1,4 @@
-"""Benchmarks: questions with gold answers.
+"""Benchmarks: files or hub datasets -> questions with gold answers.
 
 The prompt is the bare question (paper, section 4.1), so a problem needs only an id, a question and an answer. A multiple-choice question
 has its choices below it, and its answer is a letter (`choices.py`). A row with another column that belongs to its question is refused.
@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from s1jax.data.columns import SYSTEM_COLUMNS, check_whole_question, columns_of, filled_text_of, first_column
 from s1jax.data.encoder import check_text
-from s1jax.evaluate.choices import find_choices
-from s1jax.runtime import jsonl
+from s1jax.data.row_files import hub_rows, raw_rows
+from s1jax.evaluate.choices import CHOICE_COLUMNS, GPQA_COLUMNS, LETTERS, RIGHT_COLUMNS, find_choices, shuffled
 from s1jax.runtime.command import counted, listed
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.terminal import shortened
@@ -54,34 +55,55 @@ _QUESTION_COLUMNS = ("question", "problem", "Problem", "Question")
 _ANSWER_COLUMNS = ("answer", "Answer", "gold")
 
 
-def read_problems(source: str) -> list[Problem]:
-    """Return the problems of a benchmark of the hub, or of a JSONL file, in order. A file's benchmark is called by its stem.
+# What a column may be, and the columns that a mapping of it replaces.
+_ROLES: dict[str, tuple[str, ...]] = {
+    "id": _ID_COLUMNS,
+    "question": _QUESTION_COLUMNS,
+    "answer": (*_ANSWER_COLUMNS, *RIGHT_COLUMNS),
+    "choices": (*CHOICE_COLUMNS, *LETTERS, *GPQA_COLUMNS),
+}
+Mapped = dict[str, list[str]]
+"""The columns of a file for each mapped role."""
 
-    A line needs a question, which is text, and an answer, which is text or a finite number. Without an id, its id is
-    "<benchmark>/<line number>".
 
-    Raises FileNotFoundError if there is neither such a file nor such a benchmark, or if the hub cannot provide it. Raises UserError for an
-    empty file, or for bad lines: it counts them all and shows the first few.
+def read_problems(
+    source: str, columns: Sequence[str] = (), subset: str | None = None, split: str | None = None
+) -> list[Problem]:
+    """Return the problems of a named benchmark, a JSONL or Parquet file, or a hub dataset, in order.
+
+    A file's benchmark is called by its stem, a dataset's by its name and subset. `columns` says which column is what, as
+    `DecodingConfig.columns` does. `subset` and `split` (by default test) belong to a hub dataset.
+
+    A row needs a question, which is text, and an answer, which is text or a finite number. Without an id, its id is
+    "<benchmark>/<row number>".
+
+    Raises FileNotFoundError if there is neither such a file nor such a benchmark, or if the hub cannot provide it. Raises UserError for a
+    source without problems, for a bad mapping, or for bad rows: it counts them all and shows the first few.
     """
+    mapped = _parse_columns(columns)
+    path, is_hub_id = Path(source), bool(re.fullmatch(r"[\w.-]+/[\w.-]+", source))
+    if source not in _HUB and not path.exists() and is_hub_id and path.suffix not in (".jsonl", ".json", ".parquet"):
+        name = "-".join([path.name, subset] if subset else [path.name])
+        return _to_problems(hub_rows(source, split or "test", subset), name, f"dataset {source}", "row", mapped)
+    if subset or split:
+        raise UserError(f"subset and split belong to a hub dataset (ORG/NAME), and {source} is none")
     if source in _HUB:
-        return _to_problems(enumerate(_read_hub(source), start=1), source, f"benchmark {source}", "row")
-    path = Path(source)
+        return _to_problems(_named_rows(source), source, f"benchmark {source}", "row", mapped)
     if path.is_dir():
-        raise UserError(f"{source} is a directory: give one .jsonl file of problems")
+        raise UserError(f"{source} is a directory: give one .jsonl or .parquet file of problems")
     if not path.is_file():
-        raise FileNotFoundError(f"no problem file at {source}: give a .jsonl file, or one of {', '.join(_HUB)}")
+        raise FileNotFoundError(
+            f"no problem file at {source}: give a .jsonl or .parquet file, a hub dataset (ORG/NAME), or one of {', '.join(_HUB)}"
+        )
     check_text(f"the name of the benchmark {path.stem!r}", path.stem)
-    lines = ((number, value) for number, _, value in jsonl.parse(path))
-    return _to_problems(lines, path.stem, source, "line")
+    return _to_problems(raw_rows(source), path.stem, source, "row" if path.suffix == ".parquet" else "line", mapped)
 
 
-def _read_hub(name: str) -> Iterable[dict[str, Any]]:
-    import datasets  # slow, and only benchmarks of the hub need it
-
+def _named_rows(name: str) -> list[tuple[str, int, dict[str, Any], str]]:
     path, config, split, size = _HUB[name]
     try:
-        rows = datasets.load_dataset(path, config, split=split)
-    except OSError as error:  # such as: no such dataset, no access to it, no connection
+        rows = list(hub_rows(path, split, config))
+    except FileNotFoundError as error:
         raise FileNotFoundError(
             f"the hub does not provide benchmark {name} ({path}): {error}. You can give its problems as a .jsonl file instead"
         ) from error
@@ -90,13 +112,54 @@ def _read_hub(name: str) -> Iterable[dict[str, Any]]:
     return rows
 
 
-def _to_problems(rows: Iterable[tuple[int, Any]], benchmark: str, source: str, unit: str) -> list[Problem]:
+def _parse_columns(columns: Sequence[str]) -> Mapped:
+    """Return the columns of `ROLE=COLUMN` or `ROLE=COLUMN+COLUMN`, by role."""
+    mapped: Mapped = {}
+    for pair in columns:
+        role, _, names = pair.partition("=")
+        if role not in _ROLES or not all(names.split("+")) or role in mapped:
+            raise UserError(
+                f"columns has {pair!r}: give each of {', '.join(_ROLES)} at most once, as in question=prompt"
+            )
+        mapped[role] = names.split("+")
+        if len(mapped[role]) > 1 and role in ("id", "answer"):
+            raise UserError(f"columns has {pair!r}: {role} is one column")
+    return mapped
+
+
+def _renamed(row: Mapping[str, Any], mapped: Mapped) -> dict[str, Any]:
+    """Return a row in which mapped columns have the names of their roles. Other columns that could be the same are left out."""
+    used = [name for names in mapped.values() for name in names]
+    if missing := [name for name in used if name not in row]:
+        raise UserError(f"no column {missing[0]} in the columns {columns_of(row)}")
+    left_out = {*used, *(name for role in mapped for name in _ROLES[role])}
+    renamed = {name: value for name, value in row.items() if name not in left_out}
+    renamed |= {role: row[names[0]] for role, names in mapped.items()}
+    if len(names := mapped.get("question", [])) > 1:
+        renamed["question"] = "\n\n".join(filled_text_of(name, row[name]).strip() for name in names)
+    if len(names := mapped.get("choices", [])) > 1:
+        renamed["choices"] = [row[name] for name in names]
+        if (right := mapped.get("answer", [""])[0]) in names:
+            question = _column(renamed, _QUESTION_COLUMNS)
+            renamed["choices"], renamed["answer"] = shuffled(renamed["choices"], names.index(right), question)
+    return renamed
+
+
+def _to_problems(
+    rows: Iterable[tuple[str, int, dict[str, Any] | UserError, str]],
+    benchmark: str,
+    source: str,
+    unit: str,
+    mapped: Mapped,
+) -> list[Problem]:
     problems: list[Problem] = []
     errors: list[str] = []
     seen: dict[str, int] = {}
-    for number, row in rows:
+    for _, number, row, _ in rows:
         try:
-            problem = _to_problem(row, benchmark, number)
+            if isinstance(row, UserError):
+                raise row
+            problem = _to_problem(_renamed(row, mapped), benchmark, number)
             if problem.problem_id in seen:
                 raise UserError(
                     f"id {shortened(problem.problem_id)} was already used on {unit} {seen[problem.problem_id]}"
@@ -113,11 +176,7 @@ def _to_problems(rows: Iterable[tuple[int, Any]], benchmark: str, source: str, u
     return problems
 
 
-def _to_problem(row: Any, benchmark: str, number: int) -> Problem:
-    if isinstance(row, UserError):
-        raise row
-    if not isinstance(row, dict):
-        raise UserError(f"expected a JSON object with a question and an answer, found {type(row).__name__}")
+def _to_problem(row: dict[str, Any], benchmark: str, number: int) -> Problem:
     problem_id = _column(row, _ID_COLUMNS, number=True, default=f"{benchmark}/{number}").strip()
     question = _column(row, _QUESTION_COLUMNS)
     choices = find_choices(row, question)

@@ -98,7 +98,7 @@ def _write_missing(config: DecodingConfig, trace: Trace, num_samples: int, preem
     output, writes = Path(config.output), is_first_process()
     check_same((config, trace, num_samples), "config")
     source = everywhere(lambda: resolve_source(config.model, weights=False))
-    every_problem = everywhere(lambda: read_problems(config.benchmark))
+    every_problem = everywhere(lambda: read_problems(config.benchmark, config.columns, config.subset, config.split))
     check_same(every_problem, "problems")
     problems = every_problem[: config.limit]
     weights, tokenizer = everywhere(lambda: (source.fingerprint, source.tokenizer_fingerprint))

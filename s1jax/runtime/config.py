@@ -176,9 +176,8 @@ def _as_one_line(text: str, argv: Sequence[str], options: Mapping[str, Any]) -> 
     parts = [" ".join(part.split()) for part in " ".join(rows).split("\0")]
     parts = [part for part in parts if part and not part.startswith(("Argument helptext", "Got errors"))]
     parts[-1] = re.sub(r"^For full helptext, (run|see):? ", "see ", parts[-1])
-    if parts[0].startswith("Missing from "):
-        # Each missing option stands there with its kind and its help.
-        parts[0] = f"give {' and '.join(option for option in options if f'{option} ' in parts[0])}"
+    if parts[0].startswith("Missing from ") and (lost := [option for option in options if f"{option} " in parts[0]]):
+        parts[0] = f"give {' and '.join(lost)}"  # without the kind and the help of each
     wrong = re.search(r"^Error parsing (--[\w.-]+):|^invalid choice .* for argument '(--[\w.-]+)'", parts[0])
     option = _name(wrong[1] or wrong[2]) if wrong else ""
     if option in options:

@@ -54,7 +54,7 @@ def test_parquet_directory_and_hub_give_the_same_rows(tmp_path, monkeypatch):
     assert read_rows(str(tmp_path))[0] == expected * 2
 
     hub = {("someone/rows", "train"): datasets.Dataset.from_list(rows)}
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: hub[name, split])
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, subset, split: hub[name, split])
     assert read_rows("someone/rows")[0] == expected
 
 

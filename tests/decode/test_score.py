@@ -32,23 +32,41 @@ def pairs_of(shapes, vocab_size=CONFIG.vocab_size, seed=0):
 
 
 def full(engine, prompt, continuation):
-    """The log-probabilities by one full forward, ids past the tokenizer's end included."""
+    """The log-probabilities and the likeliest ids by one full forward, ids past the tokenizer's end included."""
     ids = np.array([[*prompt, *continuation]])
     logits = full_logits(engine.model.config, "per_layer", engine.model.params, ids)
     logprobs = jax.nn.log_softmax(logits[0, len(prompt) - 1 : -1], axis=-1)
-    return np.asarray(jnp.take_along_axis(logprobs, jnp.array(continuation)[:, None], axis=1)[:, 0])
+    of_ids = jnp.take_along_axis(logprobs, jnp.array(continuation)[:, None], axis=1)[:, 0]
+    return np.asarray(of_ids), np.asarray(logprobs.argmax(axis=-1))
 
 
 def check(engine, pairs, scores):
     for (prompt, continuation), found in zip(pairs, scores, strict=True):
-        assert found.dtype == np.float32 and found.shape == (len(continuation),)
-        np.testing.assert_allclose(found, full(engine, prompt, continuation), atol=1e-5)
+        assert found.logprobs.dtype == np.float32 and found.logprobs.shape == (len(continuation),)
+        logprobs, likeliest = full(engine, prompt, continuation)
+        np.testing.assert_allclose(found.logprobs, logprobs, atol=1e-5)
+        assert found.is_greedy.tolist() == (likeliest == continuation).tolist()
 
 
 def test_scores_equal_the_log_probabilities_of_the_full_forward(engine):
     pairs = pairs_of([(1, (1, 4)), (7, (3, 1, 16, 17, 2)), (40, (9, 9, 30)), (90, (100,))])
     check(engine, pairs, engine.score_all(pairs))
-    np.testing.assert_array_equal(engine.score(*pairs[3]), engine.score_all([pairs[3]])[0])
+    np.testing.assert_array_equal(engine.score(*pairs[3]).logprobs, engine.score_all([pairs[3]])[0].logprobs)
+
+
+def test_the_likeliest_continuation_is_greedy_and_stops_being_so_at_one_other_id(engine):
+    prompt, continuation = [5, 9, 2], []
+    for _ in range(6):
+        likeliest = full(engine, prompt + continuation, [0])[1]
+        continuation.append(int(likeliest[0]))
+    assert engine.score(prompt, continuation).is_greedy.all()
+    other = [*continuation[:3], (continuation[3] + 1) % CONFIG.vocab_size]
+    assert engine.score(prompt, other).is_greedy.tolist() == [True, True, True, False]
+
+
+def test_a_pair_may_fill_the_context_and_one_id_more(engine):
+    pairs = pairs_of([(1, (CONFIG.max_position_embeddings,))])
+    check(engine, pairs, engine.score_all(pairs))
 
 
 def test_long_pairs_are_scored_in_pieces(engine, monkeypatch):
@@ -57,7 +75,7 @@ def test_long_pairs_are_scored_in_pieces(engine, monkeypatch):
     monkeypatch.setattr(prefill, "PREFILL_TOKENS", 32)
     monkeypatch.setattr(score, "PREFILL_TOKENS", 32)
     for found, wanted in zip(engine.score_all(pairs), whole, strict=True):
-        np.testing.assert_allclose(found, wanted, atol=1e-5)
+        np.testing.assert_allclose(found.logprobs, wanted.logprobs, atol=1e-5)
 
 
 def test_a_shared_prompt_is_read_once_for_eight_continuations(engine, monkeypatch):
@@ -78,7 +96,7 @@ def test_logits_exist_for_few_positions_at_a_time(engine, monkeypatch):
 
 
 def test_an_empty_continuation_has_no_scores_and_no_pairs_are_no_work(engine):
-    assert engine.score([3, 4], []).shape == (0,)
+    assert engine.score([3, 4], []).logprobs.shape == (0,)
     assert engine.score_all([]) == []
 
 
@@ -86,7 +104,7 @@ def test_an_empty_continuation_has_no_scores_and_no_pairs_are_no_work(engine):
     ("prompt", "continuation", "message"),
     [
         ([], [1], "the prompt is empty"),
-        ([1] * 200, [2] * 57, "need 257 positions; the model has 256"),
+        ([1] * 200, [2] * 58, "need 257 positions; the model has 256"),
         ([1], [48], "ids from 0 to 47; 48 is none of them"),
     ],
 )
@@ -100,7 +118,7 @@ def test_eight_devices_score_as_one(engine):
     pairs = pairs_of([(7, (3, 1, 16)), (40, (9, 30))])
     sharded = make_engine(MeshConfig(data=4, fsdp=1, tensor=2))
     for found, wanted in zip(sharded.score_all(pairs), engine.score_all(pairs), strict=True):
-        np.testing.assert_allclose(found, wanted, atol=1e-5)
+        np.testing.assert_allclose(found.logprobs, wanted.logprobs, atol=1e-5)
 
 
 def check_against_torch(directory, texts):
@@ -114,7 +132,7 @@ def check_against_torch(directory, texts):
         with torch.no_grad():
             logits = model(torch.tensor([prompt + continuation])).logits[0, len(prompt) - 1 : -1]
         wanted = torch.log_softmax(logits, -1).gather(1, torch.tensor(continuation)[:, None])[:, 0]
-        np.testing.assert_allclose(found, wanted.numpy(), atol=1e-4)
+        np.testing.assert_allclose(found.logprobs, wanted.numpy(), atol=1e-4)
 
 
 TEXTS = [

@@ -36,7 +36,7 @@ def test_all_bad_lines_are_counted_and_named(tmp_path):
     message = str(error.value)
     assert "6 bad lines:\n  line 2: no answer or Answer or gold in the columns question" in message
     assert "line 3: question is empty" in message
-    assert "line 4: expected a JSON object" in message
+    assert "line 4: not a JSON object" in message
     assert "line 5: not JSON: Expecting property name enclosed in double quotes at character 2" in message
     assert "line 6: id 'a' was already used on line 1" in message
     assert message.endswith("line 7: no answer after ####")
@@ -192,5 +192,98 @@ def test_a_row_that_asks_more_than_its_question_or_has_no_single_answer_is_a_bad
             read_problems(write(tmp_path / "mine.jsonl", good | {"id": "first"}, good | change))
     chosen = read_problems(write(tmp_path / "mine.jsonl", {"question": "q?", "choices": ["x", "y"], "answer": 1}))
     assert chosen == [Problem("mine/1", "mine", "q?\n\nA) x\nB) y", "B")]
-    with pytest.raises(ValueError, match=r"is a directory: give one \.jsonl file of problems"):
+    with pytest.raises(ValueError, match=r"is a directory: give one \.jsonl or \.parquet file of problems"):
         read_problems(str(tmp_path))
+
+
+TRIVIA = {"qid": 7, "prompt": " Which?", "target": "Jupiter", "right": "Jupiter", "w1": "Mars", "w2": "Venus"}
+
+
+@pytest.mark.parametrize(
+    ("columns", "row", "question", "answer"),
+    [
+        (("question=prompt", "answer=target"), TRIVIA, " Which?", "Jupiter"),
+        # A column that was not mapped, but has a name of the role, is left out.
+        (("answer=target",), TRIVIA | {"question": "q?", "answer": "no"}, "q?", "Jupiter"),
+        (("question=context+question",), {"context": "c\n", "question": "q?", "answer": 3}, "c\n\nq?", "3"),
+        (("question=input",), {"input": "q?", "answer": "1"}, "q?", "1"),
+        (
+            ("question=prompt", "answer=target", "choices=w1+right+w2"),
+            TRIVIA,
+            "Which?\n\nA) Mars\nB) Jupiter\nC) Venus",
+            "B",
+        ),
+        (("choices=endings",), {"question": "q?", "endings": ["x", "y"], "label": 1}, "q?\n\nA) x\nB) y", "B"),
+        (
+            ("choices=opa+opb", "answer=cop"),
+            {"question": "q?", "opa": "x", "opb": "y", "cop": 0, "answer_idx": "B"},
+            "q?\n\nA) x\nB) y",
+            "A",
+        ),
+    ],
+)
+def test_columns_of_other_names_are_mapped(tmp_path, columns, row, question, answer):
+    assert read_problems(write(tmp_path / "mine.jsonl", row), columns) == [Problem("mine/1", "mine", question, answer)]
+
+
+def test_an_id_may_be_mapped_too_and_parquet_gives_the_same_problems(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [TRIVIA, TRIVIA | {"qid": 8}]
+    columns = ("id=qid", "question=prompt", "answer=target")
+    problems = read_problems(write(tmp_path / "mine.jsonl", *rows), columns)
+    assert [problem.problem_id for problem in problems] == ["7", "8"]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "mine.parquet")
+    assert read_problems(str(tmp_path / "mine.parquet"), columns) == problems
+    with pytest.raises(
+        ValueError, match=r"mine\.parquet: 2 bad rows:\n  row 1: no column uid in the columns qid, prompt"
+    ):
+        read_problems(str(tmp_path / "mine.parquet"), ("id=uid",))
+
+
+def test_choices_whose_right_one_has_a_column_of_its_own_are_shuffled_as_those_of_gpqa(tmp_path):
+    rows = [gpqa_row(i) for i in range(40)]
+    columns = (
+        "choices=Correct Answer+Incorrect Answer 1+Incorrect Answer 2+Incorrect Answer 3",
+        "answer=Correct Answer",
+    )
+    source = write(tmp_path / "mine.jsonl", *rows)
+    assert read_problems(source, columns) == read_problems(source)
+    assert len({problem.answer for problem in read_problems(source, columns)}) == 4
+    three = {"question": "q?", "right": "x", "w1": "y", "w2": "z"}
+    (problem,) = read_problems(write(tmp_path / "three.jsonl", three), ("choices=w1+right+w2", "answer=right"))
+    assert f"{problem.answer}) x" in problem.question.splitlines()
+
+
+@pytest.mark.parametrize(
+    "columns", [("prompt",), ("question=",), ("question=a+",), ("hint=a",), ("id=a", "id=b"), ("answer=a+b",)]
+)
+def test_a_bad_mapping_is_one_message(tmp_path, columns):
+    with pytest.raises(ValueError, match=r"^columns has '"):
+        read_problems(write(tmp_path / "mine.jsonl", TRIVIA), columns)
+
+
+def test_a_hub_dataset_is_read_by_its_split_and_subset(monkeypatch, tmp_path):
+    import datasets
+
+    calls = []
+
+    def load_dataset(path, subset, *, split):
+        calls.append((path, subset, split))
+        if split == "val":
+            raise ValueError("Unknown split \"val\". Should be one of ['test'].")
+        return datasets.Dataset.from_list([TRIVIA])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    columns = ("question=prompt", "answer=target")
+    assert read_problems("some/trivia", columns) == [Problem("trivia/1", "trivia", " Which?", "Jupiter")]
+    assert read_problems("some/trivia", columns, "easy", "train")[0].problem_id == "trivia-easy/1"
+    assert calls == [("some/trivia", None, "test"), ("some/trivia", "easy", "train")]
+    with pytest.raises(FileNotFoundError, match=r"some/trivia, and the hub does not give its val split .*'test'"):
+        read_problems("some/trivia", columns, split="val")
+    with pytest.raises(ValueError, match="dataset some/trivia: 1 bad row:\n  row 1: no question or problem"):
+        read_problems("some/trivia")
+    for source in ("aime24", write(tmp_path / "mine.jsonl", TRIVIA)):
+        with pytest.raises(ValueError, match=r"subset and split belong to a hub dataset \(ORG/NAME\)"):
+            read_problems(source, split="test")

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from s1jax.checkpoint.export import save_hf
 from s1jax.checkpoint.source import load_model, resolve_source
 from s1jax.data.condition import TraceSettings
+from s1jax.decode.engine import Engine
 from s1jax.evaluate import run
 from s1jax.evaluate.conditions import DecodingConfig
 from s1jax.evaluate.sweep import SweepConfig, sweep
@@ -28,16 +29,15 @@ BUDGETS, TOP_P = (4, 12), (0.9, 1.0)
 
 @pytest.fixture
 def requests(monkeypatch):
-    """Every request that is made."""
-    made = []
+    """Every request that is decoded."""
+    decoded, stream = [], Engine.stream
 
-    def record(*arguments, **keywords):
-        made.append(request(*arguments, **keywords))
-        return made[-1]
+    def record(engine, requests, **options):
+        decoded.extend(requests)
+        return stream(engine, requests, **options)
 
-    request = run.Request
-    monkeypatch.setattr(run, "Request", record)
-    return made
+    monkeypatch.setattr(Engine, "stream", record)
+    return decoded
 
 
 @pytest.fixture
