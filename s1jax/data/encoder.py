@@ -35,7 +35,7 @@ class Encoder:
     markup: re.Pattern[str]
     """Finds markup tokens."""
     cuts: re.Pattern[str]
-    """Finds where a markup token that is not special begins. The tokenizer itself can be told to read special tokens as text."""
+    """Finds where a markup token begins that is not special. Special tokens are left to an option of the tokenizer."""
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> Encoder:

@@ -49,7 +49,7 @@ _FILTERS = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
 @dataclass(frozen=True)
 class ModelArguments:
-    """The model arguments besides those of the condition."""
+    """The model arguments that are no fields of a condition."""
 
     model: InputPath
     """Hugging Face directory or hub id (ID@REVISION: a branch, tag or commit), or one of our own checkpoints."""

@@ -145,12 +145,8 @@ def prepare(config: TrainConfig) -> Run:
     mesh = make_mesh(config.mesh)
     source = everywhere(lambda: resolve_source(config.model, weights=False))
     check_same(source.revision, "model")
-    model_config, chat = everywhere(
-        lambda: (
-            source.model_config(config.dtype),
-            ChatFormat.of(load_tokenizer(source), config.data.thinking_format),
-        )
-    )
+    model_config = everywhere(lambda: source.model_config(config.dtype))
+    chat = everywhere(lambda: ChatFormat.of(load_tokenizer(source), config.data.thinking_format))
     examples, rejects = read_examples(config.data, chat, model_config, output)
     program = training_program(config, model_config, mesh, num_steps(len(examples), config.data))
     packer, eval_packer = Packer(examples, config.data, *program.batch_shards()), None

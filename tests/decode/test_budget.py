@@ -48,7 +48,7 @@ from tests.support.budget_reference import (
     reference_run,
     reference_step,
 )
-from tests.support.budget_search import Game, copy_of, mismatches
+from tests.support.budget_search import Game, copy_of, mismatches, row_settings
 
 
 def vocabulary_of(words: Delimiters) -> budget.Vocabulary:
@@ -64,22 +64,6 @@ def vocabulary_of(words: Delimiters) -> budget.Vocabulary:
         answer=jnp.array(words.answer, jnp.int32),
         newline=jnp.array(words.newline, jnp.int32),
         pad=jnp.array(PAD, jnp.int32),
-    )
-
-
-def row_settings(words: Delimiters, rows: Sequence[Settings], width: int = 3) -> budget.RowSettings:
-    def column(values) -> np.ndarray:
-        return np.array(values, np.int32)
-
-    return budget.RowSettings(
-        max_thinking_tokens=column([s.maximum for s in rows]),
-        min_thinking_tokens=column([s.minimum for s in rows]),
-        num_ignore=column([s.num_ignore for s in rows]),
-        ignore_ids=column([s.ignore + (PLAIN,) * (width - len(s.ignore)) for s in rows]),
-        ignore_length=column([len(s.ignore) for s in rows]),
-        final_ids=column([words.final_answer + (PLAIN,) * (width - len(words.final_answer)) for _ in rows]),
-        final_length=column([len(words.final_answer) for _ in rows]),
-        max_answer_tokens=column([s.max_answer for s in rows]),
     )
 
 
@@ -103,7 +87,8 @@ def run(words: Delimiters, rows: Sequence[Settings], scripts: np.ndarray):
     last = np.array([s.last_prompt_token for s in rows], np.int32)
     redraws = np.vectorize(REDRAW.get)(scripts).astype(np.int32)
     return jax.tree.map(
-        np.asarray, compiled_loop(words)(row_settings(words, rows), last, scripts.astype(np.int32), redraws)
+        np.asarray,
+        compiled_loop(words)(row_settings(words.final_answer, rows), last, scripts.astype(np.int32), redraws),
     )
 
 
@@ -132,7 +117,7 @@ def game(words: Delimiters, settings: Sequence[Settings]) -> Game:
 
     return Game(
         vocabulary_of(words),
-        row_settings(words, settings),
+        row_settings(words.final_answer, settings),
         last_tokens=[s.last_prompt_token for s in settings],
         redraw=REDRAW,
         begin=lambda setting: Row("think", settings[setting].last_prompt_token in ENDS_IN_NEWLINE),
@@ -379,10 +364,15 @@ def test_settings_mixed_in_a_batch_give_what_each_gives_alone():
 
 def test_other_settings_compile_nothing_again():
     advance = jax.jit(functools.partial(budget.transition, vocabulary_of(LONG)))
-    settings, last = row_settings(LONG, random_settings(4)), jnp.zeros(4, jnp.int32)
+    settings, last = row_settings(LONG.final_answer, random_settings(4)), jnp.zeros(4, jnp.int32)
     state = budget.init_state(vocabulary_of(LONG), settings, last, budget.Phase.THINK, 0)
     for seed in range(3):
-        advance(row_settings(LONG, random_settings(4, seed)), state, np.zeros(4, np.int32), np.zeros(4, np.int32))
+        advance(
+            row_settings(LONG.final_answer, random_settings(4, seed)),
+            state,
+            np.zeros(4, np.int32),
+            np.zeros(4, np.int32),
+        )
     assert advance._cache_size() == 1
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from s1jax.decode import budget
 from s1jax.decode.ends import find_ends
-from tests.support.budget_search import Game, copy_of, mismatches
+from tests.support.budget_search import Game, copy_of, mismatches, row_settings
 from tests.support.ends_reference import Language, Row, Settings, reference_step
 
 PAD, PLAIN, NEWLINE, WAIT_A, WAIT_NL, NL, ANSWER_1, ANSWER_2, FINAL_1, FINAL_2 = range(10)
@@ -68,22 +68,6 @@ def vocabulary_of(words: Language) -> budget.Vocabulary:
     )
 
 
-def row_settings(words: Language, rows: Sequence[Settings], width: int = 2) -> budget.RowSettings:
-    def column(values) -> np.ndarray:
-        return np.array(values, np.int32)
-
-    return budget.RowSettings(
-        max_thinking_tokens=column([s.maximum for s in rows]),
-        min_thinking_tokens=column([s.minimum for s in rows]),
-        num_ignore=column([s.num_ignore for s in rows]),
-        ignore_ids=column([s.ignore + (PLAIN,) * (width - len(s.ignore)) for s in rows]),
-        ignore_length=column([len(s.ignore) for s in rows]),
-        final_ids=column([words.final for _ in rows]),
-        final_length=column([len(words.final) for _ in rows]),
-        max_answer_tokens=column([s.max_answer for s in rows]),
-    )
-
-
 def grid(budgets=(0, 1, 2, 4, 6), minimums=(0, 3), ignores=(0, 1, 2)) -> list[Settings]:
     strings: list[tuple[int, ...]] = [(), (WAIT_A,), (WAIT_NL, WAIT_A), (WAIT_NL,)]
     return [
@@ -114,14 +98,14 @@ def game(words: Language, settings: Sequence[Settings]) -> Game:
         )  # fmt: skip
 
     def relevant(state: budget.RowState) -> budget.RowState:
-        # Of the recent tokens, those that do not count yet and the one before them. Without this there are far too many states.
+        # Only the tokens that do not count yet, and the one before them, can matter. With all of them there are far too many states.
         age = np.arange(state.recent.shape[1])[::-1]
         loose = np.where(state.phase == budget.Phase.THINK, state.num_tokens - state.num_thinking, 0)
         return state._replace(recent=np.where(age <= loose[:, None], state.recent, -1))
 
     return Game(
         vocabulary_of(words),
-        row_settings(words, settings),
+        row_settings(words.final, settings),
         last_tokens=[s.last_prompt_token for s in settings],
         redraw=words.redraw,
         begin=lambda setting: Row("think", settings[setting].last_prompt_token),
@@ -191,7 +175,7 @@ class Trace(NamedTuple):
 
 def think(words: Language, settings: Settings, seed: int) -> Trace:
     """Run until the delimiter begins."""
-    vocabulary, table = vocabulary_of(words), row_settings(words, [settings])
+    vocabulary, table = vocabulary_of(words), row_settings(words.final, [settings])
     state = budget.init_state(vocabulary, table, jnp.array([settings.last_prompt_token]), budget.Phase.THINK, 0)
     tokens: list[int] = []
     attempts = []

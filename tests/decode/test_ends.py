@@ -37,7 +37,7 @@ def begins_at_last(ends, tokens):
 
 
 def walk(tables: Ends, ids):
-    """Follow some tokens; yield (state, tokens of the match before this token) after each. A complete end begins anew."""
+    """Follow some tokens; yield (state, tokens of the match before this token) after each. After a complete end the match is empty."""
     state, recent = 0, [0] * tables.num_states
     for i in ids:
         after, before = follow(tables, jnp.array([state]), jnp.array([recent]), jnp.array([i]))

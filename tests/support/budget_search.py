@@ -15,6 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from s1jax.decode import budget
+from tests.support.budget_reference import Settings
+
 
 class Game(NamedTuple):
     """What is sampled, under which settings, and what the reference says."""
@@ -34,6 +37,27 @@ class Game(NamedTuple):
     """(Our step, our next state), as arrays -> what is seen, under the same names."""
     relevant: Callable[[Any], Any] = lambda state: state
     """Our state without what cannot matter any more: states that are equal in this sense are visited once."""
+
+
+def row_settings(final_ids: tuple[int, ...], rows: Sequence[Settings], width: int = 3) -> budget.RowSettings:
+    """Return the settings of some rows as arrays; strings have room for `width` tokens."""
+
+    def column(values: Sequence[int]) -> np.ndarray:
+        return np.array(values, np.int32)
+
+    def padded(strings: Sequence[tuple[int, ...]]) -> np.ndarray:
+        return np.array([string + (0,) * (width - len(string)) for string in strings], np.int32)
+
+    return budget.RowSettings(
+        max_thinking_tokens=column([s.maximum for s in rows]),
+        min_thinking_tokens=column([s.minimum for s in rows]),
+        num_ignore=column([s.num_ignore for s in rows]),
+        ignore_ids=padded([s.ignore for s in rows]),
+        ignore_length=column([len(s.ignore) for s in rows]),
+        final_ids=padded([final_ids for _ in rows]),
+        final_length=column([len(final_ids) for _ in rows]),
+        max_answer_tokens=column([s.max_answer for s in rows]),
+    )
 
 
 def mismatches(module: ModuleType, game: Game, length: int, chunk: int = 32768, compiled: bool = True) -> Iterator[str]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from tests.support.budget_reference import Settings
+
 
 class Language(NamedTuple):
     """Tokens as their texts; the ids are their places."""
@@ -25,15 +27,6 @@ class Language(NamedTuple):
 
     def ids(self, *texts: str) -> tuple[int, ...]:
         return tuple(map(self.texts.index, texts))
-
-
-class Settings(NamedTuple):
-    maximum: int
-    minimum: int
-    num_ignore: int
-    ignore: tuple[int, ...]
-    max_answer: int
-    last_prompt_token: int
 
 
 class Row(NamedTuple):
