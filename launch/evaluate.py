@@ -5,12 +5,12 @@ from s1jax.runtime.command import run_command
 
 def main() -> None:
     """Parse the config and evaluate."""
-    from s1jax.evaluate.conditions import EvaluateConfig, Trace
-    from s1jax.evaluate.run import write_and_show, write_samples
+    from s1jax.evaluate.conditions import EvaluateConfig
+    from s1jax.evaluate.run import evaluate
     from s1jax.runtime.config import parse_command
 
     config = parse_command(__doc__, EvaluateConfig)
-    write_and_show(lambda: write_samples(config.decoding, Trace((config.condition,)), config.num_samples))
+    evaluate(config.decoding, [config.condition], config.num_samples)
 
 
 if __name__ == "__main__":

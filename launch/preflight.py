@@ -22,7 +22,7 @@ def main() -> None:
     """Compile, and print the memory and the time of a step."""
     import jax
 
-    from s1jax.evaluate.conditions import EvaluateConfig
+    from s1jax.evaluate.conditions import EvaluateConfig, traces_of
     from s1jax.evaluate.sweep import SweepConfig, grid
     from s1jax.perf.decoding import check_decode
     from s1jax.perf.topology import published_config
@@ -43,7 +43,7 @@ def main() -> None:
     else:
         model, condition = config.decoding.model, config.condition
         if isinstance(config, SweepConfig):
-            condition = grid(config).condition
+            condition = max((trace.condition for trace in traces_of(grid(config))), key=lambda c: c.limits)
         model_config = published_config(model, condition.dtype)
         figures = check_decode(config.decoding, condition, model_config, hardware.topology)
     print(json.dumps({"model": model} | figures))

@@ -1,6 +1,7 @@
 """Grade a file of sample rows again, without a model: after a change of the grader, or of a time limit that was hit.
 
 The gold answers come from the problems, since rows hold only a hash of them. The rows are replaced, unless --output names another file.
+With --judge, a language model compares the answers that the rules do not find equal (docs/grading.md).
 Standard output: the file. Standard error: how many verdicts changed, and the first few.
 """
 

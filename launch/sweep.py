@@ -1,16 +1,16 @@
-"""Decode and grade a grid of budgets, ignored stops and samples: CONFIG -> sample rows (JSONL)."""
+"""Decode and grade a grid of budgets, ignored stops, control methods and samples: CONFIG -> sample rows (JSONL)."""
 
 from s1jax.runtime.command import run_command
 
 
 def main() -> None:
     """Parse the config and sweep."""
-    from s1jax.evaluate.run import write_and_show, write_samples
+    from s1jax.evaluate.run import evaluate
     from s1jax.evaluate.sweep import SweepConfig, grid
     from s1jax.runtime.config import parse_command
 
     config = parse_command(__doc__, SweepConfig)
-    write_and_show(lambda: write_samples(config.decoding, grid(config), config.num_samples))
+    evaluate(config.decoding, grid(config), config.num_samples)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from s1jax.data.control_methods import FORCING, FORMATS, Method, control_prompt
 from s1jax.data.encoder import check_text
 from s1jax.data.thinking_format import AUTO, END, find_format
 from s1jax.runtime.errors import UserError
@@ -19,9 +20,10 @@ from s1jax.runtime.terminal import shortened
 LARGEST = 2**31 - 1
 """The largest integer that devices hold: counts and seeds are int32."""
 
-Method = Literal["budget_forcing"]
-AnswerEnd = Literal["stop", "length"]
-"""What ended an answer: the model, or `max_answer_tokens`."""
+AnswerEnd = Literal["stop", "length", "rejected"]
+"""What ended an answer: the model, or `max_answer_tokens`. `rejected`: there is none, because every trace that was drawn is too long."""
+MAX_TRIES = 2**15
+"""The largest number of traces that rejection sampling may draw for an answer."""
 
 
 class Limits(NamedTuple):
@@ -34,7 +36,7 @@ class Limits(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TraceSettings:
-    """All settings of a condition but its limits: what the conditions that share a thinking trace have in common."""
+    """The settings that the conditions of a sweep share."""
 
     ignore_text: str = "Wait"
     """Text that replaces an attempt to end thinking. If empty, another token is drawn instead."""
@@ -52,10 +54,8 @@ class TraceSettings:
     """Dtype of weights, cache and compute."""
     int8: tuple[Int8, ...] = ()
     """What is stored in 8 bits: `weights`, `cache` or both."""
-    method: Method = "budget_forcing"
-    """How the amount of thinking is controlled."""
     thinking_format: str = AUTO
-    """What opens and ends thinking: s1, think (`<think>...</think>`), openthinker, steps, or a pair of texts of your own, OPEN...END.
+    """What opens and ends thinking: s1, think (`<think>...</think>`), openthinker, or a pair of texts of your own, OPEN...END.
     auto: the format that the tokenizer is made for. A row holds the format, never auto."""
     wrap_up: str = "Final Answer:"
     """Text that is written behind the end of thinking if the budget ended it. `{end}` in it stands for the end, so that text may also
@@ -101,8 +101,19 @@ class Condition(TraceSettings):
     """Thinking may not end before this many tokens."""
     num_ignore: int = 0
     """How many attempts to end thinking are replaced by `ignore_text`."""
+    method: Method = "budget_forcing"
+    """How the amount of thinking is controlled."""
+    requested: str = ""
+    """The amount of thinking that a conditional method asks for in the prompt: a number of tokens or steps, or short or long."""
+    max_tries: int = 1
+    """How many traces rejection sampling draws, at most, until one has no more than `max_thinking_tokens`."""
 
     def __post_init__(self) -> None:
+        method = self.method
+        if own := FORMATS.get(method):
+            if self.thinking_format not in (AUTO, own):
+                raise UserError(f"thinking_format is {self.thinking_format}: {method} needs {own}")
+            object.__setattr__(self, "thinking_format", own)
         super().__post_init__()
         for name in Limits._fields:
             check_integer(name, getattr(self, name))
@@ -110,6 +121,33 @@ class Condition(TraceSettings):
             raise UserError(
                 f"min_thinking_tokens {self.min_thinking_tokens} is above max_thinking_tokens {self.max_thinking_tokens}"
             )
+        if (self.min_thinking_tokens or self.num_ignore) and method not in FORCING:
+            raise UserError(f"min_thinking_tokens and num_ignore have no effect under {method}: it forces nothing")
+        self._check_method()
+
+    def _check_method(self) -> None:
+        """Raise UserError unless the request, the tries and the budget are those of the method."""
+        control_prompt(self.method, self.requested)
+        if self.method == "token_conditional_forced" and self.max_thinking_tokens != int(self.requested):
+            raise UserError(
+                f"max_thinking_tokens is {self.max_thinking_tokens}: token_conditional_forced needs the number that is requested, "
+                f"{self.requested}"
+            )
+        check_integer("max_tries", self.max_tries, least=1, most=MAX_TRIES)
+        if self.method != "rejection_sampling":
+            if self.max_tries > 1:
+                raise UserError(f"max_tries {self.max_tries} has no effect under {self.method}: it draws one trace")
+        elif self.temperature == 0:
+            raise UserError("rejection_sampling at temperature 0 would draw the same trace again: give a temperature")
+        elif self.max_tries == 1:
+            raise UserError(
+                "rejection_sampling needs max_tries above 1: how many traces it draws until one is short enough"
+            )
+
+    @property
+    def prompt(self) -> str:
+        """Text behind the question that asks for an amount of thinking; "" if the method asks for nothing."""
+        return control_prompt(self.method, self.requested)
 
     @property
     def limits(self) -> Limits:
@@ -117,7 +155,7 @@ class Condition(TraceSettings):
         return Limits(self.max_thinking_tokens, self.min_thinking_tokens, self.num_ignore)
 
 
-def check_integer(name: str, value: int, least: int = 0) -> None:
-    """Raise UserError, with the name of the value, unless `least <= value <= LARGEST`."""
-    if not least <= value <= LARGEST:
-        raise UserError(f"{name} is {value}; it must be from {least} to {LARGEST}")
+def check_integer(name: str, value: int, least: int = 0, most: int = LARGEST) -> None:
+    """Raise UserError, with the name of the value, unless `least <= value <= most`."""
+    if not least <= value <= most:
+        raise UserError(f"{name} is {value}; it must be from {least} to {most}")

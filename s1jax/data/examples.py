@@ -74,7 +74,7 @@ class DataConfig:
         ):  # fmt: skip
             if (value := getattr(self, name)) is not None and value < smallest:
                 raise UserError(f"{name} is {value}: it must be at least {smallest}")
-        if self.thinking_format != AUTO and find_format(self.thinking_format).forced_ends:
+        if self.thinking_format != AUTO and find_format(self.thinking_format).name.startswith("steps"):
             raise UserError(
                 f"thinking_format {self.thinking_format} is for decoding only: training rows are not cut into steps"
             )

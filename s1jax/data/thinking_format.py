@@ -7,7 +7,7 @@ In: the name of a format, or what a tokenizer and its chat template reveal. Out:
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.terminal import shortened
@@ -75,17 +75,18 @@ _OPENTHINKER = ThinkingFormat(
     answer="<|end_of_thought|>\n\n<|begin_of_solution|>\n\n",
     around_answer=("", "\n\n<|end_of_solution|>"),
 )
-# The paper's step-conditional control: `<|im_start|>` heads each step, and ends the thinking only before 0 or "answer".
+# The paper's step-conditional control: `<|im_start|>` heads each step, and ends the thinking only before "answer".
 _STEPS = ThinkingFormat(
     "steps",
     opening=IM_START,
     around_trace=("", "\n"),
-    ends=(f"{IM_START}0", f"{IM_START}answer"),
+    ends=(f"{IM_START}answer",),
     answer=f"{IM_START}answer",
     around_answer=("\n", ""),
-    forced_ends=(f"{IM_START}0",),
 )
-FORMATS = {format.name: format for format in (_S1, _THINK, _OPENTHINKER, _STEPS)}
+# With budget forcing the header of a step 0 ends the thinking, too.
+_STEPS_FORCED = replace(_STEPS, name="steps_forced", ends=(f"{IM_START}0", *_STEPS.ends), forced_ends=(f"{IM_START}0",))
+FORMATS = {format.name: format for format in (_S1, _THINK, _OPENTHINKER, _STEPS, _STEPS_FORCED)}
 CHOICES = f"{', '.join(FORMATS)} or a pair of texts OPEN...END"
 
 

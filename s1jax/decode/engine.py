@@ -13,6 +13,7 @@ from s1jax.checkpoint.source import Source, load_model, load_tokenizer
 from s1jax.data.chat import ChatFormat
 from s1jax.decode.loaded import LoadedModel, make_vocabulary
 from s1jax.decode.loop import MAX_STEPS
+from s1jax.decode.rejection import Search
 from s1jax.decode.request import Completion, Request
 from s1jax.decode.scheduler import Results, Scheduler
 from s1jax.decode.score import Pair, Scores, score_all
@@ -23,6 +24,9 @@ from s1jax.runtime.processes import is_first_process
 from s1jax.runtime.sharding import DECODING_MESH, MeshConfig, ShardingRules, make_mesh, share_out
 
 logger = logging.getLogger(__name__)
+
+_STEPS_PER_LOOK = 16
+"""Tokens between two looks for traces that rejection sampling need not finish."""
 
 
 class Engine:
@@ -76,25 +80,44 @@ class Engine:
         requests: Sequence[Request],
         num_rows: int | None = None,
         scores: bool = False,
-        show_tokens: Callable[[int], None] | None = None,
+        show_tokens: Callable[[int, int], None] | None = None,
     ) -> Iterator[Results]:
         """Decode the requests in rows of their own; yield (index, completions) of each as it finishes.
 
         `num_rows` rows decode together (default: one for each request). With `scores` completions hold log-probabilities. `show_tokens`
-        is called after each step with the number of tokens decoded so far. Raises UserError before anything is decoded if a request does
-        not fit the model.
+        is called after each step with the number of tokens decoded so far, and with that of the longest trace that still runs. Under
+        rejection sampling a request has a completion per point (`rejection.py`). Raises UserError before anything is decoded if a request
+        does not fit the model.
         """
         if not requests:
             return
         num_rows = len(requests) if num_rows is None else min(num_rows, len(requests))
         engine = Engine(self.model, num_rows, scores)
-        for request in requests:
-            engine.submit(request)  # whose tickets are the indices
+        indices: dict[int, int] = {}
+        searches: dict[int, Search] = {}
+        for index, request in enumerate(requests):
+            search = Search(request) if request.condition.method == "rejection_sampling" else None
+            ticket = engine.submit(search.next_try() if search else request)
+            indices[ticket] = index
+            if search:
+                searches[ticket] = search
         while engine.num_unfinished:
-            results = engine.step()
+            results = engine.step(_STEPS_PER_LOOK if searches else MAX_STEPS)
+            for ticket, trace in engine.progress().items() if searches else ():
+                if ticket in searches and searches[ticket].is_too_long(trace):
+                    engine.cancel(ticket)
+                    results.append((ticket, (trace,)))
             if show_tokens is not None:
-                show_tokens(engine.scheduler.num_tokens)
-            yield from results
+                show_tokens(engine.scheduler.num_tokens, engine.scheduler.longest)
+            for ticket, completions in results:
+                index, search = indices.pop(ticket), searches.pop(ticket, None)
+                if search is None:
+                    yield index, completions
+                elif search.take(completions[0]):
+                    again = engine.submit(search.next_try())
+                    indices[again], searches[again] = index, search
+                else:
+                    yield index, search.completions()
 
     def decode(self, requests: Sequence[Request], **options: Any) -> list[Completion]:
         """Decode requests without points; return their completions in order. The options are those of `stream`."""

@@ -51,6 +51,10 @@ class GenerateConfig:
 
     def __post_init__(self) -> None:
         check_integer("seed", self.seed)
+        if self.condition.method == "rejection_sampling":
+            raise UserError(
+                "rejection_sampling draws many traces, and generate.py shows one: use evaluate.py or sweep.py"
+            )
         if self.prompt is not None:
             check_text("the prompt", self.prompt)
             if self.prompts is not None:

@@ -12,7 +12,7 @@ from s1jax.data.encoder import check_text
 from s1jax.runtime.errors import UserError
 
 FinishReason = AnswerEnd | Literal["unfinished", "stop_string"]
-"""What ended an answer: the model or its limit, nothing yet, or a stop string."""
+"""What ended an answer: see `AnswerEnd`; or nothing yet, or a stop string."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,10 @@ class Completion:
     end_logprobs: tuple[float, ...] = ()
     """With `scores`: log-probability, before each token, of drawing any id that completes an end of thinking. After tokens were taken
     back, it is that before the first of them."""
+    num_tries: int = 1
+    """Traces that were drawn; rejection sampling may draw several."""
+    num_rejected_tokens: int = 0
+    """Thinking tokens of the rejected traces, each up to one token past the budget."""
 
     @property
     def num_forced(self) -> int:

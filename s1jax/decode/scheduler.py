@@ -113,6 +113,11 @@ class Scheduler:
         """The log of each row in use. Before the first step there are no rows."""
         return self.traces.logs if self.groups else []
 
+    @property
+    def longest(self) -> int:
+        """Tokens so far of the longest trace that has a row."""
+        return max((len(log.tokens) for log in self.logs if log is not None), default=0)
+
     def progress(self) -> dict[int, Completion]:
         """Return the tokens so far of each unfinished trace that has a row, by ticket."""
         return {log.ticket: log.completion() for log in self.logs if log is not None}

@@ -1,9 +1,10 @@
-"""What a run decodes: its inputs, its condition, and the conditions that share one thinking trace."""
+"""What a run decodes: its inputs, its conditions, and which of them share a thinking trace."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Annotated
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields, replace
+from typing import Annotated, Any
 
 import tyro
 
@@ -74,20 +75,45 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class Trace:
-    """Conditions whose answers are decoded from one thinking trace. They differ only in their `Limits`."""
+    """Conditions whose answers are decoded from one thinking trace, or from one series of traces under rejection sampling.
+
+    They differ only in their limits, and in methods that ask for the same in the prompt.
+    """
 
     conditions: tuple[Condition, ...]
 
     def __post_init__(self) -> None:
-        shared = [{k: v for k, v in vars(c).items() if k not in Limits._fields} for c in self.conditions]
-        if any(fields != shared[0] for fields in shared):
+        if any(_shared(condition) != _shared(self.conditions[0]) for condition in self.conditions):
             raise ValueError("the conditions of one trace may differ only in their limits")
+
+    @property
+    def is_series(self) -> bool:
+        """Whether traces are drawn until one is short enough."""
+        return self.conditions[0].method == "rejection_sampling"
 
     @property
     def condition(self) -> Condition:
         """The condition of the trace itself: each limit is the largest of all conditions."""
         largest = Limits(*(max(values) for values in zip(*(c.limits for c in self.conditions), strict=True)))
-        return replace(self.conditions[0], **largest._asdict())
+        if self.is_series:
+            return replace(self.conditions[0], **largest._asdict())
+        # Its prompt is encoded already. Only budget forcing accepts all limits.
+        forcing = replace(self.conditions[0], method="budget_forcing", requested="")
+        return replace(forcing, **largest._asdict())
+
+
+def traces_of(conditions: Iterable[Condition]) -> list[Trace]:
+    """Return the fewest traces that serve all conditions, in the order of their first conditions."""
+    traces: dict[tuple[Any, ...], list[Condition]] = {}
+    for condition in conditions:
+        traces.setdefault(_shared(condition), []).append(condition)
+    return [Trace(tuple(group)) for group in traces.values()]
+
+
+def _shared(condition: Condition) -> tuple[Any, ...]:
+    """Return what the conditions of one trace have in common."""
+    settings = tuple(getattr(condition, field.name) for field in fields(TraceSettings))
+    return *settings, condition.prompt, condition.method == "rejection_sampling", condition.max_tries
 
 
 def check_num_samples(num_samples: int, condition: TraceSettings) -> None:

@@ -92,6 +92,8 @@ class S1jaxLM(TemplateLM):
         if isinstance(arguments.get("int8"), str):
             arguments["int8"] = tuple(arguments["int8"].split("+"))
         self.condition = Condition(**{"max_thinking_tokens": 0} | arguments)
+        if self.condition.method != "budget_forcing":
+            raise UserError(f"method is {self.condition.method}: tasks of lm-eval run with budget_forcing alone")
         self.output = Path(self.arguments.output) if self.arguments.output else None
         if self.output:
             check_writable(self.output)

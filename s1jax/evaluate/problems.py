@@ -9,6 +9,7 @@ Invariant: no two problems of one list have the same id, since samples and votes
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from s1jax.data.columns import SYSTEM_COLUMNS, check_whole_question, columns_of, filled_text_of, first_column
+from s1jax.data.columns import (
+    SYSTEM_COLUMNS,
+    check_whole_question,
+    columns_of,
+    filled_text_of,
+    first_column,
+    log_unread,
+)
 from s1jax.data.encoder import check_text
 from s1jax.data.row_files import hub_rows, raw_rows
 from s1jax.evaluate.choices import CHOICE_COLUMNS, GPQA_COLUMNS, LETTERS, RIGHT_COLUMNS, find_choices, shuffled
@@ -155,10 +163,12 @@ def _to_problems(
     problems: list[Problem] = []
     errors: list[str] = []
     seen: dict[str, int] = {}
+    names: set[str] = set()
     for _, number, row, _ in rows:
         try:
             if isinstance(row, UserError):
                 raise row
+            names |= row.keys()
             problem = _to_problem(_renamed(row, mapped), benchmark, number)
             if problem.problem_id in seen:
                 raise UserError(
@@ -173,6 +183,7 @@ def _to_problems(
         raise UserError(f"{source}: {counted(len(errors), f'bad {unit}')}:{listed(errors)}")
     if not problems:
         raise UserError(f"{source} holds no problems")
+    log_unread(source, names, itertools.chain(*_ROLES.values(), *mapped.values()))
     return problems
 
 

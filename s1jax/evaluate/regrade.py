@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,8 @@ from typing import Annotated
 import tyro
 
 from s1jax.evaluate.problems import Problem, read_problems
+from s1jax.grading.judge import Judge
+from s1jax.grading.letters import choice_letter
 from s1jax.grading.pool import Grade, Grader
 from s1jax.results.samples import SampleRow, graded, read_samples
 from s1jax.runtime import jsonl
@@ -24,6 +27,8 @@ from s1jax.runtime.terminal import shortened
 
 logger = logging.getLogger(__name__)
 
+_QUESTIONS_AT_ONCE = 8
+
 
 @dataclass(frozen=True)
 class RegradeConfig:
@@ -35,6 +40,17 @@ class RegradeConfig:
     """Problem files (JSONL) of the benchmarks in the rows. Benchmarks of the hub are found by the names in the rows."""
     output: Path | None = None
     """File for the graded rows; default: ROWS, which is replaced."""
+    judge: str | None = None
+    """Address of a language model that compares the answers that the rules do not find equal, such as http://localhost:8000/v1. It speaks
+    the OpenAI protocol; OPENAI_API_KEY is sent along. Default: the rules alone."""
+    judge_model: str | None = None
+    """Name of that model."""
+    judge_cache: Path | None = None
+    """JSONL file of its replies, so that none is asked for twice. Default: beside the output."""
+
+    def __post_init__(self) -> None:
+        if (self.judge is None) != (self.judge_model is None):
+            raise UserError("--judge and --judge-model belong together: give both or neither")
 
 
 def regrade(config: RegradeConfig) -> Path:
@@ -49,10 +65,17 @@ def regrade(config: RegradeConfig) -> Path:
         if config.output is not None and output.exists() and not output.samefile(config.rows):
             raise UserError(f"--output {output} exists: give another one, or remove it")
         rows = read_samples(config.rows)
-        grades = _grade(rows, [problem.answer for problem in _find_problems(rows, config.benchmark)])
+        problems = _find_problems(rows, config.benchmark)
+        grades = _grade(rows, [problem.answer for problem in problems])
+        judges = [""] * len(grades)
+        if config.judge is not None and config.judge_model is not None:
+            cache = config.judge_cache or output.with_name(f"{output.name}.judge.jsonl")
+            check_writable(cache)
+            with Lock(cache), Judge(config.judge, config.judge_model, cache) as judge:
+                grades, judges = _ask_judge(judge, problems, grades)
         # The lines as they are in the file may have columns that `read_samples` leaves out.
         lines = [line for _, line in jsonl.read(config.rows)]
-        jsonl.write(output, [graded(line, grade) for line, grade in zip(lines, grades, strict=True)])
+        jsonl.write(output, [graded(*parts) for parts in zip(lines, grades, judges, strict=True)])
     _log_changes(rows, grades)
     return output
 
@@ -91,6 +114,27 @@ def _grade(rows: Sequence[SampleRow], golds: Sequence[str]) -> list[Grade]:
             grades.append(future.result())
             bar.update()
     return grades
+
+
+def _ask_judge(judge: Judge, problems: Sequence[Problem], grades: Sequence[Grade]) -> tuple[list[Grade], list[str]]:
+    """Ask the judge about answers that the rules do not find equal, except letters. Return the grades, and who decided each (`graded`)."""
+
+    def decide(problem: Problem, grade: Grade) -> tuple[Grade, str]:
+        if grade.extracted is None or grade.verdict == "equal" or choice_letter(problem.answer) is not None:
+            return grade, ""
+        is_equal = judge.are_equal(problem.question, grade.extracted, problem.answer)
+        return (Grade(grade.extracted, "equal"), judge.model) if is_equal else (grade, "")
+
+    with ThreadPoolExecutor(_QUESTIONS_AT_ONCE) as threads, progress(len(grades), "judge", "row") as bar:
+        try:
+            decided = []
+            for decision in threads.map(decide, problems, grades):
+                decided.append(decision)
+                bar.update()
+        except BaseException:
+            threads.shutdown(cancel_futures=True)
+            raise
+    return [grade for grade, _ in decided], [name for _, name in decided]
 
 
 def _log_changes(rows: Sequence[SampleRow], grades: Sequence[Grade]) -> None:

@@ -10,14 +10,14 @@ Invariant: the randomness of a row is a function of (seed, problem, sample) and 
 
 from __future__ import annotations
 
-import functools
 import logging
 import sys
 import zlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from s1jax.data.condition import Condition
 from s1jax.decode.engine import Engine, load_engine
 from s1jax.decode.questions import request_of
 from s1jax.decode.request import Completion, Request
-from s1jax.evaluate.conditions import DecodingConfig, EvaluateConfig, Trace
+from s1jax.evaluate.conditions import DecodingConfig, Trace, traces_of
 from s1jax.evaluate.problems import Problem, read_problems
 from s1jax.grading.pool import Grade, Grader
 from s1jax.results.samples import COLUMNS, SampleRow, graded, is_whole, read_samples, row_key
@@ -59,10 +59,10 @@ Keys = set[tuple[Any, ...]]
 """What `row_key` returns, for each of some rows."""
 
 
-def write_and_show(write: Callable[[], tuple[Path, Keys]]) -> None:
-    """Join the processes of the run, call `write` (that is `write_samples`), and print the curves of the rows that were asked for."""
+def evaluate(config: DecodingConfig, conditions: Sequence[Condition], num_samples: int = 1) -> None:
+    """Join the processes of the run, write the rows of `write_samples`, and print the curves of these rows."""
     start_processes()
-    output, asked = write()
+    output, asked = write_samples(config, conditions, num_samples)
     if is_first_process():
         with Preemption() as preemption, preemption.nothing_to_save("printing"):
             preemption.saved = f"all rows are in {output}"
@@ -73,12 +73,7 @@ def write_and_show(write: Callable[[], tuple[Path, Keys]]) -> None:
                 logger.info("%s also holds %s: plot.py shows all", output, counted(others, "row") + " of other runs")
 
 
-def evaluate(config: EvaluateConfig) -> Path:
-    """Decode and grade one condition; return the file of sample rows."""
-    return write_samples(config.decoding, Trace((config.condition,)), config.num_samples)[0]
-
-
-def write_samples(config: DecodingConfig, trace: Trace, num_samples: int = 1) -> tuple[Path, Keys]:
+def write_samples(config: DecodingConfig, conditions: Sequence[Condition], num_samples: int = 1) -> tuple[Path, Keys]:
     """Decode and grade what `config.output` lacks of every condition, problem and sample, and append its rows.
 
     Returns the file, and the keys of all rows that were asked for, whether the file had them before or not.
@@ -90,31 +85,35 @@ def write_samples(config: DecodingConfig, trace: Trace, num_samples: int = 1) ->
     output = Path(config.output)
     from_first_process(lambda: check_writable(output))
     with Preemption() as preemption, preemption.nothing_to_save("decoding"), Lock(output):
-        return output, _write_missing(config, trace, num_samples, preemption)
+        return output, _write_missing(config, conditions, num_samples, preemption)
 
 
-def _write_missing(config: DecodingConfig, trace: Trace, num_samples: int, preemption: Preemption) -> Keys:
+def _write_missing(
+    config: DecodingConfig, conditions: Sequence[Condition], num_samples: int, preemption: Preemption
+) -> Keys:
     """Do the work of `write_samples`; return the keys of all rows that were asked for."""
     output, writes = Path(config.output), is_first_process()
-    check_same((config, trace, num_samples), "config")
+    check_same((config, conditions, num_samples), "config")
     source = everywhere(lambda: resolve_source(config.model, weights=False))
     every_problem = everywhere(lambda: read_problems(config.benchmark, config.columns, config.subset, config.split))
     check_same(every_problem, "problems")
     problems = every_problem[: config.limit]
     weights, tokenizer = everywhere(lambda: (source.fingerprint, source.tokenizer_fingerprint))
     check_same((weights, tokenizer), "model")
-    chat = everywhere(lambda: _chat_format(source, trace.condition))
-    trace = Trace(tuple(replace(c, thinking_format=chat.thinking.name) for c in trace.conditions))
+    chat = everywhere(lambda: _chat_format(source, conditions))
+    traces = traces_of(replace(condition, thinking_format=chat.thinking.name) for condition in conditions)
     shared = dict(
         model=short_path(config.model), weights=weights, tokenizer=tokenizer, seed=config.seed, commit=commit()
     )
-    every_job = [_Job(problem, sample, trace) for problem in problems for sample in range(num_samples)]
+    every_job = [
+        _Job(problem, sample, trace) for trace in traces for problem in problems for sample in range(num_samples)
+    ]
     done, asked = from_first_process(lambda: _read_keys(output, every_problem)), set()
     jobs = []
     for job in every_job:
-        keys = [row_key(_key_columns(job, condition, shared)) for condition in trace.conditions]
+        keys = [row_key(_key_columns(job, condition, shared)) for condition in job.trace.conditions]
         asked.update(keys)
-        if missing := [c for c, key in zip(trace.conditions, keys, strict=True) if key not in done]:
+        if missing := [c for c, key in zip(job.trace.conditions, keys, strict=True) if key not in done]:
             jobs.append(replace(job, trace=Trace(tuple(missing))))
     num_done = len(asked) - sum(len(job.trace.conditions) for job in jobs)
     preemption.saved = f"{num_done} of {len(asked)} rows are in {output}"
@@ -123,7 +122,7 @@ def _write_missing(config: DecodingConfig, trace: Trace, num_samples: int, preem
         return asked
     # The longest traces begin first, so that none is left alone at the end.
     jobs.sort(key=lambda job: -job.trace.condition.max_thinking_tokens)
-    engine, requests = _prepare(config, source, chat, trace.condition, jobs)
+    engine, requests = _prepare(config, source, chat, jobs)
     waiting: deque[list[tuple[SampleRow, Future[Grade]]]] = deque()  # rows that are decoded, and perhaps not graded yet
     with (
         jsonl.Appender(output) as file,
@@ -135,7 +134,7 @@ def _write_missing(config: DecodingConfig, trace: Trace, num_samples: int, preem
             initial=num_done,
             hidden=not writes,
             # The rows that are decoded together end at about the same time, and the first ones early.
-            estimate_after=min(config.num_rows * len(trace.conditions), (len(asked) - num_done) // 2),
+            estimate_after=min(config.num_rows * len(jobs[0].trace.conditions), (len(asked) - num_done) // 2),
         ) as bar,  # fmt: skip
     ):
 
@@ -184,6 +183,8 @@ def _sample_row(
         "num_ignored": completion.num_ignored,
         "num_answer_tokens": completion.num_answer,
         "finish_reason": completion.finish_reason,
+        "num_tries": completion.num_tries,
+        "num_rejected_tokens": completion.num_rejected_tokens,
         "thinking": thinking,
         "answer_text": answer_text,
     }
@@ -213,23 +214,36 @@ def _read_keys(output: Path, problems: Sequence[Problem]) -> Keys:
     return {row_key(row) for row in rows}
 
 
-def _chat_format(source: Source, condition: Condition) -> ChatFormat:
-    settings = condition.thinking_format, condition.system_prompt, condition.prompt_suffix
-    return ChatFormat.of(load_tokenizer(source), *settings)
+def _chat_format(source: Source, conditions: Sequence[Condition]) -> ChatFormat:
+    """Return the format in which all conditions think. Raises UserError if they think in several."""
+    tokenizer, formats = load_tokenizer(source), {}
+    for condition in conditions:
+        settings = condition.thinking_format, condition.system_prompt, condition.prompt_suffix
+        if settings not in formats:
+            formats[settings] = ChatFormat.of(tokenizer, *settings), condition.method
+    (first, one), *others = formats.values()
+    for chat, other in others:
+        if chat.thinking != first.thinking:
+            raise UserError(
+                f"{one} needs the thinking format {first.thinking.name}, and {other} {chat.thinking.name}: run them one after another, "
+                "with one output"
+            )
+    return first
 
 
 def _prepare(
-    config: DecodingConfig, source: Source, chat: ChatFormat, condition: Condition, jobs: Sequence[_Job]
+    config: DecodingConfig, source: Source, chat: ChatFormat, jobs: Sequence[_Job]
 ) -> tuple[Engine, list[Request]]:
     """Return the engine, and a request for each job. Raises UserError if a request does not fit the model."""
+    condition = jobs[0].trace.condition  # whose dtype and storage are those of all
     engine, _ = load_engine(
         source, condition.dtype, config.mesh, config.rules, condition.int8, config.attention, chat=chat
     )
-    ask = functools.cache(lambda question: request_of(chat, question, condition))  # a problem may have many samples
+    ask = cache(partial(request_of, chat))  # a problem may have many samples
     requests = []
     for job in jobs:
         request = replace(
-            ask(job.problem.question),
+            ask(job.problem.question, job.trace.conditions[0]),
             condition=job.trace.condition,
             points=tuple(point.limits for point in job.trace.conditions),
             seed=config.seed,

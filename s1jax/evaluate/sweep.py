@@ -1,6 +1,7 @@
-"""Sweeps: a grid of conditions -> sample rows of every condition, from one thinking trace per problem and sample.
+"""Sweeps: a grid of conditions -> sample rows of every condition, from one thinking trace per prompt and sample.
 
-The sequential axis is the product of thinking budgets, minimums and numbers of ignored stops. The parallel axis is the number of samples.
+The sequential axis is the product of thinking budgets, minimums and numbers of ignored stops, or the amounts of thinking that a control
+method asks for (`methods.py`). The parallel axis is the number of samples.
 
 A smaller budget only cuts a trace short. Up to the next attempt to end the thinking, any number of ignored stops gives the same trace. So
 one trace, decoded under the largest of all limits, serves the whole grid, and only the answers are decoded per condition. A curve costs
@@ -11,14 +12,14 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from s1jax.data.condition import Condition, Limits, TraceSettings
-from s1jax.evaluate.conditions import DecodingConfig, Trace, check_num_samples
-from s1jax.evaluate.run import write_samples
+from s1jax.data.control_methods import FORCING, Method
+from s1jax.evaluate.conditions import DecodingConfig, check_num_samples
+from s1jax.evaluate.methods import conditions_of
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.fields import check_types
 
@@ -34,6 +35,12 @@ class SweepConfig:
     """Thinking may not end before so many tokens. A minimum above a budget is left out of the grid."""
     num_ignore: tuple[int, ...] = (0,)
     """How many attempts to end thinking are replaced by the ignore text."""
+    method: tuple[Method, ...] = ("budget_forcing",)
+    """How the amount of thinking is controlled. The rows of several methods can be compared."""
+    requested: tuple[str, ...] = ()
+    """Amounts of thinking that conditional methods ask for in the prompt: numbers of tokens or steps, or short or long."""
+    max_tries: int = 1
+    """How many traces rejection sampling draws, at most, until one has no more tokens than the budget."""
     condition: Annotated[TraceSettings, tyro.conf.arg(name="")] = field(default_factory=TraceSettings)
     """What all points of the grid share."""
     num_samples: int = 1
@@ -48,25 +55,29 @@ class SweepConfig:
         check_num_samples(self.num_samples, self.condition)
 
 
-def grid(config: SweepConfig) -> Trace:
-    """Return the conditions of a sweep. Raises UserError for an empty grid, or for a condition that is not valid."""
+def grid(config: SweepConfig) -> list[Condition]:
+    """Return the conditions of a sweep. Raises UserError for an empty grid, or for a condition or a setting that makes no sense."""
     axes = {name: getattr(config, name) for name in Limits._fields}
     for name, values in axes.items():
         if not values or min(values) < 0:
             raise UserError(f"{name} is {values}; give at least one value, none negative")
     points = [Limits(*values) for values in dict.fromkeys(itertools.product(*axes.values()))]
     conditions = [
-        Condition(**vars(config.condition), **point._asdict())
-        for point in points
-        if point.min_thinking_tokens <= point.max_thinking_tokens
+        condition
+        for method in dict.fromkeys(config.method)
+        for condition in conditions_of(method, config.condition, points, config.requested, config.max_tries)
     ]
     if not conditions:
         raise UserError(
             f"every minimum {axes['min_thinking_tokens']} is above every budget {axes['max_thinking_tokens']}"
         )
-    return Trace(tuple(conditions))
-
-
-def sweep(config: SweepConfig) -> Path:
-    """Decode and grade the whole grid; return the file of sample rows."""
-    return write_samples(config.decoding, grid(config), config.num_samples)[0]
+    for name, unused, is_used in (
+        ("min_thinking_tokens", (0,), {*config.method} & {*FORCING}),
+        ("num_ignore", (0,), {*config.method} & {*FORCING}),
+        ("max_tries", 1, "rejection_sampling" in config.method),
+    ):
+        if (value := getattr(config, name)) != unused and not is_used:
+            raise UserError(f"{name} is {value}: it has no effect under {' and '.join(config.method)}")
+    if unused_amounts := set(config.requested) - {condition.requested for condition in conditions}:
+        raise UserError(f"no method asks for {', '.join(sorted(unused_amounts))}: {' and '.join(config.method)}")
+    return conditions

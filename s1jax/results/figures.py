@@ -27,7 +27,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from s1jax.results.metrics import Point, thinking_curve, voting_curve
-from s1jax.results.samples import CURVE, SETTING, SampleRow
+from s1jax.results.samples import CURVE, SETTING, SUBJECT, SampleRow, pick
 from s1jax.results.tables import CurveNames, groups, quoted, setting_text, stop_text
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.files import write_file
@@ -40,6 +40,8 @@ _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<")  # one more than there are colours, so that all 56 pairs come up
 # Columns that the points of one line, or of a line and the ignored stops that leave from it, share. A panel has one benchmark.
 _SERIES = (*(name for name in CURVE if name != "benchmark"), "min_thinking_tokens", "problem_set")
+_START = ("max_thinking_tokens", "requested", "ignore_text")
+"""Columns that ignored stops share with the point that they leave from."""
 _INK, _GREY = "#222222", "#6B6B6B"
 _STYLE: Any = {
     "font.family": "DejaVu Sans",
@@ -96,10 +98,10 @@ def plot_thinking(rows: Sequence[SampleRow], path: str | Path) -> list[Point]:
             budgets = [p for p in group if p not in waits]
             for series in groups(budgets, "ignore_text"):
                 _draw_budgets(page, ax, series)
-            for series in groups(waits, "ignore_text", "max_thinking_tokens"):
+            for series in groups(waits, "ignore_text", "max_thinking_tokens", "requested"):
                 text = series[0]["ignore_text"] if series[0]["min_thinking_tokens"] else ""
-                start = (series[0]["max_thinking_tokens"], text)
-                begin = [p for p in budgets if (p["max_thinking_tokens"], p["ignore_text"]) == start]
+                start = {**series[0], "ignore_text": text}
+                begin = [p for p in budgets if pick(p, _START) == pick(start, _START)]
                 _draw_waits(page, ax, begin, series)
     page.write(path)
     return points
@@ -366,7 +368,9 @@ def holds_points(path: Path) -> bool:
         points = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(points, list) and all(isinstance(p, dict) and {*CURVE} <= p.keys() for p in points)
+    return isinstance(points, list) and all(
+        isinstance(p, dict) and {*SUBJECT, "num_problems"} <= p.keys() for p in points
+    )
 
 
 def _shortened(names: Iterable[str], length: int = 32, start: float = 0) -> dict[str, str]:

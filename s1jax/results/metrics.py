@@ -1,4 +1,4 @@
-"""Metrics: sample rows -> points of the scaling curves, and Control, Scaling and Performance (paper, section 3.2), as fractions of 1.
+"""Metrics: sample rows -> points of the scaling curves, as fractions of 1. `control.py` sums up whole curves.
 
 Invariants: a statistic is first taken per problem, then averaged over problems. Intervals are over problems, as if the problems had been
 drawn at random. Rows that differ in any column of `SETTING` are never pooled. Copies of a sample count once (`distinct_samples`).
@@ -11,17 +11,17 @@ samples, and over the draws of ties.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import math
 import statistics
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from s1jax.data.control_methods import count_steps
 from s1jax.grading.equivalence import compare
-from s1jax.results.samples import CURVE, SETTING, SampleRow, distinct_samples, pick
+from s1jax.results.samples import SETTING, SampleRow, distinct_samples, pick
 
 Point = dict[str, Any]
 """A point of a curve: the columns of `SETTING` and the statistics that `thinking_curve` or `voting_curve` lists."""
@@ -109,27 +109,6 @@ def _binomial(n: int, share: float, max_successes: int) -> np.ndarray:
     return chances
 
 
-def control(thinking_tokens: Sequence[float], bounds: Sequence[tuple[float, float]]) -> float:
-    """Return the share of runs whose thinking tokens lie within the run's bounds (low, high), both inclusive (equation 1)."""
-    return statistics.fmean(low <= t <= high for t, (low, high) in zip(thinking_tokens, bounds, strict=True))
-
-
-def scaling(
-    thinking_tokens: Sequence[float], accuracies: Sequence[float], per: Literal["doubling", "token"] = "doubling"
-) -> float | None:
-    """Return the mean slope over all pairs of points with different token counts (equation 2). None if no two counts differ.
-
-    The unit is accuracy per doubling of the tokens, as in the paper's tables, or per token. Points without thinking have no logarithm, so
-    they are left out of the slope per doubling.
-    """
-    points = list(zip(thinking_tokens, accuracies, strict=True))
-    if per == "doubling":
-        points = [(math.log2(tokens), accuracy) for tokens, accuracy in points if tokens > 0]
-    pairs = itertools.combinations(points, 2)
-    slopes = [(second[1] - first[1]) / (second[0] - first[0]) for first, second in pairs if first[0] != second[0]]
-    return statistics.fmean(slopes) if slopes else None
-
-
 # ---- curves ----
 
 
@@ -139,8 +118,13 @@ def _by_setting(rows: Sequence[SampleRow]) -> Iterator[tuple[dict[str, Any], lis
     for row in distinct_samples(rows):
         problems = settings.setdefault(pick(row, SETTING), {})
         problems.setdefault(row["problem_id"], []).append(row)
-    for key in sorted(settings, key=lambda key: [(value is not None, value) for value in key]):
+    for key in sorted(settings, key=lambda key: [(value is not None, _order(value)) for value in key]):
         yield dict(zip(SETTING, key, strict=True)), list(settings[key].values())
+
+
+def _order(value: Any) -> Any:
+    """Return what sorts the values of a column: numbers that are written as text, such as an amount of thinking, sort as numbers."""
+    return (len(value) if value.isdecimal() else 0, value) if isinstance(value, str) else value
 
 
 def _with_interval(name: str, values: Sequence[float], max_draws: float) -> dict[str, float]:
@@ -154,6 +138,9 @@ def thinking_curve(rows: Sequence[SampleRow]) -> list[Point]:
     (`accuracy_low`, `accuracy_high`), `mean_thinking_tokens`, and numbers of samples: those whose thinking reached the budget
     (`num_budget_ended`) or went past it (`num_over_budget`), whose answer was cut by its limit (`num_cut`), in which no answer was found
     (`num_not_found`), and whose comparison with the gold answer took too long (`num_timed_out`).
+
+    Rejection sampling adds `mean_tries`, `mean_rejected_tokens` and `num_rejected`, the samples of which every trace was too long.
+    Step-conditional control adds `mean_steps`, `num_steps_over` (samples with more steps than were asked for) and `num_without_steps`.
     """
     points = []
     for setting, problems in _by_setting(rows):
@@ -166,11 +153,22 @@ def thinking_curve(rows: Sequence[SampleRow]) -> list[Point]:
         point["problem_set"] = hashlib.sha256(ids.encode()).hexdigest()[:12]
         point |= _with_interval("accuracy", solved, len(samples))
         point["mean_thinking_tokens"] = statistics.fmean(tokens)
-        point["num_budget_ended"] = sum(row["num_thinking_tokens"] >= budget for row in samples)
-        point["num_over_budget"] = sum(row["num_thinking_tokens"] > budget for row in samples)
+        # Rejection sampling ends no thinking: it draws again.
+        budgeted = [] if setting["method"] == "rejection_sampling" else samples
+        point["num_budget_ended"] = sum(row["num_thinking_tokens"] >= budget for row in budgeted)
+        point["num_over_budget"] = sum(row["num_thinking_tokens"] > budget for row in budgeted)
         point["num_cut"] = sum(row["finish_reason"] == "length" for row in samples)
         point["num_not_found"] = sum(row["extracted"] is None for row in samples)
         point["num_timed_out"] = sum(row["verdict"] == "timed_out" for row in samples)
+        if setting["method"] == "rejection_sampling":
+            point["mean_tries"] = statistics.fmean(row["num_tries"] for row in samples)
+            point["mean_rejected_tokens"] = statistics.fmean(row["num_rejected_tokens"] for row in samples)
+            point["num_rejected"] = sum(row["finish_reason"] == "rejected" for row in samples)
+        if setting["method"].startswith("step_conditional"):
+            steps = [count_steps(row["thinking"]) for row in samples]
+            point["mean_steps"] = statistics.fmean(steps)
+            point["num_steps_over"] = sum(num > int(setting["requested"]) for num in steps)
+            point["num_without_steps"] = steps.count(0)
         points.append(point)
     return points
 
@@ -194,28 +192,3 @@ def voting_curve(rows: Sequence[SampleRow]) -> list[Point]:
             point |= _with_interval("maj_at_k", [maj_at_k(v, k) for v in votes], num_draws)
             points.append(point | _with_interval("pass_at_k", solved, num_draws))
     return points
-
-
-def summarise_curves(rows: Sequence[SampleRow]) -> list[dict[str, Any]]:
-    """Return the figures of merit (equations 1 to 3) of each curve, in the order of `thinking_curve`.
-
-    `control` is the share of points whose mean thinking tokens keep to their bounds, as in the paper, `control_per_sample` that of samples.
-    There is no `scaling` (it is None) across points over different problems.
-    """
-    rows, summaries, bounds = distinct_samples(rows), [], ("min_thinking_tokens", "max_thinking_tokens")
-    for curve, group in itertools.groupby(thinking_curve(rows), key=lambda point: pick(point, CURVE)):
-        points = list(group)
-        samples = [row for row in rows if pick(row, CURVE) == curve]
-        tokens, accuracies = [p["mean_thinking_tokens"] for p in points], [p["accuracy"] for p in points]
-        is_comparable = len({p["problem_set"] for p in points}) == 1
-        summary = {
-            "control": control(tokens, [pick(p, bounds) for p in points]),
-            "control_per_sample": control(
-                [r["num_thinking_tokens"] for r in samples], [pick(r, bounds) for r in samples]
-            ),
-            "scaling_per_doubling": scaling(tokens, accuracies) if is_comparable else None,
-            "scaling_per_token": scaling(tokens, accuracies, per="token") if is_comparable else None,
-            "performance": max(accuracies),
-        }
-        summaries.append(summary)
-    return summaries

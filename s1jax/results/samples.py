@@ -38,14 +38,17 @@ COLUMNS: dict[str, Any] = {
     "num_ignored": int,
     "num_answer_tokens": int,
     "finish_reason": AnswerEnd,
+    "num_tries": int,
+    "num_rejected_tokens": int,
     "thinking": str,
     "answer_text": str,
     "extracted": str | None,
     "verdict": Verdict,
+    "judge": str,
     "correct": bool,  # whether the verdict is "equal"
     "commit": str,
 }
-POINT = (*Limits._fields, "ignore_text")
+POINT = (*Limits._fields, "requested", "ignore_text")
 """Columns that tell the points of one curve from each other."""
 CURVE = (*SUBJECT, *(name for name in CONDITION if name not in POINT))
 """Columns that the points of one curve share."""
@@ -54,9 +57,28 @@ SETTING = (*CURVE, *POINT)
 KEY = (*SETTING, "problem_id", "seed", "sample_index")
 
 # Columns that came after the first format of rows. A row that lacks one is read, and holds None there.
-_LATER = {"weights", "tokenizer", "problem", "verdict"} | CONDITION.keys() - {*POINT, "temperature", "method"}
-# Settings that every answer had before they became columns.
-_ONCE = {"thinking_format": "s1", "wrap_up": "Final Answer:", "prompt_suffix": "", "system_prompt": ""}
+_FIRST = (*Limits._fields, "ignore_text", "temperature", "method")
+_LATER = {
+    "weights",
+    "tokenizer",
+    "problem",
+    "verdict",
+    "num_tries",
+    "num_rejected_tokens",
+    "judge",
+} | CONDITION.keys() - {*_FIRST}
+# What every answer had before it became a column.
+_ONCE = {
+    "thinking_format": "s1",
+    "wrap_up": "Final Answer:",
+    "prompt_suffix": "",
+    "system_prompt": "",
+    "requested": "",
+    "max_tries": 1,
+    "num_tries": 1,
+    "num_rejected_tokens": 0,
+    "judge": "",
+}
 
 
 def pick(row: Mapping[str, Any], columns: Sequence[str]) -> tuple[Any, ...]:
@@ -69,10 +91,12 @@ def row_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return pick(row, KEY)
 
 
-def graded(row: Mapping[str, Any], grade: Grade) -> SampleRow:
-    """Return a row with the columns of its grade, and all columns in order. Columns that are not in `COLUMNS` come last."""
-    grades = {"extracted": grade.extracted, "verdict": grade.verdict, "correct": grade.verdict == "equal"}
-    row = {**row, **grades}
+def graded(row: Mapping[str, Any], grade: Grade, judge: str = "") -> SampleRow:
+    """Return a row with the columns of its grade, and all columns in order. Columns that are not in `COLUMNS` come last.
+
+    `judge` is the language model that decided where the rules did not (`grading/judge.py`).
+    """
+    row = {**row, **grade._asdict(), "judge": judge, "correct": grade.verdict == "equal"}
     return {name: row[name] for name in (*COLUMNS, *row) if name in row}
 
 

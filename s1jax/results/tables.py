@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from s1jax.results.metrics import Point, summarise_curves, thinking_curve, voting_curve
+from s1jax.results.control import summarise_curves
+from s1jax.results.metrics import Point, thinking_curve, voting_curve
 from s1jax.results.samples import CURVE, SETTING, SampleRow, pick
 from s1jax.runtime.command import counted
 from s1jax.runtime.terminal import shortened, visible
@@ -84,12 +85,19 @@ def _column_text(name: str, value: Any) -> str:
 def setting_text(point: Point) -> str:
     """Name the limits of a point in a few words, such as `budget 4,096, "Wait" x2`."""
     minimum, num_ignore = point["min_thinking_tokens"], point["num_ignore"]
-    parts = [f"budget {point['max_thinking_tokens']:,}"]
+    parts = [requested_text(point)] if point["requested"] else []
+    parts.append(f"budget {point['max_thinking_tokens']:,}")
     if minimum:
         parts.append(f"at least {minimum:,}")
     if minimum or num_ignore:
         parts.append(stop_text(point) + (f" x{num_ignore}" if num_ignore else ""))
     return ", ".join(parts)
+
+
+def requested_text(point: Point) -> str:
+    """Name the amount of thinking that the prompt asks for, such as `asked for 1,024 tokens`."""
+    amount, kind = point["requested"], point["method"].partition("_")[0]
+    return f"asked for {amount} thinking" if kind == "class" else f"asked for {int(amount):,} {kind}s"
 
 
 def stop_text(point: Point) -> str:
@@ -107,37 +115,71 @@ def format_thinking_table(rows: Sequence[SampleRow]) -> str:
     """Return the sequential curves as aligned plain text: a block per curve, with its Control, Scaling and Performance below.
 
     "ended by budget" counts the samples whose thinking reached the budget, and checks that each stopped exactly there. "cut" counts the
-    answers that their limit ended, "not found" those in which no answer was found. Below a block are warnings (`_warnings`).
+    answers that their limit ended, "not found" those in which no answer was found. Below a block are warnings (`_warnings`). Several
+    curves are compared in a last block.
     """
-    blocks, points = [], thinking_curve(rows)
+    blocks, summaries, points = [], [], thinking_curve(rows)
     names = CurveNames(points)
     for curve, summary in zip(groups(points, *CURVE), summarise_curves(rows), strict=True):
+        title = names.title(curve[0])
+        extra = list(_method_columns(curve[0]))
         table = [
-            ("setting", "n", "thinking tokens", "ended by budget", "cut", "not found", "accuracy %", "95% interval")
-        ]
-        for p in curve:
-            ended = f"{p['num_budget_ended']} of {p['n']}"
-            if p["num_over_budget"]:
-                ended += f", {p['num_over_budget']} OVER IT"
-            elif p["num_budget_ended"]:
-                ended += f", all at {p['max_thinking_tokens']:,}"
-            tokens = f"{p['mean_thinking_tokens']:,.1f}"
-            faults = str(p["num_cut"]), str(p["num_not_found"])
-            table.append((setting_text(p), str(p["n"]), tokens, ended, *faults, *_percent(p, "accuracy")))
-        slope = summary["scaling_per_doubling"]
-        merits = (
-            f"Control {100 * summary['control']:.0f}% ({100 * summary['control_per_sample']:.0f}% of samples)",
-            "Scaling " + ("-" if slope is None else f"{100 * slope:+.1f} points per doubling"),
-            f"Performance {100 * summary['performance']:.1f}%",
-        )
-        blocks.append("\n".join([names.title(curve[0]), *_align(table), "   ".join(merits), *_warnings(curve)]))
+            ("setting", "n", "thinking tokens", *extra, "cut", "not found", "accuracy %", "95% interval"),
+            *(
+                (
+                    setting_text(p), str(p["n"]), f"{p['mean_thinking_tokens']:,.1f}", *_method_columns(p).values(), str(p["num_cut"]),
+                    str(p["num_not_found"]), *_percent(p, "accuracy"),
+                )
+                for p in curve
+            ),
+        ]  # fmt: skip
+        percent, of_samples, slope, best = _merits(summary)
+        merits = f"Control {percent} ({of_samples} of samples)   Scaling {slope}   Performance {best}"
+        blocks.append("\n".join([title, *_align(table), merits, *_warnings(curve)]))
+        summaries.append((title, percent, of_samples, slope.replace(" points per doubling", ""), best))
+    if len(summaries) > 1:
+        header = ("curve", "Control", "of samples", "Scaling (points per doubling)", "Performance")
+        blocks.append("\n".join(_align([header, *summaries])))
     return "\n\n".join(blocks)
+
+
+def _method_columns(point: Point) -> dict[str, str]:
+    """Return the columns that belong to a point's method, by their headers."""
+    if point["method"] == "rejection_sampling":
+        return {
+            "tries": f"{point['mean_tries']:.1f}",
+            "rejected tokens": f"{point['mean_rejected_tokens']:,.1f}",
+            "none accepted": str(point["num_rejected"]),
+        }
+    ended = f"{point['num_budget_ended']} of {point['n']}"
+    if point["num_over_budget"]:
+        ended += f", {point['num_over_budget']} OVER IT"
+    elif point["num_budget_ended"]:
+        ended += f", all at {point['max_thinking_tokens']:,}"
+    columns = {"ended by budget": ended}
+    if "mean_steps" in point:
+        columns |= {
+            "steps": f"{point['mean_steps']:.1f}",
+            "too many steps": str(point["num_steps_over"]),
+            "no step": str(point["num_without_steps"]),
+        }
+    return columns
+
+
+def _merits(summary: dict[str, Any]) -> tuple[str, str, str, str]:
+    """Return Control, Control of samples, Scaling and Performance as text; "-" for what is unknown."""
+
+    def text(name: str, form: str, unit: str = "%") -> str:
+        return "-" if summary[name] is None else f"{100 * summary[name]:{form}}{unit}"
+
+    scaling = text("scaling_per_doubling", "+.1f", " points per doubling")
+    return text("control", ".0f"), text("control_per_sample", ".0f"), scaling, text("performance", ".1f")
 
 
 def _warnings(curve: Sequence[Point]) -> Iterator[str]:
     """Yield what a reader of a table might miss: faults of more than `WARN_ABOVE` of the samples, and points over other problems."""
     largest = max(p["max_thinking_tokens"] for p in curve)
-    faults = (
+    faults: list[tuple[str, str, str, Sequence[Point]]] = [
         ("num_not_found", "no answer was found", r'an answer is a \boxed{...} or what follows "Answer:"', curve),
         (
             "num_cut",
@@ -148,10 +190,13 @@ def _warnings(curve: Sequence[Point]) -> Iterator[str]:
         (
             "num_budget_ended",
             "the largest budget ended the thinking",
-            f"raise --max-thinking-tokens above {largest}",
+            f"raise {'--requested' if curve[0]['method'] == 'token_conditional_forced' else '--max-thinking-tokens'} above {largest}",
             [p for p in curve if p["max_thinking_tokens"] == largest > 0],
         ),
-    )
+    ]
+    if "num_rejected" in curve[0]:
+        hint = f"raise --max-tries above {curve[0]['max_tries']}, or --max-thinking-tokens"
+        faults.append(("num_rejected", "every trace was too long, so that there is no answer", hint, curve))
     for count, fault, hint, points in faults:
         if found := [p for p in points if p[count] > WARN_ABOVE * p["n"]]:
             where = "; ".join(f"{p[count]} of {p['n']} under {setting_text(p)}" for p in found[:3])

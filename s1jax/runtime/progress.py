@@ -31,6 +31,8 @@ class _Lines:
 class _Bar(tqdm):
     num_tokens = 0
     """Tokens decoded so far, if the work counts them."""
+    longest = 0
+    """Tokens so far of the longest sequence that still runs."""
     estimate_after = 1
     """Units of work before whose end there is no estimate of the time left."""
     _is_compiling = False
@@ -47,9 +49,9 @@ class _Bar(tqdm):
         self.leave = kind is None
         super().__exit__(kind, *error)
 
-    def show_tokens(self, num_tokens: int) -> None:
-        """Show that so many tokens have been decoded so far."""
-        self.num_tokens = num_tokens
+    def show_tokens(self, num_tokens: int, longest: int) -> None:
+        """Show how many tokens have been decoded so far, and how many the longest sequence has that still runs."""
+        self.num_tokens, self.longest = num_tokens, longest
         self.update(0)
 
     def _hear(self, event: str, duration_secs: float, **_: Any) -> None:
@@ -76,6 +78,8 @@ class _Bar(tqdm):
             parts.append(f"{self.num_tokens / seconds:,.0f} tokens/s")
         elif self.n > self.initial:
             parts.append("{rate_fmt}")
+        if self.longest and not self._is_compiling:
+            parts.append(f"longest {self.longest:,} tokens")
         if not self._is_compiling and self.n - self.initial >= self.estimate_after:
             parts.append("{remaining} left")
         bar = "{percentage:3.0f}%|{bar}| " if sys.stderr.isatty() else ""

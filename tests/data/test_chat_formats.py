@@ -152,9 +152,9 @@ def test_forced_delimiters_read_as_in_the_papers_and_in_qwq():
     ):
         chat = ChatFormat.of(byte_tokenizer(), name)
         assert chat.decode(chat.encode_final("Final Answer:")) == written
-    assert chat.delimiters.forced_ends == () and ChatFormat.of(byte_tokenizer(), "steps").delimiters.forced_ends == (
-        "<|im_start|>0",
-    )
+    assert chat.delimiters.forced_ends == () and ChatFormat.of(
+        byte_tokenizer(), "steps_forced"
+    ).delimiters.forced_ends == ("<|im_start|>0",)
 
 
 @pytest.mark.parametrize("tail", ["<think>", "<think>\n"])

@@ -26,7 +26,7 @@ def test_conditions_are_equal_however_their_int8_is_written():
         (dict(method="none"), "method is 'none'"),
         (
             dict(thinking_format="thinking"),
-            "thinking_format is 'thinking': it must be auto, s1, think, openthinker, steps or",
+            "thinking_format is 'thinking': it must be auto, s1, think, openthinker, steps, steps_forced or",
         ),
         (dict(wrap_up="{end}{end}"), "wrap_up is '{end}{end}'; it may hold {end} once"),
         (dict(wrap_up="\ud800"), "wrap_up is not valid Unicode"),

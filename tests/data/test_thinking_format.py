@@ -21,7 +21,8 @@ def test_a_format_has_one_name():
 @pytest.mark.parametrize("name", ["", "thinking", "...", "<a>...", "... </a>", "<a>...b...</a>", " ... "])
 def test_a_name_that_is_no_format_is_refused(name):
     with pytest.raises(
-        ValueError, match=r"thinking_format is .*: it must be auto, s1, think, openthinker, steps or a pair"
+        ValueError,
+        match=r"thinking_format is .*: it must be auto, s1, think, openthinker, steps, steps_forced or a pair",
     ):
         find_format(name)
 

@@ -14,9 +14,9 @@ from lm_eval.api.instance import Instance  # noqa: E402
 from s1jax.data.condition import Condition  # noqa: E402
 from s1jax.evaluate.conditions import DecodingConfig, EvaluateConfig  # noqa: E402
 from s1jax.evaluate.lm_eval_model import S1jaxLM  # noqa: E402
-from s1jax.evaluate.run import evaluate  # noqa: E402
 from s1jax.grading.pool import Grader  # noqa: E402
 from s1jax.results.samples import read_samples  # noqa: E402
+from tests.support.runs import evaluate  # noqa: E402
 
 pytestmark = [
     pytest.mark.integration,

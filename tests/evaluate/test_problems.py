@@ -28,6 +28,16 @@ def test_a_jsonl_file_gives_problems_in_order_with_ids_from_lines(tmp_path):
     ]
 
 
+def test_columns_that_are_not_read_are_named(tmp_path, caplog):
+    caplog.set_level("INFO", "s1jax")
+    path = tmp_path / "sums.jsonl"
+    path.write_text(
+        '{"id": "a", "question": "1 + 1?", "answer": 2, "level": 3}\n{"question": "2?", "answer": 2, "url": ""}\n'
+    )
+    read_problems(str(path))
+    assert f"{path}: columns that are not read: level, url" in caplog.text
+
+
 def test_all_bad_lines_are_counted_and_named(tmp_path):
     good = {"id": "a", "question": "q", "answer": "1"}
     bad = [{"question": "q"}, {"answer": "1", "question": " "}, "[1]", "{", good, {"question": "q", "answer": "####"}]

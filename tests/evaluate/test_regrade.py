@@ -84,3 +84,38 @@ def test_rows_of_other_problems_are_refused_and_left_as_they_are(rows, problems,
     with pytest.raises(ValueError, match="the problems of benchmark toy are not found: give their file as --benchmark"):
         regrade(RegradeConfig(rows))
     assert rows.read_text() == before
+
+
+def test_a_judge_decides_only_about_answers_that_were_found_and_are_not_equal(tmp_path, monkeypatch):
+    golds = ["the red house", "the red house", "C", "4", "7"]
+    texts = ["Answer: a house that is red", "Answer: a barn", "Answer: B", "Answer: 4", "I do not know."]
+    benchmark = tmp_path / "toy.jsonl"
+    benchmark.write_text(
+        "".join(json.dumps({"id": f"p{i}", "question": f"{i}?", "answer": g}) + "\n" for i, g in enumerate(golds))
+    )
+    digests = [problem.digest for problem in read_problems(str(benchmark))]
+    lines = [
+        sample(problem_id=f"p{i}", problem=digests[i], answer_text=text, extracted="x", correct=False)
+        for i, text in enumerate(texts)
+    ]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    asked = []
+
+    def ask(judge, prompt):
+        asked.append(prompt)
+        return "Yes" if "house that is red" in prompt else "No"
+
+    monkeypatch.setattr("s1jax.grading.judge.Judge._ask", ask)
+    config = RegradeConfig(rows, (str(benchmark),), judge="http://localhost:1/v1", judge_model="j")
+    regrade(config)
+    after = read_samples(rows)
+    assert [row["verdict"] for row in after] == ["equal", "different", "different", "equal", "no_answer"]
+    assert [row["judge"] for row in after] == ["j", "", "", "", ""] and after[0]["correct"]
+    assert len(asked) == 2
+    regrade(config)
+    assert len(asked) == 2 and read_samples(rows) == after
+    regrade(RegradeConfig(rows, (str(benchmark),)))
+    assert read_samples(rows)[0]["verdict"] == "different"
+    with pytest.raises(ValueError, match="--judge and --judge-model belong together"):
+        RegradeConfig(rows, judge="http://localhost:1/v1")

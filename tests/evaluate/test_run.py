@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import random
 import re
 import shutil
 import signal
@@ -13,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from s1jax.decode import batch, engine
-from s1jax.evaluate.run import write_and_show
-from s1jax.evaluate.sweep import sweep
+from s1jax.evaluate.run import evaluate
 from s1jax.results.samples import read_samples, row_key
 from s1jax.runtime import jsonl
 from s1jax.runtime.files import ROOT
 from s1jax.runtime.sharding import MeshConfig
 from tests.support.disk import full_disk
+from tests.support.runs import sweep
 from tests.support.samples import comparable, study_rows
 
 
@@ -39,11 +40,13 @@ def command_of(tmp_path):
     return command_of
 
 
-def test_a_command_prints_the_rows_that_it_was_asked_for_and_counts_the_others(tmp_path, capsys, caplog):
+def test_a_command_prints_the_rows_that_it_was_asked_for_and_counts_the_others(tmp_path, capsys, caplog, monkeypatch):
     caplog.set_level("INFO", "s1jax")
     rows, output = study_rows(), tmp_path / "rows.jsonl"
     output.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    write_and_show(lambda: (output, {row_key(row) for row in rows if row["max_thinking_tokens"] == 16}))
+    asked = {row_key(row) for row in rows if row["max_thinking_tokens"] == 16}
+    monkeypatch.setattr("s1jax.evaluate.run.write_samples", lambda *_: (output, asked))
+    evaluate(None, [])
     table = capsys.readouterr().out
     assert "budget 16" in table and "budget 32" not in table
     assert f"{output} also holds 25 rows of other runs: plot.py shows all" in caplog.text
@@ -124,6 +127,34 @@ def test_of_sweeps_that_start_at_once_on_one_output_one_goes_on(config, tmp_path
         assert re.search(rf"^error: {output} is being written by process \d+ on \S+ \(since ", refused.err, re.M), ends
         assert comparable(output) == comparable(whole)
         assert sorted(path.name for path in output.parent.iterdir()) == ["rows.jsonl", "rows.py"]
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_ten_times_writes_the_rows_of_one_left_alone(config, tmp_path, command_of, processes):
+    questions = [dict(question=f"{i} + 1?", answer=str(i + 1)) for i in range(100)]
+    Path(config.decoding.benchmark).write_text("".join(json.dumps(q) + "\n" for q in questions))
+    config = with_decoding(replace(config, condition=replace(config.condition, temperature=1.0)), num_rows=4)
+    whole = sweep(with_decoding(config, output=str(tmp_path / "whole.jsonl"))).read_bytes()
+    output, seed = Path(config.decoding.output), random.randrange(10**6)
+    print(f"seed {seed}")
+    draw = random.Random(seed)
+    for kills in range(10):
+        size = output.stat().st_size if output.exists() else 0
+        target = size + draw.randint(0, (len(whole) - size) // (11 - kills))
+        process = processes.start(*command_of(config))
+        deadline = time.monotonic() + 120
+        while process.poll() is None and (output.stat().st_size if output.exists() else 0) <= target:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        time.sleep(draw.random() / 100)
+        assert process.poll() is None, f"it ended before it was killed, after {kills} kills"
+        process.send_signal(signal.SIGKILL)
+        processes.finish(process)
+    assert output.stat().st_size < len(whole)
+    (end,) = processes.finish(processes.start(*command_of(config)))
+    assert end.code == 0, end
+    assert sorted(output.read_bytes().splitlines()) == sorted(whole.splitlines())
+    assert sorted(path.name for path in output.parent.glob("*rows*")) == ["rows.jsonl", "rows.py"]
 
 
 @pytest.mark.integration

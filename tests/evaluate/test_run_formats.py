@@ -13,13 +13,13 @@ from s1jax.data.condition import Condition, TraceSettings
 from s1jax.data.examples import DataConfig
 from s1jax.decode.generate import GenerateConfig, generate
 from s1jax.evaluate.conditions import DecodingConfig, EvaluateConfig
-from s1jax.evaluate.run import evaluate
-from s1jax.evaluate.sweep import SweepConfig, sweep
+from s1jax.evaluate.sweep import SweepConfig
 from s1jax.results.samples import read_samples
 from s1jax.train.config import TrainConfig
 from s1jax.train.optimizer import OptimizerConfig
 from s1jax.train.run import train
 from tests.support.models import one_device, random_params
+from tests.support.runs import evaluate, sweep
 from tests.support.tokenizers import qwen3_tokenizer, qwq_tokenizer, r1_tokenizer
 from tests.support.training import CONFIG
 

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from s1jax.data.condition import Condition
-from s1jax.evaluate.conditions import DecodingConfig, EvaluateConfig
-from s1jax.evaluate.run import evaluate, write_samples
-from s1jax.evaluate.sweep import SweepConfig, grid, sweep
+from s1jax.evaluate.conditions import DecodingConfig, EvaluateConfig, traces_of
+from s1jax.evaluate.run import write_samples
+from s1jax.evaluate.sweep import SweepConfig, grid
 from s1jax.results.metrics import thinking_curve
 from s1jax.results.samples import COLUMNS, read_samples, row_key
 from s1jax.runtime.config import parse_command
+from tests.support.runs import evaluate, sweep
 from tests.support.samples import comparable
 
 
@@ -40,7 +41,7 @@ def test_a_sweep_is_one_row_per_point_problem_and_sample_with_the_contracts_colu
 @pytest.mark.integration
 def test_points_and_number_of_rows_change_no_row(config, tmp_path):
     apart = []
-    for i, condition in enumerate(grid(config).conditions):
+    for i, condition in enumerate(grid(config)):
         decoding = replace(config.decoding, output=str(tmp_path / f"point{i}.jsonl"), num_rows=2)
         apart += comparable(evaluate(EvaluateConfig(decoding, condition)))
     assert comparable(sweep(config)) == sorted(apart)
@@ -66,8 +67,9 @@ def test_a_point_whose_minimum_is_above_its_budget_is_left_out():
     config = SweepConfig(
         decoding=DecodingConfig("model", "problems", "rows"), max_thinking_tokens=(5, 20), min_thinking_tokens=(0, 10)
     )
-    assert [tuple(c.limits) for c in grid(config).conditions] == [(5, 0, 0), (20, 0, 0), (20, 10, 0)]
-    assert tuple(grid(config).condition.limits) == (20, 10, 0)
+    assert [tuple(c.limits) for c in grid(config)] == [(5, 0, 0), (20, 0, 0), (20, 10, 0)]
+    (trace,) = traces_of(grid(config))
+    assert tuple(trace.condition.limits) == (20, 10, 0)
 
 
 def test_a_limit_outside_a_sweeps_axes_is_refused(config):
@@ -88,4 +90,5 @@ def test_the_condition_and_the_axes_of_a_sweep_can_be_given_on_the_command_line(
     ]
     config = parse_command("", SweepConfig, argv)
     condition = Condition(16, max_answer_tokens=8, temperature=1.0, top_p=0.9, dtype="float32", int8=("weights",))
-    assert grid(config).condition == condition and len(grid(config).conditions) == 2
+    (trace,) = traces_of(grid(config))
+    assert trace.condition == condition and len(grid(config)) == 2

@@ -15,12 +15,13 @@ from s1jax.data.condition import TraceSettings
 from s1jax.decode.engine import Engine
 from s1jax.evaluate import run
 from s1jax.evaluate.conditions import DecodingConfig
-from s1jax.evaluate.sweep import SweepConfig, sweep
+from s1jax.evaluate.sweep import SweepConfig
 from s1jax.results.figures import plot_thinking
 from s1jax.results.samples import read_samples, row_key
 from s1jax.results.tables import format_thinking_table
 from s1jax.runtime.sharding import MeshConfig, ShardingRules, make_mesh
 from tests.support.models import random_params
+from tests.support.runs import sweep
 
 pytestmark = pytest.mark.integration
 

@@ -16,10 +16,11 @@ from s1jax.data.condition import Condition, TraceSettings
 from s1jax.data.examples import DataConfig
 from s1jax.decode.generate import GenerateConfig, generate
 from s1jax.evaluate.conditions import DecodingConfig
-from s1jax.evaluate.sweep import SweepConfig, sweep
+from s1jax.evaluate.sweep import SweepConfig
 from s1jax.train.config import TrainConfig
 from s1jax.train.run import train
 from tests.support.checkpoints import RULES, FakeHub, assert_same, convert, load, mesh_of
+from tests.support.runs import sweep
 from tests.support.training import OPTIMIZER, ROWS
 
 pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.integration]

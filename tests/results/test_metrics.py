@@ -10,14 +10,12 @@ import numpy as np
 import pytest
 
 from s1jax.grading.pool import Grader
+from s1jax.results.control import control, scaling, summarise_curves
 from s1jax.results.metrics import (
-    control,
     count_votes,
     maj_at_k,
     mean_interval,
     pass_at_k,
-    scaling,
-    summarise_curves,
     thinking_curve,
     voting_curve,
 )
@@ -160,6 +158,7 @@ def test_a_point_pools_one_setting_only_and_weighs_problems_equally():
     others |= {"max_thinking_tokens": 128, "min_thinking_tokens": 1, "num_ignore": 2, "ignore_text": "Wait"}
     others |= {"top_k": 5, "top_p": 0.5, "min_p": 0.5, "max_answer_tokens": 9, "dtype": "float32", "int8": ("cache",)}
     others |= {"thinking_format": "think", "wrap_up": "", "prompt_suffix": "s", "system_prompt": "p"}
+    others |= {"requested": "8", "max_tries": 2}
     assert set(others) == set(SETTING)
     rows += [sample(**setting | {name: value}) for name, value in others.items()]
     points = thinking_curve(rows)

@@ -23,11 +23,13 @@ def test_compiling_is_announced_and_its_time_delays_no_estimate(capsys):
         assert capsys.readouterr().err == "decode: 0 of 96\ndecode: 0 of 96, compiling\n"
         record_event_duration_secs(compilation, 100.0)
         bar.last_print_t -= 10
-        bar.show_tokens(2000)
-        assert re.fullmatch(r"decode: 0 of 96, (199|200) tokens/s\n", capsys.readouterr().err)
+        bar.show_tokens(2000, longest=1500)
+        assert re.fullmatch(r"decode: 0 of 96, (199|200) tokens/s, longest 1,500 tokens\n", capsys.readouterr().err)
         bar.last_print_t -= 10
         bar.update(3)
-        assert re.fullmatch(r"decode: 3 of 96, (199|200) tokens/s\n", capsys.readouterr().err)
+        assert re.fullmatch(r"decode: 3 of 96, (199|200) tokens/s, longest 1,500 tokens\n", capsys.readouterr().err)
         bar.last_print_t -= 10
         bar.update(45)
-        assert re.fullmatch(r"decode: 48 of 96, (199|200) tokens/s, 00:10 left\n", capsys.readouterr().err)
+        assert re.fullmatch(
+            r"decode: 48 of 96, (199|200) tokens/s, longest 1,500 tokens, 00:10 left\n", capsys.readouterr().err
+        )

@@ -22,9 +22,12 @@ def sample(**columns) -> SampleRow:
         "num_ignored": 0,
         "num_answer_tokens": 5,
         "finish_reason": "stop",
+        "num_tries": 1,
+        "num_rejected_tokens": 0,
         "thinking": "hm",
         "answer_text": "Answer: 1",
         "extracted": "1",
+        "judge": "",
         "correct": True,
         "commit": "d",
     }
