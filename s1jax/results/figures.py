@@ -141,11 +141,12 @@ def plot_voting(rows: Sequence[SampleRow], path: str | Path) -> list[Point]:
 def _draw_budgets(page: _Page, ax: Axes, points: list[Point]) -> None:
     name = page.curve_name(points[0])
     prefix = f"{name}: " if name else ""
+    axis = "thinking asked for" if points[0]["requested"] else "thinking budget"
     line = sorted((p for p in points if p["mean_thinking_tokens"] > 0), key=lambda p: p["mean_thinking_tokens"])
-    page.draw(ax, [p["mean_thinking_tokens"] for p in line], line, "accuracy", page.style(f"{prefix}thinking budget"))
+    page.draw(ax, [p["mean_thinking_tokens"] for p in line], line, "accuracy", page.style(f"{prefix}{axis}"))
     for point in points:
         if point["mean_thinking_tokens"] == 0:
-            dotted = page.style(f"{prefix}thinking budget", ":", 1.4, marked=False)
+            dotted = page.style(f"{prefix}{axis}", ":", 1.4, marked=False)
             ax.axhline(point["accuracy"], zorder=1, clip_on=False, **dotted)
             page.handles[f"{prefix}no thinking"] = Line2D([], [], **dotted)
 

@@ -50,7 +50,7 @@ COLUMNS: dict[str, Any] = {
 }
 POINT = (*Limits._fields, "requested", "ignore_text")
 """Columns that tell the points of one curve from each other."""
-CURVE = (*SUBJECT, *(name for name in CONDITION if name not in POINT))
+CURVE = (*SUBJECT, "method", *(name for name in CONDITION if name not in (*POINT, "method")))
 """Columns that the points of one curve share."""
 SETTING = (*CURVE, *POINT)
 """Columns that the rows of one point share."""

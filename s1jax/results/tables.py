@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from s1jax.data.control_methods import FORMATS
 from s1jax.results.control import summarise_curves
 from s1jax.results.metrics import Point, thinking_curve, voting_curve
 from s1jax.results.samples import CURVE, SETTING, SampleRow, pick
@@ -29,8 +30,9 @@ def groups(points: Sequence[Point], *columns: str) -> list[list[Point]]:
 class CurveNames:
     """Names the curves of some points by what sets them apart.
 
-    A column has a part in a name if its known values differ between the points. A fingerprint has one only for a model whose name stands
-    for several. A point that lacks columns, as rows of an earlier format do, has a part "unknown" if other points have these columns.
+    A column has a part in a name if its known values differ between the points, except for a value that the method implies. A fingerprint
+    has a part only for a model whose name stands for several. A point that lacks columns, as rows of an earlier format do, has a part
+    "unknown" if other points have these columns.
     """
 
     def __init__(self, points: Sequence[Point]):
@@ -48,7 +50,7 @@ class CurveNames:
         parts = {}
         for name in CURVE:
             is_shown = (name, pick(point, _OWNERS[name])) in self.ambiguous if name in _OWNERS else name in self.varying
-            if is_shown and point[name] is not None:
+            if is_shown and point[name] is not None and not _is_implied(point, name):
                 parts[name] = _column_text(name, point[name])
         if not self.is_known_alike and (unknown := _unknown(point)):
             parts["unknown"] = f"{len(unknown)} settings unknown"
@@ -61,7 +63,14 @@ class CurveNames:
 
 
 def _num_known(points: Sequence[Point], name: str) -> int:
-    return len({p[name] for p in points} - {None})
+    return len({p[name] for p in points if not _is_implied(p, name)} - {None})
+
+
+def _is_implied(point: Point, name: str) -> bool:
+    """Return whether a point's method leaves no choice in a column."""
+    if name == "max_tries":
+        return point["method"] != "rejection_sampling"
+    return name == "thinking_format" and point[name] == FORMATS.get(point["method"])
 
 
 def _unknown(point: Point) -> tuple[str, ...]:
@@ -136,7 +145,15 @@ def format_thinking_table(rows: Sequence[SampleRow]) -> str:
         percent, of_samples, slope, best = _merits(summary)
         merits = f"Control {percent} ({of_samples} of samples)   Scaling {slope}   Performance {best}"
         blocks.append("\n".join([title, *_align(table), merits, *_warnings(curve)]))
-        summaries.append((title, percent, of_samples, slope.replace(" points per doubling", ""), best))
+        summaries.append(
+            (
+                ", ".join(names.parts(curve[0]).values()),
+                percent,
+                of_samples,
+                slope.replace(" points per doubling", ""),
+                best,
+            )
+        )
     if len(summaries) > 1:
         header = ("curve", "Control", "of samples", "Scaling (points per doubling)", "Performance")
         blocks.append("\n".join(_align([header, *summaries])))

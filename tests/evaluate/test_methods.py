@@ -120,7 +120,7 @@ def test_all_methods_write_one_file_and_are_compared_in_one_table(config, tmp_pa
     # Per problem one trace of budget forcing, and one for each amount of tokens, forced and unforced together.
     assert sum(n for text, n in prompts.items() if "0 + 1?" in text and "tokens." in text) == 2
     table = format_thinking_table(rows).split("\n\n")[-1]
-    assert all(f", {method}," in table for method in counts) and len(summarise_curves(rows)) == len(counts)
+    assert all(f"\n{method}" in table for method in counts) and len(summarise_curves(rows)) == len(counts)
     before = (tmp_path / "rows.jsonl").read_bytes()
     for changes in runs:
         sweep(replace(config, **{"max_thinking_tokens": (5, 40), "num_ignore": (0,), **changes}))

@@ -102,6 +102,6 @@ def test_several_curves_are_compared_in_one_table():
     *_, table = format_thinking_table(rows).split("\n\n")
     header, _, first, second = table.splitlines()
     assert header.split()[:2] == ["curve", "Control"]
-    assert first.startswith("toy, m, budget_forcing") and first.split()[-4:] == ["100%", "100%", "+100.0", "100.0%"]
-    assert second.startswith("toy, m, token_conditional") and second.split()[-4:] == ["50%", "50%", "-", "0.0%"]
+    assert first.startswith("budget_forcing ") and first.split()[-4:] == ["100%", "100%", "+100.0", "100.0%"]
+    assert second.startswith("token_conditional ") and second.split()[-4:] == ["50%", "50%", "-", "0.0%"]
     assert "asked for 16 tokens, budget 64" in format_thinking_table(rows)
