@@ -14,6 +14,7 @@ from s1jax.decode import sampling
 from s1jax.decode.batch import capacity_for
 from s1jax.decode.engine import Engine
 from s1jax.model.qwen2 import graphdef
+from s1jax.runtime.sharding import MeshConfig
 from tests.support.decoding import (
     COMMA,
     CONFIG,
@@ -48,11 +49,15 @@ def spelled(text):
     return "".join(SPELLED.get(character, character) for character in text)
 
 
-@pytest.fixture(scope="module")
-def engine():
+def engine_on(mesh_config=None):
     texts, ends, forced = (tuple(map(spelled, some)) for some in (TEXTS, ENDS, FORCED_ENDS))
     delimiters = dataclasses.replace(DELIMITERS, end_thinking=ends, forced_ends=forced)
-    return make_engine(delimiters=delimiters, texts=texts)
+    return make_engine(mesh_config, delimiters=delimiters, texts=texts)
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return engine_on()
 
 
 def asked(i, **changes):
@@ -220,3 +225,11 @@ def test_a_row_that_takes_back_more_than_its_cache_was_made_for_keeps_all_its_to
     ((_, (completion,)),) = results
     assert rows.scheduler.traces.ages[0] > capacity_for(engine.model.num_new_tokens(request))
     assert completion.tokens == decode_plainly(forward, request)[0]
+
+
+def test_eight_devices_decode_what_one_does(engine):
+    points = (Limits(40, 12, 3), Limits(9))
+    requests = [asked(i, min_thinking_tokens=25, num_ignore=8, points=points) for i in range(8)]
+    sharded = dict(engine_on(MeshConfig(data=4, fsdp=1, tensor=2)).stream(requests))
+    assert sharded == dict(engine.stream(requests))
+    assert any(completion.num_ignored for completions in sharded.values() for completion in completions)
