@@ -227,6 +227,7 @@ def test_a_row_that_takes_back_more_than_its_cache_was_made_for_keeps_all_its_to
     assert completion.tokens == decode_plainly(forward, request)[0]
 
 
+@pytest.mark.slow
 def test_eight_devices_decode_what_one_does(engine):
     points = (Limits(40, 12, 3), Limits(9))
     requests = [asked(i, min_thinking_tokens=25, num_ignore=8, points=points) for i in range(8)]
