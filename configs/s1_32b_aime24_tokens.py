@@ -2,6 +2,7 @@
 
 The model must have been trained on rows whose questions end in "Think for up to N tokens.", with N the power of two above the length of the
 trace.
+No command of this project makes such rows yet.
 
 Expected (the paper's): Control 40 %, Scaling -24 points per doubling, Performance 40.0 %; with forcing 100 %, +13, 40.0 %.
 Hardware and hours: not yet run.

@@ -11,7 +11,7 @@ case ${1-} in -h | --help)
     ;;
 esac
 . launch/install.sh
-install "[test]"
+install "[test,lm-eval]"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from s1jax.data.control_methods import FORCING, FORMATS, Method, control_prompt
+from s1jax.data.control_methods import FORCING, METHOD_FORMATS, Method, control_prompt
 from s1jax.data.encoder import check_text
 from s1jax.data.thinking_format import AUTO, END, find_format
 from s1jax.runtime.errors import UserError
@@ -110,7 +110,7 @@ class Condition(TraceSettings):
 
     def __post_init__(self) -> None:
         method = self.method
-        if own := FORMATS.get(method):
+        if own := METHOD_FORMATS.get(method):
             if self.thinking_format not in (AUTO, own):
                 raise UserError(f"thinking_format is {self.thinking_format}: {method} needs {own}")
             object.__setattr__(self, "thinking_format", own)

@@ -28,7 +28,7 @@ FORCING = ("budget_forcing", *(method for method in METHODS if method.endswith("
 """Methods under which budget forcing acts: only these have a minimum and ignored stops."""
 
 # With budget forcing, a step that is counted as 0 ends the thinking.
-FORMATS = {"step_conditional": "steps", "step_conditional_forced": "steps_forced"}
+METHOD_FORMATS = {"step_conditional": "steps", "step_conditional_forced": "steps_forced"}
 """The thinking format of each method that needs one of its own."""
 
 CLASSES = {

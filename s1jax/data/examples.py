@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from s1jax.data.chat import ChatFormat, LossOn
+from s1jax.data.control_methods import METHOD_FORMATS
 from s1jax.data.rows import TrainingRow
 from s1jax.data.thinking_format import AUTO, find_format
 from s1jax.model.config import ModelConfig
@@ -74,7 +75,7 @@ class DataConfig:
         ):  # fmt: skip
             if (value := getattr(self, name)) is not None and value < smallest:
                 raise UserError(f"{name} is {value}: it must be at least {smallest}")
-        if self.thinking_format != AUTO and find_format(self.thinking_format).name.startswith("steps"):
+        if self.thinking_format != AUTO and find_format(self.thinking_format).name in METHOD_FORMATS.values():
             raise UserError(
                 f"thinking_format {self.thinking_format} is for decoding only: training rows are not cut into steps"
             )

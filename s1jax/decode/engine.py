@@ -49,10 +49,15 @@ class Engine:
 
     def check(self, request: Request) -> None:
         """Raise UserError unless the request fits the model."""
-        self.model.check(request)
+        self.model.check(Search(request).next_try() if _is_search(request) else request)
 
     def submit(self, request: Request) -> int:
-        """Queue a request and return its ticket. Tickets count from 0. Raises UserError if the request does not fit the model."""
+        """Queue a request and return its ticket. Tickets count from 0.
+
+        Raises UserError if the request does not fit the model, and under rejection sampling, which `stream` does.
+        """
+        if _is_search(request):
+            raise UserError("rejection_sampling draws several traces for a request: use `stream`")
         self.check(request)
         return self.scheduler.submit(request)
 
@@ -85,7 +90,7 @@ class Engine:
         """Decode the requests in rows of their own; yield (index, completions) of each as it finishes.
 
         `num_rows` rows decode together (default: one for each request). With `scores` completions hold log-probabilities. `show_tokens`
-        is called after each step with the number of tokens decoded so far, and with that of the longest trace that still runs. Under
+        is called after each step with the number of tokens decoded so far, and with that of the longest sequence that still runs. Under
         rejection sampling a request has a completion per point (`rejection.py`). Raises UserError before anything is decoded if a request
         does not fit the model.
         """
@@ -96,25 +101,26 @@ class Engine:
         indices: dict[int, int] = {}
         searches: dict[int, Search] = {}
         for index, request in enumerate(requests):
-            search = Search(request) if request.condition.method == "rejection_sampling" else None
+            search = Search(request) if _is_search(request) else None
             ticket = engine.submit(search.next_try() if search else request)
             indices[ticket] = index
             if search:
                 searches[ticket] = search
         while engine.num_unfinished:
             results = engine.step(_STEPS_PER_LOOK if searches else MAX_STEPS)
-            for ticket, trace in engine.progress().items() if searches else ():
-                if ticket in searches and searches[ticket].is_too_long(trace):
-                    engine.cancel(ticket)
-                    results.append((ticket, (trace,)))
+            for log in engine.scheduler.running:
+                if log.ticket in searches and searches[log.ticket].is_too_long(log.num_thinking):
+                    engine.cancel(log.ticket)
+                    results.append((log.ticket, (log.completion(),)))
             if show_tokens is not None:
-                show_tokens(engine.scheduler.num_tokens, engine.scheduler.longest)
+                longest = max((len(log.tokens) for log in engine.scheduler.running), default=0)
+                show_tokens(engine.scheduler.num_tokens, longest)
             for ticket, completions in results:
                 index, search = indices.pop(ticket), searches.pop(ticket, None)
                 if search is None:
                     yield index, completions
                 elif search.take(completions[0]):
-                    again = engine.submit(search.next_try())
+                    again = engine.scheduler.submit(search.next_try(), fits=True)
                     indices[again], searches[again] = index, search
                 else:
                     yield index, search.completions()
@@ -134,6 +140,10 @@ class Engine:
         """Return the scores of each (prompt, continuation); see `score.py`."""
         with jax.set_mesh(self.model.mesh):
             return score_all(self.model, pairs)
+
+
+def _is_search(request: Request) -> bool:
+    return request.condition.method == "rejection_sampling"
 
 
 def load_engine(

@@ -23,7 +23,7 @@ class Search:
     def __init__(self, request: Request):
         if request.sample >= SAMPLES:
             raise UserError(f"sample {request.sample} is too large for rejection sampling: at most {SAMPLES - 1}")
-        self.request = request
+        self.request, self.max_tries = request, request.condition.max_tries
         self.budgets = [limits.max_thinking_tokens for limits in request.points or (request.condition.limits,)]
         self.open = set(self.budgets)
         """Budgets for which no trace was short enough so far."""
@@ -31,37 +31,51 @@ class Search:
         self.num_tries = 0
 
     def next_try(self) -> Request:
-        """Return the request for the next trace. Its limit is one token past the largest open budget."""
-        condition = replace(self.request.condition, max_thinking_tokens=max(self.open) + 1)
-        return replace(
-            self.request, condition=condition, points=(), sample=self.request.sample + self.num_tries * SAMPLES
+        """Return the request for the next trace. Its limit is one token past the largest budget: a longer trace is too long for all."""
+        condition = replace(
+            self.request.condition,
+            max_thinking_tokens=max(self.budgets) + 1,
+            method="budget_forcing",
+            max_tries=1,
         )
+        sample = self.request.sample + self.num_tries * SAMPLES
+        return replace(self.request, condition=condition, points=(), sample=sample)
 
-    def is_too_long(self, trace: Completion) -> bool:
-        """Return whether a trace that still grows is too long for every open budget."""
-        return trace.num_thinking > max(self.open)
+    def is_too_long(self, num_thinking: int) -> bool:
+        """Return whether a trace with so many thinking tokens is too long for every open budget."""
+        return num_thinking > max(self.open)
 
     def take(self, trace: Completion) -> bool:
         """Accept or reject a trace that has ended or is too long; return whether another one is needed."""
         self.num_tries += 1
         for budget in sorted(self.open):
-            size, num_rejected, result = budget + 1, self.num_tries - 1, trace
-            if trace.num_thinking > budget:
-                num_rejected += 1
-                if self.num_tries < self.request.condition.max_tries:
-                    continue
-                result = replace(
-                    trace,
-                    **{name: getattr(trace, name)[:size] for name in ("tokens", "forced", "logprobs", "end_logprobs")},
-                    num_thinking=size,
-                    num_ignored=0,
-                    num_answer=0,
-                    finish_reason="rejected",
-                )
-            self.found[budget] = replace(result, num_tries=self.num_tries, num_rejected_tokens=num_rejected * size)
-            self.open.remove(budget)
+            if trace.num_thinking <= budget:
+                self._close(budget, trace, num_rejected=self.num_tries - 1)
+            elif self.num_tries == self.max_tries:
+                self._close(budget, _cut(trace, budget + 1), num_rejected=self.num_tries)
         return bool(self.open)
+
+    def _close(self, budget: int, result: Completion, num_rejected: int) -> None:
+        # Alone, each rejected trace would have been stopped one token past the budget.
+        num_tokens = num_rejected * (budget + 1)
+        self.found[budget] = replace(result, num_tries=self.num_tries, num_rejected_tokens=num_tokens)
+        self.open.remove(budget)
 
     def completions(self) -> tuple[Completion, ...]:
         """Return the completion of each budget: the trace that it accepted, or the last one, cut one token past the budget."""
         return tuple(self.found[budget] for budget in self.budgets)
+
+
+def _cut(trace: Completion, size: int) -> Completion:
+    """Return the first thinking tokens of a trace, as a rejected one."""
+    return replace(
+        trace,
+        tokens=trace.tokens[:size],
+        forced=trace.forced[:size],
+        logprobs=trace.logprobs[:size],
+        end_logprobs=trace.end_logprobs[:size],
+        num_thinking=size,
+        num_ignored=0,
+        num_answer=0,
+        finish_reason="rejected",
+    )

@@ -90,12 +90,12 @@ class Scheduler:
         self.traces: RowBatch
         self.prompts: Prompts
 
-    def submit(self, request: Request) -> int:
-        """Queue a request and return its ticket: 0, 1, 2..."""
+    def submit(self, request: Request, fits: bool = False) -> int:
+        """Queue a request and return its ticket: 0, 1, 2... If it `fits` the shapes that are chosen, they stay."""
         log = Log(next(self.tickets), request)
         self.unfinished[log.ticket] = log
         self.waiting.setdefault(request.prompt, deque()).append(log)
-        self.has_arrivals = True
+        self.has_arrivals |= not fits
         return log.ticket
 
     def cancel(self, ticket: int) -> None:
@@ -114,9 +114,9 @@ class Scheduler:
         return self.traces.logs if self.groups else []
 
     @property
-    def longest(self) -> int:
-        """Tokens so far of the longest trace that has a row."""
-        return max((len(log.tokens) for log in self.logs if log is not None), default=0)
+    def running(self) -> list[Log]:
+        """The requests that have a row and are not done."""
+        return [log for log in self.logs if log is not None and log.phase != Phase.DONE]
 
     def progress(self) -> dict[int, Completion]:
         """Return the tokens so far of each unfinished trace that has a row, by ticket."""

@@ -77,14 +77,14 @@ class EvaluateConfig:
 class Trace:
     """Conditions whose answers are decoded from one thinking trace, or from one series of traces under rejection sampling.
 
-    They differ only in their limits, and in methods that ask for the same in the prompt.
+    They differ only in their limits, and in being forced: methods that ask for the same in the prompt.
     """
 
     conditions: tuple[Condition, ...]
 
     def __post_init__(self) -> None:
         if any(_shared(condition) != _shared(self.conditions[0]) for condition in self.conditions):
-            raise ValueError("the conditions of one trace may differ only in their limits")
+            raise ValueError("the conditions of one trace may differ only in their limits, and in being forced")
 
     @property
     def is_series(self) -> bool:

@@ -44,6 +44,16 @@ logger = logging.getLogger(__name__)
 
 # Names of lm-eval for the longest answer; the first one that is given counts.
 _ANSWER_LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+# Settings without effect on a model that continues a text and does not think.
+_ONLY_THINKING = {
+    "min_thinking_tokens",
+    "num_ignore",
+    "ignore_text",
+    "wrap_up",
+    "thinking_format",
+    "prompt_suffix",
+    "system_prompt",
+}
 _FILTERS = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
 
@@ -85,7 +95,7 @@ class S1jaxLM(TemplateLM):
             raise UserError("the model argument model is missing: give --model_args model=DIR")
         self.arguments = with_paths(ModelArguments(**own))
         self.thinks = "max_thinking_tokens" in arguments
-        if not self.thinks and (given := arguments.keys() & {"min_thinking_tokens", "num_ignore", "ignore_text"}):
+        if not self.thinks and (given := arguments.keys() & _ONLY_THINKING):
             raise UserError(
                 f"{', '.join(sorted(given))} needs max_thinking_tokens: without it the model does not think"
             )
@@ -249,6 +259,10 @@ class S1jaxLM(TemplateLM):
             return self.tok_encode(context)
         if self.generation_prompt not in context:
             return self.chat.encode_prompt(context)
+        if self.condition.prompt_suffix or self.condition.system_prompt:
+            raise UserError(
+                "prompt_suffix and system_prompt have no effect with --apply_chat_template: lm-eval writes the prompt"
+            )
         if not context.endswith(self.generation_prompt):
             raise UserError(
                 "the task begins the answer itself (gen_prefix), but the model must think before it answers"

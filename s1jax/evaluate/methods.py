@@ -16,10 +16,11 @@ def conditions_of(
 
     - Budget forcing and rejection sampling: each of the limits.
     - A conditional method asks for each amount in `requested` that is of its kind; class-conditional control for both classes by default.
-      Unforced, its thinking may take the largest budget. Forced, it has each of the limits. Token-conditional control has the amount itself
+      Unforced, its thinking may take the largest budget. Forced, it has each of the limits; token-conditional control has the amount itself
       as its budget.
 
-    Raises UserError if there is nothing to ask for, or if a condition is not valid.
+    A minimum above a budget is left out. Raises UserError if nothing is left, if there is nothing to ask for, if an amount is below a
+    minimum, and if a condition is not valid.
     """
     kind, is_forced = method.removesuffix("_forced"), method in FORCING
     if kind == "class_conditional":
@@ -40,6 +41,8 @@ def conditions_of(
             budget = point.max_thinking_tokens
             if method == "token_conditional_forced" and amount.isdecimal():
                 budget = int(amount)
+                if point.min_thinking_tokens > budget:
+                    raise UserError(f"requested {amount} is below min_thinking_tokens {point.min_thinking_tokens}")
             if point.min_thinking_tokens > budget:
                 continue
             conditions.append(
@@ -51,4 +54,6 @@ def conditions_of(
                     max_tries=max_tries if kind == "rejection_sampling" else 1,
                 )
             )
+    if not conditions:
+        raise UserError(f"{method}: every minimum is above every budget")
     return list(dict.fromkeys(conditions))

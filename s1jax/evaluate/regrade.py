@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -37,9 +37,15 @@ class RegradeConfig:
     rows: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="ROWS")]
     """Sample rows (JSONL) that evaluate.py and sweep.py wrote."""
     benchmark: tuple[str, ...] = ()
-    """Problem files (JSONL) of the benchmarks in the rows. Benchmarks of the hub are found by the names in the rows."""
+    """The benchmarks in the rows: JSONL or Parquet files, or hub datasets. Benchmarks with a name of ours are found by that name."""
     output: Path | None = None
     """File for the graded rows; default: ROWS, which is replaced."""
+    columns: tuple[str, ...] = ()
+    """Which columns of the given benchmarks are what, as in `evaluate.py`."""
+    subset: str | None = None
+    """Subset of a hub dataset that is given as a benchmark."""
+    split: str | None = None
+    """Split of a hub dataset that is given as a benchmark."""
     judge: str | None = None
     """Address of a language model that compares the answers that the rules do not find equal, such as http://localhost:8000/v1. It speaks
     the OpenAI protocol; OPENAI_API_KEY is sent along. Default: the rules alone."""
@@ -49,8 +55,10 @@ class RegradeConfig:
     """JSONL file of its replies, so that none is asked for twice. Default: beside the output."""
 
     def __post_init__(self) -> None:
-        if (self.judge is None) != (self.judge_model is None):
+        if bool(self.judge) != bool(self.judge_model):
             raise UserError("--judge and --judge-model belong together: give both or neither")
+        if self.judge_cache is not None and not self.judge:
+            raise UserError("--judge-cache has no effect without --judge")
 
 
 def regrade(config: RegradeConfig) -> Path:
@@ -65,7 +73,7 @@ def regrade(config: RegradeConfig) -> Path:
         if config.output is not None and output.exists() and not output.samefile(config.rows):
             raise UserError(f"--output {output} exists: give another one, or remove it")
         rows = read_samples(config.rows)
-        problems = _find_problems(rows, config.benchmark)
+        problems = _find_problems(rows, config)
         grades = _grade(rows, [problem.answer for problem in problems])
         judges = [""] * len(grades)
         if config.judge is not None and config.judge_model is not None:
@@ -80,9 +88,13 @@ def regrade(config: RegradeConfig) -> Path:
     return output
 
 
-def _find_problems(rows: Sequence[SampleRow], benchmarks: Sequence[str]) -> list[Problem]:
+def _find_problems(rows: Sequence[SampleRow], config: RegradeConfig) -> list[Problem]:
     """Return the problem of each row. Benchmarks that are not given as files are looked up by their name in the rows."""
-    problems = [problem for source in benchmarks for problem in read_problems(source)]
+    problems = [
+        problem
+        for source in config.benchmark
+        for problem in read_problems(source, config.columns, config.subset, config.split)
+    ]
     for name in dict.fromkeys(row["benchmark"] for row in rows):
         if not any(problem.benchmark == name for problem in problems):
             try:
@@ -118,23 +130,30 @@ def _grade(rows: Sequence[SampleRow], golds: Sequence[str]) -> list[Grade]:
 
 def _ask_judge(judge: Judge, problems: Sequence[Problem], grades: Sequence[Grade]) -> tuple[list[Grade], list[str]]:
     """Ask the judge about answers that the rules do not find equal, except letters. Return the grades, and who decided each (`graded`)."""
-
-    def decide(problem: Problem, grade: Grade) -> tuple[Grade, str]:
-        if grade.extracted is None or grade.verdict == "equal" or choice_letter(problem.answer) is not None:
-            return grade, ""
-        is_equal = judge.are_equal(problem.question, grade.extracted, problem.answer)
-        return (Grade(grade.extracted, "equal"), judge.model) if is_equal else (grade, "")
-
-    with ThreadPoolExecutor(_QUESTIONS_AT_ONCE) as threads, progress(len(grades), "judge", "row") as bar:
+    pairs = [
+        None
+        if grade.extracted is None or grade.verdict == "equal" or choice_letter(problem.answer) is not None
+        else (problem.question, grade.extracted, problem.answer)
+        for problem, grade in zip(problems, grades, strict=True)
+    ]
+    asked = [pair for pair in dict.fromkeys(pairs) if pair is not None]
+    decisions: dict[Any, bool | None] = {}
+    with ThreadPoolExecutor(_QUESTIONS_AT_ONCE) as threads, progress(len(asked), "judge", "answer") as bar:
         try:
-            decided = []
-            for decision in threads.map(decide, problems, grades):
-                decided.append(decision)
+            for pair, is_equal in zip(asked, threads.map(lambda pair: judge.are_equal(*pair), asked), strict=True):
+                decisions[pair] = is_equal
                 bar.update()
         except BaseException:
+            judge.stop()
             threads.shutdown(cancel_futures=True)
             raise
-    return [grade for grade, _ in decided], [name for _, name in decided]
+    if unsure := sum(is_equal is None for is_equal in decisions.values()):
+        logger.warning("the judge gave no Yes and no No about %s: they keep their verdict", counted(unsure, "answer"))
+    is_equal = [decisions.get(pair) for pair in pairs]
+    graded_again = [
+        grade._replace(verdict="equal") if right else grade for grade, right in zip(grades, is_equal, strict=True)
+    ]
+    return graded_again, [judge.model if right else "" for right in is_equal]
 
 
 def _log_changes(rows: Sequence[SampleRow], grades: Sequence[Grade]) -> None:

@@ -1,9 +1,9 @@
 """Evaluation: a model, problems and conditions -> sample rows in a JSONL file.
 
 Each condition, problem and sample makes one row, which is appended when it is decoded and graded. Grading runs beside decoding.
-Conditions that differ only in their limits share a thinking trace (`Trace`), from which their answers are forked. A run computes the rows
-whose keys (`row_key`) the file lacks, so an interrupted run resumes, and one file can hold a whole study. If there are several processes,
-the first one reads and writes the file. It holds the lock of the file meanwhile.
+Conditions that differ only in their limits, or in being forced, share a thinking trace (`Trace`), from which their answers are forked. A
+run computes the rows whose keys (`row_key`) the file lacks, so an interrupted run resumes, and one file can hold a whole study. If there
+are several processes, the first one reads and writes the file. It holds the lock of the file meanwhile.
 
 Invariant: the randomness of a row is a function of (seed, problem, sample) and positions, so no other row changes it.
 """
@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import sys
 import zlib
-from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -123,7 +122,7 @@ def _write_missing(
     # The longest traces begin first, so that none is left alone at the end.
     jobs.sort(key=lambda job: -job.trace.condition.max_thinking_tokens)
     engine, requests = _prepare(config, source, chat, jobs)
-    waiting: deque[list[tuple[SampleRow, Future[Grade]]]] = deque()  # rows that are decoded, and perhaps not graded yet
+    waiting: list[list[tuple[SampleRow, Future[Grade]]]] = []  # rows that are decoded, and perhaps not graded yet
     with (
         jsonl.Appender(output) as file,
         Grader() as grader,
@@ -138,22 +137,27 @@ def _write_missing(
         ) as bar,  # fmt: skip
     ):
 
-        def append_graded(wait: bool) -> None:
-            nonlocal num_done
-            while waiting and (wait or all(grade.done() for _, grade in waiting[0])):
-                rows = waiting.popleft()
+        def append_graded(wait: bool = False) -> None:
+            nonlocal num_done, waiting
+            done = [rows for rows in waiting if wait or all(grade.done() for _, grade in rows)]
+            waiting = [rows for rows in waiting if rows not in done]
+            for rows in done:
                 file.append(graded(row, grade.result()) for row, grade in rows)
                 num_done += len(rows)
                 preemption.saved = f"{num_done} of {len(asked)} rows are in {output}"
 
-        for index, completions in engine.stream(requests, num_rows=config.num_rows, show_tokens=bar.show_tokens):
+        def show_tokens(num_tokens: int, longest: int) -> None:
+            bar.show_tokens(num_tokens, longest)
+            append_graded()  # rows whose comparison took longer than the step in which they were decoded
+
+        for index, completions in engine.stream(requests, num_rows=config.num_rows, show_tokens=show_tokens):
             if writes:
                 job, rows = jobs[index], []
                 for condition, completion in zip(job.trace.conditions, completions, strict=True):
                     row = _sample_row(chat, job, condition, completion, shared)
                     rows.append((row, grader.submit(row["answer_text"], job.problem.answer)))
                 waiting.append(rows)
-                append_graded(wait=False)
+                append_graded()
             bar.update(len(completions))
         append_graded(wait=True)
     return asked
@@ -215,13 +219,13 @@ def _read_keys(output: Path, problems: Sequence[Problem]) -> Keys:
 
 
 def _chat_format(source: Source, conditions: Sequence[Condition]) -> ChatFormat:
-    """Return the format in which all conditions think. Raises UserError if they think in several."""
-    tokenizer, formats = load_tokenizer(source), {}
-    for condition in conditions:
-        settings = condition.thinking_format, condition.system_prompt, condition.prompt_suffix
-        if settings not in formats:
-            formats[settings] = ChatFormat.of(tokenizer, *settings), condition.method
-    (first, one), *others = formats.values()
+    """Return the format of all conditions, which differ in their methods and limits. Raises UserError if methods need several."""
+    tokenizer = load_tokenizer(source)
+    chats = {
+        c.thinking_format: (ChatFormat.of(tokenizer, c.thinking_format, c.system_prompt, c.prompt_suffix), c.method)
+        for c in conditions
+    }
+    (first, one), *others = chats.values()
     for chat, other in others:
         if chat.thinking != first.thinking:
             raise UserError(

@@ -74,7 +74,8 @@ def summarise_curves(rows: Sequence[SampleRow]) -> list[dict[str, Any]]:
     """Return the figures of merit (equations 1 to 3) of each curve, in the order of `thinking_curve`.
 
     `control` is the share of points whose mean thinking tokens keep to their bounds, as in the paper, `control_per_sample` that of samples.
-    Both are None for class-conditional control if `rows` lack the same model without a prompt. There is no `scaling` (it is None) across
+    Both are None for class-conditional control if `rows` lack the same model without a prompt, over the same problems and with a budget
+    that is not smaller. There is no `scaling` (it is None) across
     points over different problems.
     """
     rows, summaries = distinct_samples(rows), []
@@ -83,7 +84,7 @@ def summarise_curves(rows: Sequence[SampleRow]) -> list[dict[str, Any]]:
         points = list(group)
         samples = [row for row in rows if pick(row, CURVE) == curve]
         tokens, accuracies = [p["mean_thinking_tokens"] for p in points], [p["accuracy"] for p in points]
-        unprompted = _unprompted_mean(points[0], every_point)
+        unprompted = _unprompted_mean(points, every_point)
         is_comparable = len({p["problem_set"] for p in points}) == 1
         summary = {
             "control": _control(tokens, [thinking_bounds(p, unprompted) for p in points]),
@@ -103,15 +104,19 @@ def _control(thinking_tokens: Sequence[float], bounds: Sequence[Bounds | None]) 
     return control(thinking_tokens, known) if len(known) == len(bounds) else None
 
 
-def _unprompted_mean(point: Point, points: Sequence[Point]) -> float | None:
-    """Return the mean thinking tokens of the same model under the largest plain budget, None if there is none."""
+def _unprompted_mean(curve: Sequence[Point], points: Sequence[Point]) -> float | None:
+    """Return the mean thinking tokens of the same model without a prompt, over the same problems. None if no point tells it."""
     alike = [name for name in CURVE if name not in ("method", "max_tries")]
+    problem_sets = {p["problem_set"] for p in curve}
+    budget = max(p["max_thinking_tokens"] for p in curve)
     plain = [
         p
         for p in points
         if p["method"] == "budget_forcing"
-        and pick(p, alike) == pick(point, alike)
+        and pick(p, alike) == pick(curve[0], alike)
+        and {p["problem_set"]} == problem_sets
+        and p["max_thinking_tokens"] >= budget
         and not p["num_ignore"]
         and not p["min_thinking_tokens"]
     ]
-    return max(plain, key=lambda p: p["max_thinking_tokens"])["mean_thinking_tokens"] if plain else None
+    return min(plain, key=lambda p: p["max_thinking_tokens"])["mean_thinking_tokens"] if plain else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from s1jax.data.control_methods import FORMATS
+from s1jax.data.control_methods import METHOD_FORMATS
 from s1jax.results.control import summarise_curves
 from s1jax.results.metrics import Point, thinking_curve, voting_curve
 from s1jax.results.samples import CURVE, SETTING, SampleRow, pick
@@ -70,7 +70,7 @@ def _is_implied(point: Point, name: str) -> bool:
     """Return whether a point's method leaves no choice in a column."""
     if name == "max_tries":
         return point["method"] != "rejection_sampling"
-    return name == "thinking_format" and point[name] == FORMATS.get(point["method"])
+    return name == "thinking_format" and point[name] == METHOD_FORMATS.get(point["method"])
 
 
 def _unknown(point: Point) -> tuple[str, ...]:

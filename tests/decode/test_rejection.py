@@ -1,10 +1,13 @@
 """`rejection.py`: traces are drawn until one is short enough, against drawing them one after another."""
 
+import dataclasses
+
 import pytest
 
 from s1jax.data.condition import Limits
+from s1jax.decode import scheduler
 from s1jax.decode.rejection import SAMPLES, Search
-from tests.support.decoding import START, THINK, at_point, changed, make_engine, make_request
+from tests.support.decoding import DELIMITERS, START, THINK, at_point, changed, make_engine, make_request
 
 pytestmark = pytest.mark.integration
 
@@ -12,9 +15,13 @@ BUDGETS = (2, 5, 12, 40)
 MAX_TRIES = 6
 
 
-@pytest.fixture(scope="module")
-def engine():
-    return make_engine()
+# With one token that ends the thinking, and with an end of two tokens.
+ENDS = {"token": DELIMITERS.end_thinking, "text": ("<start>L", "<end>", "<eot>")}
+
+
+@pytest.fixture(scope="module", params=ENDS)
+def engine(request):
+    return make_engine(delimiters=dataclasses.replace(DELIMITERS, end_thinking=ENDS[request.param]))
 
 
 def search_request(problem, budgets=BUDGETS, max_tries=MAX_TRIES, sample=0, max_answer_tokens=6):
@@ -72,6 +79,27 @@ def test_budgets_together_equal_each_alone_and_ordinary_requests_are_not_changed
             alone = changed(request, max_thinking_tokens=budget, points=(Limits(budget),))
             assert dict(engine.stream([alone]))[0] == (together[index][place],)
     assert [together[3 + i] for i in range(3)] == [(completion,) for completion in engine.decode(plain)]
+
+
+def test_another_try_makes_no_new_buffers(engine, monkeypatch):
+    made = []
+    row_batch = scheduler.RowBatch
+    monkeypatch.setattr(scheduler, "RowBatch", lambda *shapes: made.append(shapes[1:]) or row_batch(*shapes))
+    requests = [search_request(problem, sample=sample) for problem in range(8) for sample in range(2)]
+    results = dict(engine.stream(requests, num_rows=4))
+    assert len(results) == 16 and any(completion.num_tries > 2 for found in results.values() for completion in found)
+    assert len(made) == 1
+
+
+def test_submit_refuses_what_needs_several_traces_and_check_counts_the_token_past_the_budget(engine):
+    with pytest.raises(ValueError, match="use `stream`"):
+        engine.submit(search_request(0))
+    longest = next(
+        n for n in range(256, 0, -1) if engine.model.num_new_tokens(at_point(search_request(0), Limits(n))) + 4 <= 256
+    )
+    engine.check(changed(at_point(search_request(0), Limits(longest)), method="budget_forcing", max_tries=1))
+    with pytest.raises(ValueError, match="need 257 positions"):
+        engine.check(search_request(0, budgets=(longest,)))
 
 
 def test_a_trace_that_is_too_long_is_not_finished(engine, monkeypatch):

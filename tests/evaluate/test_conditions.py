@@ -14,7 +14,7 @@ def test_a_backend_that_serves_no_caches_is_refused_before_the_model_is_read():
 
 
 def test_the_conditions_of_a_trace_differ_only_in_their_limits():
-    with pytest.raises(ValueError, match="differ only in their limits"):
+    with pytest.raises(ValueError, match="differ only in their limits, and in being forced"):
         Trace((Condition(5), Condition(5, top_p=0.9, temperature=1.0)))
 
 

@@ -119,3 +119,14 @@ def test_a_judge_decides_only_about_answers_that_were_found_and_are_not_equal(tm
     assert read_samples(rows)[0]["verdict"] == "different"
     with pytest.raises(ValueError, match="--judge and --judge-model belong together"):
         RegradeConfig(rows, judge="http://localhost:1/v1")
+
+
+def test_rows_of_a_file_with_mapped_columns_are_graded_again(tmp_path):
+    file = tmp_path / "toy.jsonl"
+    file.write_text(json.dumps({"id": "p0", "prompt": "1 + 1?", "target": "2"}) + "\n")
+    columns = ("question=prompt", "answer=target")
+    (problem,) = read_problems(str(file), columns)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps(sample(problem=problem.digest, answer_text="Answer: 2", correct=False)) + "\n")
+    regrade(RegradeConfig(rows, (str(file),), columns=columns))
+    assert read_samples(rows)[0]["verdict"] == "equal"

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import time
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 
 from s1jax.decode import batch, engine
 from s1jax.evaluate.run import evaluate
+from s1jax.grading.pool import Grade
 from s1jax.results.samples import read_samples, row_key
 from s1jax.runtime import jsonl
 from s1jax.runtime.files import ROOT
@@ -170,6 +172,30 @@ def test_two_processes_write_what_one_does_once(config, tmp_path, command_of, pr
     assert ["ended by budget" in text for text in printed] == [True, False]
     assert comparable(decoding.output) == comparable(one)
     assert max(row["num_thinking_tokens"] for row in read_samples(one)) > 2 * batch.SMALLEST_CAPACITY
+
+
+@pytest.mark.integration
+def test_a_row_whose_comparison_takes_long_is_appended_while_others_decode(config, monkeypatch):
+    stream, waiting, output = engine.Engine.stream, [], Path(config.decoding.output)
+
+    def submit(grader, text, gold):
+        waiting.append(Future())
+        return waiting[-1]
+
+    def stream_slowly(self, requests, num_rows, show_tokens):
+        for index, completions in stream(self, requests, num_rows=num_rows, show_tokens=show_tokens):
+            before = len(waiting)
+            yield index, completions
+            num_written = output.read_bytes().count(b"\n") if output.exists() else 0
+            for future in waiting[before:]:
+                future.set_result(Grade(None, "no_answer"))
+            show_tokens(0, 0)
+            assert output.read_bytes().count(b"\n") == num_written + len(completions) == len(waiting)
+
+    monkeypatch.setattr("s1jax.grading.pool.Grader.submit", submit)
+    monkeypatch.setattr(engine.Engine, "stream", stream_slowly)
+    sweep(config)
+    assert len(read_samples(output)) == len(waiting) == 18
 
 
 @pytest.mark.integration

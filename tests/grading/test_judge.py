@@ -91,7 +91,7 @@ def test_a_pair_is_asked_about_once_even_by_another_run(serve, tmp_path):
 
 
 def test_a_busy_judge_is_asked_again_and_a_refusal_is_one_error(serve, tmp_path, monkeypatch):
-    monkeypatch.setattr(judge_module.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(judge_module, "_PAUSES", (0, 0, 0, None))
     states = [503, 429, "Yes"]
     with Judge(serve(lambda prompt: states.pop(0)).url, "m", tmp_path / "a") as judge:
         assert judge.are_equal(QUESTION, "a", "b")
@@ -103,18 +103,32 @@ def test_a_busy_judge_is_asked_again_and_a_refusal_is_one_error(serve, tmp_path,
 
 
 def test_no_judge_no_address_and_a_file_of_other_rows_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(judge_module.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(judge_module, "_PAUSES", (0, 0, 0, None))
     with (
         Judge("http://127.0.0.1:1/v1", "m", tmp_path / "a") as judge,
         pytest.raises(ValueError, match="did not answer"),
     ):
         judge.are_equal(QUESTION, "a", "b")
-    with pytest.raises(ValueError, match="must be an address such as"):
-        Judge("localhost:8000", "m", tmp_path / "a")
-    (tmp_path / "rows.jsonl").write_text('{"question": "q", "answer": "a"}\n')
+    for url in ("localhost:8000", "http://[x", "http://a b/v1", "ftp://a/v1", "http://"):
+        with pytest.raises(ValueError, match="must be an address such as"):
+            Judge(url, "m", tmp_path / "a")
+    (tmp_path / "rows.jsonl").write_text('{"key": [1], "model": "m", "prompt": "p", "reply": "Yes"}\n')
     with (
         pytest.raises(ValueError, match="holds other rows than replies of a judge"),
         Judge("http://x", "m", tmp_path / "rows.jsonl"),
     ):
         pass
     assert not list(tmp_path.glob(".*lock"))
+
+
+def test_a_question_that_the_judge_does_not_take_is_undecided(serve, tmp_path):
+    server = serve(lambda prompt: 400)
+    with Judge(server.url, "m", tmp_path / "a") as judge:
+        assert judge.are_equal(QUESTION, "a", "b") is None
+        assert judge.are_equal(QUESTION, "a" * 1001, "b") is None
+    assert len(server.requests) == 1 and not (tmp_path / "a").exists()
+
+
+def test_any_text_can_be_asked_about(serve, tmp_path):
+    with Judge(serve(lambda prompt: "No").url, "m", tmp_path / "a") as judge:
+        assert judge.are_equal(QUESTION, "\ud800\0{x}", "b") is False

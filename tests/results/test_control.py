@@ -5,7 +5,8 @@ import pytest
 from s1jax.data.condition import Condition
 from s1jax.results.control import summarise_curves, thinking_bounds
 from s1jax.results.metrics import thinking_curve
-from s1jax.results.tables import format_thinking_table
+from s1jax.results.samples import CURVE
+from s1jax.results.tables import format_thinking_table, groups
 from tests.support.samples import sample
 
 
@@ -27,19 +28,23 @@ def test_each_method_has_its_bounds():
     assert bounds(3500, method="rejection_sampling", temperature=1.0, max_tries=9) == (0, 3500)
 
 
-# Thinking tokens and accuracy of the paper's step-conditional points on AIME24, and their Control and Scaling (table 3).
-STEPS = {
-    "step_conditional": ([7252, 6277, 5396, 5552, 7551], [33.3, 23.3, 33.3, 36.7, 33.3], 60, 3),
-    "step_conditional_forced": ([1517, 2963, 4636, 5409, 7551], [23.3, 23.3, 33.3, 36.7, 33.3], 100, 6),
+# Smallest amount asked for, thinking tokens and accuracy of the paper's points on AIME24, and their Control and Scaling (table 3).
+PUBLISHED = {
+    "token_conditional": (1024, [7939, 7158, 8263, 7108, 7500], [26.7, 30, 33.3, 33.3, 40], 40, -24),
+    "token_conditional_forced": (1024, [1024, 2048, 4031, 5664, 6330], [3.3, 30, 33.3, 33.3, 40], 100, 13),
+    "step_conditional": (16, [7252, 6277, 5396, 5552, 7551], [33.3, 23.3, 33.3, 36.7, 33.3], 60, 3),
+    "step_conditional_forced": (16, [1517, 2963, 4636, 5409, 7551], [23.3, 23.3, 33.3, 36.7, 33.3], 100, 6),
 }
 
 
-@pytest.mark.parametrize("method", STEPS)
+@pytest.mark.parametrize("method", PUBLISHED)
 def test_rows_with_the_published_points_give_the_published_control(method):
-    tokens, accuracies, control, scaling = STEPS[method]
+    smallest, tokens, accuracies, control, scaling = PUBLISHED[method]
+    asked = [smallest * 2**i for i in range(5)]
     rows = [
         sample(
-            method=method, requested=str(16 * 2**i), max_thinking_tokens=32768, thinking_format="steps", problem_id=f"p{j}",
+            method=method, requested=str(asked[i]), problem_id=f"p{j}",
+            max_thinking_tokens=asked[i] if method == "token_conditional_forced" else 32768,
             num_thinking_tokens=tokens[i], correct=j < round(0.3 * accuracies[i]), extracted="1",
         )
         for i in range(5)
@@ -48,7 +53,7 @@ def test_rows_with_the_published_points_give_the_published_control(method):
     (summary,) = summarise_curves(rows)
     assert 100 * summary["control"] == control
     assert 100 * summary["scaling_per_doubling"] == pytest.approx(scaling, abs=0.6)
-    assert [p["requested"] for p in thinking_curve(rows)] == ["16", "32", "64", "128", "256"]
+    assert [int(p["requested"]) for p in thinking_curve(rows)] == asked
 
 
 def test_classes_are_compared_with_the_same_model_without_a_prompt():
@@ -59,10 +64,20 @@ def test_classes_are_compared_with_the_same_model_without_a_prompt():
     assert alone["control"] is None and alone["control_per_sample"] is None
     plain = [sample(num_thinking_tokens=35), sample(max_thinking_tokens=8, num_thinking_tokens=8)]
     other = sample(model="another", weights="ff", num_thinking_tokens=10)
-    by_method = dict(zip(["plain", "class", "other"], summarise_curves([*classes, *plain, other]), strict=False))
-    assert by_method["class"]["control"] == 1
-    longer = sample(num_thinking_tokens=50)
-    assert summarise_curves([*classes, longer])[1]["control"] == 0.5
+
+    def control_of_classes(*others):
+        rows = [*classes, *others]
+        curves = groups(thinking_curve(rows), *CURVE)
+        (summary,) = (
+            s for c, s in zip(curves, summarise_curves(rows), strict=True) if c[0]["method"] == "class_conditional"
+        )
+        return summary["control"]
+
+    assert control_of_classes(*plain, other) == 1
+    assert control_of_classes(sample(num_thinking_tokens=50)) == 0.5
+    # A smaller budget, other problems and another model tell nothing.
+    assert control_of_classes(plain[1]) is control_of_classes(other) is None
+    assert control_of_classes(sample(num_thinking_tokens=35, problem_id="p9")) is None
     table = format_thinking_table(classes)
     assert "Control - (- of samples)" in table
 
