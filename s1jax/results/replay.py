@@ -75,14 +75,19 @@ def draw_subsets(n: int, k: int, draws: int, rng: np.random.Generator, in_order:
 # ---- rules that vote ----
 
 
-def vote(traces: Sequence[Trace], k: int) -> Outcome:
-    """Plain majority voting of k traces; exact over all subsets."""
-    votes = count_votes([trace.answer for trace in traces], [trace.correct for trace in traces])
+def whole_tokens(traces: Sequence[Trace], k: int) -> tuple[float, float]:
+    """Return the tokens of k whole traces, and those of the longest of them; exact means over all subsets."""
     tokens = sorted(trace.num_tokens for trace in traces)
     # The chance that the i-th shortest trace is the longest of k: the other k - 1 are among the i shorter ones.
     ways = [math.comb(i, k - 1) for i in range(len(tokens))]
     longest = sum(t * w for t, w in zip(tokens, ways, strict=True)) / math.comb(len(tokens), k)
-    return Outcome(maj_at_k(votes, k), k * sum(tokens) / len(tokens), longest)
+    return k * sum(tokens) / len(tokens), longest
+
+
+def vote(traces: Sequence[Trace], k: int) -> Outcome:
+    """Plain majority voting of k traces; exact over all subsets."""
+    votes = count_votes([trace.answer for trace in traces], [trace.correct for trace in traces])
+    return Outcome(maj_at_k(votes, k), *whole_tokens(traces, k))
 
 
 def vote_by_confidence(
@@ -99,7 +104,7 @@ def vote_by_confidence(
         ranked = -np.sort(-np.where(votes, weights, -np.inf), axis=1)
         num_kept = np.ceil(keep * votes.sum(axis=1) - _TIED).astype(int)
         votes &= weights >= ranked[np.arange(len(ranked)), np.maximum(num_kept, 1) - 1, None]
-    return vote(traces, subsets.shape[1])._replace(accuracy=_elect(classes, weights, votes))
+    return Outcome(_elect(classes, weights, votes), *whole_tokens(traces, subsets.shape[1]))
 
 
 def vote_of_shortest(traces: Sequence[Trace], subsets: np.ndarray, m: int) -> Outcome:
@@ -123,7 +128,8 @@ def vote_online(traces: Sequence[Trace], sequences: np.ndarray, warm_up: int, ke
     """
     classes, tokens = _classes(traces)[sequences], _num_tokens(traces)[sequences]
     weights = _confidences(traces, "lowest")[sequences]
-    thresholds = np.quantile(weights[:, :warm_up], 1 - keep, axis=1)
+    # A group that equals the threshold up to rounding is not below it.
+    thresholds = np.quantile(weights[:, :warm_up], 1 - keep, axis=1) * (1 - _TIED)
     stops = np.stack([_confidence(trace).tokens_until(thresholds) for trace in traces])
     stops = stops[sequences, np.arange(len(sequences))[:, None]]
     is_stopped = stops >= 0

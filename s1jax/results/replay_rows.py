@@ -33,6 +33,7 @@ from s1jax.results.replay import (
     vote_by_confidence,
     vote_of_shortest,
     vote_online,
+    whole_tokens,
 )
 from s1jax.results.samples import SETTING, SampleRow, pick
 from s1jax.runtime.command import counted
@@ -96,11 +97,11 @@ class Replayed(NamedTuple):
     """The points of all families, and which rules are missing where."""
 
     points: list[Point]
-    """A point has the columns of its setting, `rule`, `parameters` (a dict), `k`, `num_problems`, `num_samples`, `accuracy` with its
-    interval, and means over problems: `tokens`, `longest_trace` (both as in `Outcome`), and `share`, its tokens over those of k plain
-    votes. `is_exact` says whether it is over all subsets."""
+    """A point has the columns of a `_Family`'s setting, `rule`, `parameters` (a dict), `k`, `num_problems`, `accuracy` with its interval,
+    and means over problems: `tokens`, `longest_trace` (both as in `Outcome`), and `share`, its tokens over those of k plain votes.
+    `is_exact` says whether it is over all subsets."""
     left_out: list[Point]
-    """The columns of a setting, `rule`, and the reason as `why`."""
+    """The columns of a `_Family`'s setting, `rule`, and the reason as `why`."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class _Problem:
 @dataclass
 class _Family:
     setting: dict[str, Any]
-    """The setting with the largest budget."""
+    """The columns of the setting with the largest budget, `num_samples` (the fewest of any problem) and `num_budgets`."""
     problems: list[_Problem]
     missing: dict[Rule, str] = field(default_factory=dict)
     """Rules that cannot be replayed, and why."""
@@ -130,7 +131,7 @@ def replay(rows: Sequence[SampleRow], config: ReplayConfig, read_records: ReadRe
     points, left_out, most = [], [], 0
     for setting, groups in _families(rows):
         family = _read(setting, groups, config, read_records)
-        num_samples = min(len(problem.traces) for problem in family.problems)
+        num_samples = family.setting["num_samples"]
         most = max(most, num_samples)
         for rule in dict.fromkeys(config.rules):
             numbers = [] if rule in family.missing else _numbers_of_votes(rule, config, num_samples)
@@ -142,7 +143,7 @@ def replay(rows: Sequence[SampleRow], config: ReplayConfig, read_records: ReadRe
             points += found
             if not found:
                 why = family.missing.get(rule) or _too_few(rule, config, num_samples)
-                left_out.append(setting | {"rule": rule, "why": why})
+                left_out.append(family.setting | {"rule": rule, "why": why})
     if config.votes and min(config.votes) > most:
         raise UserError(f"votes is {min(config.votes)}; the rows hold at most {counted(most, 'sample')} per problem")
     return Replayed(points, left_out)
@@ -212,7 +213,8 @@ def _read(
     forks = [probe for problem in problems for chain in problem.probes for probe in chain[:-1]]
     if reads_answers and (lacking := sum(probe.probability is None for probe in forks)):
         missing["answer_confidence"] = f"{lacking} of {counted(len(forks), 'forked answer')} have no per-token figures"
-    return _Family(setting, problems, missing)
+    counts = {"num_samples": min(map(len, groups.values())), "num_budgets": len(budgets)}
+    return _Family(setting | counts, problems, missing)
 
 
 def _trace(row: SampleRow, read_records: ReadRecords | None, window: int) -> Trace:
@@ -292,7 +294,7 @@ def _point(family: _Family, rule: Rule, variant: _Variant, k: int, draws: int) -
     outcomes = [_outcome(problem, variant, k, draws) for problem in problems]
     num_samples = [len(problem.traces) for problem in problems]
     tokens, longest = (statistics.fmean(getattr(o, name) for o in outcomes) for name in ("tokens", "longest"))
-    plain = statistics.fmean(vote(problem.traces, k).tokens for problem in problems)
+    plain = statistics.fmean(whole_tokens(problem.traces, k)[0] for problem in problems)
     count = math.perm if variant.in_order else math.comb
     return {
         **family.setting,
@@ -300,7 +302,6 @@ def _point(family: _Family, rule: Rule, variant: _Variant, k: int, draws: int) -
         "parameters": variant.parameters,
         "k": k,
         "num_problems": len(problems),
-        "num_samples": min(num_samples),
         # Rounding may push a mean of chances past 1.
         **with_interval("accuracy", [min(o.accuracy, 1.0) for o in outcomes], sum(n // k for n in num_samples)),
         "tokens": tokens,

@@ -10,6 +10,7 @@ from s1jax.results.metrics import Point
 from s1jax.results.replay_rows import Replayed
 from s1jax.results.samples import CURVE, SETTING, pick
 from s1jax.results.tables import CurveNames, align, groups, in_percent, quoted, setting_text
+from s1jax.runtime.command import counted
 
 _NAMES = {
     "votes": "majority voting",
@@ -28,9 +29,12 @@ def format_replay_table(replayed: Replayed) -> str:
     "tokens" are those of all traces of a problem, thinking and answers; "longest" those of its longest trace; "of voting" is the share of
     the tokens of plain majority voting with as many votes.
     """
-    names, blocks = CurveNames([*replayed.points, *replayed.left_out]), []
+    names, blocks, num_empty = CurveNames([*replayed.points, *replayed.left_out]), [], 0
     for setting in groups([*replayed.points, *replayed.left_out], *SETTING):
         points = [p for p in replayed.points if pick(p, SETTING) == pick(setting[0], SETTING)]
+        if setting[0]["num_samples"] == setting[0]["num_budgets"] == 1:
+            num_empty += 1
+            continue
         table = [("rule", "setting", "votes", "accuracy %", "95% interval", "tokens", "longest", "of voting")]
         for p in points:
             share = "-" if p["share"] is None else f"{p['share']:.0%}"
@@ -43,6 +47,9 @@ def format_replay_table(replayed: Replayed) -> str:
         ]
         title = f"{names.title(setting[0])}, {setting_text(setting[0])}"
         blocks.append("\n".join([title, *(align(table) if points else []), *left_out]))
+    if num_empty:
+        which = counted(num_empty, "other setting" if blocks else "setting")
+        blocks.append(f"nothing to replay under {which}: they have one sample per problem and one budget")
     return "\n\n".join(blocks)
 
 
