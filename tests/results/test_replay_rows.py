@@ -125,6 +125,19 @@ def test_rules_without_what_they_need_are_left_out_with_the_reason():
     assert "left out: weighted votes (DeepConf): 6 of 6 traces have no per-token figures" in table
 
 
+def test_confidence_is_that_of_the_thinking():
+    def changed(row, part):
+        records = recorded(row)
+        records["confidence"][part(row)] *= 0.25 * (1 + row["sample_index"])
+        return records
+
+    rows, settings = family(), config(rules=("confidence", "online"), votes=(3,))
+    plain = replay(rows, settings, recorded)
+    answers = replay(rows, settings, lambda row: changed(row, lambda row: slice(row["num_thinking_tokens"], None)))
+    thinking = replay(rows, settings, lambda row: changed(row, lambda row: slice(row["num_thinking_tokens"])))
+    assert answers == plain != thinking
+
+
 def test_figures_are_read_only_where_a_rule_needs_them():
     rows, read = family(), []
     replay(rows, config(rules=("votes", "shortest", "agreement")), read.append)
