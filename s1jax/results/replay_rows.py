@@ -99,7 +99,7 @@ class Replayed(NamedTuple):
     points: list[Point]
     """A point has the columns of a `_Family`'s setting, `rule`, `parameters` (a dict), `k`, `num_problems`, `accuracy` with its interval,
     and means over problems: `tokens`, `longest_trace` (both as in `Outcome`), and `share`, its tokens over those of k plain votes.
-    `is_exact` says whether it is over all subsets."""
+    `draws` is the number of random subsets, or None if it is over all subsets."""
     left_out: list[Point]
     """The columns of a `_Family`'s setting, `rule`, and the reason as `why`."""
 
@@ -111,7 +111,7 @@ class _Problem:
     seed: tuple[int, int]
     traces: list[Trace]
     probes: list[list[Probe]]
-    """Of each trace, the answers that were forked from it, and its own answer."""
+    """For each trace, the answers that were forked from it, and then its own answer."""
 
 
 @dataclass
@@ -156,9 +156,10 @@ def _numbers_of_votes(rule: Rule, config: ReplayConfig, num_samples: int) -> Seq
 
 
 def _too_few(rule: Rule, config: ReplayConfig, num_samples: int) -> str:
-    need = {"shortest": min(config.shortest, default=0) + 1, "online": config.warm_up + 1, "confidence": 2}.get(rule, 1)
-    asked = f" and votes is {', '.join(map(str, config.votes))}" if config.votes else ""
-    return f"it needs at least {need} votes; the problems have {counted(num_samples, 'sample')} each{asked}"
+    need = {"shortest": min(config.shortest) + 1, "online": config.warm_up + 1, "confidence": 2}.get(rule, 1)
+    if need <= num_samples:
+        return f"it needs at least {need} votes: raise --votes, up to {counted(num_samples, 'sample')} of each problem"
+    return f"it needs at least {need} votes, and the problems have {counted(num_samples, 'sample')} each"
 
 
 # ---- families ----
@@ -307,7 +308,7 @@ def _point(family: _Family, rule: Rule, variant: _Variant, k: int, draws: int) -
         "tokens": tokens,
         "longest_trace": longest,
         "share": tokens / plain if plain else None,
-        "is_exact": variant.elect is None or all(count(n, k) <= draws for n in num_samples),
+        "draws": None if variant.elect is None or all(count(n, k) <= draws for n in num_samples) else draws,
     }
 
 

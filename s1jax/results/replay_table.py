@@ -40,13 +40,17 @@ def format_replay_table(replayed: Replayed) -> str:
             share = "-" if p["share"] is None else f"{p['share']:.0%}"
             sizes = (f"{p['tokens']:,.1f}", f"{p['longest_trace']:,.1f}", share)
             table.append((_NAMES[p["rule"]], _setting(p), str(p["k"]), *in_percent(p, "accuracy"), *sizes))
-        left_out = [
+        notes = [
             f"left out: {_NAMES[p['rule']]}: {p['why']}"
             for p in replayed.left_out
             if pick(p, SETTING) == pick(setting[0], SETTING)
         ]
+        drawn = {p["rule"]: p["draws"] for p in points if p["draws"]}
+        if drawn:
+            rules = ", ".join(_NAMES[rule] for rule in drawn)
+            notes.insert(0, f"over {max(drawn.values()):,} random subsets of the samples, not all: {rules}")
         title = f"{names.title(setting[0])}, {setting_text(setting[0])}"
-        blocks.append("\n".join([title, *(align(table) if points else []), *left_out]))
+        blocks.append("\n".join([title, *(align(table) if points else []), *notes]))
     if num_empty:
         which = counted(num_empty, "other setting" if blocks else "setting")
         blocks.append(f"nothing to replay under {which}: they have one sample per problem and one budget")

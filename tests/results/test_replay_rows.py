@@ -68,8 +68,10 @@ def test_neither_the_order_of_rows_nor_a_second_run_changes_a_point():
     first = replay(rows, config(draws=30), recorded)
     assert first == replay(random.Random(1).sample(rows, len(rows)), config(draws=30), recorded)
     assert {p["rule"] for p in first.points} == {*RULES} and not first.left_out
-    exact = {p["rule"]: p["is_exact"] for p in first.points}
-    assert (exact["votes"], exact["shortest"], exact["online"]) == (True, False, False)  # C(7, 4) is 35
+    draws = {p["rule"]: p["draws"] for p in first.points}
+    assert (draws["votes"], draws["agreement"], draws["shortest"], draws["online"]) == (None, None, 30, 30)  # of 35
+    assert {p["draws"] for p in replay(rows, config(draws=35, rules=("shortest",)), recorded).points} == {None}
+    assert "over 30 random subsets of the samples, not all: first to end (short-m@k), " in format_replay_table(first)
     assert first != replay(rows, config(draws=30, seed=1), recorded)
 
 
@@ -114,7 +116,9 @@ def test_rules_without_what_they_need_are_left_out_with_the_reason():
     assert why["confidence"] == why["online"] == "6 of 6 traces have no per-token figures"
     assert "have no per-token figures" in why["answer_confidence"]
     few = {p["rule"]: p["why"] for p in replay(rows, config(), recorded).left_out}
-    assert few == {"online": "it needs at least 3 votes; the problems have 2 samples each"}
+    assert few == {"online": "it needs at least 3 votes, and the problems have 2 samples each"}
+    (low,) = replay(family(), config(votes=(2,), rules=("online",)), recorded).left_out
+    assert low["why"] == "it needs at least 3 votes: raise --votes, up to 4 samples of each problem"
     lone = [row for row in rows if row["max_thinking_tokens"] == 16 and row["sample_index"] == 0]
     alone = {p["rule"]: p["why"] for p in replay(lone, config(), recorded).left_out}
     assert {*alone} == {*RULES} - {"votes"} and "several budgets" in alone["agreement"] == alone["answer_confidence"]
