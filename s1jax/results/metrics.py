@@ -2,10 +2,7 @@
 
 Invariants: a statistic is first taken per problem, then averaged over problems. Intervals are over problems, as if the problems had been
 drawn at random. Rows that differ in any column of `SETTING` are never pooled. Copies of a sample count once (`distinct_samples`).
-
-How samples vote (maj@k): the answer that most of k samples gave wins. Equal answers vote together, however they are spelled. A sample
-without an answer does not vote. A tie is broken by a uniform draw. maj@k and pass@k are exact expectations over all subsets of k of the n
-samples, and over the draws of ties.
+`votes.py` says how samples vote.
 """
 
 from __future__ import annotations
@@ -17,17 +14,12 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 from s1jax.data.control_methods import count_steps
-from s1jax.grading.equivalence import compare
 from s1jax.results.samples import SETTING, SampleRow, distinct_samples, pick
+from s1jax.results.votes import count_votes, maj_at_k, pass_at_k
 
 Point = dict[str, Any]
 """A point of a curve: the columns of `SETTING` and the statistics that `thinking_curve` or `voting_curve` lists."""
-
-Votes = tuple[int, list[int], int]
-"""Votes of the correct answer, votes of each distinct wrong answer, and the number of samples that do not vote."""
 
 _Z = statistics.NormalDist().inv_cdf(0.975)
 
@@ -49,70 +41,10 @@ def mean_interval(values: Sequence[float], max_draws: float) -> tuple[float, flo
     return mean, min(max(centre - half, 0.0), mean), max(min(centre + half, 1.0), mean)
 
 
-def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
-    """Return the chance that at least one of k samples, drawn without replacement from n, is correct.
-
-    1 - C(n - c, k) / C(n, k): the unbiased estimator of arXiv 2107.03374.
-    """
-    return 1 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
-
-
-def count_votes(answers: Sequence[str | None], correct: Sequence[bool]) -> Votes:
-    """Count the votes of all samples of a problem. None never votes. Wrong answers are one answer if `compare` says so without algebra."""
-    wrong: dict[str, int] = {}
-    for answer, is_correct in zip(answers, correct, strict=True):
-        if answer is None or is_correct:
-            continue
-        known = answer if answer in wrong else next((other for other in wrong if compare(answer, other)), answer)
-        wrong[known] = wrong.get(known, 0) + 1
-    num_correct = sum(correct)
-    return num_correct, list(wrong.values()), len(answers) - num_correct - sum(wrong.values())
-
-
-def maj_at_k(votes: Votes, k: int) -> float:
-    """Return the chance that a vote among k samples, drawn without replacement, elects a correct answer.
-
-    Exact over all subsets and over the draws of ties. The votes in a random subset of k are distributed as independent binomials, one per
-    answer, under the condition that they sum to k. So a coefficient of a product of small polynomials is the chance that the correct answer
-    gets j votes, that t wrong answers get j votes too, and that no answer gets more.
-    """
-    num_correct, wrong, silent = votes
-    total = num_correct + sum(wrong) + silent
-    share = k / total  # every share in (0, 1] gives the same result; this one keeps the factors near 1
-    chance = 0.0
-    for j in range(1, min(num_correct, k) + 1):
-        rest = k - j
-        # ways[t, v]: chance that the wrong answers so far got v votes together, none more than j, and t of them exactly j.
-        ways = np.zeros((rest // j + 1, rest + 1))
-        ways[0] = _binomial(silent, share, rest)
-        for votes_of_one in wrong:
-            likely = _binomial(votes_of_one, share, rest)
-            grown = np.zeros_like(ways)
-            for v in range(min(votes_of_one, j - 1, rest) + 1):
-                grown[:, v:] += likely[v] * ways[:, : rest + 1 - v]
-            if j <= min(votes_of_one, rest):
-                grown[1:, j:] += likely[j] * ways[:-1, : rest + 1 - j]
-            ways = grown
-        chance += _binomial(num_correct, share, j)[j] * float(np.sum(ways[:, rest] / (1 + np.arange(len(ways)))))
-    return min(chance / float(_binomial(total, share, k)[k]), 1.0)
-
-
-def _binomial(n: int, share: float, max_successes: int) -> np.ndarray:
-    """Return the chances of 0 to `max_successes` successes among n draws, [max_successes + 1] float64."""
-    chances = np.zeros(max_successes + 1)
-    if share == 1:
-        chances[n : n + 1] = 1
-        return chances
-    for m in range(min(n, max_successes) + 1):
-        log_ways = math.lgamma(n + 1) - math.lgamma(m + 1) - math.lgamma(n - m + 1)
-        chances[m] = math.exp(log_ways + m * math.log(share) + (n - m) * math.log1p(-share))
-    return chances
-
-
 # ---- curves ----
 
 
-def _by_setting(rows: Sequence[SampleRow]) -> Iterator[tuple[dict[str, Any], list[list[SampleRow]]]]:
+def by_setting(rows: Sequence[SampleRow]) -> Iterator[tuple[dict[str, Any], list[list[SampleRow]]]]:
     """Yield (setting, rows of each problem) of distinct samples, sorted by setting."""
     settings: dict[tuple[Any, ...], dict[str, list[SampleRow]]] = {}
     for row in distinct_samples(rows):
@@ -127,7 +59,8 @@ def _order(value: Any) -> Any:
     return (len(value) if value.isdecimal() else 0, value) if isinstance(value, str) else value
 
 
-def _with_interval(name: str, values: Sequence[float], max_draws: float) -> dict[str, float]:
+def with_interval(name: str, values: Sequence[float], max_draws: float) -> dict[str, float]:
+    """Return the mean of a statistic as `name`, and its 95% interval as `name`_low and `name`_high (`mean_interval`)."""
     return dict(zip((name, f"{name}_low", f"{name}_high"), mean_interval(values, max_draws), strict=True))
 
 
@@ -143,7 +76,7 @@ def thinking_curve(rows: Sequence[SampleRow]) -> list[Point]:
     Step-conditional control adds `mean_steps`, `num_steps_over` (samples with more steps than were asked for) and `num_without_steps`.
     """
     points = []
-    for setting, problems in _by_setting(rows):
+    for setting, problems in by_setting(rows):
         samples = [row for group in problems for row in group]
         budget = setting["max_thinking_tokens"]
         solved = [statistics.fmean(row["correct"] for row in group) for group in problems]
@@ -151,7 +84,7 @@ def thinking_curve(rows: Sequence[SampleRow]) -> list[Point]:
         ids = json.dumps(sorted(group[0]["problem_id"] for group in problems))
         point = setting | {"n": len(samples), "num_problems": len(problems)}
         point["problem_set"] = hashlib.sha256(ids.encode()).hexdigest()[:12]
-        point |= _with_interval("accuracy", solved, len(samples))
+        point |= with_interval("accuracy", solved, len(samples))
         point["mean_thinking_tokens"] = statistics.fmean(tokens)
         # Rejection sampling ends no thinking: it draws again.
         budgeted = [] if setting["method"] == "rejection_sampling" else samples
@@ -180,7 +113,7 @@ def voting_curve(rows: Sequence[SampleRow]) -> list[Point]:
     its interval.
     """
     points = []
-    for setting, problems in _by_setting(rows):
+    for setting, problems in by_setting(rows):
         num_samples = min(len(group) for group in problems)
         if num_samples < 2:
             continue
@@ -189,6 +122,6 @@ def voting_curve(rows: Sequence[SampleRow]) -> list[Point]:
             num_draws = sum(len(group) // k for group in problems)
             solved = [pass_at_k(len(group), right, k) for group, (right, _, _) in zip(problems, votes, strict=True)]
             point = setting | {"k": k, "num_problems": len(problems), "num_samples": num_samples}
-            point |= _with_interval("maj_at_k", [maj_at_k(v, k) for v in votes], num_draws)
-            points.append(point | _with_interval("pass_at_k", solved, num_draws))
+            point |= with_interval("maj_at_k", [maj_at_k(v, k) for v in votes], num_draws)
+            points.append(point | with_interval("pass_at_k", solved, num_draws))
     return points

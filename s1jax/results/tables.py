@@ -137,14 +137,14 @@ def format_thinking_table(rows: Sequence[SampleRow]) -> str:
             *(
                 (
                     setting_text(p), str(p["n"]), f"{p['mean_thinking_tokens']:,.1f}", *_method_columns(p).values(), str(p["num_cut"]),
-                    str(p["num_not_found"]), *_percent(p, "accuracy"),
+                    str(p["num_not_found"]), *in_percent(p, "accuracy"),
                 )
                 for p in curve
             ),
         ]  # fmt: skip
         percent, of_samples, slope, best = _merits(summary)
         merits = f"Control {percent} ({of_samples} of samples)   Scaling {slope}   Performance {best}"
-        blocks.append("\n".join([title, *_align(table), merits, *_warnings(curve)]))
+        blocks.append("\n".join([title, *align(table), merits, *_warnings(curve)]))
         summaries.append(
             (
                 ", ".join(names.parts(curve[0]).values()),
@@ -156,7 +156,7 @@ def format_thinking_table(rows: Sequence[SampleRow]) -> str:
         )
     if len(summaries) > 1:
         header = ("curve", "Control", "of samples", "Scaling (points per doubling)", "Performance")
-        blocks.append("\n".join(_align([header, *summaries])))
+        blocks.append("\n".join(align([header, *summaries])))
     return "\n\n".join(blocks)
 
 
@@ -238,16 +238,17 @@ def format_voting_table(rows: Sequence[SampleRow]) -> str:
     for setting in groups(points, *SETTING):
         title = f"{names.title(setting[0])}, {setting_text(setting[0])}"
         table = [("k", "maj@k %", "95% interval", "pass@k %", "95% interval")]
-        table += [(str(p["k"]), *_percent(p, "maj_at_k"), *_percent(p, "pass_at_k")) for p in setting]
-        blocks.append("\n".join([title, *_align(table)]))
+        table += [(str(p["k"]), *in_percent(p, "maj_at_k"), *in_percent(p, "pass_at_k")) for p in setting]
+        blocks.append("\n".join([title, *align(table)]))
     return "\n\n".join(blocks)
 
 
-def _percent(point: Point, name: str) -> tuple[str, str]:
+def in_percent(point: Point, name: str) -> tuple[str, str]:
+    """Return a statistic of a point and its interval as text, in percent."""
     return f"{100 * point[name]:.1f}", f"{100 * point[f'{name}_low']:.1f} to {100 * point[f'{name}_high']:.1f}"
 
 
-def _align(table: Sequence[Sequence[str]]) -> list[str]:
+def align(table: Sequence[Sequence[str]]) -> list[str]:
     """Pad the first column on the right and the others on the left, and draw a rule below the header."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     pad = [str.ljust] + [str.rjust] * (len(widths) - 1)

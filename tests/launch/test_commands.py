@@ -126,6 +126,8 @@ CURATE += ["--output", "{tmp}/run/train.jsonl"]
         ("sweep", ["s1_32b"], "no CONFIG of type SweepConfig"),
         ("plot", ["{tmp}/nonesuch.jsonl", "--out", "{tmp}/run"], "nonesuch.jsonl"),
         ("plot", ["{tmp}/no_json.jsonl", "--out", "{tmp}/run"], "no_json.jsonl"),
+        ("replay", ["{tmp}/nonesuch.jsonl"], "nonesuch.jsonl"),
+        ("replay", ["{tmp}/no_json.jsonl"], "no_json.jsonl"),
         ("regrade", ["{tmp}/nonesuch.jsonl"], "nonesuch.jsonl"),
         ("regrade", ["{tmp}/no_json.jsonl"], "no_json.jsonl"),
         ("regrade", ["{tmp}/good.jsonl"], "no sample row"),
@@ -208,6 +210,7 @@ def test_help_explains_the_command_and_every_field(script, run, monkeypatch):
     from s1jax.evaluate.conditions import EvaluateConfig
     from s1jax.evaluate.regrade import RegradeConfig
     from s1jax.evaluate.sweep import SweepConfig
+    from s1jax.results.replay_rows import ReplayConfig
     from s1jax.train.config import TrainConfig
 
     monkeypatch.setenv("COLUMNS", "100")
@@ -217,6 +220,7 @@ def test_help_explains_the_command_and_every_field(script, run, monkeypatch):
         generate=(GenerateConfig, None),
         plot=(plot.PlotConfig, None),
         regrade=(RegradeConfig, None),
+        replay=(ReplayConfig, None),
         sweep=(SweepConfig, "quickstart_budgets"),
         preflight=(TrainConfig, "s1_0_5b"),
         train=(TrainConfig, "quickstart"),

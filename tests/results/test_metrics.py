@@ -1,82 +1,13 @@
-"""`metrics.py`: pass@k, votes, intervals and the paper's three figures, against brute force."""
-
-import collections
-import itertools
-import json
-import random
-import statistics
+"""`metrics.py`: intervals, the points of curves and the paper's three figures."""
 
 import numpy as np
 import pytest
 
-from s1jax.grading.pool import Grader
 from s1jax.results.control import control, scaling, summarise_curves
-from s1jax.results.metrics import (
-    count_votes,
-    maj_at_k,
-    mean_interval,
-    pass_at_k,
-    thinking_curve,
-    voting_curve,
-)
+from s1jax.results.metrics import mean_interval, thinking_curve, voting_curve
 from s1jax.results.samples import SETTING, distinct_samples
+from s1jax.results.votes import pass_at_k
 from tests.support.samples import sample
-
-
-def test_pass_at_k_equals_the_share_of_all_subsets_with_a_correct_sample():
-    for n, c in itertools.product(range(1, 8), range(8)):
-        for k in range(1, n + 1):
-            if c <= n:
-                subsets = list(itertools.combinations([True] * c + [False] * (n - c), k))
-                assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, subsets)) / len(subsets), abs=1e-15)
-
-
-def vote_by_hand(answers, correct, k):
-    """Every subset, every tie: the rules of the docstring, spelled out."""
-    won = []
-    for subset in itertools.combinations(range(len(answers)), k):
-        votes = collections.Counter("right" if correct[i] else answers[i] for i in subset if answers[i] is not None)
-        leaders = [answer for answer in votes if votes[answer] == max(votes.values())]
-        won.append(leaders.count("right") / len(leaders) if leaders else 0)
-    return statistics.fmean(won)
-
-
-def test_maj_at_k_equals_the_vote_of_every_subset():
-    rng = random.Random(0)
-    for _ in range(60):
-        answers = [rng.choice([None, "1", "1", "2", "3", "x"]) for _ in range(rng.randint(1, 9))]
-        correct = [answer == "1" for answer in answers]
-        for k in range(1, len(answers) + 1):
-            assert maj_at_k(count_votes(answers, correct), k) == pytest.approx(
-                vote_by_hand(answers, correct, k), abs=1e-12
-            )
-
-
-def test_equal_answers_vote_together_whatever_their_spelling():
-    answers, correct = ["3", "3", "1/2", "0.5", r"\frac{1}{2}"], [True, True, False, False, False]
-    assert maj_at_k(count_votes(answers, correct), 5) == 0
-    assert maj_at_k(count_votes(["1/2", "0.5", "3", "3", "4"], [True, True, False, False, False]), 5) == 0.5
-
-
-def test_a_missing_answer_never_wins_a_vote():
-    assert maj_at_k(count_votes([None, None, None, "7"], [False, False, False, True]), 4) == 1
-    assert maj_at_k(count_votes([None, None], [False, False]), 2) == 0
-
-
-def test_a_vote_of_all_samples_is_settled_and_of_one_is_accuracy():
-    rng = random.Random(1)
-    answers = [str(rng.choice([1, 1, 1, 2, 2, 3])) for _ in range(64)]
-    correct = [answer == "1" for answer in answers]
-    assert maj_at_k(count_votes(answers, correct), 1) == pytest.approx(statistics.fmean(correct))
-    assert maj_at_k(count_votes(answers, correct), 2) == pytest.approx(
-        statistics.fmean(correct)
-    )  # a tie of two is a draw
-    assert maj_at_k(count_votes(answers, correct), 64) == 1
-
-
-def test_more_subsets_than_a_float_can_count_are_no_trouble():
-    answers, correct = ["1"] * 5 + [None] * 1195, [True] * 5 + [False] * 1195  # C(1200, 600) is about 1e360
-    assert maj_at_k(count_votes(answers, correct), 600) == pytest.approx(pass_at_k(1200, 5, 600), rel=1e-9)
 
 
 def test_one_sample_per_problem_gives_the_wilson_interval():
@@ -239,19 +170,3 @@ def test_a_point_without_thinking_has_no_doubling():
     rows = [sample(max_thinking_tokens=n, num_thinking_tokens=n, correct=n > 4, extracted="1") for n in (0, 4, 8)]
     (summary,) = summarise_curves(rows)
     assert summary["scaling_per_doubling"] == 1
-
-
-def test_voting_on_5276_real_responses_equals_every_subset(shared):
-    text = (shared / "data" / "gsm8k_graded_responses.jsonl").read_text(encoding="utf-8")
-    rows = [json.loads(line) for line in text.splitlines()]
-    problems = collections.defaultdict(list)
-    with Grader() as grader:
-        for row in rows:
-            extracted, verdict = grader.grade(row["response"], row["gold"])
-            problems[row["problem_id"]].append((extracted, verdict == "equal"))
-    for graded in list(problems.values())[::7]:
-        answers, correct = zip(*graded, strict=True)
-        for k in (1, 2, 3, 4):
-            assert maj_at_k(count_votes(answers, correct), k) == pytest.approx(
-                vote_by_hand(answers, correct, k), abs=1e-12
-            )

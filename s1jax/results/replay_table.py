@@ -1,0 +1,103 @@
+"""Replayed rules and the grid of budgets and votes -> aligned plain text for terminals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from s1jax.results.grid import at_equal_tokens
+from s1jax.results.metrics import Point
+from s1jax.results.replay_rows import Replayed
+from s1jax.results.samples import CURVE, SETTING, pick
+from s1jax.results.tables import CurveNames, align, groups, in_percent, quoted, setting_text
+from s1jax.runtime.command import counted
+
+_NAMES = {
+    "votes": "majority voting",
+    "shortest": "first to end (short-m@k)",
+    "agreement": "equal answers (Dynasor)",
+    "confidence": "weighted votes (DeepConf)",
+    "online": "stopped traces (DeepConf online)",
+    "answer_confidence": "sure answer (DEER)",
+}
+_MEASURES = {"mean": "mean", "tail": "tail", "bottom": "lowest tenth", "lowest": "lowest group"}
+
+
+def format_replay_table(replayed: Replayed) -> str:
+    """Return the rules as aligned plain text: a block per setting, with the rules that are left out below it.
+
+    "tokens" are those of all traces of a problem, thinking and answers; "longest" those of its longest trace; "of voting" is the share of
+    the tokens of plain majority voting with as many votes.
+    """
+    names, blocks, num_empty = CurveNames([*replayed.points, *replayed.left_out]), [], 0
+    for setting in groups([*replayed.points, *replayed.left_out], *SETTING):
+        points = [p for p in replayed.points if pick(p, SETTING) == pick(setting[0], SETTING)]
+        if setting[0]["num_samples"] == setting[0]["num_budgets"] == 1:
+            num_empty += 1
+            continue
+        table = [("rule", "setting", "votes", "accuracy %", "95% interval", "tokens", "longest", "of voting")]
+        for p in points:
+            share = "-" if p["share"] is None else f"{p['share']:.0%}"
+            sizes = (f"{p['tokens']:,.1f}", f"{p['longest_trace']:,.1f}", share)
+            table.append((_NAMES[p["rule"]], _setting(p), str(p["k"]), *in_percent(p, "accuracy"), *sizes))
+        notes = [
+            f"left out: {_NAMES[p['rule']]}: {p['why']}"
+            for p in replayed.left_out
+            if pick(p, SETTING) == pick(setting[0], SETTING)
+        ]
+        drawn = {p["rule"]: p["draws"] for p in points if p["draws"]}
+        if drawn:
+            rules = ", ".join(_NAMES[rule] for rule in drawn)
+            notes.insert(0, f"over {max(drawn.values()):,} random subsets of the samples, not all: {rules}")
+        title = f"{names.title(setting[0])}, {setting_text(setting[0])}"
+        blocks.append("\n".join([title, *(align(table) if points else []), *notes]))
+    if num_empty:
+        which = counted(num_empty, "other setting" if blocks else "setting")
+        blocks.append(f"nothing to replay under {which}: they have one sample per problem and one budget")
+    return "\n\n".join(blocks)
+
+
+def _setting(point: Point) -> str:
+    """Name the parameters of a rule in a few words."""
+    rule, given = point["rule"], point["parameters"]
+    if rule == "shortest":
+        return f"first {given['m']} vote"
+    if rule == "agreement":
+        return f"{given['equal']} in a row"
+    if rule == "answer_confidence":
+        return f"above {given['above']:g}"
+    if rule == "confidence":
+        kept = "all vote" if given["keep"] is None else f"top {100 * given['keep']:g}% vote"
+        return f"{_MEASURES[given['measure']]}, {kept}"
+    return f"keeps top {100 * given['keep']:g}% of {given['warm_up']}" if rule == "online" else "-"
+
+
+def format_grid_table(grid: Sequence[Point]) -> str:
+    """Return the points of `scaling_grid` as aligned plain text, a block per curve, and below it the three ways at equal tokens.
+
+    A point on the Pareto front has a star. "tokens" are thinking and answers of all votes.
+    """
+    names, blocks = CurveNames(grid), []
+    for curve in groups(grid, *CURVE):
+        table = [("setting", "votes", "accuracy %", "95% interval", "thinking tokens", "tokens", "front")]
+        for p in curve:
+            sizes = (f"{p['thinking_tokens']:,.1f}", f"{p['tokens']:,.1f}", "*" if p["is_on_front"] else "")
+            table.append((setting_text(p), str(p["k"]), *in_percent(p, "accuracy"), *sizes))
+        blocks.append("\n".join([names.title(curve[0]), *align(table)]))
+        if levels := at_equal_tokens(curve):
+            blocks.append("\n".join(["accuracy % at equal tokens", *align(_equal_tokens(levels))]))
+    return "\n\n".join(blocks)
+
+
+def _equal_tokens(levels: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    ways = [name for name in levels[0] if name not in ("share", "tokens")]
+    header = [f"extending {quoted(w[10:])}" if w.startswith("extending ") else w for w in ways]
+    rows = [
+        (
+            f"{level['share']:g}",
+            f"{level['tokens']:,.1f}",
+            *("-" if level[way] is None else f"{100 * level[way]:.1f}" for way in ways),
+        )
+        for level in levels
+    ]
+    return [("of a whole trace", "tokens", *header), *rows]
