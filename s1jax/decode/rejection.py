@@ -10,7 +10,7 @@ rejection.
 from dataclasses import replace
 
 from s1jax.data.condition import MAX_TRIES
-from s1jax.decode.request import Completion, Request
+from s1jax.decode.request import PER_TOKEN, Completion, Request
 from s1jax.runtime.errors import UserError
 
 SAMPLES = 2**31 // MAX_TRIES
@@ -52,7 +52,7 @@ class Search:
                     continue
                 result = replace(
                     trace,
-                    **{name: getattr(trace, name)[:size] for name in ("tokens", "forced", "logprobs", "end_logprobs")},
+                    **{name: getattr(trace, name)[:size] for name in PER_TOKEN},
                     num_thinking=size,
                     num_ignored=0,
                     num_answer=0,
