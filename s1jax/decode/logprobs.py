@@ -25,8 +25,9 @@ def of_step(
     logits = jnp.where(exists, logits, NEVER)
     total = jax.nn.logsumexp(logits, axis=-1)
     of_token = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
-    completes = ends.next_state[match] >= ends.num_states
-    of_end = jax.nn.logsumexp(jnp.where(completes, logits, NEVER), axis=-1)
+    ids = ends.completing[match]
+    completing = jnp.where(ids >= 0, jnp.take_along_axis(logits, jnp.maximum(ids, 0), axis=1), NEVER)
+    of_end = jax.nn.logsumexp(completing, axis=-1)
     largest = largest_values(logits, min(NUM_LIKELIEST, logits.shape[1]))
     num_likeliest = jnp.minimum(jnp.sum(exists), largest.shape[1])
     counted = jnp.arange(largest.shape[1]) < num_likeliest

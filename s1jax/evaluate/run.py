@@ -223,13 +223,9 @@ def _read_keys(config: DecodingConfig, problems: Sequence[Problem]) -> Keys:
     num_recorded = sum(map(has_records, rows))
     if num_recorded < len(rows) and (config.record_tokens or num_recorded):
         lacking = f"{len(rows) - num_recorded} of {counted(len(rows), 'row')} in {output}"
-        logger.info("%s have no token records, and are not decoded again", lacking)
+        logger.info("%s have no token records. They are not decoded again", lacking)
     if num_recorded and not config.record_tokens:
-        logger.info(
-            "rows of this run will have no token records, as %d rows in %s do: give --record-tokens",
-            num_recorded,
-            output,
-        )
+        logger.info("new rows in %s will have no token records: this run does not --record-tokens", output)
     digests = {(problem.benchmark, problem.problem_id): problem.digest for problem in problems}
     benchmarks = {problem.benchmark for problem in problems}
     answered = {(row["benchmark"], row["problem_id"]): row["problem"] for row in rows if row["benchmark"] in benchmarks}

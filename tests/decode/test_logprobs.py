@@ -25,9 +25,8 @@ def test_the_largest_values_are_those_of_a_sort_with_equal_values_too(size, k, r
 def test_ids_that_the_tokenizer_lacks_count_nowhere(num_exist, size, rng):
     logits = rng.normal(scale=4, size=(3, size)).astype(np.float32)
     logits[:, num_exist:] = 50
-    next_state = np.zeros((2, size), np.int16)
-    next_state[0, 3], next_state[1, [2, 5]] = 2, 3
-    ends = Ends(jnp.asarray(next_state), jnp.zeros((2, size), jnp.int16), jnp.ones(size, jnp.int32))
+    tables = jnp.zeros((2, 2, size), jnp.int16)
+    ends = Ends(*tables, jnp.ones(size, jnp.int32), completing=jnp.array([[3, -1], [2, 5]]))
     token, match = np.array([1, 6, 0]), np.array([0, 1, 1])
     found = logprobs.of_step(
         jnp.asarray(logits), jnp.arange(size) < num_exist, ends, jnp.asarray(match), jnp.asarray(token)

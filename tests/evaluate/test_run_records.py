@@ -96,7 +96,7 @@ def test_rows_with_and_without_records_share_a_file_and_the_log_counts_those_wit
     assert [row["tokens_at"] is None for row in rows] == [True] * 6 + [False] * 12
     caplog.clear()
     sweep(config)
-    assert f"6 of 18 rows in {output} have no token records" in caplog.text and "give --record-tokens" in caplog.text
+    assert f"6 of 18 rows in {output} have no token records" in caplog.text and "new rows" in caplog.text
     assert read_samples(output) == rows
     with pytest.raises(UserError, match="no token records"):
         read_tokens(output, rows[0])
