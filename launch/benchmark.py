@@ -33,6 +33,7 @@ def parse() -> argparse.Namespace:
     add("--batch", type=int, nargs="+", default=[1, 8, 32], help="decode: rows decoded together")
     add("--tokens", type=int, default=112, help="decode: thinking tokens of each row")
     add("--limit", type=int, help="decode: token limit of a row, at least --tokens")
+    add("--record", type=int, default=0, help="decode: pairs of runs without and with token records, to compare speeds")
     add("--prompt", type=int, default=64, help="without --model: tokens of each prompt")
     add("--problems", type=int, default=4, help="sweep: problems decoded together")
     budgets = [64, 128, 192, 256, 384, 512, 768, 1024]

@@ -18,7 +18,7 @@ from s1jax.decode.budget import Attempt, End, Phase, Tries, queue_width
 from s1jax.decode.loaded import LoadedModel, fetch
 from s1jax.decode.loop import Emitted, advance, change_rows, empty_rows, empty_state, widen_queue
 from s1jax.decode.prefill import Prompts, round_up, round_up_finely
-from s1jax.decode.request import Completion, FinishReason, Request
+from s1jax.decode.request import OF_PLACE, PER_TOKEN, SCORES, Completion, FinishReason, Request
 from s1jax.model.cache import KVCache, resize
 from s1jax.runtime.errors import UserError
 
@@ -39,6 +39,7 @@ class Log:
     """The attempts to end thinking, with the one that ended it."""
     logprobs: list[float] = field(default_factory=list)
     end_logprobs: list[float] = field(default_factory=list)
+    confidences: list[float] = field(default_factory=list)
     num_thinking: int = 0
     num_ignored: int = 0
     num_answer: int = 0
@@ -48,22 +49,19 @@ class Log:
     def fork(self, end: End) -> "Log":
         """Return the log of a fork that takes over the tokens before `end`."""
         n = end.num_thinking
-        return Log(
-            self.ticket, self.request, self.tokens[:n], self.forced[:n], [], self.logprobs[:n], self.end_logprobs[:n],
-            num_thinking=n, num_ignored=end.num_ignored,
-        )  # fmt: skip
+        taken_over = {name: getattr(self, name)[:n] for name in PER_TOKEN}
+        return Log(self.ticket, self.request, **taken_over, num_thinking=n, num_ignored=end.num_ignored)
 
     def put(self, emitted: Emitted, row: int, columns: Any, scores: bool) -> None:
         """Put the tokens of some columns, which have neighbouring places, at these places; what was there and after it is dropped."""
         begin = int(emitted.places[row, columns[0]])
-        # This place was drawn before, from the hidden state that belongs to it.
-        drawn_before = self.end_logprobs[begin : begin + 1]
-        lists: list[tuple[list[Any], Any]] = [(self.tokens, emitted.tokens), (self.forced, emitted.forced)]
-        if scores:
-            lists += [(self.logprobs, emitted.logprobs), (self.end_logprobs, emitted.end_logprobs)]
-        for held, array in lists:
-            held[begin:] = array[row, columns].tolist()
-        self.end_logprobs[begin : begin + len(drawn_before)] = drawn_before
+        for name in PER_TOKEN:
+            if scores or name not in SCORES:
+                held = getattr(self, name)
+                # If this place was drawn before, that was from the hidden state that belongs to it.
+                drawn_before = held[begin : begin + 1] if name in OF_PLACE else []
+                held[begin:] = getattr(emitted, name)[row, columns].tolist()
+                held[begin : begin + len(drawn_before)] = drawn_before
 
     def cut_at_stop_string(self, to_text: Callable[[Sequence[int]], str]) -> bool:
         """Cut the answer after the first token with which its text contains a stop string; return whether there is one.
@@ -81,18 +79,17 @@ class Log:
         if not contains_stop(len(answer)):
             return False
         self.num_answer = bisect.bisect_left(range(len(answer) + 1), True, key=contains_stop)
-        for emitted in (self.tokens, self.forced, self.logprobs, self.end_logprobs):
-            del emitted[begin + self.num_answer :]
+        for name in PER_TOKEN:
+            del getattr(self, name)[begin + self.num_answer :]
         self.finish_reason, self.phase = "stop_string", Phase.DONE
         return True
 
     def completion(self) -> Completion:
         """Return the log as a completion. While the row thinks, tokens that do not count yet are left out."""
         n = self.num_thinking if self.phase == Phase.THINK else len(self.tokens)
-        return Completion(
-            tuple(self.tokens[:n]), tuple(self.forced[:n]), self.num_thinking, self.num_ignored, self.num_answer,
-            self.finish_reason, tuple(self.logprobs[:n]), tuple(self.end_logprobs[:n]),
-        )  # fmt: skip
+        per_token = {name: tuple(getattr(self, name)[:n]) for name in PER_TOKEN}
+        counts = dict(num_thinking=self.num_thinking, num_ignored=self.num_ignored, num_answer=self.num_answer)
+        return Completion(**per_token, **counts, finish_reason=self.finish_reason)
 
 
 class RowBatch:

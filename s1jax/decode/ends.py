@@ -30,6 +30,8 @@ class Ends(NamedTuple):
     """Symbols of the match, complete or in progress after the token, that lie before the token."""
     num_symbols: Int[Array, " V"]
     """Symbols of each token, at least 1."""
+    completing: Int[Array, "S E"]
+    """The ids that complete an end in each state, padded with -1."""
 
     @property
     def num_states(self) -> int:
@@ -87,7 +89,11 @@ def find_ends(
                 tables[:, state, i] = len(number) + is_forced, max(0, length - num_read)
     num_symbols = np.ones(vocab_size, np.int32)
     num_symbols[: len(symbols)] = [len(of_token) for of_token in symbols]
-    return Ends(jnp.array(tables[0]), jnp.array(tables[1]), jnp.array(num_symbols))
+    by_state = [np.flatnonzero(states >= len(number)) for states in tables[0]]
+    completing = np.full((len(number), max(1, *map(len, by_state))), -1, np.int32)
+    for state, ids in enumerate(by_state):
+        completing[state, : len(ids)] = ids
+    return Ends(jnp.array(tables[0]), jnp.array(tables[1]), jnp.array(num_symbols), jnp.array(completing))
 
 
 class _Trie:

@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from s1jax.decode import budget, sampling
+from s1jax.decode import budget, logprobs, sampling
 from s1jax.decode.budget import Phase, RowSettings, RowState, Vocabulary
 from s1jax.decode.prefill import Prompts
 from s1jax.decode.sampling import SamplingSettings
@@ -57,9 +57,11 @@ class Emitted(NamedTuple):
     tries: Int[Array, "B C"]
     """Whether the step is an attempt to end thinking at this place, and of which kind (`budget.Tries`)."""
     logprobs: Float[Array, "B C"]
-    """Log-probability of each emitted token, 0 if it was forced. All zeros without `scores`, like `end_logprobs`."""
+    """Log-probability of each emitted token, 0 if it was forced. All zeros without `scores`, like the next two."""
     end_logprobs: Float[Array, "B C"]
     """Log-probability of drawing any id that completes an end of thinking."""
+    confidences: Float[Array, "B C"]
+    """Mean log-probability of the 20 likeliest ids."""
 
 
 class DecodeState(NamedTuple):
@@ -106,7 +108,7 @@ def empty_state(
 ) -> DecodeState:
     """Return a state whose sequences are all done, with `capacity` slots each and room for strings of `string_width` ids."""
     ints = jnp.zeros(num_rows, jnp.int32)
-    counts, flags, logprobs = (jnp.zeros((num_rows, MAX_STEPS), dtype) for dtype in (jnp.int32, bool, jnp.float32))
+    counts, flags, floats = (jnp.zeros((num_rows, MAX_STEPS), dtype) for dtype in (jnp.int32, bool, jnp.float32))
     state = DecodeState(
         cache=init_cache(config, num_rows, capacity, rules),
         hidden=jnp.zeros((num_rows, vocabulary.ends.num_states, config.embed_dim), config.dtype),
@@ -114,7 +116,7 @@ def empty_state(
         row=budget.init_state(vocabulary, empty_rows(num_rows, string_width).settings, ints, Phase.DONE, 0),
         num_steps=jnp.zeros((), jnp.int32),
         is_finite=ints == 0,
-        emitted=Emitted(counts, counts, flags, counts, logprobs, logprobs),
+        emitted=Emitted(counts, counts, flags, counts, floats, floats, floats),
     )
     return pin(state, rules)
 
@@ -202,11 +204,8 @@ def advance(
         live = now.emits.astype(jnp.int32)
         new = [jnp.where(now.emits, now.token, -1), now.place, now.forced, now.tries]
         if scores:
-            logprobs = jax.nn.log_softmax(jnp.where(vocabulary.exists, logits, sampling.NEVER), axis=-1)
-            of_token = jnp.take_along_axis(logprobs, now.token[:, None], axis=1)[:, 0]
-            completes = ends.next_state[state.row.match] >= ends.num_states
-            of_end = jax.nn.logsumexp(jnp.where(completes, logprobs, sampling.NEVER), axis=-1)
-            new += [jnp.where(now.forced, 0, of_token), of_end]
+            of_token, *others = logprobs.of_step(logits, vocabulary.exists, ends, state.row.match, now.token)
+            new += [jnp.where(now.forced, 0, of_token), *others]
         written = [
             jax.lax.dynamic_update_slice_in_dim(held, column[:, None], state.num_steps, axis=1)
             for held, column in zip(state.emitted, new, strict=False)

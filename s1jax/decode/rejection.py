@@ -10,7 +10,7 @@ rejection.
 from dataclasses import replace
 
 from s1jax.data.condition import MAX_TRIES
-from s1jax.decode.request import Completion, Request
+from s1jax.decode.request import PER_TOKEN, Completion, Request
 from s1jax.runtime.errors import UserError
 
 SAMPLES = 2**31 // MAX_TRIES
@@ -70,10 +70,7 @@ def _cut(trace: Completion, size: int) -> Completion:
     """Return the first thinking tokens of a trace, as a rejected one."""
     return replace(
         trace,
-        tokens=trace.tokens[:size],
-        forced=trace.forced[:size],
-        logprobs=trace.logprobs[:size],
-        end_logprobs=trace.end_logprobs[:size],
+        **{name: getattr(trace, name)[:size] for name in PER_TOKEN},
         num_thinking=size,
         num_ignored=0,
         num_answer=0,

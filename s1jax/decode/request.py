@@ -14,6 +14,13 @@ from s1jax.runtime.errors import UserError
 FinishReason = AnswerEnd | Literal["unfinished", "stop_string"]
 """What ended an answer: see `AnswerEnd`; or nothing yet, or a stop string."""
 
+OF_PLACE = ("end_logprobs", "confidences")
+"""Fields of a completion that depend on the tokens before a place, and not on the token there."""
+SCORES = ("logprobs", *OF_PLACE)
+"""Fields of a completion that are filled with `scores`."""
+PER_TOKEN = ("tokens", "forced", *SCORES)
+"""Fields of a completion that hold a value per token."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -80,6 +87,9 @@ class Completion:
     end_logprobs: tuple[float, ...] = ()
     """With `scores`: log-probability, before each token, of drawing any id that completes an end of thinking. After tokens were taken
     back, it is that before the first of them."""
+    confidences: tuple[float, ...] = ()
+    """With `scores`: mean log-probability, before each token, of the 20 likeliest ids, before temperature and filters; of all ids if the
+    tokenizer has fewer. DeepConf's confidence is minus this value."""
     num_tries: int = 1
     """Traces that were drawn; rejection sampling may draw several."""
     num_rejected_tokens: int = 0

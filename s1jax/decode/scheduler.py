@@ -44,7 +44,7 @@ from s1jax.decode.prefill import (
     round_up_finely,
     take_rows,
 )
-from s1jax.decode.request import Completion, Request
+from s1jax.decode.request import OF_PLACE, Completion, Request
 from s1jax.model.cache import KVCache
 from s1jax.runtime.errors import UserError
 
@@ -254,9 +254,10 @@ class Scheduler:
         results = []
         for row, trace in forking.items():
             for end in ends[row]:
-                # A fork begins without the hidden state that this log-probability is computed from.
+                # A fork begins without the hidden state that these log-probabilities are computed from.
                 first = slice(end.num_thinking, end.num_thinking + 1)
-                answers[row][end].end_logprobs[first] = trace.end_logprobs[first]
+                for name in OF_PLACE:
+                    getattr(answers[row][end], name)[first] = getattr(trace, name)[first]
             completions = tuple(answers[row][end].completion() for end in _ends(trace))
             results.append(self._finish(row, trace, completions))
         return results

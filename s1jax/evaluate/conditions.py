@@ -37,6 +37,8 @@ class DecodingConfig:
     """Number of problems, counted from the first. Default: all."""
     seed: int = 0
     """Seed of the random draws at a temperature above 0."""
+    record_tokens: bool = False
+    """Record each token of an answer with its log-probabilities, in a file beside the output: OUTPUT.tokens, 11 bytes per token."""
     num_rows: int = 64
     """Largest number of sequences that are decoded together. A finished one makes room for the next."""
     attention: CacheBackend | None = None

@@ -17,6 +17,7 @@ from s1jax.grading.judge import Judge
 from s1jax.grading.letters import choice_letter
 from s1jax.grading.pool import Grade, Grader
 from s1jax.results.samples import SampleRow, graded, read_samples
+from s1jax.results.token_records import has_records, tokens_path
 from s1jax.runtime import jsonl
 from s1jax.runtime.command import counted, listed
 from s1jax.runtime.errors import UserError
@@ -84,6 +85,10 @@ def regrade(config: RegradeConfig) -> Path:
         # The lines as they are in the file may have columns that `read_samples` leaves out.
         lines = [line for _, line in jsonl.read(config.rows)]
         jsonl.write(output, [graded(*parts) for parts in zip(lines, grades, judges, strict=True)])
+    if output != config.rows and any(map(has_records, rows)):
+        logger.info(
+            "the token records of the rows are in %s: copy it to %s", tokens_path(config.rows), tokens_path(output)
+        )
     _log_changes(rows, grades)
     return output
 

@@ -31,6 +31,7 @@ from s1jax.evaluate.problems import Problem, read_problems
 from s1jax.grading.pool import Grade, Grader
 from s1jax.results.samples import COLUMNS, SampleRow, graded, is_whole, read_samples, row_key
 from s1jax.results.tables import format_thinking_table
+from s1jax.results.token_records import TokenAppender, check_records, has_records, to_records, tokens_path
 from s1jax.runtime import jsonl
 from s1jax.runtime.command import counted
 from s1jax.runtime.errors import UserError
@@ -83,6 +84,8 @@ def write_samples(config: DecodingConfig, conditions: Sequence[Condition], num_s
     """
     output = Path(config.output)
     from_first_process(lambda: check_writable(output))
+    if config.record_tokens:
+        from_first_process(lambda: check_writable(tokens_path(output)))
     with Preemption() as preemption, preemption.nothing_to_save("decoding"), Lock(output):
         return output, _write_missing(config, conditions, num_samples, preemption)
 
@@ -107,7 +110,7 @@ def _write_missing(
     every_job = [
         _Job(problem, sample, trace) for trace in traces for problem in problems for sample in range(num_samples)
     ]
-    done, asked = from_first_process(lambda: _read_keys(output, every_problem)), set()
+    done, asked = from_first_process(lambda: _read_keys(config, every_problem)), set()
     jobs = []
     for job in every_job:
         keys = [row_key(_key_columns(job, condition, shared)) for condition in job.trace.conditions]
@@ -125,6 +128,7 @@ def _write_missing(
     waiting: list[list[tuple[SampleRow, Future[Grade]]]] = []  # rows that are decoded, and perhaps not graded yet
     with (
         jsonl.Appender(output) as file,
+        TokenAppender(output) as token_file,
         Grader() as grader,
         progress(
             len(asked),
@@ -139,9 +143,11 @@ def _write_missing(
 
         def append_graded(wait: bool = False) -> None:
             nonlocal num_done, waiting
-            done = [rows for rows in waiting if wait or all(grade.done() for _, grade in rows)]
-            waiting = [rows for rows in waiting if rows not in done]
-            for rows in done:
+            every, waiting = waiting, []
+            for rows in every:
+                if not (wait or all(grade.done() for _, grade in rows)):
+                    waiting.append(rows)
+                    continue
                 file.append(graded(row, grade.result()) for row, grade in rows)
                 num_done += len(rows)
                 preemption.saved = f"{num_done} of {len(asked)} rows are in {output}"
@@ -150,11 +156,13 @@ def _write_missing(
             bar.show_tokens(num_tokens, longest)
             append_graded()  # rows whose comparison took longer than the step in which they were decoded
 
-        for index, completions in engine.stream(requests, num_rows=config.num_rows, show_tokens=show_tokens):
+        how: dict[str, Any] = dict(num_rows=config.num_rows, scores=config.record_tokens, show_tokens=show_tokens)
+        for index, completions in engine.stream(requests, **how):
             if writes:
                 job, rows = jobs[index], []
-                for condition, completion in zip(job.trace.conditions, completions, strict=True):
-                    row = _sample_row(chat, job, condition, completion, shared)
+                places = _record(token_file, completions) if config.record_tokens else [None] * len(completions)
+                for condition, completion, place in zip(job.trace.conditions, completions, places, strict=True):
+                    row = _sample_row(chat, job, condition, completion, place, shared)
                     rows.append((row, grader.submit(row["answer_text"], job.problem.answer)))
                 waiting.append(rows)
                 append_graded()
@@ -175,10 +183,20 @@ def _key_columns(job: _Job, condition: Condition, shared: dict[str, Any]) -> Sam
     }
 
 
+def _record(file: TokenAppender, completions: Sequence[Completion]) -> list[int]:
+    """Record the tokens of some completions; return the index of the first record of each."""
+    return file.append([to_records(c.tokens, c.forced, c.logprobs, c.confidences, c.end_logprobs) for c in completions])
+
+
 def _sample_row(
-    chat: ChatFormat, job: _Job, condition: Condition, completion: Completion, shared: dict[str, Any]
+    chat: ChatFormat,
+    job: _Job,
+    condition: Condition,
+    completion: Completion,
+    tokens_at: int | None,
+    shared: dict[str, Any],
 ) -> SampleRow:
-    """Return a row that is not graded yet."""
+    """Return a row that is not graded yet. `tokens_at` is the index of its first token record, None if it has none."""
     thinking, answer_text = chat.split_completion(completion.tokens, completion.num_thinking)
     return {
         **_key_columns(job, condition, shared),
@@ -189,13 +207,16 @@ def _sample_row(
         "finish_reason": completion.finish_reason,
         "num_tries": completion.num_tries,
         "num_rejected_tokens": completion.num_rejected_tokens,
+        "tokens_at": tokens_at,
+        "num_tokens": None if tokens_at is None else len(completion.tokens),
         "thinking": thinking,
         "answer_text": answer_text,
     }
 
 
-def _read_keys(output: Path, problems: Sequence[Problem]) -> Keys:
-    """Return the keys of the rows that a file holds. Raises UserError if rows cannot be added to it (`write_samples`)."""
+def _read_keys(config: DecodingConfig, problems: Sequence[Problem]) -> Keys:
+    """Return the keys of the rows that the output holds. Raises UserError if rows cannot be added to it (`write_samples`)."""
+    output = Path(config.output)
     # No rows are in a file that is missing, empty or torn inside its first row.
     is_empty = not output.exists() or jsonl.is_torn(output.read_bytes(), start=f'{{"{next(iter(COLUMNS))}": '.encode())
     rows = [] if is_empty else read_samples(output)
@@ -203,6 +224,14 @@ def _read_keys(output: Path, problems: Sequence[Problem]) -> Keys:
         raise UserError(
             f"{output} holds rows of an earlier format, whose settings are not all known: give another --output"
         )
+    if config.record_tokens:
+        check_records(output, rows)
+    num_recorded = sum(map(has_records, rows))
+    if num_recorded < len(rows) and (config.record_tokens or num_recorded):
+        lacking = f"{len(rows) - num_recorded} of {counted(len(rows), 'row')} in {output}"
+        logger.info("%s have no token records. They are not decoded again", lacking)
+    if num_recorded and not config.record_tokens:
+        logger.info("new rows in %s will have no token records: this run does not --record-tokens", output)
     digests = {(problem.benchmark, problem.problem_id): problem.digest for problem in problems}
     benchmarks = {problem.benchmark for problem in problems}
     answered = {(row["benchmark"], row["problem_id"]): row["problem"] for row in rows if row["benchmark"] in benchmarks}

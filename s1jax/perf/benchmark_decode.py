@@ -52,7 +52,10 @@ def figures(args: Any) -> Iterator[dict[str, Any]]:
         ids = np.random.default_rng(0).integers(8, min(config.vocab_size, 10_000), (num_prompts, args.prompt))
         prompts = [tuple(row) for row in ids.tolist()]
     if args.what == "decode":
-        yield from decode_figures(engine, prompts, final, args.batch, args.tokens, args.limit)
+        if args.record:
+            yield from record_figures(engine, prompts, final, args.batch, args.tokens, args.record)
+        else:
+            yield from decode_figures(engine, prompts, final, args.batch, args.tokens, args.limit)
         return
     points = [Limits(budget, budget) for budget in args.budgets]
     points += [Limits(max(args.budgets), num_ignore=ignores) for ignores in args.waits]
@@ -115,6 +118,42 @@ def decode_figures(
             bandwidth_gb_per_s=round(bandwidth / 1e9, 1),
             bandwidth_fraction=round(num_bytes / step_s / bandwidth, 3) if step_s > 0 else None,
             compile_s=round(first - whole_s, 1),
+        )
+
+
+def record_figures(
+    engine: Engine,
+    prompts: Sequence[tuple[int, ...]],
+    final_ids: tuple[int, ...],
+    batch_sizes: Sequence[int],
+    num_tokens: int,
+    num_pairs: int,
+) -> Iterator[dict[str, Any]]:
+    """Yield, for each batch size, the speeds of decoding `num_tokens` of thinking without and with what token records hold.
+
+    The two take turns, in pairs whose order alternates. `cost` is the median over the pairs of the share of time that is added, and
+    `cost_interval` holds its quartiles. The speeds are medians, too.
+    """
+    for batch in batch_sizes:
+        exactly = Condition(num_tokens, num_tokens, ignore_text="", max_answer_tokens=1)
+        requests = [Request(prompt, exactly, (), final_ids, problem=i) for i, prompt in enumerate(prompts[:batch])]
+        seconds: dict[bool, list[float]] = {False: [], True: []}
+        found = [engine.decode(requests, scores=scores) for scores in seconds]  # compiles
+        for pair in range(num_pairs):
+            for scores in (False, True) if pair % 2 else (True, False):
+                seconds[scores].append(timed(lambda: engine.decode(requests, scores=scores))[0])  # noqa: B023
+        plain, recorded = np.array(seconds[False]), np.array(seconds[True])
+        low, cost, high = np.quantile(recorded / plain - 1, (0.25, 0.5, 0.75))
+        emitted = sum(len(completion.tokens) for completion in found[0])
+        yield dict(
+            batch=batch,
+            **_of_engine(engine),
+            pairs=num_pairs,
+            tokens_per_s=round(emitted / float(np.median(plain)), 1),
+            recorded_tokens_per_s=round(emitted / float(np.median(recorded)), 1),
+            cost=round(float(cost), 4),
+            cost_interval=(round(float(low), 4), round(float(high), 4)),
+            identical=[c.tokens for c in found[0]] == [c.tokens for c in found[1]],
         )
 
 

@@ -43,7 +43,8 @@ def check_decode(
     num_shards = config.rules.num_shards("batch", mesh.shape)
     num_rows = -(-config.num_rows // num_shards) * num_shards  # rounded up as in `scheduler.py`
     shape = (num_rows, PROMPT_TOKENS, capacity)
-    compile_step = partial(compile_decode, model_config, topology, mesh, *shape, config.rules, config.attention)
+    how = config.rules, config.attention, config.record_tokens
+    compile_step = partial(compile_decode, model_config, topology, mesh, *shape, *how)
     compiled, figures = compile_for(topology, mesh, compile_step, "weights_and_caches_gib")
     num_bytes = compiled.memory_analysis().argument_size_in_bytes
     gathered = [size for _, kind, size in written_in_loops(compiled) if "all-gather" in kind]
@@ -66,6 +67,7 @@ def compile_decode(
     capacity: int,
     rules: ShardingRules,
     attention: CacheBackend | None,
+    scores: bool = False,
 ) -> jax.stages.Compiled:
     """Compile the decode loop for `num_rows` rows of `capacity` tokens, each after its own prompt of `prompt_capacity` tokens."""
 
@@ -87,6 +89,6 @@ def compile_decode(
         count = jax.ShapeDtypeStruct((), jnp.int32)
         traced = advance.trace(
             params, vocabulary, rows, (prefix,), state._replace(cache=cache), count, count,
-            **static, attention=attention,
+            **static, scores=scores, attention=attention,
         )  # fmt: skip
         return traced.lower(lowering_platforms=(platform_of(topology),)).compile()

@@ -40,6 +40,8 @@ COLUMNS: dict[str, Any] = {
     "finish_reason": AnswerEnd,
     "num_tries": int,
     "num_rejected_tokens": int,
+    "tokens_at": int | None,  # index of the first of its records (`token_records.py`)
+    "num_tokens": int | None,
     "thinking": str,
     "answer_text": str,
     "extracted": str | None,
@@ -65,6 +67,8 @@ _LATER = {
     "verdict",
     "num_tries",
     "num_rejected_tokens",
+    "tokens_at",
+    "num_tokens",
     "judge",
 } | CONDITION.keys() - {*_FIRST}
 # What every answer had before it became a column.
@@ -147,6 +151,9 @@ def _find_fault(row: Any) -> str | None:
             return f"column {name} holds {value!r}, expected {getattr(expected, '__name__', expected)}"
         if expected in (int, float) and not (0 <= value <= LARGEST and math.isfinite(value)):
             return f"column {name} holds {value}, expected a number from 0 to {LARGEST}"
+    tokens_at, num_tokens = row.get("tokens_at"), row.get("num_tokens")
+    if (tokens_at is None) != (num_tokens is None) or (tokens_at or 0) < 0 or (num_tokens or 1) < 1:
+        return f"columns tokens_at and num_tokens hold {tokens_at} and {num_tokens}"
     if row.get("verdict") is not None and row["correct"] != (row["verdict"] == "equal"):
         return f"verdict {row['verdict']} contradicts correct {row['correct']}"
     return None

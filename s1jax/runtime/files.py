@@ -8,6 +8,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from s1jax.runtime.errors import UserError
 
@@ -37,6 +38,14 @@ def short_path(path: str) -> str:
     if not full.exists():
         return path
     return str(full.relative_to(ROOT) if full.is_relative_to(ROOT) else full)
+
+
+def is_in_place(path: Path, file: BinaryIO) -> bool:
+    """Return whether a path still leads to an open file."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def write_file(path: str | Path, content: str | bytes) -> None:

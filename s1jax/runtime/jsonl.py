@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from s1jax.runtime.errors import UserError
-from s1jax.runtime.files import write_file, writing
+from s1jax.runtime.files import is_in_place, write_file, writing
 from s1jax.runtime.terminal import shortened
 
 logger = logging.getLogger(__name__)
@@ -172,7 +172,7 @@ class Appender:
         """Write rows behind those that are there. Raises OSError that names the file, and UserError if its last line is no row."""
         text = "".join(_to_line(row) for row in rows).encode()
         with writing(self.path):
-            if self._file is not None and not self._is_in_place(self._file):
+            if self._file is not None and not is_in_place(self.path, self._file):
                 raise UserError(
                     f"{self.path} was moved, replaced or deleted while rows were written to it. The rows so far are in the moved file"
                 )
@@ -188,13 +188,6 @@ class Appender:
                     self._file.truncate(self._file.tell() - len(last))
             self._file.write(text)
             self._file.flush()
-
-    def _is_in_place(self, file: BinaryIO) -> bool:
-        """Return whether the path still leads to the open file."""
-        try:
-            return os.path.samestat(os.stat(self.path), os.fstat(file.fileno()))
-        except FileNotFoundError:
-            return False
 
 
 def _to_line(row: Any) -> str:

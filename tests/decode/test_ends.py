@@ -66,6 +66,8 @@ def test_tables_find_what_a_search_in_the_text_finds(seed):
                 break
             assert state < tables.num_states and (state > 0) == begins_at_last(ends, tokens), (ends, tokens)
     assert found
+    for states, ids in zip(np.asarray(tables.next_state), np.asarray(tables.completing), strict=True):
+        assert ids[ids >= 0].tolist() == np.flatnonzero(states >= tables.num_states).tolist()
 
 
 def test_an_added_token_is_one_symbol_and_its_characters_are_none():

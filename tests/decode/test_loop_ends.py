@@ -13,6 +13,7 @@ from s1jax.data.condition import Limits
 from s1jax.decode import sampling
 from s1jax.decode.batch import capacity_for
 from s1jax.decode.engine import Engine
+from s1jax.decode.request import PER_TOKEN, SCORES
 from s1jax.model.qwen2 import graphdef
 from s1jax.runtime.sharding import MeshConfig
 from tests.support.decoding import (
@@ -142,12 +143,13 @@ def test_log_probabilities_are_those_of_the_tokens_that_stay(engine, forward):
     for i in range(6):
         request = asked(i)
         (completion,) = engine.decode([request], scores=True)
-        for place, (token, forced, logprob, of_end) in enumerate(
-            zip(completion.tokens, completion.forced, completion.logprobs, completion.end_logprobs, strict=True)
+        for place, (token, forced, logprob, of_end, confidence) in enumerate(
+            zip(*(getattr(completion, name) for name in PER_TOKEN), strict=True)
         ):
             _, logits = forward([*request.prompt, *completion.tokens[:place]])
             logprobs = jax.nn.log_softmax(logits[:NUM_TOKENS])
             assert abs(logprob - (0 if forced else logprobs[token])) < 1e-4
+            assert abs(confidence - np.sort(logprobs)[-20:].mean()) < 1e-4, place
             if place == 0:
                 completes = jnp.array([TEXTS.index("N"), TEXTS.index("T")])
                 assert abs(of_end - jax.nn.logsumexp(logprobs[completes])) < 1e-4
@@ -192,7 +194,7 @@ def test_forked_answers_equal_single_runs_token_for_token(engine, temperature, n
     for i, request in enumerate(sweeps):
         single = engine.decode([at_point(request, point) for point in grid], scores=True)
         for point, one, other in zip(grid, forked[i], single, strict=True):
-            logprobs = {name: getattr(other, name) for name in ("logprobs", "end_logprobs")}
+            logprobs = {name: getattr(other, name) for name in SCORES}
             for name, values in logprobs.items():
                 np.testing.assert_allclose(getattr(one, name), values, atol=1e-4)
             assert dataclasses.replace(one, **logprobs) == other

@@ -8,6 +8,7 @@ import pytest
 from s1jax.checkpoint.source import resolve_source
 from s1jax.data.condition import Limits
 from s1jax.decode.engine import load_engine
+from s1jax.decode.request import SCORES
 from s1jax.ops import attention
 from tests.support.decoding import COMMA, START, THINK, WAIT, at_point, make_engine, make_request, mixed_requests
 
@@ -99,6 +100,6 @@ def test_log_probabilities_are_the_models_whoever_decoded_the_token(engine):
     ((_, forked),) = engine.stream([request], scores=True)
     for completion, point in zip(forked, request.points, strict=True):
         (single,) = engine.decode([at_point(request, point)], scores=True)
-        np.testing.assert_allclose(completion.logprobs, single.logprobs, atol=1e-5)
-        np.testing.assert_allclose(completion.end_logprobs, single.end_logprobs, atol=1e-5)
+        for name in SCORES:
+            np.testing.assert_allclose(getattr(completion, name), getattr(single, name), atol=1e-5)
         assert all((p == 0) == f for p, f in zip(single.logprobs, single.forced, strict=True))

@@ -1,10 +1,13 @@
 import json
+import pickle
+from pathlib import Path
 
 import pytest
 
 from s1jax.data.condition import TraceSettings
 from s1jax.evaluate.conditions import DecodingConfig
 from s1jax.evaluate.sweep import SweepConfig
+from s1jax.runtime.files import ROOT
 
 
 @pytest.fixture
@@ -21,3 +24,15 @@ def config(tiny_model, tmp_path):
         max_thinking_tokens=(0, 5, 20),
         num_ignore=(0, 2),
     )  # fmt: skip
+
+
+@pytest.fixture
+def command_of(tmp_path):
+    """The arguments of python that run `launch/sweep.py` with a config."""
+
+    def command_of(config):
+        file = Path(config.decoding.output).with_suffix(".py")
+        file.write_text(f"import pickle\n\nCONFIG = pickle.loads({pickle.dumps(config)!r})\n")
+        return ROOT / "launch" / "sweep.py", file
+
+    return command_of

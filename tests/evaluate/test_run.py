@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 import random
 import re
 import shutil
@@ -19,7 +18,6 @@ from s1jax.evaluate.run import evaluate
 from s1jax.grading.pool import Grade
 from s1jax.results.samples import read_samples, row_key
 from s1jax.runtime import jsonl
-from s1jax.runtime.files import ROOT
 from s1jax.runtime.sharding import MeshConfig
 from tests.support.disk import full_disk
 from tests.support.runs import sweep
@@ -28,18 +26,6 @@ from tests.support.samples import comparable, study_rows
 
 def with_decoding(config, **changes):
     return replace(config, decoding=replace(config.decoding, **changes))
-
-
-@pytest.fixture
-def command_of(tmp_path):
-    """The arguments of python that run `launch/sweep.py` with a config."""
-
-    def command_of(config):
-        file = Path(config.decoding.output).with_suffix(".py")
-        file.write_text(f"import pickle\n\nCONFIG = pickle.loads({pickle.dumps(config)!r})\n")
-        return ROOT / "launch" / "sweep.py", file
-
-    return command_of
 
 
 def test_a_command_prints_the_rows_that_it_was_asked_for_and_counts_the_others(tmp_path, capsys, caplog, monkeypatch):

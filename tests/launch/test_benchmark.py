@@ -20,6 +20,8 @@ SHORT = ["--examples", "20", "--divide", "100", "--attention", "xla"]
     ("what", "arguments", "expected"),
     [
         ("decode", ["--batch", "2", "--tokens", "8"], lambda x: x["batch"] == 2 and x["tokens_per_s"] > 0),
+        ("decode", ["--batch", "2", "--tokens", "8", "--record", "2"],
+         lambda x: x["identical"] and x["recorded_tokens_per_s"] > 0 and len(x["cost_interval"]) == 2),
         pytest.param("decode", ["--batch", "2", "--tokens", "8", "--limit", "99"], lambda x: x["tokens_per_s"] > 0, marks=pytest.mark.slow),
         ("sweep", ["--problems", "2", "--budgets", "4", "9", "--waits", "1", "--answer", "4"],
          lambda x: x["points"] == 3 and x["identical"]),
@@ -29,7 +31,7 @@ SHORT = ["--examples", "20", "--divide", "100", "--attention", "xla"]
                      marks=pytest.mark.slow),
         ("convert", [], lambda x: x["identical"] and x["hugging_face_read_s"] > 0 and x["presharded_read_s"] > 0),
     ],
-    ids=["decode", "limit", "sweep", "train", "slice", "convert"],
+    ids=["decode", "record", "limit", "sweep", "train", "slice", "convert"],
 )  # fmt: skip
 def test_a_benchmark_runs_from_a_command_line_and_prints_json(what, arguments, expected, tiny_model):
     command = [sys.executable, ROOT / "launch" / "benchmark.py", what, "--model", tiny_model, "--dtype", "float32"]

@@ -24,6 +24,8 @@ def sample(**columns) -> SampleRow:
         "finish_reason": "stop",
         "num_tries": 1,
         "num_rejected_tokens": 0,
+        "tokens_at": None,
+        "num_tokens": None,
         "thinking": "hm",
         "answer_text": "Answer: 1",
         "extracted": "1",
