@@ -112,8 +112,8 @@ def _binomial(n: int, share: float, max_successes: int) -> np.ndarray:
 # ---- curves ----
 
 
-def _by_setting(rows: Sequence[SampleRow]) -> Iterator[tuple[dict[str, Any], list[list[SampleRow]]]]:
-    """Yield (setting, rows of each problem) of distinct samples, sorted by setting."""
+def by_setting(rows: Sequence[SampleRow]) -> Iterator[tuple[dict[str, Any], list[list[SampleRow]]]]:
+    """Yield (columns of `SETTING`, rows of each problem) of distinct samples, sorted by setting."""
     settings: dict[tuple[Any, ...], dict[str, list[SampleRow]]] = {}
     for row in distinct_samples(rows):
         problems = settings.setdefault(pick(row, SETTING), {})
@@ -143,7 +143,7 @@ def thinking_curve(rows: Sequence[SampleRow]) -> list[Point]:
     Step-conditional control adds `mean_steps`, `num_steps_over` (samples with more steps than were asked for) and `num_without_steps`.
     """
     points = []
-    for setting, problems in _by_setting(rows):
+    for setting, problems in by_setting(rows):
         samples = [row for group in problems for row in group]
         budget = setting["max_thinking_tokens"]
         solved = [statistics.fmean(row["correct"] for row in group) for group in problems]
@@ -180,7 +180,7 @@ def voting_curve(rows: Sequence[SampleRow]) -> list[Point]:
     its interval.
     """
     points = []
-    for setting, problems in _by_setting(rows):
+    for setting, problems in by_setting(rows):
         num_samples = min(len(group) for group in problems)
         if num_samples < 2:
             continue
