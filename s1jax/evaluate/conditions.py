@@ -113,7 +113,13 @@ def traces_of(conditions: Iterable[Condition]) -> list[Trace]:
 def _shared(condition: Condition) -> tuple[Any, ...]:
     """Return what the conditions of one trace have in common."""
     settings = tuple(getattr(condition, field.name) for field in fields(TraceSettings))
-    return *settings, condition.ignore_text, condition.prompt, condition.method == "rejection_sampling", condition.max_tries
+    return (
+        *settings,
+        condition.ignore_text,
+        condition.prompt,
+        condition.method == "rejection_sampling",
+        condition.max_tries,
+    )
 
 
 def check_num_samples(num_samples: int, condition: TraceSettings) -> None:

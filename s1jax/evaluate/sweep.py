@@ -86,7 +86,9 @@ def grid(config: SweepConfig) -> list[Condition]:
         if (value := getattr(config, name)) != unused and not is_used:
             raise UserError(f"{name} is {value}: it has no effect under {' and '.join(config.method)}")
     if others and all(condition.ignore_text == first for condition in conditions):
-        raise UserError(f"ignore_text is {config.ignore_text}: it has no effect, because no attempt to end thinking is ignored")
+        raise UserError(
+            f"ignore_text is {config.ignore_text}: it has no effect, because no attempt to end thinking is ignored"
+        )
     if unused_amounts := set(config.requested) - {condition.requested for condition in conditions}:
         raise UserError(f"no method asks for {', '.join(sorted(unused_amounts))}: {' and '.join(config.method)}")
     return conditions

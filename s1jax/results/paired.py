@@ -53,7 +53,9 @@ def difference_interval(num_a: int, num_b: int, num_problems: int) -> tuple[floa
         gap = num_problems * (difference - delta)
         return gap / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, gap)
 
-    return _bisect(lambda delta: z(delta) < _Z, -1.0, difference), _bisect(lambda delta: z(delta) < -_Z, difference, 1.0)
+    return _bisect(lambda delta: z(delta) < _Z, -1.0, difference), _bisect(
+        lambda delta: z(delta) < -_Z, difference, 1.0
+    )
 
 
 def _bisect(is_past: Callable[[float], bool], low: float, high: float) -> float:
@@ -123,5 +125,7 @@ def explain_test(tests: set[str], draws: int = DRAWS, seed: int = 0) -> list[str
     if "McNemar" in tests:
         notes.append("p: McNemar's test, exact and two-sided, if there is one answer per problem")
     if "exchange" in tests:
-        notes.append(f"p: {draws:,} random exchanges within problems (seed {seed}), if there are several answers per problem")
+        notes.append(
+            f"p: {draws:,} random exchanges within problems (seed {seed}), if there are several answers per problem"
+        )
     return notes

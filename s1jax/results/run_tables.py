@@ -104,7 +104,17 @@ def _escape_tables(rows: Sequence[SampleRow], multiple: float) -> list[Table]:
             escaped = percent(p, "escape_rate") if p["num_forced"] else ("-", "-")
             too_long = "-" if p["longest"] is None else str(p["num_longer"])
             cells.append(
-                (setting_text(p), str(p["n"]), forced, *escaped, str(p["num_reopened"]), too_long, cut, empty, not_found)
+                (
+                    setting_text(p),
+                    str(p["n"]),
+                    forced,
+                    *escaped,
+                    str(p["num_reopened"]),
+                    too_long,
+                    cut,
+                    empty,
+                    not_found,
+                )
             )
         title = f"Forced answers, and those in which the model goes on thinking: {names.title(curve[0])}"
         tables.append(Table(title, header, cells, _escape_notes(curve[0], multiple)))

@@ -18,16 +18,18 @@ _ALIKE = tuple(name for name in SETTING if name not in ("num_ignore", "ignore_te
 
 
 def turns(rows: Sequence[SampleRow]) -> list[Point]:
-    """Return a point for each setting with ignored stops and the setting with the next smaller number of them, sorted by setting.
+    """Return a point for each setting with ignored stops for which the rows also have a smaller number of them, sorted by setting.
 
-    A point has the columns of `SETTING`, `num_ignore_before`, the number of pairs of answers `n`, how many of them are over a trace that had
-    one more stop to ignore (`num_longer`), `num_to_right` and `num_to_wrong`, and what `compare_answers` returns; A is the smaller number. A
-    setting without such a smaller number has no point.
+    A point has the columns of `SETTING`, and `num_ignore_before`, the next smaller number of ignored stops. It counts pairs of answers of
+    one trace: all of them (`n`), those whose trace had a further stop to ignore (`num_longer`), and those that turned (`num_to_right`,
+    `num_to_wrong`). The rest is the result of `compare_answers`, in which A is the smaller number.
     """
     curves: dict[tuple[Any, ...], dict[int, tuple[dict[str, Any], list[list[SampleRow]]]]] = {}
     for setting, problems in by_setting(rows):
         texts = [setting["ignore_text"]]
-        if not setting["num_ignore"] and not setting["min_thinking_tokens"]:  # then the text has no effect, and all texts start here
+        if (
+            not setting["num_ignore"] and not setting["min_thinking_tokens"]
+        ):  # then the text has no effect, and all texts start here
             texts = list({row["ignore_text"] for row in rows if row["num_ignore"]})
         for text in texts:
             curves.setdefault((*pick(setting, _ALIKE), text), {})[setting["num_ignore"]] = setting, problems

@@ -103,7 +103,11 @@ def test_each_ignore_text_is_a_point_and_a_trace_only_where_something_is_ignored
     points = [(c.max_thinking_tokens, c.num_ignore, c.ignore_text) for c in grid(config)]
     assert points == [(b, k, text) for b in (8, 16) for k in (0, 2) for text in ("", "Hmm", "Wait")[: 3 if k else 1]]
     traces = traces_of(grid(config))
-    assert [(len(trace.conditions), trace.condition.ignore_text) for trace in traces] == [(4, ""), (2, "Hmm"), (2, "Wait")]
+    assert [(len(trace.conditions), trace.condition.ignore_text) for trace in traces] == [
+        (4, ""),
+        (2, "Hmm"),
+        (2, "Wait"),
+    ]
 
 
 @pytest.mark.integration

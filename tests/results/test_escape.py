@@ -30,7 +30,9 @@ def test_an_answer_reopens_thinking_by_the_texts_of_its_format(format, text, exp
 
 def test_what_the_wrap_up_writes_is_no_escape():
     row = sample(**FORCED, thinking_format="think", wrap_up="Enough.\n{end}\n\nNo <think>: ")
-    assert not reopens(row | {"answer_text": "No <think>: 4"}) and reopens(row | {"answer_text": "No <think>: 4 <think>"})
+    assert not reopens(row | {"answer_text": "No <think>: 4"}) and reopens(
+        row | {"answer_text": "No <think>: 4 <think>"}
+    )
     assert reopens(row | {"answer_text": "No <think>: 4", "num_thinking_tokens": 7})
     assert is_forced(row) and not is_forced(row | {"method": "rejection_sampling"})
 
@@ -45,7 +47,13 @@ def test_the_escape_rate_is_a_count_by_hand():
         sample(**FORCED, problem_id="e", answer_text="Final Answer: \n", num_answer_tokens=0),
     ]
     short, long = escapes([*unforced, *forced])
-    assert (short["n"], short["num_forced"], short["num_unforced"], short["median_unforced"], short["longest"]) == (5, 5, 3, 6, 18)
+    assert (short["n"], short["num_forced"], short["num_unforced"], short["median_unforced"], short["longest"]) == (
+        5,
+        5,
+        3,
+        6,
+        18,
+    )
     assert (short["num_reopened"], short["num_longer"], short["escape_rate"]) == (2, 2, 0.6)
     assert short["escape_rate_low"] < 0.6 < short["escape_rate_high"]
     assert (short["num_cut"], short["num_not_found"], short["num_empty"]) == (1, 1, 1)

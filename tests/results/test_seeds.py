@@ -17,7 +17,9 @@ def test_mean_and_deviation_are_over_seeds_of_accuracies_over_problems():
     (point,) = seed_spread(rows)
     of_seed = right.mean((1, 2))
     assert [seed["accuracy"] for seed in point["seeds"]] == pytest.approx(of_seed)
-    assert [(seed["seed"], seed["n"], seed["mean_thinking_tokens"]) for seed in point["seeds"]] == [(s, 21, s) for s in range(5)]
+    assert [(seed["seed"], seed["n"], seed["mean_thinking_tokens"]) for seed in point["seeds"]] == [
+        (s, 21, s) for s in range(5)
+    ]
     assert (point["mean"], point["deviation"]) == pytest.approx((of_seed.mean(), of_seed.std(ddof=1)))
     assert (point["lowest"], point["highest"], point["num_problems"]) == (of_seed.min(), of_seed.max(), 7)
 
