@@ -37,8 +37,10 @@ def escapes(rows: Sequence[SampleRow], multiple: float = MULTIPLE) -> list[Point
 
     A point has the columns of `SETTING`, the number of answers `n`, and numbers of answers: `num_forced`, `num_cut` (ended by their
     limit), `num_empty` (nothing but blanks behind the wrap-up), `num_not_found` (no answer was found) and `num_rejected` (no answer,
-    because every trace was too long). Of the forced answers, `num_reopened` open or end thinking again, and `num_longer` have more than `longest` tokens:
-    `multiple` times `median_unforced`, the median answer of the curve's `num_unforced` unforced answers. Both are None if it has none.
+    because every trace was too long).
+
+    `num_reopened` forced answers open or end thinking again. `num_longer` forced answers have more than `longest` tokens, which is
+    `multiple` times `median_unforced`, the median length of the curve's `num_unforced` unforced answers. Both are None if it has none.
 
     `escape_rate` is the share of forced answers that escape, as the mean over problems, with its interval (`_low`, `_high`); None without
     forced answers.

@@ -146,7 +146,7 @@ def test_table_3_follows_from_its_points(method):
     assert 100 * control(tokens, [(0, limit) for limit in limits]) == pytest.approx(published_control)
     # The table is rounded, and so are the token counts it was published with.
     assert scaling(tokens, accuracies) == pytest.approx(exact, abs=0.05)
-    assert exact == pytest.approx(published_scaling, abs=0.6)
+    assert exact == pytest.approx(published_scaling, abs=1)
     assert max(accuracies) == best
 
 
