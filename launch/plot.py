@@ -1,8 +1,9 @@
-"""Draw the scaling curves of a file of sample rows.
+"""Draw the scaling curves of a file of sample rows, and write its tables.
 
 Writes thinking.png (accuracy against thinking tokens) and, if each problem has several samples, voting.png (majority voting). The points of
-each figure are written beside it as JSON. Rows that differ in model, weights, benchmark or any setting are kept apart.
-Standard output: one JSON line per figure. Standard error: the points as tables.
+each figure are written beside it as JSON. Writes tables.md and tables.json: curves, Control, votes, and if the rows have them, answers that
+an ignored stop turned, forced answers, and seeds. Rows that differ in model, weights, benchmark or any setting are kept apart.
+Standard output: one JSON line per figure, and one for the tables. Standard error: the tables.
 """
 
 import json
@@ -14,8 +15,10 @@ from typing import Annotated
 
 import tyro
 
+from s1jax.results.escape import MULTIPLE
+from s1jax.results.run_tables import format_tables, holds_tables, write_tables
 from s1jax.results.samples import distinct_samples, read_samples
-from s1jax.results.tables import format_thinking_table, format_voting_table
+from s1jax.results.tables import format_voting_table
 from s1jax.runtime.command import run_command
 from s1jax.runtime.config import parse_arguments
 from s1jax.runtime.errors import UserError
@@ -31,12 +34,16 @@ class PlotConfig:
     rows: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="ROWS")]
     """Sample rows (JSONL) that evaluate.py and sweep.py wrote."""
     out: Path | None = None
-    """Directory for the figures; default: the directory of the rows."""
+    """Directory for the figures and tables; default: the directory of the rows."""
+    escape_multiple: float = MULTIPLE
+    """A forced answer that is longer than this multiple of the median unforced answer counts as one that goes on thinking."""
 
 
 def main() -> None:
-    """Read the rows, write the figures, print the tables."""
+    """Read the rows, write the figures and tables, print the tables."""
     config = parse_arguments(__doc__, PlotConfig)
+    if not 0 < config.escape_multiple < float("inf"):
+        raise UserError(f"escape_multiple is {config.escape_multiple}; it must be a number above 0")
     # A notebook's backend may stop the import of matplotlib, and a user's settings may ask for LaTeX.
     os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}
     from s1jax.results.figures import holds_points, plot_thinking, plot_voting
@@ -48,25 +55,25 @@ def main() -> None:
     out = config.out or config.rows.parent
     voting = format_voting_table(rows)
     figures = [out / "thinking.png", *([out / "voting.png"] if voting else [])]
-    for path in (*figures, *(figure.with_suffix(".json") for figure in figures)):
+    tables = out / "tables.md"
+    for path in (file for shown in (*figures, tables) for file in (shown, shown.with_suffix(".json"))):
         check_writable(path)
         if path.resolve() == config.rows.resolve():
-            raise UserError(
-                f"{path} holds the rows, and the figures would replace it: give another --out, or rename it"
-            )
-    for figure in figures:
-        points = figure.with_suffix(".json")
-        if (figure.exists() or points.exists()) and not holds_points(points):
-            raise UserError(f"{figure} or {points.name} is of another program: give another --out, or rename it")
+            raise UserError(f"{path} holds the rows, which would be replaced: give another --out, or rename it")
+    for shown in (*figures, tables):
+        data = shown.with_suffix(".json")
+        is_ours = holds_tables if shown == tables else holds_points
+        if (shown.exists() or data.exists()) and not is_ours(data):
+            raise UserError(f"{shown} or {data.name} is of another program: give another --out, or rename it")
     plot_thinking(rows, figures[0])
-    logger.info(format_thinking_table(rows))
     if voting:
         plot_voting(rows, figures[1])
-        logger.info("\n%s", voting)
-    else:
-        logger.info("\nno voting figure: no setting has two samples of each of its problems")
+    write_tables(rows, tables, config.escape_multiple)
+    logger.info(format_tables(rows, config.escape_multiple))
+    logger.info("\n%s", voting or "no voting figure: no setting has two samples of each of its problems")
     for figure in figures:
         print(json.dumps({"figure": str(figure), "points": str(figure.with_suffix(".json"))}))
+    print(json.dumps({"tables": str(tables), "points": str(tables.with_suffix(".json"))}))
 
 
 if __name__ == "__main__":

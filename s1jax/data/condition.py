@@ -38,8 +38,6 @@ class Limits(NamedTuple):
 class TraceSettings:
     """The settings that the conditions of a sweep share."""
 
-    ignore_text: str = "Wait"
-    """Text that replaces an attempt to end thinking. If empty, another token is drawn instead."""
     max_answer_tokens: int = 512
     """Longest answer."""
     temperature: float = 0.0
@@ -69,7 +67,7 @@ class TraceSettings:
         check_types(self)
         check_integer("top_k", self.top_k)
         check_integer("max_answer_tokens", self.max_answer_tokens, least=1)
-        for name in ("ignore_text", "wrap_up", "prompt_suffix", "system_prompt"):
+        for name in ("wrap_up", "prompt_suffix", "system_prompt"):
             check_text(name, getattr(self, name))
         if self.thinking_format != AUTO:
             find_format(self.thinking_format)
@@ -101,6 +99,8 @@ class Condition(TraceSettings):
     """Thinking may not end before this many tokens."""
     num_ignore: int = 0
     """How many attempts to end thinking are replaced by `ignore_text`."""
+    ignore_text: str = "Wait"
+    """Text that replaces an attempt to end thinking. If empty, another token is drawn instead."""
     method: Method = "budget_forcing"
     """How the amount of thinking is controlled."""
     requested: str = ""
@@ -115,6 +115,7 @@ class Condition(TraceSettings):
                 raise UserError(f"thinking_format is {self.thinking_format}: {method} needs {own}")
             object.__setattr__(self, "thinking_format", own)
         super().__post_init__()
+        check_text("ignore_text", self.ignore_text)
         for name in Limits._fields:
             check_integer(name, getattr(self, name))
         if self.min_thinking_tokens > self.max_thinking_tokens:

@@ -79,7 +79,8 @@ class EvaluateConfig:
 class Trace:
     """Conditions whose answers are decoded from one thinking trace, or from one series of traces under rejection sampling.
 
-    They differ only in their limits, and in being forced: methods that ask for the same in the prompt.
+    They differ only in their limits, and in being forced: methods that ask for the same in the prompt. Each ignore text has a trace of its
+    own.
     """
 
     conditions: tuple[Condition, ...]
@@ -115,7 +116,13 @@ def traces_of(conditions: Iterable[Condition]) -> list[Trace]:
 def _shared(condition: Condition) -> tuple[Any, ...]:
     """Return what the conditions of one trace have in common."""
     settings = tuple(getattr(condition, field.name) for field in fields(TraceSettings))
-    return *settings, condition.prompt, condition.method == "rejection_sampling", condition.max_tries
+    return (
+        *settings,
+        condition.ignore_text,
+        condition.prompt,
+        condition.method == "rejection_sampling",
+        condition.max_tries,
+    )
 
 
 def check_num_samples(num_samples: int, condition: TraceSettings) -> None:

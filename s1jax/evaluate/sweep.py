@@ -1,17 +1,17 @@
 """Sweeps: a grid of conditions -> sample rows of every condition, from one thinking trace per prompt and sample.
 
-The sequential axis is the product of thinking budgets, minimums and numbers of ignored stops, or the amounts of thinking that a control
-method asks for (`methods.py`). The parallel axis is the number of samples.
+The sequential axis is the product of thinking budgets, minimums, numbers of ignored stops and ignore texts, or the amounts of thinking that
+a control method asks for (`methods.py`). The parallel axis is the number of samples.
 
 A smaller budget only cuts a trace short. Up to the next attempt to end the thinking, any number of ignored stops gives the same trace. So
 one trace, decoded under the largest of all limits, serves the whole grid, and only the answers are decoded per condition. A curve costs
-little more than its largest point, and equals its points decoded one at a time.
+little more than its largest point, and equals its points decoded one at a time. Each further ignore text costs a trace of its own.
 """
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 import tyro
@@ -35,6 +35,8 @@ class SweepConfig:
     """Thinking may not end before so many tokens. A minimum above a budget is left out of the grid."""
     num_ignore: tuple[int, ...] = (0,)
     """How many attempts to end thinking are replaced by the ignore text."""
+    ignore_text: tuple[str, ...] = ("Wait",)
+    """Texts that replace an attempt to end thinking. For an empty text, another token is drawn instead."""
     method: tuple[Method, ...] = ("budget_forcing",)
     """How the amount of thinking is controlled. The rows of several methods can be compared."""
     requested: tuple[str, ...] = ()
@@ -63,10 +65,15 @@ def grid(config: SweepConfig) -> list[Condition]:
         if not values or min(values) < 0:
             raise UserError(f"{name} is {values}; give at least one value, none negative")
     points = [Limits(*values) for values in dict.fromkeys(itertools.product(*axes.values()))]
+    if not config.ignore_text:
+        raise UserError("ignore_text is empty; give at least one text")
+    first, *others = dict.fromkeys(config.ignore_text)
     conditions = [
-        condition
+        replace(condition, ignore_text=text)
         for method in dict.fromkeys(config.method)
         for condition in conditions_of(method, config.condition, points, config.requested, config.max_tries)
+        # Where nothing is ignored, all texts give the same answer.
+        for text in (first, *(others if condition.num_ignore or condition.min_thinking_tokens else ()))
     ]
     for name, unused, is_used in (
         ("min_thinking_tokens", (0,), {*config.method} & {*FORCING}),
@@ -75,6 +82,10 @@ def grid(config: SweepConfig) -> list[Condition]:
     ):
         if (value := getattr(config, name)) != unused and not is_used:
             raise UserError(f"{name} is {value}: it has no effect under {' and '.join(config.method)}")
+    if others and all(condition.ignore_text == first for condition in conditions):
+        raise UserError(
+            f"ignore_text is {config.ignore_text}: it has no effect, because no attempt to end thinking is ignored"
+        )
     if unused_amounts := set(config.requested) - {condition.requested for condition in conditions}:
         raise UserError(f"no method asks for {', '.join(sorted(unused_amounts))}: {' and '.join(config.method)}")
     return conditions

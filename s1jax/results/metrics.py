@@ -45,7 +45,7 @@ def mean_interval(values: Sequence[float], max_draws: float) -> tuple[float, flo
 
 
 def by_setting(rows: Sequence[SampleRow]) -> Iterator[tuple[dict[str, Any], list[list[SampleRow]]]]:
-    """Yield (setting, rows of each problem) of distinct samples, sorted by setting."""
+    """Yield (columns of `SETTING`, rows of each problem) of distinct samples, sorted by setting."""
     settings: dict[tuple[Any, ...], dict[str, list[SampleRow]]] = {}
     for row in distinct_samples(rows):
         problems = settings.setdefault(pick(row, SETTING), {})

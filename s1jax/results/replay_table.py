@@ -9,7 +9,8 @@ from s1jax.results.grid import at_equal_tokens
 from s1jax.results.metrics import Point
 from s1jax.results.replay_rows import Replayed
 from s1jax.results.samples import CURVE, SETTING, pick
-from s1jax.results.tables import CurveNames, align, groups, in_percent, quoted, setting_text
+from s1jax.results.tables import CurveNames, groups, percent, quoted, setting_text
+from s1jax.results.text_table import Table
 from s1jax.runtime.command import counted
 
 _NAMES = {
@@ -35,11 +36,12 @@ def format_replay_table(replayed: Replayed) -> str:
         if setting[0]["num_samples"] == setting[0]["num_budgets"] == 1:
             num_empty += 1
             continue
-        table = [("rule", "setting", "votes", "accuracy %", "95% interval", "tokens", "longest", "of voting")]
+        header = ("rule", "setting", "votes", "accuracy %", "95% interval", "tokens", "longest", "of voting")
+        cells = []
         for p in points:
             share = "-" if p["share"] is None else f"{p['share']:.0%}"
             sizes = (f"{p['tokens']:,.1f}", f"{p['longest_trace']:,.1f}", share)
-            table.append((_NAMES[p["rule"]], _setting(p), str(p["k"]), *in_percent(p, "accuracy"), *sizes))
+            cells.append((_NAMES[p["rule"]], _setting(p), str(p["k"]), *percent(p, "accuracy"), *sizes))
         notes = [
             f"left out: {_NAMES[p['rule']]}: {p['why']}"
             for p in replayed.left_out
@@ -50,7 +52,7 @@ def format_replay_table(replayed: Replayed) -> str:
             rules = ", ".join(_NAMES[rule] for rule in drawn)
             notes.insert(0, f"over {max(drawn.values()):,} random subsets of the samples, not all: {rules}")
         title = f"{names.title(setting[0])}, {setting_text(setting[0])}"
-        blocks.append("\n".join([title, *(align(table) if points else []), *notes]))
+        blocks.append(Table(title, header, cells, notes).text() if points else "\n".join([title, *notes]))
     if num_empty:
         which = counted(num_empty, "other setting" if blocks else "setting")
         blocks.append(f"nothing to replay under {which}: they have one sample per problem and one budget")
@@ -79,17 +81,18 @@ def format_grid_table(grid: Sequence[Point]) -> str:
     """
     names, blocks = CurveNames(grid), []
     for curve in groups(grid, *CURVE):
-        table = [("setting", "votes", "accuracy %", "95% interval", "thinking tokens", "tokens", "front")]
+        header = ("setting", "votes", "accuracy %", "95% interval", "thinking tokens", "tokens", "front")
+        cells = []
         for p in curve:
             sizes = (f"{p['thinking_tokens']:,.1f}", f"{p['tokens']:,.1f}", "*" if p["is_on_front"] else "")
-            table.append((setting_text(p), str(p["k"]), *in_percent(p, "accuracy"), *sizes))
-        blocks.append("\n".join([names.title(curve[0]), *align(table)]))
+            cells.append((setting_text(p), str(p["k"]), *percent(p, "accuracy"), *sizes))
+        blocks.append(Table(names.title(curve[0]), header, cells).text())
         if levels := at_equal_tokens(curve):
-            blocks.append("\n".join(["accuracy % at equal tokens", *align(_equal_tokens(levels))]))
+            blocks.append(_equal_tokens(levels).text())
     return "\n\n".join(blocks)
 
 
-def _equal_tokens(levels: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+def _equal_tokens(levels: Sequence[dict[str, Any]]) -> Table:
     ways = [name for name in levels[0] if name not in ("share", "tokens")]
     header = [f"extending {quoted(w[10:])}" if w.startswith("extending ") else w for w in ways]
     rows = [
@@ -100,4 +103,4 @@ def _equal_tokens(levels: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
         )
         for level in levels
     ]
-    return [("of a whole trace", "tokens", *header), *rows]
+    return Table("accuracy % at equal tokens", ("of a whole trace", "tokens", *header), rows)

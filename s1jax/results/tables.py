@@ -1,4 +1,4 @@
-"""Sample rows -> tables of the curves for terminals, and short names of curves and settings."""
+"""Sample rows -> tables of the curves, and short names of curves and settings."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from s1jax.data.control_methods import METHOD_FORMATS
 from s1jax.results.control import summarise_curves
 from s1jax.results.metrics import Point, thinking_curve, voting_curve
 from s1jax.results.samples import CURVE, SETTING, SampleRow, pick
+from s1jax.results.text_table import Table
 from s1jax.runtime.command import counted
 from s1jax.runtime.terminal import shortened, visible
 
@@ -51,14 +52,14 @@ class CurveNames:
         for name in CURVE:
             is_shown = (name, pick(point, _OWNERS[name])) in self.ambiguous if name in _OWNERS else name in self.varying
             if is_shown and point[name] is not None and not _is_implied(point, name):
-                parts[name] = _column_text(name, point[name])
+                parts[name] = column_text(name, point[name])
         if not self.is_known_alike and (unknown := _unknown(point)):
             parts["unknown"] = f"{len(unknown)} settings unknown"
         return parts
 
     def title(self, point: Point) -> str:
         """Return the title of a table: benchmark, model, method and temperature, then all else that sets its curve apart."""
-        always = {n: _column_text(n, point[n]) for n in ("benchmark", "model", "method", "temperature")}
+        always = {n: column_text(n, point[n]) for n in ("benchmark", "model", "method", "temperature")}
         return ", ".join((always | self.parts(point)).values())
 
 
@@ -77,7 +78,7 @@ def _unknown(point: Point) -> tuple[str, ...]:
     return tuple(name for name in CURVE if point[name] is None)
 
 
-def _column_text(name: str, value: Any) -> str:
+def column_text(name: str, value: Any) -> str:
     """Name a value of a column in a word or two."""
     if name in ("benchmark", "model", "method", "dtype"):
         return visible(str(value))
@@ -121,43 +122,38 @@ def quoted(text: str) -> str:
 
 
 def format_thinking_table(rows: Sequence[SampleRow]) -> str:
-    """Return the sequential curves as aligned plain text: a block per curve, with its Control, Scaling and Performance below.
+    """Return the sequential curves as aligned plain text (`thinking_tables`)."""
+    return "\n\n".join(table.text() for table in thinking_tables(rows))
+
+
+def thinking_tables(rows: Sequence[SampleRow]) -> list[Table]:
+    """Return a table per sequential curve, with its Control, Scaling and Performance below.
 
     "ended by budget" counts the samples whose thinking reached the budget, and checks that each stopped exactly there. "cut" counts the
-    answers that their limit ended, "not found" those in which no answer was found. Below a block are warnings (`_warnings`). Several
-    curves are compared in a last block.
+    answers that their limit ended, "not found" those in which no answer was found. Below a table are warnings (`_warnings`). Several
+    curves are compared in a last table.
     """
-    blocks, summaries, points = [], [], thinking_curve(rows)
+    tables, summaries, points = [], [], thinking_curve(rows)
     names = CurveNames(points)
     for curve, summary in zip(groups(points, *CURVE), summarise_curves(rows), strict=True):
         title = names.title(curve[0])
         extra = list(_method_columns(curve[0]))
-        table = [
-            ("setting", "n", "thinking tokens", *extra, "cut", "not found", "accuracy %", "95% interval"),
-            *(
-                (
-                    setting_text(p), str(p["n"]), f"{p['mean_thinking_tokens']:,.1f}", *_method_columns(p).values(), str(p["num_cut"]),
-                    str(p["num_not_found"]), *in_percent(p, "accuracy"),
-                )
-                for p in curve
-            ),
-        ]  # fmt: skip
-        percent, of_samples, slope, best = _merits(summary)
-        merits = f"Control {percent} ({of_samples} of samples)   Scaling {slope}   Performance {best}"
-        blocks.append("\n".join([title, *align(table), merits, *_warnings(curve)]))
-        summaries.append(
+        header = ("setting", "n", "thinking tokens", *extra, "cut", "not found", "accuracy %", "95% interval")
+        cells = [
             (
-                ", ".join(names.parts(curve[0]).values()),
-                percent,
-                of_samples,
-                slope.replace(" points per doubling", ""),
-                best,
+                setting_text(p), str(p["n"]), f"{p['mean_thinking_tokens']:,.1f}", *_method_columns(p).values(), str(p["num_cut"]),
+                str(p["num_not_found"]), *percent(p, "accuracy"),
             )
-        )
+            for p in curve
+        ]  # fmt: skip
+        control, of_samples, slope, best = _merits(summary)
+        merits = f"Control {control} ({of_samples} of samples)   Scaling {slope}   Performance {best}"
+        tables.append(Table(title, header, cells, [merits, *_warnings(curve)]))
+        summaries.append((", ".join(names.parts(curve[0]).values()), control, of_samples, slope.replace(" points per doubling", ""), best))
     if len(summaries) > 1:
         header = ("curve", "Control", "of samples", "Scaling (points per doubling)", "Performance")
-        blocks.append("\n".join(align([header, *summaries])))
-    return "\n\n".join(blocks)
+        tables.append(Table("Figures of merit of each curve", header, summaries))
+    return tables
 
 
 def _method_columns(point: Point) -> dict[str, str]:
@@ -232,25 +228,22 @@ def _warnings(curve: Sequence[Point]) -> Iterator[str]:
 
 
 def format_voting_table(rows: Sequence[SampleRow]) -> str:
-    """Return the parallel curves as aligned plain text, a block per setting; "" if no setting has two samples of each problem."""
-    blocks, points = [], voting_curve(rows)
+    """Return the parallel curves as aligned plain text (`voting_tables`); "" if no setting has two samples of each problem."""
+    return "\n\n".join(table.text() for table in voting_tables(rows))
+
+
+def voting_tables(rows: Sequence[SampleRow]) -> list[Table]:
+    """Return a table of the parallel curve of each setting that has two samples of each problem."""
+    tables, points = [], voting_curve(rows)
     names = CurveNames(points)
     for setting in groups(points, *SETTING):
         title = f"{names.title(setting[0])}, {setting_text(setting[0])}"
-        table = [("k", "maj@k %", "95% interval", "pass@k %", "95% interval")]
-        table += [(str(p["k"]), *in_percent(p, "maj_at_k"), *in_percent(p, "pass_at_k")) for p in setting]
-        blocks.append("\n".join([title, *align(table)]))
-    return "\n\n".join(blocks)
+        header = ("k", "maj@k %", "95% interval", "pass@k %", "95% interval")
+        cells = [(str(p["k"]), *percent(p, "maj_at_k"), *percent(p, "pass_at_k")) for p in setting]
+        tables.append(Table(title, header, cells))
+    return tables
 
 
-def in_percent(point: Point, name: str) -> tuple[str, str]:
-    """Return a statistic of a point and its interval as text, in percent."""
+def percent(point: Point, name: str) -> tuple[str, str]:
+    """Return two cells, in percent: a statistic and its interval."""
     return f"{100 * point[name]:.1f}", f"{100 * point[f'{name}_low']:.1f} to {100 * point[f'{name}_high']:.1f}"
-
-
-def align(table: Sequence[Sequence[str]]) -> list[str]:
-    """Pad the first column on the right and the others on the left, and draw a rule below the header."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    pad = [str.ljust] + [str.rjust] * (len(widths) - 1)
-    lines = ["  ".join(p(cell, w) for p, cell, w in zip(pad, row, widths, strict=True)) for row in table]
-    return [lines[0], "-" * len(lines[0]), *lines[1:]]

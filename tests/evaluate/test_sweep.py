@@ -53,6 +53,9 @@ def test_points_and_number_of_rows_change_no_row(config, tmp_path):
         (dict(max_thinking_tokens=(-1,)), "none negative"),
         (dict(num_ignore=()), "at least one value"),
         (dict(num_samples=0), "num_samples is 0"),
+        (dict(ignore_text=()), "give at least one text"),
+        (dict(ignore_text=("Wait", "\ud800")), "lone surrogate"),
+        (dict(ignore_text=("Wait", "Hmm"), num_ignore=(0,)), "no attempt to end thinking is ignored"),
         (dict(min_thinking_tokens=(50,)), "above every budget"),
         (dict(max_thinking_tokens=(600,)), "the model has 512"),
     ],
@@ -92,3 +95,28 @@ def test_the_condition_and_the_axes_of_a_sweep_can_be_given_on_the_command_line(
     condition = Condition(16, max_answer_tokens=8, temperature=1.0, top_p=0.9, dtype="float32", int8=("weights",))
     (trace,) = traces_of(grid(config))
     assert trace.condition == condition and len(grid(config)) == 2
+
+
+def test_each_ignore_text_is_a_point_and_a_trace_only_where_something_is_ignored():
+    argv = ["quickstart_ignore_texts", "--max-thinking-tokens", "8", "16", "--num-ignore", "0", "2"]
+    config = parse_command("", SweepConfig, [*argv, "--ignore-text", "", "Hmm", "Wait", "Hmm"])
+    points = [(c.max_thinking_tokens, c.num_ignore, c.ignore_text) for c in grid(config)]
+    assert points == [(b, k, text) for b in (8, 16) for k in (0, 2) for text in ("", "Hmm", "Wait")[: 3 if k else 1]]
+    traces = traces_of(grid(config))
+    assert [(len(trace.conditions), trace.condition.ignore_text) for trace in traces] == [
+        (4, ""),
+        (2, "Hmm"),
+        (2, "Wait"),
+    ]
+
+
+@pytest.mark.integration
+def test_a_sweep_of_ignore_texts_equals_a_sweep_of_each_text(config, tmp_path):
+    config = replace(drawn(config), num_ignore=(0, 2), ignore_text=("Wait", "", "Hmm"))
+    rows = comparable(sweep(config))
+    apart = []
+    for i, text in enumerate(config.ignore_text):
+        decoding = replace(config.decoding, output=str(tmp_path / f"text{i}.jsonl"))
+        one = replace(config, decoding=decoding, ignore_text=(text,), num_ignore=(0, 2) if i == 0 else (2,))
+        apart += comparable(sweep(one))
+    assert rows == sorted(apart) and len(rows) == 3 * 3 * (1 + 3)

@@ -109,7 +109,7 @@ def test_a_study_resumes_exactly_what_is_missing_and_plot_keeps_its_curves_apart
     for ax in figures[0].axes:
         lines = [line for line in ax.lines if line.get_linestyle() == "-"]
         assert [len(line.get_xdata()) for line in lines] == [len(BUDGETS)] * 4
-    titles = [block.splitlines()[0] for block in format_thinking_table(rows).split("\n\n")]
+    *titles, _ = [block.splitlines()[0] for block in format_thinking_table(rows).split("\n\n")]
     assert len(set(titles)) == len(titles) == 8 and all("top-p " in title for title in titles)
 
 
@@ -122,6 +122,6 @@ def test_weights_that_share_a_models_name_make_curves_and_rows_of_their_own(stud
     weights.write_bytes(data)
     both = read_samples(sweep(config))
     assert both[: len(rows)] == rows and len(both) == 2 * len(rows)
-    titles = [block.splitlines()[0] for block in format_thinking_table(both).split("\n\n")]
+    *titles, _ = [block.splitlines()[0] for block in format_thinking_table(both).split("\n\n")]
     assert {title.rpartition(", ")[2] for title in titles} == {f"weights {row['weights'][:6]}" for row in both}
     assert len(titles) == 2 and replace(config).decoding.model in titles[0]

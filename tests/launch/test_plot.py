@@ -29,7 +29,7 @@ def test_the_command_writes_figures_beside_the_rows_and_names_them(tmp_path):
     result = run(path)
     assert result.returncode == 0, result.stderr
     figures = [json.loads(line) for line in result.stdout.splitlines()]
-    assert [Path(f["figure"]).name for f in figures] == ["thinking.png", "voting.png"]
+    assert [Path(next(iter(f.values()))).name for f in figures] == ["thinking.png", "voting.png", "tables.md"]
     assert all(Path(f[key]).is_file() and Path(f[key]).parent == tmp_path for f in figures for key in f)
     assert "Performance" in result.stderr and "maj@k" in result.stderr
 
@@ -51,6 +51,7 @@ def test_no_figure_is_written_if_one_of_them_cannot_be(tmp_path):
 @pytest.mark.integration
 def test_figures_replace_figures_and_no_file_of_another_program(tmp_path):
     path, old = tmp_path / "rows.jsonl", {"thinking.png": "a picture", "thinking.json": '{"my": "data"}'}
+    old |= {"tables.md": "my tables", "tables.json": '{"curves": []}'}
     path.write_text("".join(json.dumps(row) + "\n" for row in study_rows()))
     for name, content in old.items():
         (tmp_path / name).write_text(content)
@@ -86,7 +87,7 @@ def test_the_command_explains_bad_rows_in_one_line(tmp_path):
         ),
         (["{tmp}/rows.jsonl", "--out", "/proc/figures"], "/proc/figures/thinking.png cannot be written: "),
         (["{tmp}/rows.jsonl", "--out", "{tmp}/taken"], "{tmp}/taken/voting.json cannot be written: it is a directory"),
-        (["{tmp}/voting.json"], "{tmp}/voting.json holds the rows, and the figures would replace it"),
+        (["{tmp}/voting.json"], "{tmp}/voting.json holds the rows, which would be replaced"),
     ],
 )
 def test_the_command_explains_a_bad_path_in_one_line(tmp_path, arguments, message):

@@ -115,7 +115,7 @@ def test_several_curves_are_compared_in_one_table():
         sample(method="token_conditional", requested=r, num_thinking_tokens=12, correct=False) for r in ("8", "16")
     ]
     *_, table = format_thinking_table(rows).split("\n\n")
-    header, _, first, second = table.splitlines()
+    _, header, _, first, second = table.splitlines()
     assert header.split()[:2] == ["curve", "Control"]
     assert first.startswith("budget_forcing ") and first.split()[-4:] == ["100%", "100%", "+100.0", "100.0%"]
     assert second.startswith("token_conditional ") and second.split()[-4:] == ["50%", "50%", "-", "0.0%"]

@@ -43,7 +43,7 @@ def test_the_config_of_ones_own_model_needs_three_flags_and_ignores_no_stop(name
     flags = {"--model": "m", "--benchmark": "b.jsonl", "--output": "rows.jsonl", "--max-thinking-tokens": "7"}
     argv = [part for flag in flags.items() for part in flag]
     parsed = config.parse_command("", config_type, [name, *argv])
-    conditions = grid(parsed).conditions if config_type is SweepConfig else (parsed.condition,)
+    conditions = grid(parsed) if config_type is SweepConfig else (parsed.condition,)
     assert [(c.max_thinking_tokens, c.num_ignore, c.temperature) for c in conditions] == [(7, 0, 0.0)]
     for i in range(0, 6, 2):
         with pytest.raises(UserError, match=f"^give {argv[i]}; see "):
@@ -55,7 +55,9 @@ def test_the_curves_of_the_paper_are_one_axis_each():
     waits = config.load_config("s1_32b_aime24_waits", SweepConfig)
     assert budgets.num_ignore == (0,) and waits.num_ignore == tuple(range(9))
     assert len(waits.max_thinking_tokens) == 1
-    assert budgets.decoding == waits.decoding, "one file of rows, from which both curves are drawn"
+    texts = config.load_config("s1_32b_aime24_ignore_texts", SweepConfig)
+    assert set(texts.ignore_text) == {"Wait", "", "Alternatively", "Hmm"} and len(grid(texts)) == 1 + 4
+    assert budgets.decoding == waits.decoding == texts.decoding, "one file of rows, from which all curves are drawn"
 
 
 def test_overrides_reach_nested_fields():

@@ -14,7 +14,7 @@ def sample(**columns) -> SampleRow:
         "weights": "0123456789ab",
         "tokenizer": "ba9876543210",
         "problem": "00112233aabb",
-        **vars(Condition(64, ignore_text="")),
+        **vars(Condition(64, ignore_text="", thinking_format="s1")),
         "sample_index": 0,
         "seed": 0,
         "num_thinking_tokens": 10,
