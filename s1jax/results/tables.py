@@ -1,9 +1,9 @@
-"""Sample rows -> tables of the curves for terminals, and short names of curves and settings."""
+"""Sample rows -> tables of the curves, as cells and as text for terminals, and short names of curves and settings."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from s1jax.results.control import summarise_curves
 from s1jax.results.metrics import Point, thinking_curve, voting_curve
@@ -16,6 +16,17 @@ WARN_ABOVE = 0.1
 
 # Columns that name the fingerprint's owner: the fingerprint is shown only if one owner has several.
 _OWNERS = {"weights": ("model",), "tokenizer": ("model", "weights")}
+
+
+class Table(NamedTuple):
+    """One table, in which all text is visible."""
+
+    title: str
+    """What it is of; "" if its first column says so."""
+    cells: list[tuple[str, ...]]
+    """The header, then the rows."""
+    notes: list[str]
+    """Lines below it."""
 
 
 def groups(points: Sequence[Point], *columns: str) -> list[list[Point]]:
@@ -112,18 +123,23 @@ def quoted(text: str) -> str:
 
 
 def format_thinking_table(rows: Sequence[SampleRow]) -> str:
-    """Return the sequential curves as aligned plain text: a block per curve, with its Control, Scaling and Performance below.
+    """Return the tables of `thinking_tables` as aligned plain text, a block per table."""
+    return "\n\n".join(map(_as_text, thinking_tables(rows)))
+
+
+def thinking_tables(rows: Sequence[SampleRow]) -> list[Table]:
+    """Return the sequential curves: a table per curve, with its Control, Scaling and Performance below.
 
     "ended by budget" counts the samples whose thinking reached the budget, and checks that each stopped exactly there. "cut" counts the
-    answers that their limit ended, "not found" those in which no answer was found. Below a block are warnings (`_warnings`). Several
-    curves are compared in a last block.
+    answers that their limit ended, "not found" those in which no answer was found. Below a table are warnings (`_warnings`). Several
+    curves are compared in a last table.
     """
-    blocks, summaries, points = [], [], thinking_curve(rows)
+    tables, summaries, points = [], [], thinking_curve(rows)
     names = CurveNames(points)
     for curve, summary in zip(groups(points, *CURVE), summarise_curves(rows), strict=True):
         title = names.title(curve[0])
         extra = list(_method_columns(curve[0]))
-        table = [
+        cells = [
             ("setting", "n", "thinking tokens", *extra, "cut", "not found", "accuracy %", "95% interval"),
             *(
                 (
@@ -135,12 +151,12 @@ def format_thinking_table(rows: Sequence[SampleRow]) -> str:
         ]  # fmt: skip
         percent, of_samples, slope, best = _merits(summary)
         merits = f"Control {percent} ({of_samples} of samples)   Scaling {slope}   Performance {best}"
-        blocks.append("\n".join([title, *_align(table), merits, *_warnings(curve)]))
+        tables.append(Table(title, cells, [merits, *_warnings(curve)]))
         summaries.append((title, percent, of_samples, slope.replace(" points per doubling", ""), best))
     if len(summaries) > 1:
         header = ("curve", "Control", "of samples", "Scaling (points per doubling)", "Performance")
-        blocks.append("\n".join(_align([header, *summaries])))
-    return "\n\n".join(blocks)
+        tables.append(Table("", [header, *summaries], []))
+    return tables
 
 
 def _method_columns(point: Point) -> dict[str, str]:
@@ -215,19 +231,28 @@ def _warnings(curve: Sequence[Point]) -> Iterator[str]:
 
 
 def format_voting_table(rows: Sequence[SampleRow]) -> str:
-    """Return the parallel curves as aligned plain text, a block per setting; "" if no setting has two samples of each problem."""
-    blocks, points = [], voting_curve(rows)
+    """Return the tables of `voting_tables` as aligned plain text, a block per table; "" if there is none."""
+    return "\n\n".join(map(_as_text, voting_tables(rows)))
+
+
+def voting_tables(rows: Sequence[SampleRow]) -> list[Table]:
+    """Return the parallel curves, a table per setting that has at least two samples of each problem."""
+    tables, points = [], voting_curve(rows)
     names = CurveNames(points)
     for setting in groups(points, *SETTING):
         title = f"{names.title(setting[0])}, {setting_text(setting[0])}"
-        table = [("k", "maj@k %", "95% interval", "pass@k %", "95% interval")]
-        table += [(str(p["k"]), *_percent(p, "maj_at_k"), *_percent(p, "pass_at_k")) for p in setting]
-        blocks.append("\n".join([title, *_align(table)]))
-    return "\n\n".join(blocks)
+        cells = [("k", "maj@k %", "95% interval", "pass@k %", "95% interval")]
+        cells += [(str(p["k"]), *_percent(p, "maj_at_k"), *_percent(p, "pass_at_k")) for p in setting]
+        tables.append(Table(title, cells, []))
+    return tables
 
 
 def _percent(point: Point, name: str) -> tuple[str, str]:
     return f"{100 * point[name]:.1f}", f"{100 * point[f'{name}_low']:.1f} to {100 * point[f'{name}_high']:.1f}"
+
+
+def _as_text(table: Table) -> str:
+    return "\n".join([*filter(None, [table.title]), *_align(table.cells), *table.notes])
 
 
 def _align(table: Sequence[Sequence[str]]) -> list[str]:
