@@ -1,7 +1,8 @@
 """Sample rows -> one HTML file that opens from disk: figures, tables, and a browser of all answers. Needs no model and no network.
 
 The page is `report.html` with `report.css` and the scripts `report_*.js` in it. Texts are in compressed blocks of JSON, which the
-page decodes when it shows or searches them. A trace is stored once. A fork is stored as the length that it shares with the trace, and its rest.
+page decodes when it shows or searches them. A trace is stored once. A fork is stored as the length that it shares with the trace, and
+its rest.
 
 Whatever a model or a file says is data: it is escaped in HTML, and the page makes only text nodes of it. The page's policy
 (Content-Security-Policy) lets nothing run but its own script, and lets nothing be loaded.

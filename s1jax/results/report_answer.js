@@ -61,7 +61,7 @@ class Answer {
       "div", {},
       make(
         "div", { className: "head" },
-        make("button", { type: "button", id: "back", onclick: () => (location.hash = "answers") }, "‹ All answers"),
+        make("button", { type: "button", id: "back", onclick: () => (location.hash = "answers") }, "‹ List"),
         make("h3", {}, visible(this.problem.id), " ",
           make("button", { type: "button", className: "fork", onclick: () => page.only(this.problem) }, "only this problem")),
         make("span", { className: "steps" }, step("↑", "Previous answer", -1), step("↓", "Next answer", 1)),
@@ -139,7 +139,7 @@ class Answer {
       make("span", {}, visible(this.report.condition(fork.row))),
       this.label(fork.row),
       make("small", {}, `${fork.facts.num_thinking_tokens.toLocaleString("en")} tokens, ended by the ${fork.ended} · ${relation(fork)}`
-        + `${fork.extracted === null ? "" : ` · ${visible(fork.extracted).slice(0, 80)}`}`),
+        + `${fork.extracted === null ? "" : ` · answer ${visible(fork.extracted).slice(0, 80)}`}`),
     ))));
   }
 

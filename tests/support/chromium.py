@@ -93,7 +93,12 @@ class Chromium:
         match message.get("method"):
             case "Network.requestWillBeSent":
                 self.requests.append(params["request"]["url"])
-            case "Runtime.exceptionThrown" | "Runtime.consoleAPICalled" | "Log.entryAdded" | "Page.javascriptDialogOpening":
+            case (
+                "Runtime.exceptionThrown"
+                | "Runtime.consoleAPICalled"
+                | "Log.entryAdded"
+                | "Page.javascriptDialogOpening"
+            ):
                 self.messages.append(json.dumps(params))
         return message
 
@@ -104,7 +109,8 @@ class Chromium:
 
     def run(self, code: str) -> Any:
         """Return the value of an expression, awaited."""
-        result = self.call("Runtime.evaluate", expression=code, returnByValue=True, awaitPromise=True)
+        options = {"returnByValue": True, "awaitPromise": True, "allowUnsafeEvalBlockedByCSP": False}
+        result = self.call("Runtime.evaluate", expression=code, **options)
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
@@ -130,7 +136,13 @@ class Chromium:
     def resize(self, width: int, height: int, dark: bool = False) -> None:
         """Show the page at a size in CSS pixels, like a phone if it is narrow, with the light or the dark colours."""
         phone = width < 600
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=2 if phone else 1, mobile=phone)
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=2 if phone else 1,
+            mobile=phone,
+        )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
 
