@@ -147,7 +147,8 @@ def _blocks(rows: Sequence[SampleRow], questions: Questions) -> Iterator[str]:
     traces = sorted(group_traces(rows), key=lambda trace: problems[_problem(trace[0])])
     for trace in traces:
         trace.sort(key=lambda row: settings[pick(row, SETTING)]["place"])
-    sizes, blocks = [], []
+    sizes: list[int] = []
+    blocks: list[str] = []
     for block in _by_size(map(_trace, traces)):
         blocks.append(_packed(f"block{len(blocks)}", block))
         sizes.append(len(block))

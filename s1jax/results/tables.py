@@ -23,7 +23,7 @@ class Table(NamedTuple):
 
     title: str
     """What it is of; "" if its first column says so."""
-    cells: list[tuple[str, ...]]
+    cells: Sequence[tuple[str, ...]]
     """The header, then the rows."""
     notes: list[str]
     """Lines below it."""
