@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole s1 story offline on a laptop's CPU, from a bare clone: curate -> fine-tune -> scaling curves.
+# The whole s1 story offline on a laptop's CPU, from a bare clone: curate -> fine-tune -> scaling curves -> report.
 #   bash launch/quickstart.sh [OUT]     OUT: folder for rows, tables and plots (default: out)
 # Finished steps are not repeated; remove OUT to start again.
 set -euo pipefail
@@ -66,11 +66,13 @@ sweep quickstart_waits "5/6 sequential scaling: attempts to stop thinking are re
 sweep quickstart_votes "6/6 parallel scaling: majority votes of up to 64 samples"
 printf '\n== drawing\n\n' >&2
 .venv/bin/python launch/plot.py "$out/rows.jsonl" --out "$out" >/dev/null
+.venv/bin/python launch/report.py "$out/rows.jsonl" --benchmark "$out/data/heldout.jsonl" --out "$out/report.html" >/dev/null
 
 printf '\nDone in %d s. In %s:\n' $((SECONDS - started)) "$out" >&2
 cat >&2 <<END
   thinking.png, thinking.json   accuracy against thinking tokens
   voting.png, voting.json       accuracy against number of samples
+  report.html                   all of it, to look into: open this file in a browser, and choose "Answers"
   rows.jsonl                    every answer: the trace, its token counts and its grade
   data/                         the pool, the chosen training set, the rejected rows with reasons, the held-out problems
   model/                        the fine-tuned model; model/hf is a Hugging Face checkpoint. Ask it with

@@ -1,4 +1,4 @@
-"""Figures of test-time scaling: sample rows -> PNG files, each with its points as JSON beside it.
+"""Figures of test-time scaling: sample rows -> PNG or SVG files, each with its points as JSON beside it.
 
 *Sequential* scaling is accuracy against thinking tokens, on a log2 axis, since each doubling counts the same (paper, figures 1 and 4).
 *Parallel* scaling is majority voting over k samples. There is one panel per benchmark, and every point has its 95% interval over problems.
@@ -294,7 +294,7 @@ class _Page:
             bar.set_alpha(0.35)
 
     def write(self, path: str | Path) -> None:
-        """Lay out the page, and write the PNG and the points as JSON beside it, each whole or not at all."""
+        """Lay out the page, and write the picture and the points as JSON beside it, each whole or not at all."""
         figure, width = self.figure, self.figure.get_figwidth()
         longest = max(map(len, self.handles))
         tries = [(longest, columns) for columns in range(min(len(self.handles), 8), 0, -1)]
@@ -330,7 +330,7 @@ class _Page:
         path = Path(path)
         write_file(path.with_suffix(".json"), json.dumps(self._points, indent=2, ensure_ascii=False) + "\n")
         picture = io.BytesIO()
-        figure.savefig(picture, format="png", dpi=200)
+        figure.savefig(picture, format=path.suffix.removeprefix("."), dpi=200)
         write_file(path, picture.getvalue())
 
     def _subject(self) -> str:

@@ -149,7 +149,15 @@ def thinking_tables(rows: Sequence[SampleRow]) -> list[Table]:
         control, of_samples, slope, best = _merits(summary)
         merits = f"Control {control} ({of_samples} of samples)   Scaling {slope}   Performance {best}"
         tables.append(Table(title, header, cells, [merits, *_warnings(curve)]))
-        summaries.append((", ".join(names.parts(curve[0]).values()), control, of_samples, slope.replace(" points per doubling", ""), best))
+        summaries.append(
+            (
+                ", ".join(names.parts(curve[0]).values()),
+                control,
+                of_samples,
+                slope.replace(" points per doubling", ""),
+                best,
+            )
+        )
     if len(summaries) > 1:
         header = ("curve", "Control", "of samples", "Scaling (points per doubling)", "Performance")
         tables.append(Table("Figures of merit of each curve", header, summaries))

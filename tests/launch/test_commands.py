@@ -128,6 +128,8 @@ CURATE += ["--output", "{tmp}/run/train.jsonl"]
         ("plot", ["{tmp}/no_json.jsonl", "--out", "{tmp}/run"], "no_json.jsonl"),
         ("replay", ["{tmp}/nonesuch.jsonl"], "nonesuch.jsonl"),
         ("replay", ["{tmp}/no_json.jsonl"], "no_json.jsonl"),
+        ("report", ["{tmp}/nonesuch.jsonl", "--out", "{tmp}/new.html"], "nonesuch.jsonl"),
+        ("report", ["{tmp}/no_json.jsonl", "--out", "{tmp}/new.html"], "no_json.jsonl"),
         ("regrade", ["{tmp}/nonesuch.jsonl"], "nonesuch.jsonl"),
         ("regrade", ["{tmp}/no_json.jsonl"], "no_json.jsonl"),
         ("regrade", ["{tmp}/good.jsonl"], "no sample row"),
@@ -204,7 +206,7 @@ def only_words(text):
 
 @pytest.mark.parametrize("script", [script for script in COMMANDS if script != "benchmark"])
 def test_help_explains_the_command_and_every_field(script, run, monkeypatch):
-    from launch import plot
+    from launch import plot, report
     from s1jax.checkpoint.convert import ConvertConfig
     from s1jax.decode.generate import GenerateConfig
     from s1jax.evaluate.conditions import EvaluateConfig
@@ -221,6 +223,7 @@ def test_help_explains_the_command_and_every_field(script, run, monkeypatch):
         plot=(plot.PlotConfig, None),
         regrade=(RegradeConfig, None),
         replay=(ReplayConfig, None),
+        report=(report.ReportConfig, None),
         sweep=(SweepConfig, "quickstart_budgets"),
         preflight=(TrainConfig, "s1_0_5b"),
         train=(TrainConfig, "quickstart"),
