@@ -10,6 +10,7 @@ place where the texts begin to differ. Standard output: the tables.
 import sys
 
 from s1jax.results.compare import CompareConfig, compare
+from s1jax.results.token_records import read_tokens
 from s1jax.runtime.command import run_command
 from s1jax.runtime.config import parse_arguments
 from s1jax.runtime.terminal import for_stream
@@ -17,8 +18,7 @@ from s1jax.runtime.terminal import for_stream
 
 def main() -> None:
     """Compare, and print the tables."""
-    # A reader of recorded tokens is given to `compare` here.
-    print(for_stream(sys.stdout, compare(parse_arguments(__doc__, CompareConfig))))
+    print(for_stream(sys.stdout, compare(parse_arguments(__doc__, CompareConfig), read_tokens)))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from s1jax.results.replay_rows import ReplayConfig, replay
 from s1jax.results.replay_table import format_grid_table, format_replay_table
 from s1jax.results.samples import CURVE, SampleRow, read_samples
 from s1jax.results.tables import groups
+from s1jax.results.token_records import has_records, read_tokens
 from s1jax.runtime.command import run_command
 from s1jax.runtime.config import parse_arguments
 from s1jax.runtime.errors import UserError
@@ -31,11 +32,7 @@ def main() -> None:
             raise UserError(f"--output {config.output} is of another program: give another one, or remove it")
 
     def read_records(row: SampleRow) -> np.ndarray | None:
-        if row.get("tokens_at") is None:
-            return None
-        from s1jax.results.token_records import read_tokens
-
-        return read_tokens(config.rows, row)
+        return read_tokens(config.rows, row) if has_records(row) else None
 
     rows = read_samples(config.rows)
     replayed, grid = replay(rows, config, read_records), scaling_grid(rows)

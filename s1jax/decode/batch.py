@@ -87,8 +87,10 @@ class Log:
     def completion(self) -> Completion:
         """Return the log as a completion. While the row thinks, tokens that do not count yet are left out."""
         n = self.num_thinking if self.phase == Phase.THINK else len(self.tokens)
-        per_token = {name: tuple(getattr(self, name)[:n]) for name in PER_TOKEN}
-        counts = dict(num_thinking=self.num_thinking, num_ignored=self.num_ignored, num_answer=self.num_answer)
+        per_token: dict[str, Any] = {name: tuple(getattr(self, name)[:n]) for name in PER_TOKEN}
+        counts: dict[str, Any] = dict(
+            num_thinking=self.num_thinking, num_ignored=self.num_ignored, num_answer=self.num_answer
+        )
         return Completion(**per_token, **counts, finish_reason=self.finish_reason)
 
 

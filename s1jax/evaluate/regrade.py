@@ -154,11 +154,11 @@ def _ask_judge(judge: Judge, problems: Sequence[Problem], grades: Sequence[Grade
             raise
     if unsure := sum(is_equal is None for is_equal in decisions.values()):
         logger.warning("the judge gave no Yes and no No about %s: they keep their verdict", counted(unsure, "answer"))
-    is_equal = [decisions.get(pair) for pair in pairs]
+    decided = [bool(decisions.get(pair)) for pair in pairs]
     graded_again = [
-        grade._replace(verdict="equal") if right else grade for grade, right in zip(grades, is_equal, strict=True)
+        Grade(grade.extracted, "equal") if right else grade for grade, right in zip(grades, decided, strict=True)
     ]
-    return graded_again, [judge.model if right else "" for right in is_equal]
+    return graded_again, [judge.model if right else "" for right in decided]
 
 
 def _log_changes(rows: Sequence[SampleRow], grades: Sequence[Grade]) -> None:

@@ -160,7 +160,9 @@ def _write_missing(
         for index, completions in engine.stream(requests, **how):
             if writes:
                 job, rows = jobs[index], []
-                places = _record(token_file, completions) if config.record_tokens else [None] * len(completions)
+                places: Sequence[int | None] = [None] * len(completions)
+                if config.record_tokens:
+                    places = _record(token_file, completions)
                 for condition, completion, place in zip(job.trace.conditions, completions, places, strict=True):
                     row = _sample_row(chat, job, condition, completion, place, shared)
                     rows.append((row, grader.submit(row["answer_text"], job.problem.answer)))

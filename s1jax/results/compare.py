@@ -263,7 +263,8 @@ def _texts(comparisons: Sequence[Comparison]) -> list[str]:
     if not any(c["texts"]["num_pairs"] for c in comparisons):
         return []
     header = ("where texts begin to differ", "answers", "equal", "first character", "median character")
-    cells, earliest = [], {}
+    cells: list[tuple[str, ...]] = []
+    earliest: dict[str, tuple[Comparison, Any]] = {}
     for c in comparisons:
         texts = c["texts"]
         places = (texts["first_character"], texts["median_character"])

@@ -130,9 +130,10 @@ def _table(table: Table) -> str:
         return f"<tr>{first}{''.join(rest)}</tr>"
 
     rows = "".join(cells(row, "td") for row in table.cells)
+    title = _escaped(table.title)
     notes = "".join(f"<p class=note>{_escaped(note)}</p>" for note in table.notes)
     return (
-        f'<section class=table><h3>{_escaped(table.title)}</h3><div class=scroll tabindex=0 role=region aria-label="{_escaped(table.title)}">'
+        f'<section class=table><h3>{title}</h3><div class=scroll tabindex=0 role=region aria-label="{title}">'
         f"<table><thead>{cells(table.header, 'th')}</thead><tbody>{rows}</tbody></table></div>{notes}</section>\n"
     )
 

@@ -71,6 +71,7 @@ def test_every_row_is_in_the_report_with_its_whole_texts(tmp_path, rng):
     page = Page(text_of(tmp_path / "r.html"))
     shown, index = rows_of(page), page.blocks["index"]
     assert len(shown) == len(rows)
+    assert [setting["columns"]["max_thinking_tokens"] for setting in index["settings"]] == [0, 3, 7, 40]
     for number, row in enumerate(rows, 1):
         thinking, fork, columns = shown[number]
         expected = row["thinking"].encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
@@ -123,6 +124,11 @@ def test_the_policy_of_the_page_allows_its_own_script_and_style_and_nothing_else
         for tag in ("script", "style")
     ]
     rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
+    assert (rules["img-src"], rules["require-trusted-types-for"], rules["trusted-types"]) == (
+        "data:",
+        "'script'",
+        "'none'",
+    )
     assert rules["default-src"] == rules["base-uri"] == rules["form-action"] == "'none'"
     assert [rules["script-src"], rules["style-src"]] == [f"'sha256-{code}'" for code in hashes]
     assert (
