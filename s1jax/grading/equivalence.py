@@ -15,7 +15,15 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 
 from s1jax.grading.letters import choice_letter, chosen_letter
-from s1jax.grading.normal_form import equal_numbers, is_decimal_comma, is_prose, normalise, split_outside, value_of
+from s1jax.grading.normal_form import (
+    Units,
+    equal_numbers,
+    is_decimal_comma,
+    is_prose,
+    normalise,
+    split_outside,
+    value_of,
+)
 
 # Longer answers are compared character by character. No gold answer is nearly as long, and the limit bounds the work of every rule.
 _MAX_LENGTH = 1000
@@ -40,12 +48,23 @@ def compare(answer: str | None, gold: str, algebra: Algebra = no_algebra) -> boo
         return int(answer) == int(gold)
     if right := choice_letter(gold):
         return chosen_letter(answer) == right
-    (ours, our_units), (theirs, their_units) = normalise(answer), normalise(gold)
+    (ours, our_units), (theirs, their_units) = _normalise_both(answer, gold)
     if not ours or not theirs or (our_units and their_units and our_units != their_units):
         return False
     if ours == theirs or is_decimal_comma(ours, theirs) or is_decimal_comma(theirs, ours):
         return True
     return _compare_lists(_entries(ours), _entries(theirs), algebra)
+
+
+def _normalise_both(answer: str, gold: str) -> tuple[tuple[str, Units], tuple[str, Units]]:
+    """Return the normal forms of two answers with their units. Beside a number, "5 m" is five metres; beside 5m it is a product."""
+    ours, theirs = normalise(answer), normalise(gold)
+    is_number = [value_of(text) is not None for text, _ in (ours, theirs)]
+    if is_number == [False, True]:
+        ours = normalise(answer, one_letter=True)
+    elif is_number == [True, False]:
+        theirs = normalise(gold, one_letter=True)
+    return ours, theirs
 
 
 # ---- lists of named values ----
@@ -54,6 +73,8 @@ Entry = tuple[str, str]
 """The name that a value has, as in "x = 5", and the value. The name is empty if there is none."""
 
 _ELEMENT_OF = re.compile(r"(.*?)\\in(?![A-Za-z])(.*)")
+_FUNCTION = re.compile(r"([A-Za-z])\(([A-Za-z])\)")
+_LETTERS = re.compile(r"\\[A-Za-z]+|[A-Za-z]")
 _SUBSCRIPTS_AND_ARGUMENTS = re.compile(r"_(?:[0-9A-Za-z]|\{[^{}]*\})|(?<=[A-Za-z}])\([0-9A-Za-z,]*\)")
 
 
@@ -100,6 +121,7 @@ def _compare_lists(ours: Sequence[Entry], theirs: Sequence[Entry], algebra: Alge
 
     So "AB = 4, CD = 5" equals "4, 5" and not "5, 4".
     """
+    ours, theirs = _as_points(ours, theirs), _as_points(theirs, ours)
     if len(theirs) == 1:  # an answer in several forms, "15 39/40 or 639/40"
         return _all(_compare_entries(entry, theirs[0], algebra) for entry in ours)
     if len(ours) != len(theirs):
@@ -122,12 +144,38 @@ def _compare_lists(ours: Sequence[Entry], theirs: Sequence[Entry], algebra: Alge
     return True if is_certain else None
 
 
+def _as_points(entries: Sequence[Entry], points: Sequence[Entry]) -> Sequence[Entry]:
+    """Return "x=1, y=2; x=3, y=4" as the points (1,2) and (3,4), if the other answer is points; any other list as it is.
+
+    The coordinates have the order of the other answer's name, as in "(m,b) = (1,2)". Without one, the names must be in alphabetical order.
+    """
+    names = list(dict.fromkeys(name for name, _ in entries))
+    size, has_order = len(names), points[0][0].startswith("(")
+    if size < 2 or "" in names or [name for name, _ in entries] != names * (len(entries) // size):
+        return entries
+    order = (split_outside(points[0][0][1:-1]) or []) if has_order else sorted(names)
+    are_points = all((_collection(value) or ("",))[0] == "()" for _, value in points)
+    if not are_points or (sorted(order) != sorted(names) if has_order else order != names):
+        return entries
+    rows = [dict(entries[i : i + size]) for i in range(0, len(entries), size)]
+    return [("", "(" + ",".join(row[name] for name in order) + ")") for row in rows]
+
+
 def _compare_entries(ours: Entry, theirs: Entry, algebra: Algebra) -> bool | None:
     """Compare two values. One may lack its name. Two equations may also be equal as they are, such as y=2x and x=y/2."""
+    ours = _with_variable_of(theirs, ours)
     equations = ["=".join(filter(None, entry)) for entry in (ours, theirs)]
     if ours[0] != theirs[0] and all(map(_is_equation, equations)):
         return algebra(*equations)
     return _compare_values(ours[1], theirs[1], algebra)
+
+
+def _with_variable_of(other: Entry, entry: Entry) -> Entry:
+    """Return "f(n) = n+1" as "f(x) = x+1" if the other entry names the same function f(x); any other entry as it is."""
+    ours, theirs = _FUNCTION.fullmatch(entry[0]), _FUNCTION.fullmatch(other[0])
+    if not ours or not theirs or ours[1] != theirs[1] or theirs[2] in _LETTERS.findall(entry[1]):
+        return entry
+    return other[0], _LETTERS.sub(lambda found: theirs[2] if found[0] == ours[2] else found[0], entry[1])
 
 
 # ---- single values ----
@@ -137,8 +185,8 @@ _UNION = re.compile(r"\\(?:cup|cap|setminus)(?![A-Za-z])")
 _MATRIX = re.compile(
     r"\\begin\{[pb]?(?:matrix|array)\}(?:\{[lcr|]*\})?((?:(?!\\begin).)*)\\end\{[pb]?(?:matrix|array)\}"
 )
-# Times and numbers in other bases (101_2) are equal only if they are spelt alike.
-_LITERAL = re.compile(r"[0-9]_|^[0-9]{1,2}:[0-9]{2}(?![0-9])")
+# Times, numbers in other bases (101_2) and numbers side by side (3 4) are equal only if they are spelt alike.
+_LITERAL = re.compile(r"[0-9]_|(?<![_^0-9.])[0-9]+ [0-9]|^[0-9]{1,2}:[0-9]{2}(?![0-9])")
 
 
 def _compare_values(ours: str, theirs: str, algebra: Algebra) -> bool | None:
@@ -177,7 +225,7 @@ def _collection(text: str) -> tuple[str, list[str]] | None:
     if matrix := _MATRIX.fullmatch(text):
         rows = [row for row in matrix[1].split("\\\\") if row]
         return f"matrix {len(rows)}", [entry for row in rows for entry in row.split("&")]
-    if text[0] in "([" and text[-1] in ")]":
+    if text[:1] in ("(", "[") and text[-1] in ")]":
         entries = split_outside(text[1:-1])
         return (text[0] + text[-1], entries) if entries is not None and len(entries) > 1 else None
     return None

@@ -54,7 +54,7 @@ def labelled_answer(text: str) -> str | None:
     rest = text[ends[-1] :].lstrip("* \t\r\n")
     if display := _DISPLAY.match(rest):
         rest = rest[display.end() :]
-    line = rest.split("\n", 1)[0].strip("* \t\r").removesuffix("I hope it is correct.").rstrip()
+    line = rest.split("\n", 1)[0].partition("I hope it is correct")[0].strip("* \t\r")
     if said := _ANSWER_IS.match(line):
         line = line[said.end() :]
     return line or None

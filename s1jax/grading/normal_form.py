@@ -84,10 +84,12 @@ _UNITS_IN_TEXT = re.compile(rf"(?<=\S) ?{_TEXT} ?\{{ ?({_UNIT_WORDS}) ?\}}(\^?\{
 _UNIT_MARKS = {"dollar": re.compile(r"\\\$"), "percent": re.compile(r"%[\s$.)]*$")}
 _UNIT_TERM = re.compile(r"([A-Za-z]+|/)\.?(?:\^?\{?(-?[0-9])\}?)?")
 _BARE_UNITS = re.compile(rf"(?<=[0-9}}). ]) ?({_UNIT_WORDS})$")
+_SPACED_UNITS = re.compile(rf"(?<=[0-9}}).]) ({_UNIT_WORDS})$")
+_SQUARE_METRES = re.compile(r"(?<=[0-9])(?=m[²³])")
 
 
-def _split_units(text: str, pattern: re.Pattern[str]) -> tuple[str, Units]:
-    r"""Return an answer without the units at its end, and the units. A symbol of one letter is a unit only in a \text or \mathrm."""
+def _split_units(text: str, pattern: re.Pattern[str], one_letter: bool) -> tuple[str, Units]:
+    """Return an answer without the units at its end, and the units. `one_letter` says whether the first may be a single letter."""
     match = pattern.search(text)
     if match is None:
         return text, NO_UNITS
@@ -98,7 +100,7 @@ def _split_units(text: str, pattern: re.Pattern[str]) -> tuple[str, Units]:
             sign = -1
         elif word in _FACTORS:
             factor = _FACTORS[word]
-        elif (len(word) > 1 or pattern is _UNITS_IN_TEXT) and (unit := _unit(word)):
+        elif (len(word) > 1 or one_letter or powers) and (unit := _unit(word)):
             powers[unit] += sign * factor * int(exponent or 1)
             sign = factor = 1
         else:
@@ -134,10 +136,14 @@ _SHORT_FRAC = re.compile(r"\\frac *(\{[^{}]*\}|[0-9A-Za-z]) *(\{[^{}]*\}|[0-9A-Z
 _SHORT_SQRT = re.compile(r"\\sqrt *([0-9A-Za-z])")
 _ONE_IN_BRACES = re.compile(r"([\^_])\{([0-9A-Za-z])\}")
 _RELATIONS = re.compile(r"\\(le|ge|ne)q?(?![A-Za-z])")
-_MIXED_NUMBER = re.compile(r"([+-]?[0-9]+) +([0-9]+) */ *([0-9]+)")
-_AND = re.compile(r",? *(?<![A-Za-z\\])(?:and|or)(?![A-Za-z]) *")
+_MIXED_NUMBER = re.compile(r"(?<![0-9./_^}])([+-]?[0-9]+) +([0-9]+) */ *([0-9]+)")
+_BETWEEN_LINES = re.compile(r"(?<=[0-9])[ \t\r]*\n\s*(?=[0-9])")
+# A name may follow at once: "x=1orx=2".
+_AND = re.compile(
+    r",? *(?<![A-Za-z\\])(?:and|or)(?![A-Za-z]) *|(?<=[0-9)}])(?:and|or)(?= *[A-Za-z](?:\([A-Za-z]\))? *=)"
+)
 _WORDS = re.compile(r"[A-Za-z][A-Za-z'-]+(?: +[A-Za-z'-]+)*")
-_SPACED_THOUSANDS = re.compile(r"[+-]?[0-9]{1,3}(?: [0-9]{3})+(?:\.[0-9]+)?")
+_SPACED_THOUSANDS = re.compile(r"([+-]?[0-9]{1,3}(?: [0-9]{3})+)(\.[0-9]+| [0-9]{1,2} */ *[0-9]+)?")
 _TIME = re.compile(r"([0-9]{1,2}:[0-9]{2}) ?([ap])\.?m\.?", re.IGNORECASE)
 # Not a space that ends a command (`\pi r`), nor one between two digits, nor one that tells the list "32, 349" from the number 32,349.
 _IDLE_SPACE = re.compile(r"(\\[A-Za-z]+ (?=[A-Za-z]))| (?![0-9])|(?<![0-9,]) |(?<=,) (?![0-9]{3}(?![0-9]))")
@@ -149,31 +155,37 @@ _FORMULA = re.compile(r"\$\$[^$]+\$\$|\$[^$]+\$|\\\(.+?\\\)|\\\[.+?\\\]", re.DOT
 _NO_FRAME = re.compile(r"[0-9\\$]|\b(?:not|no|or|than|least|most|about)\b")
 
 
-def normalise(answer: str) -> tuple[str, Units]:
-    """Return an answer in its normal form, and the units that it had. Prose becomes lowercase."""
-    text = _SYMBOL.sub(lambda match: _SYMBOLS[match[0]], _value_in_sentence(answer))
+def normalise(answer: str, one_letter: bool = False) -> tuple[str, Units]:
+    r"""Return an answer in its normal form, and the units that it had. Prose becomes lowercase.
+
+    In a \text a single letter is always a unit. `one_letter` says whether "5 m" and "5m²" are metres, too, and not a product.
+    """
+    text = _SQUARE_METRES.sub(" ", _BETWEEN_LINES.sub(", ", _value_in_sentence(answer)))
+    text = _SYMBOL.sub(lambda match: _SYMBOLS[match[0]], text)
     if r"\begin" not in text:  # there it ends a row
         text = _DOUBLED.sub(r"\\", text)
     text = _SPACE.sub(" ", _NO_SPACE.sub("", text)).strip()
     marks = {("celsius" if scale == "C" else "fahrenheit", 1) for scale in _DEGREES.findall(text) if scale}
     marks |= {(unit, 1) for unit, mark in _UNIT_MARKS.items() if mark.search(answer)}
     text = _DEGREES.sub("", text)
-    text = re.sub(r"^\\[(\[]|\\[)\]]$", "", text.strip().rstrip(".,:").strip())
-    text, units = _split_units(" ".join(text.split()), _UNITS_IN_TEXT)
+    text = _without_end(re.sub(r"^\\[(\[]|\\[)\]]$", "", _without_end(text)))
+    text, units = _split_units(" ".join(text.split()), _UNITS_IN_TEXT, one_letter=True)
     for _ in range(2):  # \textbf{\text{x}}
         text = _TEXT_COMMAND.sub(r"\1", text)
     text = " ".join(_ANY_FRAC.sub(r"\\frac", text).split())
     if time := _TIME.fullmatch(text):
         return f"{time[1]} {time[2].lower()}m", NO_UNITS
     if not units:
-        text, units = _split_units(text, _BARE_UNITS)
+        text, units = _split_units(text, _BARE_UNITS, one_letter=False)
+    if not units and one_letter:
+        text, units = _split_units(text, _SPACED_UNITS, one_letter=True)
     units |= marks
     text = _BARE_COMMANDS.sub(_command, text)
     if is_prose(text):  # case means nothing in prose (a single letter is a variable or a choice)
         return text.lower(), units
-    if _SPACED_THOUSANDS.fullmatch(text):
-        text = text.replace(" ", "")
-    text = _MIXED_NUMBER.sub(r"\1\\frac{\2}{\3}", _AND.sub(", ", text))
+    if thousands := _SPACED_THOUSANDS.fullmatch(text):
+        text = thousands[1].replace(" ", "") + (thousands[2] or "")
+    text = _MIXED_NUMBER.sub(_mixed_number, _AND.sub(", ", text))
     text = _SHORT_FRAC.sub(lambda m: "\\frac" + "".join("{" + part.strip("{}") + "}" for part in m.groups()), text)
     text = _SHORT_SQRT.sub(r"\\sqrt{\1}", text)
     text = _ONE_IN_BRACES.sub(r"\1\2", _RELATIONS.sub(r"\\\1", text))
@@ -190,10 +202,21 @@ def _value_in_sentence(text: str) -> str:
     return formulas[0] if len(formulas) == 1 and not _NO_FRAME.search(_FORMULA.sub("", text)) else text
 
 
+def _without_end(text: str) -> str:
+    """Return a text without the punctuation at its end. The list "1, 2, ..." goes on, so its dots are none."""
+    text = text.strip()
+    return text if text.endswith((",...", " ...")) else text.rstrip(".,:").rstrip()
+
+
 def _command(match: re.Match[str]) -> str:
     if match[2]:
         return {"l": "<", "g": ">"}[match[2]]
     return {"pi": r"\pi ", "infinity": r"\infty "}[match[1]]
+
+
+def _mixed_number(match: re.Match[str]) -> str:
+    r"""Return "1 2/3" as 1\frac{2}{3}. Only a fraction below one makes a mixed number."""
+    return rf"{match[1]}\frac{{{match[2]}}}{{{match[3]}}}" if int(match[2]) < int(match[3]) else match[0]
 
 
 def is_prose(text: str) -> bool:
@@ -228,8 +251,9 @@ def split_outside(body: str, separator: str = ",") -> list[str] | None:
 # ---- numbers ----
 
 _DECIMAL = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]*)?)"
+_WHOLE = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)"
 _NUMBER = re.compile(
-    rf"(?P<sign>[+-]?)(?:(?P<whole>[0-9]+)?\\frac\{{(?P<top>[+-]?{_DECIMAL})\}}\{{(?P<bottom>[+-]?{_DECIMAL})\}}"
+    rf"(?P<sign>[+-]?)(?:(?P<whole>{_WHOLE})?\\frac\{{(?P<top>[+-]?{_DECIMAL})\}}\{{(?P<bottom>[+-]?{_DECIMAL})\}}"
     rf"|(?P<over>{_DECIMAL})/(?P<under>{_DECIMAL})"
     rf"|(?P<plain>{_DECIMAL})(?:(?:(?:\\times|\\cdot|\*)10\^\{{?|[eE])(?P<power>[+-]?[0-9]{{1,3}})\}}?)?)"
 )

@@ -24,6 +24,7 @@ from s1jax.grading.letters import extract_letter
         ("**Answer**: 8", "8"),
         ("Final answer: 8", "8"),
         ("Final Answer: So, the final answer is $8$. I hope it is correct.", "$8$."),
+        ("Final Answer: The final answer is $8$. I hope it is correct. [Note: I checked it.]", "$8$."),
         ("Final Answer: The correct option is B.", "B."),
         ("Final Answer:\n\\[\n64\n\\]", "64"),
         ("Answer: $$\n64\n$$", "64"),
