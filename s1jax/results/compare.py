@@ -156,14 +156,16 @@ def compare_sides(
     """Return a comparison for each pair of settings that differ only in the columns that set the sides apart, in the order of B.
 
     Raises UserError if there is none, or if a problem has another question or answer on the other side.
-    """  # fmt: skip
+    """
     a_side, b_side = list(by_setting(a_rows)), list(by_setting(b_rows))
     values = [{name: {setting[name] for setting, _ in side} for name in SETTING} for side in (a_side, b_side)]
     apart = [name for name in SETTING if name != "benchmark" and not values[0][name] & values[1][name]]
     alike = [name for name in SETTING if name not in apart]
     alike_pairs = [(a, b) for b in b_side for a in a_side if pick(a[0], alike) == pick(b[0], alike)]
     comparisons = [
-        comparison for a, b in alike_pairs for comparison in _compare_settings(*a, *b, files, draws, seed, read_tokens)
+        comparison
+        for a, b in alike_pairs
+        for comparison in _compare_settings(a[0], a[1], b[0], b[1], files, draws, seed, read_tokens)
     ]
     if not comparisons:
         why = "they have no problem in common" if alike_pairs else "no setting is in both; choose with --a and --b"
@@ -188,7 +190,7 @@ def _compare_settings(
     seed: int,
     read_tokens: TokenReader | None,
 ) -> list[Comparison]:
-    """Return the comparison of two settings, none if they have no problem in common."""  # fmt: skip
+    """Return the comparison of two settings, none if they have no problem in common."""
     of_a, of_b = ({group[0]["problem_id"]: group for group in side} for side in (a_problems, b_problems))
     common = [problem for problem in of_a if problem in of_b]
     for problem in common:
@@ -264,7 +266,7 @@ def _texts(comparisons: Sequence[Comparison]) -> list[str]:
         return []
     header = ("where texts begin to differ", "answers", "equal", "first character", "median character")
     cells: list[tuple[str, ...]] = []
-    earliest: dict[str, tuple[Comparison, Any]] = {}
+    earliest: dict[str, tuple[Comparison, dict[str, Any]]] = {}
     for c in comparisons:
         texts = c["texts"]
         places = (texts["first_character"], texts["median_character"])

@@ -1,7 +1,8 @@
 """Answers after a forced end of thinking: does the model answer, or does it go on thinking?
 
 An answer is *forced* if the budget ended its thinking. A forced answer *escapes* if the model goes on thinking in it: it opens or ends
-thinking once more, or it is longer than `MULTIPLE` times the median answer of the same curve whose thinking the model ended itself.
+thinking once more, or it is longer than `MULTIPLE` times the median answer of the same curve whose thinking the model ended itself. Empty
+answers do not count there: a median of nothing would make every answer long.
 """
 
 from __future__ import annotations
@@ -40,14 +41,15 @@ def escapes(rows: Sequence[SampleRow], multiple: float = MULTIPLE) -> list[Point
     because every trace was too long).
 
     `num_reopened` forced answers open or end thinking again. `num_longer` forced answers have more than `longest` tokens, which is
-    `multiple` times `median_unforced`, the median length of the curve's `num_unforced` unforced answers. Both are None if it has none.
+    `multiple` times `median_unforced`, the median length of the curve's `num_unforced` unforced answers that are not empty. Both are None
+    if it has none.
 
     `escape_rate` is the share of forced answers that escape, as the mean over problems, with its interval (`_low`, `_high`); None without
     forced answers.
     """
     unforced: dict[tuple[Any, ...], list[int]] = defaultdict(list)
     for row in distinct_samples(rows):
-        if not is_forced(row) and row["finish_reason"] != "rejected":
+        if not is_forced(row) and not _is_empty(row):  # a rejected answer is empty, too
             unforced[pick(row, CURVE)].append(row["num_answer_tokens"])
     points = []
     for setting, problems in by_setting(rows):

@@ -123,10 +123,12 @@ def _escape_tables(rows: Sequence[SampleRow], multiple: float) -> list[Table]:
 
 def _escape_notes(point: Point, multiple: float) -> list[str]:
     if point["longest"] is None:
-        return ["too long: not known, because the model ended no thinking itself; give a larger budget, too"]
+        return [
+            "too long: not known, because no answer that is not empty follows thinking that the model ended: give a larger budget, too"
+        ]
     notes = [
         f"too long: more than {point['longest']:g} tokens, {multiple:g} times the median of {counted(point['num_unforced'], 'answer')} "
-        "whose thinking the model ended"
+        "that are not empty and whose thinking the model ended"
     ]
     if point["longest"] >= point["max_answer_tokens"]:
         notes.append(

@@ -39,6 +39,7 @@ def test_what_the_wrap_up_writes_is_no_escape():
 
 def test_the_escape_rate_is_a_count_by_hand():
     unforced = [sample(problem_id=f"u{i}", num_answer_tokens=n) for i, n in enumerate((4, 6, 100))]
+    unforced += [sample(problem_id=f"v{i}", num_answer_tokens=1, answer_text="\n") for i in range(5)]  # no answers
     forced = [
         sample(**FORCED, problem_id="a", num_answer_tokens=18),  # not above three times the median, 6
         sample(**FORCED, problem_id="b", num_answer_tokens=19, finish_reason="length", extracted=None, correct=False),
