@@ -30,6 +30,7 @@ class Answer {
       ...(problem.question ? [make("h4", {}, "Question"), this.text(problem.question, [], [], "question")] : []),
       make("h4", {}, "Thinking"),
       this.legend(),
+      ...(thinking && !thinking.trim() ? [make("p", { className: "empty" }, "white space only")] : []),
       thinking ? this.text(thinking, self.thinking_spans, this.endsOfForks()) : make("p", { className: "empty" }, "none"),
       this.end(),
       make("h4", {}, "Answer"),
@@ -77,7 +78,7 @@ class Answer {
     const { self, settings } = this, lines = [];
     const ignored = self.facts.num_ignored, found = self.thinking_spans.length;
     if (ignored && settings.ignore_text) {
-      lines.push(["wait", visible(settings.ignore_text), ` replaced an attempt to stop (${ignored} ignored). It is found by its text, in order, and by `
+      lines.push(["wait", shortened(visible(settings.ignore_text), 60), ` replaced an attempt to stop (${ignored} ignored). It is found by its text, in order, and by `
         + "where forks ended: one that the model wrote itself may be marked instead."]);
       if (found < ignored) lines.push(["", "", `${ignored - found} of them are not found in the text.`]);
     } else if (ignored) lines.push(["", "", `${ignored} attempts to stop were prevented: another token was drawn. No text shows where.`]);
@@ -99,12 +100,12 @@ class Answer {
   forkButton(fork) {
     const [name, sign, style] = this.report.grade(fork.row), condition = visible(this.report.condition(fork.row));
     const title = `${condition} ended here: ${name}${fork.extracted === null ? "" : `, ${visible(fork.extracted)}`}`;
-    const text = `↳ ${condition.length > 36 ? `${condition.slice(0, 35)}…` : condition} ${sign}`;
+    const text = `↳ ${shortened(condition, 36)} ${sign}`;
     return make("button", { type: "button", className: `fork ${style}`, title, onclick: () => this.page.go(fork.row) }, text);
   }
 
   end() {
-    const { self, settings } = this, tokens = `${self.facts.num_thinking_tokens.toLocaleString("en")} tokens`;
+    const { self, settings } = this, tokens = inTokens(self.facts.num_thinking_tokens);
     if (self.ended === "rejected") return make("p", { className: "end" }, ENDS.rejected);
     const wrapUp = settings.wrap_up && !self.answer_spans.some((span) => span[2] === "forced") ? ` and ${visible(settings.wrap_up)}` : "";
     const written = self.delimiter ? visible(self.delimiter) : "the end of thinking";
@@ -138,8 +139,8 @@ class Answer {
       { type: "button", onclick: () => this.page.go(fork.row), data: fork.row === this.row ? { "aria-current": "true" } : {} },
       make("span", {}, visible(this.report.condition(fork.row))),
       this.label(fork.row),
-      make("small", {}, `${fork.facts.num_thinking_tokens.toLocaleString("en")} tokens, ended by the ${fork.ended} · ${relation(fork)}`
-        + `${fork.extracted === null ? "" : ` · answer ${visible(fork.extracted).slice(0, 80)}`}`),
+      make("small", {}, `${inTokens(fork.facts.num_thinking_tokens)}, ended by the ${fork.ended} · ${relation(fork)}`
+        + `${fork.extracted === null ? "" : ` · answer ${shortened(visible(fork.extracted), 80)}`}`),
     ))));
   }
 

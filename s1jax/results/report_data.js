@@ -17,6 +17,10 @@ const signName = (sign) => {
 /** A text on one line, with names in place of what would not show. */
 const visible = (text) => text.replace(/[ \t\n]+/g, " ").replace(SIGNS, signName);
 
+const inTokens = (count) => `${count.toLocaleString("en")} token${count === 1 ? "" : "s"}`;
+
+const shortened = (text, length) => (text.length > length ? `${text.slice(0, length - 1)}…` : text);
+
 const pause = () => new Promise((go) => setTimeout(go));
 
 async function unpack(id) {

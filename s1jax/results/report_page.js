@@ -161,9 +161,9 @@ class Page {
       ),
       make(
         "div", { className: "under" },
-        make("span", { className: "what" }, `${visible(this.report.condition(row))} · ${columns.tokens[row].toLocaleString("en")} tokens`
-          + (this.hasSamples ? ` · sample ${columns.sample[row]}` : "")),
-        make("span", { className: "said" }, answer === null ? "" : visible(answer)),
+        make("span", { className: "what" }, visible(this.report.condition(row))),
+        make("span", {}, (this.hasSamples ? `sample ${columns.sample[row]} · ` : "") + inTokens(columns.tokens[row])),
+        make("span", { className: "said" }, answer === null ? "" : `→ ${visible(answer)}`),
       ),
     );
     item.style.top = `${place * ROW_HEIGHT}px`;
