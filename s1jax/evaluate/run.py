@@ -29,8 +29,8 @@ from s1jax.decode.request import Completion, Request
 from s1jax.evaluate.conditions import DecodingConfig, Trace, traces_of
 from s1jax.evaluate.problems import Problem, read_problems
 from s1jax.grading.pool import Grade, Grader
-from s1jax.results.run_tables import format_tables
 from s1jax.results.samples import COLUMNS, SampleRow, graded, is_whole, read_samples, row_key
+from s1jax.results.tables import format_thinking_table
 from s1jax.results.token_records import TokenAppender, check_records, has_records, to_records, tokens_path
 from s1jax.runtime import jsonl
 from s1jax.runtime.command import counted
@@ -68,7 +68,7 @@ def evaluate(config: DecodingConfig, conditions: Sequence[Condition], num_sample
             preemption.saved = f"all rows are in {output}"
             rows = read_samples(output)
             shown = [row for row in rows if row_key(row) in asked]
-            print(for_stream(sys.stdout, format_tables(shown)))
+            print(for_stream(sys.stdout, format_thinking_table(shown)))
             if others := len(rows) - len(shown):
                 logger.info("%s also holds %s: plot.py shows all", output, counted(others, "row") + " of other runs")
 
