@@ -12,13 +12,11 @@ from s1jax.data.condition import Condition, Limits, TraceSettings
 from s1jax.decode.engine import Engine
 from s1jax.evaluate.conditions import EvaluateConfig, traces_of
 from s1jax.evaluate.methods import conditions_of
-from s1jax.evaluate.run import write_samples
 from s1jax.evaluate.sweep import grid
 from s1jax.results.control import summarise_curves
 from s1jax.results.samples import read_samples
 from s1jax.results.tables import format_thinking_table
 from tests.support.runs import evaluate, sweep
-from tests.support.samples import comparable
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -138,20 +136,3 @@ def test_a_prompted_answer_is_that_of_the_question_with_the_prompt(config, tmp_p
     plain = read_samples(evaluate(EvaluateConfig(decoding, replace(asked, method="budget_forcing", requested=""))))
     texts = ("thinking", "answer_text", "num_thinking_tokens")
     assert [[row[name] for name in texts] for row in prompted] == [[row[name] for name in texts] for row in plain]
-
-
-@pytest.mark.integration
-def test_rejection_resumes_and_each_budget_alone_gives_the_same_rows(config, tmp_path):
-    settings = replace(config.condition, temperature=1.0)
-    config = replace(
-        config, condition=settings, method=("rejection_sampling",), max_tries=4, num_ignore=(0,), num_samples=2,
-        max_thinking_tokens=(3, 10, 40),
-    )  # fmt: skip
-    whole = comparable(sweep(config))
-    apart = replace(config.decoding, output=str(tmp_path / "apart.jsonl"))
-    for condition in grid(config):
-        write_samples(apart, [condition], 2)
-    assert comparable(tmp_path / "apart.jsonl") == whole
-    lines = (tmp_path / "rows.jsonl").read_bytes().splitlines(keepends=True)
-    (tmp_path / "rows.jsonl").write_bytes(b"".join(lines[::3]))
-    assert comparable(sweep(config)) == whole

@@ -63,6 +63,7 @@ def test_each_row_has_its_records_and_the_answers_are_those_of_a_run_without(con
         assert_equal_records(found, {key: records for key, records in records_of(rows_path).items() if key in found})
 
 
+@pytest.mark.slow
 def test_a_run_killed_twice_has_the_records_of_an_undisturbed_one(recording, tmp_path, command_of, processes):
     questions = [dict(question=f"{i} + 1?", answer=str(i + 1)) for i in range(12)]
     (tmp_path / "sums.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))

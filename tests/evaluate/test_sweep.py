@@ -120,3 +120,20 @@ def test_a_sweep_of_ignore_texts_equals_a_sweep_of_each_text(config, tmp_path):
         one = replace(config, decoding=decoding, ignore_text=(text,), num_ignore=(0, 2) if i == 0 else (2,))
         apart += comparable(sweep(one))
     assert rows == sorted(apart) and len(rows) == 3 * 3 * (1 + 3)
+
+
+@pytest.mark.integration
+def test_rejection_resumes_and_each_budget_alone_gives_the_same_rows(config, tmp_path):
+    settings = replace(config.condition, temperature=1.0)
+    config = replace(
+        config, condition=settings, method=("rejection_sampling",), max_tries=4, num_ignore=(0,), num_samples=2,
+        max_thinking_tokens=(3, 10, 40),
+    )  # fmt: skip
+    whole = comparable(sweep(config))
+    apart = replace(config.decoding, output=str(tmp_path / "apart.jsonl"))
+    for condition in grid(config):
+        write_samples(apart, [condition], 2)
+    assert comparable(tmp_path / "apart.jsonl") == whole
+    lines = (tmp_path / "rows.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "rows.jsonl").write_bytes(b"".join(lines[::3]))
+    assert comparable(sweep(config)) == whole
