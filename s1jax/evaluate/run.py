@@ -252,11 +252,10 @@ def _read_keys(config: DecodingConfig, problems: Sequence[Problem]) -> Keys:
 def _chat_format(source: Source, conditions: Sequence[Condition]) -> ChatFormat:
     """Return the format of all conditions, which differ in their methods and limits. Raises UserError if methods need several."""
     tokenizer = load_tokenizer(source)
-    chats = {
-        c.thinking_format: (ChatFormat.of(tokenizer, c.thinking_format, c.system_prompt, c.prompt_suffix), c.method)
-        for c in conditions
-    }
-    (first, one), *others = chats.values()
+    by_format = {condition.thinking_format: condition for condition in conditions}
+    (first, one), *others = (
+        (ChatFormat.of(tokenizer, name, c.system_prompt, c.prompt_suffix), c.method) for name, c in by_format.items()
+    )
     for chat, other in others:
         if chat.thinking != first.thinking:
             raise UserError(

@@ -212,6 +212,7 @@ def test_help_explains_the_command_and_every_field(script, run, monkeypatch):
     from s1jax.evaluate.conditions import EvaluateConfig
     from s1jax.evaluate.regrade import RegradeConfig
     from s1jax.evaluate.sweep import SweepConfig
+    from s1jax.results.compare import CompareConfig
     from s1jax.results.replay_rows import ReplayConfig
     from s1jax.train.config import TrainConfig
 
@@ -223,6 +224,7 @@ def test_help_explains_the_command_and_every_field(script, run, monkeypatch):
         plot=(plot.PlotConfig, None),
         regrade=(RegradeConfig, None),
         replay=(ReplayConfig, None),
+        compare=(CompareConfig, None),
         report=(report.ReportConfig, None),
         sweep=(SweepConfig, "quickstart_budgets"),
         preflight=(TrainConfig, "s1_0_5b"),
