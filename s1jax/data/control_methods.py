@@ -1,4 +1,4 @@
-"""Methods that control the amount of thinking, and what each of them asks for in the prompt (paper sections 3.2 and 5.1).
+"""Methods that control the amount of thinking, and what each of them asks for in the prompt (paper, table 3).
 
 - Budget forcing asks for nothing. It ends the thinking at a limit, or keeps it going.
 - Token-, step- and class-conditional control ask the model for an amount of thinking. The forms with `_forced` force it, too.

@@ -1,4 +1,4 @@
-"""Rejection sampling: draw traces of a prompt until one ends by itself within the budget (paper section 5.1).
+"""Rejection sampling: draw traces of a prompt until one ends by itself within the budget (paper, table 3).
 
 A request has a point per budget. One series of traces serves all of them: each budget accepts the first trace that is short enough. So
 the result equals that of each budget alone.

@@ -60,7 +60,7 @@ Keys = set[tuple[Any, ...]]
 
 
 def evaluate(config: DecodingConfig, conditions: Sequence[Condition], num_samples: int = 1) -> None:
-    """Join the processes of the run, write the rows of `write_samples`, and print the tables of these rows."""
+    """Join the processes of the run, write the rows of `write_samples`, and print the curves of these rows."""
     start_processes()
     output, asked = write_samples(config, conditions, num_samples)
     if is_first_process():
@@ -156,8 +156,8 @@ def _write_missing(
             bar.show_tokens(num_tokens, longest)
             append_graded()  # rows whose comparison took longer than the step in which they were decoded
 
-        how: dict[str, Any] = dict(num_rows=config.num_rows, scores=config.record_tokens, show_tokens=show_tokens)
-        for index, completions in engine.stream(requests, **how):
+        stream = engine.stream(requests, num_rows=config.num_rows, scores=config.record_tokens, show_tokens=show_tokens)
+        for index, completions in stream:
             if writes:
                 job, rows = jobs[index], []
                 places: Sequence[int | None] = [None] * len(completions)

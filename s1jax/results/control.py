@@ -23,7 +23,7 @@ from s1jax.results.metrics import Point, thinking_curve
 from s1jax.results.samples import CURVE, SampleRow, distinct_samples, pick
 
 TOKENS_PER_STEP = 100
-"""Thinking tokens that a step may have (paper, section 3.2)."""
+"""Thinking tokens that a step may have. With this number the published points give the published Control."""
 
 Bounds = tuple[float, float]
 """Lowest and highest number of thinking tokens, both inclusive."""

@@ -14,15 +14,10 @@ from typing import Any
 
 from s1jax.data.thinking_format import END, find_format
 from s1jax.results.metrics import Point, by_setting, mean_interval
-from s1jax.results.samples import CURVE, SampleRow, distinct_samples, pick
+from s1jax.results.samples import CURVE, SampleRow, distinct_samples, is_forced, pick
 
 MULTIPLE = 3.0
 """An answer that is longer than this multiple of the median unforced answer counts as an escape."""
-
-
-def is_forced(row: SampleRow) -> bool:
-    """Return whether the budget ended the thinking. Rejection sampling forces nothing."""
-    return row["method"] != "rejection_sampling" and row["num_thinking_tokens"] >= row["max_thinking_tokens"]
 
 
 def reopens(row: SampleRow) -> bool:

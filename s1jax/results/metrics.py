@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from s1jax.data.control_methods import count_steps
-from s1jax.results.samples import SETTING, SampleRow, distinct_samples, pick
+from s1jax.results.samples import SETTING, SampleRow, distinct_samples, is_forced, pick
 from s1jax.results.votes import count_votes, maj_at_k, pass_at_k
 
 Point = dict[str, Any]
@@ -86,10 +86,8 @@ def thinking_curve(rows: Sequence[SampleRow]) -> list[Point]:
         point["problem_set"] = hashlib.sha256(ids.encode()).hexdigest()[:12]
         point |= with_interval("accuracy", solved, len(samples))
         point["mean_thinking_tokens"] = statistics.fmean(tokens)
-        # Rejection sampling ends no thinking: it draws again.
-        budgeted = [] if setting["method"] == "rejection_sampling" else samples
-        point["num_budget_ended"] = sum(row["num_thinking_tokens"] >= budget for row in budgeted)
-        point["num_over_budget"] = sum(row["num_thinking_tokens"] > budget for row in budgeted)
+        point["num_budget_ended"] = sum(map(is_forced, samples))
+        point["num_over_budget"] = sum(is_forced(row) and row["num_thinking_tokens"] > budget for row in samples)
         point["num_cut"] = sum(row["finish_reason"] == "length" for row in samples)
         point["num_not_found"] = sum(row["extracted"] is None for row in samples)
         point["num_timed_out"] = sum(row["verdict"] == "timed_out" for row in samples)

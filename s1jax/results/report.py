@@ -30,11 +30,11 @@ from s1jax.results.traces import (
     Span,
     answer_spans,
     delimiter,
-    find_turns,
     group_traces,
     thinking_spans,
     what_ended,
 )
+from s1jax.results.turns import turn_of, wait_pairs
 from s1jax.runtime.files import write_file
 from s1jax.runtime.terminal import visible
 
@@ -49,7 +49,7 @@ _LIST_LENGTH = 48
 """Characters of an extracted answer that the index holds for the list."""
 _VERDICTS = ("equal", "different", "no_answer", "timed_out")
 _TURNS = ("", "to right", "to wrong")
-# What the page shows of a row, besides its texts, its condition and its grade.
+# Columns of a row that the page shows in addition to its texts, its condition and its grade.
 _FACTS = (
     *("seed", "sample_index", "num_thinking_tokens", "num_forced_tokens", "num_ignored", "num_answer_tokens"),
     *("finish_reason", "num_tries", "num_rejected_tokens", "judge", "commit"),
@@ -157,8 +157,9 @@ def _blocks(rows: Sequence[SampleRow], questions: Questions) -> Iterator[str]:
     benchmarks, models = (
         {name: i for i, name in enumerate(dict.fromkeys(r[c] for r in rows))} for c in ("benchmark", "model")
     )
-    columns: dict[str, list[Any]] = {"turn": [_TURNS.index(turn) for trace in traces for turn in find_turns(trace)]}
+    turned = {id(after): turn_of(before, after) for before, after in wait_pairs(rows)}
     ordered = [row for trace in traces for row in trace]
+    columns: dict[str, list[Any]] = {"turn": [_TURNS.index(turned.get(id(row), "")) for row in ordered]}
     columns["trace"] = [i for i, trace in enumerate(traces) for _ in trace]
     columns["number"] = [numbers[id(row)] for row in ordered]
     columns["problem"] = [problems[_problem(row)] for row in ordered]

@@ -104,6 +104,11 @@ def graded(row: Mapping[str, Any], grade: Grade, judge: str = "") -> SampleRow:
     return {name: row[name] for name in (*COLUMNS, *row) if name in row}
 
 
+def is_forced(row: SampleRow) -> bool:
+    """Return whether the budget ended the thinking: then the thinking reaches it. Rejection sampling forces nothing."""
+    return row["method"] != "rejection_sampling" and row["num_thinking_tokens"] >= row["max_thinking_tokens"]
+
+
 def is_whole(row: SampleRow) -> bool:
     """Return whether a row says what it is of. A run does not add to a file with rows that do not."""
     return all(row[name] is not None for name in (*KEY, "problem"))

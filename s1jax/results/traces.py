@@ -1,4 +1,4 @@
-"""Traces: sample rows that were forked from one thinking trace, side by side: what ended each, where its Waits stand, which Wait turned it.
+"""Traces: sample rows that were forked from one thinking trace, side by side: what ended each, and where its Waits stand.
 
 Rows hold texts and counts, and no positions of tokens. So places are found by comparing texts, and are counted in characters.
 """
@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from s1jax.data.condition import Limits
 from s1jax.data.thinking_format import END, find_format
-from s1jax.results.samples import CONDITION, SUBJECT, SampleRow, pick
+from s1jax.results.samples import CONDITION, SUBJECT, SampleRow, is_forced, pick
 from s1jax.runtime.errors import UserError
 
 # Columns in which forks of one trace may differ: what ends thinking, and all that comes after it.
@@ -23,13 +23,9 @@ _OF_A_TRACE = (
     "sample_index",
     *(name for name in CONDITION if name not in _OF_A_FORK),
 )
-# Columns that an answer shares with the same answer under fewer ignored stops.
-_BUT_WAITS = (*(name for name in _OF_A_FORK if name not in ("num_ignore", "ignore_text")), *_OF_A_TRACE)
 
 Ended = Literal["model", "budget", "rejected"]
 """What ended a row's thinking. `rejected`: every trace was too long, so that there is none."""
-Turn = Literal["", "to right", "to wrong"]
-"""Whether a Wait turned a wrong answer right, or a right answer wrong."""
 
 
 class Span(NamedTuple):
@@ -53,11 +49,10 @@ def group_traces(rows: Iterable[SampleRow]) -> list[list[SampleRow]]:
 
 
 def what_ended(row: SampleRow) -> Ended:
-    """Return what ended the thinking of a row. Thinking reaches its budget exactly if the budget ended it."""
+    """Return what ended the thinking of a row."""
     if row["finish_reason"] == "rejected":
         return "rejected"
-    reached = row["num_thinking_tokens"] >= row["max_thinking_tokens"]
-    return "budget" if reached and row["method"] != "rejection_sampling" else "model"
+    return "budget" if is_forced(row) else "model"
 
 
 def delimiter(row: SampleRow) -> str:
@@ -107,26 +102,3 @@ def answer_spans(row: SampleRow) -> list[Span]:
     if extracted and (place := answer.rfind(extracted)) >= end:
         spans.append(Span(place, place + len(extracted), "extracted"))
     return spans
-
-
-def find_turns(trace: Sequence[SampleRow]) -> list[Turn]:
-    """Return for each row of a trace whether a Wait turned its answer.
-
-    A row is compared with the row of the next fewer ignored stops (one less, unless the file lacks it) and equal settings otherwise. If no
-    further attempt was ignored, nothing was turned.
-    """
-    turns: list[Turn] = []
-    for row in trace:
-        fewer = [
-            other
-            for other in trace
-            if other["num_ignore"] < row["num_ignore"]
-            and pick(other, _BUT_WAITS) == pick(row, _BUT_WAITS)
-            and (
-                other["ignore_text"] == row["ignore_text"] or not (other["num_ignore"] or other["min_thinking_tokens"])
-            )
-        ]
-        before = max(fewer, key=lambda other: other["num_ignore"], default=row)
-        turned = before["correct"] != row["correct"] and before["num_ignored"] < row["num_ignored"]
-        turns.append(("to right" if row["correct"] else "to wrong") if turned else "")
-    return turns

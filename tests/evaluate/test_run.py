@@ -47,17 +47,8 @@ def test_a_run_killed_twice_loses_and_repeats_no_row(config, tmp_path, command_o
     # One row at a time, so that rows are written from the beginning on.
     config = replace(config, decoding=replace(config.decoding, num_rows=1))
     whole = replace(config, decoding=replace(config.decoding, output=str(tmp_path / "whole.jsonl")))
-    output, num_rows = Path(config.decoding.output), 0
     for _ in range(2):
-        process = processes.start(*command_of(config))
-        deadline = time.monotonic() + 120
-        while not output.exists() or output.read_bytes().count(b"\n") <= num_rows:
-            assert time.monotonic() < deadline and process.poll() is None
-            time.sleep(0.002)
-        process.kill()
-        process.communicate()
-        num_rows = output.read_bytes().count(b"\n")
-        assert 0 < num_rows < 72
+        assert processes.kill_after_a_row(*command_of(config), output=Path(config.decoding.output)) < 72
     assert comparable(sweep(config)) == comparable(sweep(whole))
 
 
@@ -168,8 +159,8 @@ def test_a_row_whose_comparison_takes_long_is_appended_while_others_decode(confi
         waiting.append(Future())
         return waiting[-1]
 
-    def stream_slowly(self, requests, num_rows, show_tokens):
-        for index, completions in stream(self, requests, num_rows=num_rows, show_tokens=show_tokens):
+    def stream_slowly(self, requests, show_tokens, **options):
+        for index, completions in stream(self, requests, show_tokens=show_tokens, **options):
             before = len(waiting)
             yield index, completions
             num_written = output.read_bytes().count(b"\n") if output.exists() else 0

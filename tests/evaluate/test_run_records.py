@@ -1,7 +1,6 @@
 """`--record-tokens`: every row has the records of its tokens, whatever ended the run, and rows without records stay usable."""
 
 import json
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,17 +68,9 @@ def test_a_run_killed_twice_has_the_records_of_an_undisturbed_one(recording, tmp
     (tmp_path / "sums.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
     # One row at a time, so that rows are written from the beginning on.
     recording = with_decoding(recording, num_rows=1)
-    output, num_rows = Path(recording.decoding.output), 0
+    output = Path(recording.decoding.output)
     for _ in range(2):
-        process = processes.start(*command_of(recording))
-        deadline = time.monotonic() + 240
-        while not output.exists() or output.read_bytes().count(b"\n") <= num_rows:
-            assert time.monotonic() < deadline and process.poll() is None
-            time.sleep(0.002)
-        process.kill()
-        process.communicate()
-        num_rows = output.read_bytes().count(b"\n")
-        assert 0 < num_rows < 72
+        assert processes.kill_after_a_row(*command_of(recording), output=output) < 72
         with tokens_path(output).open("ab") as file:  # what a kill inside a write leaves
             file.write(b"\1" * (RECORD.itemsize + 4))
     killed = records_of(sweep(recording))

@@ -2,7 +2,8 @@
 
 import pytest
 
-from s1jax.results.escape import escapes, is_forced, reopens
+from s1jax.results.escape import escapes, reopens
+from s1jax.results.samples import is_forced
 from tests.support.samples import sample
 
 FORCED = dict(max_thinking_tokens=8, num_thinking_tokens=8)

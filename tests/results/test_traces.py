@@ -1,8 +1,6 @@
 """`traces.py`: forks of one trace, what ended them, and where Waits stand."""
 
-import numpy as np
-
-from s1jax.results.traces import Span, answer_spans, find_turns, group_traces, thinking_spans, what_ended
+from s1jax.results.traces import Span, answer_spans, group_traces, thinking_spans, what_ended
 from tests.support.samples import sample
 
 
@@ -58,23 +56,3 @@ def test_the_wrap_up_is_marked_only_where_it_was_forced_and_the_graded_answer_wh
     assert answer_spans({**forced, "max_thinking_tokens": 5}) == [Span(27, 29, "extracted")]
     assert answer_spans({**forced, "extracted": "x^2", "wrap_up": "no {end}"}) == []
     assert answer_spans({**forced, "extracted": None, "wrap_up": "so{end}Final"}) == [Span(1, 6, "forced")]
-
-
-def test_a_wait_turns_an_answer_against_the_next_fewer_ignored_stops():
-    trace = [
-        fork("a", 0, correct=False),
-        fork("aWaitb", 1, correct=True),
-        fork("aWaitbWaitc", 2, correct=True),
-        fork("aWaitbWaitcWaitdWaite", 4, correct=False),
-    ]
-    assert find_turns(trace) == ["", "to right", "", "to wrong"]
-    assert find_turns(trace[::-1]) == ["to wrong", "", "to right", ""]
-    assert find_turns([trace[0], {**trace[1], "ignore_text": "Hmm"}]) == ["", "to right"], "no stop was ignored before"
-    assert find_turns([trace[1], {**trace[3], "ignore_text": "Hmm"}]) == ["", ""]
-    assert find_turns([trace[1], {**trace[3], "max_thinking_tokens": 999}]) == ["", ""]
-    assert find_turns([trace[1], {**trace[3], "num_ignored": 1}]) == ["", ""], "no further attempt was ignored"
-
-
-def test_an_ignored_stop_is_compared_only_within_its_limits():
-    assert find_turns([fork("a", correct=False), fork("aWaitb", 1, min_thinking_tokens=3)]) == ["", ""]
-    assert np.all([turn == "" for turn in find_turns([fork("a"), fork("aWaitb", 1)])])

@@ -4,8 +4,10 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -62,6 +64,20 @@ class Processes:
         finished = [Finished(process.returncode, *end[:2]) for process, end in zip(processes, ends, strict=True)]
         assert not any(end[2] for end in ends), f"not finished after {timeout} s\n{_shown(finished)}"
         return finished
+
+    def kill_after_a_row(self, *arguments: object, output: Path) -> int:
+        """Start a process that appends to `output`, kill it once it has appended a line, and return the number of lines."""
+
+        def num_lines() -> int:
+            return output.read_bytes().count(b"\n") if output.exists() else 0
+
+        before, process, deadline = num_lines(), self.start(*arguments), time.monotonic() + 240
+        while num_lines() <= before:
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.002)
+        process.kill()
+        process.communicate()
+        return num_lines()
 
     def run_two(self, *arguments: object, devices: int = 4, timeout: float = 300, **env: str) -> list[str]:
         """Run two processes of one run to their end, and return their standard outputs. If one fails, fail with all outputs."""
