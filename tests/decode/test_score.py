@@ -33,9 +33,11 @@ def pairs_of(shapes, vocab_size=CONFIG.vocab_size, seed=0):
 
 def full(engine, prompt, continuation):
     """The log-probabilities and the likeliest ids by one full forward, ids past the tokenizer's end included."""
-    ids = np.array([[*prompt, *continuation]])
+    ids = np.zeros((1, -(-(len(prompt) + len(continuation)) // 128) * 128), int)  # few lengths, so few programs
+    ids[0, : len(prompt) + len(continuation)] = [*prompt, *continuation]
     logits = full_logits(engine.model.config, "per_layer", engine.model.params, ids)
-    logprobs = jax.nn.log_softmax(logits[0, len(prompt) - 1 : -1], axis=-1)
+    logits = logits[0, len(prompt) - 1 : len(prompt) + len(continuation) - 1]
+    logprobs = jax.nn.log_softmax(logits, axis=-1)
     of_ids = jnp.take_along_axis(logprobs, jnp.array(continuation)[:, None], axis=1)[:, 0]
     return np.asarray(of_ids), np.asarray(logprobs.argmax(axis=-1))
 
