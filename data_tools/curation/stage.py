@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -35,8 +34,6 @@ import pyarrow.parquet as pq
 from data_tools.curation.workers import Workers
 from s1jax.runtime.files import write_file, writing
 
-logger = logging.getLogger("data_tools.curation")
-
 PART_ROWS = 1024
 """Rows of a part. It is fixed, so that no result depends on the number of processes."""
 VERDICT = {"row": pa.int64(), "reason": pa.string(), "detail": pa.string()}
@@ -49,6 +46,11 @@ class Result:
 
     name: str
     folder: Path
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the stage has been run."""
+        return (self.folder / "stage.json").exists()
 
     @cached_property
     def summary(self) -> dict[str, Any]:
@@ -127,19 +129,14 @@ class Stage:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def run_stage(stage: Stage, rows: Rows, folder: Path) -> Result:
-    """Return the result of a stage, from disk if it is there."""
-    key = stage.key(rows.key if rows.results else "")
-    result = Result(stage.name, folder / f"{stage.name}-{key}")
-    is_new = not (result.folder / "stage.json").exists()
-    if is_new:
-        write_result(result, stage, key, stage.run(rows))
-    logger.info("%s%s", describe(result.summary), "" if is_new else " (done before)")
-    return result
+def find_result(stage: Stage, before: str, folder: Path) -> Result:
+    """Return where the result of a stage is, or would be. `before` is the key of the stage before."""
+    return Result(stage.name, folder / f"{stage.name}-{stage.key(before)}")
 
 
-def write_result(result: Result, stage: Stage, key: str, parts: Iterable[pa.Table]) -> None:
-    """Write the verdicts of a stage. The folder appears when it is whole."""
+def write_result(stage: Stage, parts: Iterable[pa.Table], before: str, folder: Path) -> Result:
+    """Write the verdicts of a stage, and return the result. Its folder appears when it is whole."""
+    result = find_result(stage, before, folder)
     partial_folder = result.folder.with_name(f".{result.folder.name}.partial")
     num_rows = num_parts = 0
     columns: set[str] = set()
@@ -157,7 +154,7 @@ def write_result(result: Result, stage: Stage, key: str, parts: Iterable[pa.Tabl
             name=stage.name,
             version=stage.version,
             settings=stage.settings,
-            key=key,
+            key=stage.key(before),
             num_parts=num_parts,
             columns=sorted(columns),
             num_rows=num_rows,
@@ -167,6 +164,7 @@ def write_result(result: Result, stage: Stage, key: str, parts: Iterable[pa.Tabl
         write_file(partial_folder / "stage.json", json.dumps(summary, indent=1) + "\n")
         shutil.rmtree(result.folder, ignore_errors=True)
         partial_folder.rename(result.folder)
+    return result
 
 
 def describe(summary: Mapping[str, Any]) -> str:
