@@ -58,7 +58,7 @@ def count_tokens(files: str, texts: list[str]) -> list[int]:
 
 
 @cache
-def _encoder(files: str):  # noqa: ANN202 (the import is late)
+def _encoder(files: str):
     """Return the encoder of a tokenizer. It is loaded once per process."""
     from s1jax.checkpoint.source import load_tokenizer, resolve_source
     from s1jax.data.encoder import Encoder
