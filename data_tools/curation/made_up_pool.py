@@ -30,83 +30,17 @@ SIZES = {
 }  # fmt: skip
 """Rows of each source (paper, table 7)."""
 _NOUNS = [
-    "triangle",
-    "circle",
-    "integer",
-    "sequence",
-    "polynomial",
-    "matrix",
-    "graph",
-    "function",
-    "angle",
-    "radius",
-    "prime",
-    "divisor",
-    "vertex",
-    "particle",
-    "charge",
-    "field",
-    "wave",
-    "solution",
-    "reaction",
-    "mole",
-    "gene",
-    "cell",
-    "orbit",
-    "planet",
-    "market",
-    "price",
-    "vote",
-    "word",
-    "letter",
-    "clue",
-    "array",
-    "string",
-    "node",
-    "path",
-    "cycle",
-    "weight",
-    "force",
-]
+    "triangle", "circle", "integer", "sequence", "polynomial", "matrix", "graph", "function", "angle", "radius", "prime", "divisor",
+    "vertex", "particle", "charge", "field", "wave", "solution", "reaction", "mole", "gene", "cell", "orbit", "planet", "market", "price",
+    "vote", "word", "letter", "clue", "array", "string", "node", "path", "cycle", "weight", "force",
+]  # fmt: skip
 _VERBS = [
-    "contains",
-    "equals",
-    "divides",
-    "meets",
-    "exceeds",
-    "bounds",
-    "maps",
-    "covers",
-    "leaves",
-    "reaches",
-    "splits",
-    "joins",
-    "moves",
-    "holds",
-    "turns",
-]
-_WORDS = [
-    "first",
-    "second",
-    "largest",
-    "smallest",
-    "only",
-    "every",
-    "some",
-    "given",
-    "fixed",
-    "random",
-    "equal",
-    "distinct",
-    "positive",
-    "real",
-    "possible",
-    "right",
-    "left",
-    "inner",
-    "outer",
-    "final",
-]
+    "contains", "equals", "divides", "meets", "exceeds", "bounds", "maps", "covers", "leaves", "reaches", "splits", "joins", "moves",
+]  # fmt: skip
+_ADJECTIVES = [
+    "first", "second", "largest", "smallest", "only", "every", "some", "given", "fixed", "random", "equal", "distinct", "positive",
+    "real", "possible", "right", "left", "inner", "outer", "final",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -163,7 +97,13 @@ def make_rows(config: MadeUpPoolConfig, real: Sequence[dict[str, Any]]) -> Itera
 
 def _sentence(rng: random.Random) -> str:
     a, b, c = (rng.randint(2, 9999) for _ in range(3))
-    words = (rng.choice(_WORDS), rng.choice(_NOUNS), rng.choice(_VERBS), rng.choice(_WORDS), rng.choice(_NOUNS))
+    words = (
+        rng.choice(_ADJECTIVES),
+        rng.choice(_NOUNS),
+        rng.choice(_VERBS),
+        rng.choice(_ADJECTIVES),
+        rng.choice(_NOUNS),
+    )
     return rng.choice(
         (
             f"The {words[0]} {words[1]} {words[2]} the {words[3]} {words[4]} of $x_{{{a}}} = {b}$.\n",
