@@ -110,7 +110,9 @@ def test_a_run_that_has_not_selected_yet_does_not_say_that_a_row_is_chosen(resul
 
 @pytest.mark.parametrize("row_id", ["", "0123456789abcdef", "pool0.jsonl:21", "ool0.jsonl:2", "pool0.jsonl", ":3"])
 def test_an_unknown_id_is_refused_with_what_an_id_looks_like(results, row_id):
-    with pytest.raises(UserError, match="no row of the pool has the id .*: an id is the first 16 hex digits of sha256"):
+    with pytest.raises(
+        UserError, match=r"no row of the pool has the id .*: an id is the first 16 hex digits of sha256"
+    ):
         explain(results, row_id)
 
 

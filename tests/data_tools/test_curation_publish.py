@@ -133,6 +133,14 @@ def test_validation_rows_are_drawn_by_seed_and_share_no_question_with_training(t
     assert ids(copies[1:] + copies[:1], 2)[1] != validation
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_the_number_of_validation_rows_is_exact_where_questions_have_several_rows(seed, tmp_path):
+    copies = [pool_row(i // 2, thinking=f"trace {i}", file="p.jsonl", line=i + 1) for i in range(3, 16)]
+    rows = curated(tmp_path / "stages", copies, select=selection(SelectionConfig("full")))
+    report = publish(PublishConfig(validation=3, seed=seed), rows, tmp_path / "out")
+    assert report["num_rows"]["validation"] == len(lines(tmp_path / "out/validation.jsonl")) == 3
+
+
 @pytest.mark.parametrize(
     ("validation", "message"),
     [(22, "validation 22 leaves no row to train on: 22 rows were chosen"), (3, "validation 3: no whole questions")],
@@ -359,7 +367,7 @@ def test_links_and_folders_in_the_place_of_files_are_refused(rows, tmp_path):
     (tmp_path / "out/train.jsonl").mkdir()
     with pytest.raises(UserError, match=r"out/train\.jsonl, which no curation wrote"):
         check_output(tmp_path / "out")
-    with pytest.raises(UserError, match="cannot be written: .*file is not a directory"):
+    with pytest.raises(UserError, match=r"cannot be written: .*file is not a directory"):
         (tmp_path / "file").write_text("")
         check_output(tmp_path / "file")
 
