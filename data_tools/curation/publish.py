@@ -242,8 +242,9 @@ def _write_split(rows: Rows, split: str, numbers: np.ndarray, folder: Path) -> d
 def _parts(rows: Rows, numbers: np.ndarray) -> Iterator[pa.Table]:
     """Yield the training rows with these numbers, part by part."""
     for index in range(rows.num_parts):
-        part = rows.part(index, COLUMNS)
-        yield part.filter(pa.array(np.isin(part["row"].to_numpy(), numbers))).drop_columns("row").cast(_SCHEMA)
+        is_wanted = np.isin(rows.part(index, ())["row"].to_numpy(), numbers)
+        if is_wanted.any():  # texts are read only where they are needed
+            yield rows.part(index, COLUMNS).filter(pa.array(is_wanted)).drop_columns("row").cast(_SCHEMA)
 
 
 def _batches(parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
