@@ -10,8 +10,8 @@ from s1jax.results.metrics import Point
 from s1jax.results.replay_rows import Replayed
 from s1jax.results.samples import CURVE, SETTING, pick
 from s1jax.results.tables import CurveNames, groups, percent, quoted, setting_text
-from s1jax.results.text_table import Table
 from s1jax.runtime.command import counted
+from s1jax.runtime.text_table import Table
 
 _NAMES = {
     "votes": "majority voting",

@@ -25,7 +25,6 @@ from s1jax.results.figures import plot_thinking, plot_voting
 from s1jax.results.run_tables import sequential_tables
 from s1jax.results.samples import CONDITION, SETTING, SampleRow, pick
 from s1jax.results.tables import CurveNames, setting_text, voting_tables
-from s1jax.results.text_table import Table
 from s1jax.results.traces import (
     Span,
     answer_spans,
@@ -37,6 +36,7 @@ from s1jax.results.traces import (
 from s1jax.results.turns import turn_of, wait_pairs
 from s1jax.runtime.files import write_file
 from s1jax.runtime.terminal import visible
+from s1jax.runtime.text_table import Table
 
 Questions = Mapping[tuple[str, str], tuple[str, str]]
 """The question and the gold answer of problems, by benchmark and id."""

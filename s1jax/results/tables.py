@@ -9,9 +9,9 @@ from s1jax.data.control_methods import METHOD_FORMATS
 from s1jax.results.control import summarise_curves
 from s1jax.results.metrics import Point, thinking_curve, voting_curve
 from s1jax.results.samples import CURVE, SETTING, SampleRow, pick
-from s1jax.results.text_table import Table
 from s1jax.runtime.command import counted
 from s1jax.runtime.terminal import shortened, visible
+from s1jax.runtime.text_table import Table
 
 WARN_ABOVE = 0.1
 """A table warns of a fault if more than this share of a point's samples have it."""
