@@ -158,14 +158,14 @@ class KnownQuestions:
     def __init__(self, noun: str, names: Sequence[str], questions: Sequence[str], rules: Rules):
         """`noun` says in reasons what the questions are; `names` say in details which one it is."""
         self._noun, self._names, self._rules = noun, names, rules
-        self._by_form: dict[str, int] = {}
+        self._by_spelling: dict[tuple[str, ...], int] = {}
         for i, question in enumerate(questions):
-            self._by_form.setdefault(spell(question).text, i)
+            self._by_spelling.setdefault(spell(question).identity, i)
         self._ngrams = NgramIndex(questions, rules.ngram)
 
     def match(self, question: str) -> Match | None:
         """Return how a question equals a known one or shares words with one, or None."""
-        if (same := self._by_form.get(spell(question).text)) is not None:
+        if (same := self._by_spelling.get(spell(question).identity)) is not None:
             return Match((0, 0), f"equals {self._noun}", self._names[same])
         run = self._ngrams.longest_run(question, self._rules.boilerplate)
         if run is None:

@@ -85,7 +85,7 @@ def _describe_part(near: bool, rows: pa.Table) -> pa.Table:
         lacks = bytes([not row["thinking"].strip(), not row["reference"].strip()])
         places.append(lacks + _digest(*(row[name] for name in sorted(row))))
     columns = {
-        "form": [_digest(question.text) for question in spelled],
+        "form": [_digest(*question.identity) for question in spelled],
         "numbers": [_digest(*question.numbers) for question in spelled],
         "place": places,
         "signature": [line.tobytes() for line in signatures(spelled)] if near else [b""] * len(spelled),
@@ -94,7 +94,7 @@ def _describe_part(near: bool, rows: pa.Table) -> pa.Table:
 
 
 def _digest(*texts: str) -> bytes:
-    encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
+    encoded = [text.encode() for text in texts]
     return hashlib.blake2b(b"".join(len(text).to_bytes(8, "big") + text for text in encoded), digest_size=16).digest()
 
 

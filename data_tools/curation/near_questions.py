@@ -3,14 +3,13 @@
 Both rules compare forms (`spelling.py`), so that spelling never counts as a difference.
 
 1. One word differs: the two stretches in which the forms differ each lie within one word. A stretch is empty if a word is new or left
-   out.
+   out. Either both stretches are prose, or neither is more than half of its question.
 2. The Jaccard index of the two sets of runs of five characters is at least the threshold.
 
-A short question has fewer than `short` words. There, one other number or formula makes another problem, so the rules are stricter if one
-of the two questions is short:
+A short question has fewer than `short` words. There, one other number makes another problem, so the rules are stricter if one of the two
+questions is short:
 
-1. The two stretches do not hold two different numbers. (A number may still stand for a word, such as 37 for "thirty-seven".) And either
-   both are prose, or neither is more than half of its question.
+1. The two stretches do not hold two different numbers. (A number may still stand for a word, such as 37 for "thirty-seven".)
 2. The numbers of both questions are the same.
 """
 
@@ -26,6 +25,8 @@ from data_tools.curation.spelling import Neighbours, Spelled, jaccard, numbers_o
 _ENDS = 8
 """Characters at the start or the end of a form by which those that differ in one word are found."""
 _LONGEST_WORD = 24
+_VERY_SHORT = _LONGEST_WORD + 2 * _ENDS
+"""Below this length, a form can lose so much with one word that neither end has `_ENDS` characters left."""
 _PROSE = re.compile(rf"[(\"']*[^\W\d_]{{0,{_LONGEST_WORD}}}[.,;:?!)\"']*")
 
 
@@ -46,7 +47,7 @@ class NearQuestions:
             self._similar.add(i, signature)
             self._by_start[known.text[:_ENDS]].append(i)
             self._by_end[known.text[-_ENDS:]].append(i)
-            if len(known.text) < _LONGEST_WORD + 2 * _ENDS:
+            if len(known.text) < _VERY_SHORT:
                 self._very_short.append(i)
 
     def of(self, questions: Sequence[str]) -> list[int | None]:
@@ -62,7 +63,7 @@ class NearQuestions:
 
     def _with_equal_end(self, form: Spelled) -> list[int]:
         starts, ends = self._by_start.get(form.text[:_ENDS], ()), self._by_end.get(form.text[-_ENDS:], ())
-        return sorted({*starts, *ends, *self._very_short})
+        return sorted({*starts, *ends, *(self._very_short if len(form.text) < 2 * _VERY_SHORT else ())})
 
     def _is_similar(self, form: Spelled, short: bool, i: int) -> bool:
         known = self._known[i]
@@ -74,14 +75,18 @@ class NearQuestions:
         known = self._known[i]
         if (stretches := differ_in_one_word(form, known)) is None:
             return False
-        if not (short or self._is_short[i]):
-            return True
-        mine, other = stretches
-        numbers = numbers_of(mine), numbers_of(other)
-        if all(numbers) and numbers[0] != numbers[1]:
+        if (short or self._is_short[i]) and _hold_different_numbers(*stretches):
             return False
+        mine, other = stretches
         is_prose = bool(_PROSE.fullmatch(mine) and _PROSE.fullmatch(other))
         return is_prose or (2 * len(mine) <= len(form.text) and 2 * len(other) <= len(known.text))
+
+
+def _hold_different_numbers(a: str, b: str) -> bool:
+    """Return whether two stretches have other numbers. Digits may have the same value as words, so these are not compared."""
+    in_digits = [any(map(str.isdigit, text)) for text in (a, b)]
+    numbers, others = numbers_of(a), numbers_of(b)
+    return bool(numbers and others) and numbers != others and in_digits[0] == in_digits[1]
 
 
 def differ_in_one_word(a: Spelled, b: Spelled) -> tuple[str, str] | None:
@@ -104,7 +109,7 @@ def _without_one_word(a: Spelled, b: Spelled) -> tuple[str, str] | None:
         # A word of `b` begins inside the stretch: it is more than one word.
         if first <= start and len(a.text) - last <= end and begin <= stop:
             if not any(begin < other < stop for other in b.starts):
-                return a.text[first:last].strip(), b.text[begin:stop].strip()
+                return a.text[first:last], b.text[begin:stop]
         elif first > start:
             break
     return None

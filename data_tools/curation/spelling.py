@@ -1,7 +1,7 @@
 """Questions in a form that ignores how they are spelled, and how similar two of them are.
 
-The form of a question: Unicode NFKC, case folded, all spacing removed, also LaTeX's (`\\,` `\\quad` `~`). Two digits that spacing separates
-keep one space, since "1 2" is not "12".
+The form of a question: Unicode NFKC, case folded, all spacing removed, also LaTeX's (`\\,` `\\quad` `~`). Two questions are equal but for
+spelling if their forms and their numbers are equal: "1 2" is not "12".
 
 Similarity is the Jaccard index of the sets of runs of five characters (shingles) of two forms. Pairs worth comparing come from MinHash and
 locality-sensitive hashing (Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, chapter 3; the library datasketch); the exact index
@@ -11,6 +11,7 @@ then decides.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import re
 import unicodedata
 import zlib
@@ -25,7 +26,7 @@ from s1jax.runtime.errors import UserError
 _SPACING = re.compile(r"(?<!\\)\\(?:[,;:!> ]|q?quad(?![a-z]))|~")
 _NUMBER_WORDS = (
     "zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|"
-    "hundred|thousand|million|half|third|quarter|once|twice|thrice|double|triple"
+    "hundred|thousand|million|half|quarter|first|second|third|fourth|fifth|once|twice|thrice|double|triple"
 )
 _NUMBER = re.compile(rf"\d+(?:\.\d+)?|(?<![a-z\\])(?:{_NUMBER_WORDS})(?![a-z])")
 _SHINGLE = 5
@@ -41,7 +42,12 @@ class Spelled:
     starts: tuple[int, ...]
     """Where each word of the question begins in `text`."""
     numbers: tuple[str, ...]
-    """The numbers of the question, in order. Questions with different numbers are different problems."""
+    """The numbers of the question, in order: digits, and words such as "three"."""
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What two questions share if they are equal but for spelling."""
+        return (self.text, *self.numbers)
 
     @cached_property
     def shingles(self) -> frozenset[str]:
@@ -52,17 +58,8 @@ class Spelled:
 def spell(question: str) -> Spelled:
     """Return the form of a question."""
     words = _SPACING.sub(" ", unicodedata.normalize("NFKC", question).casefold()).split()
-    parts: list[str] = []
-    starts: list[int] = []
-    end = 0
-    for word in words:
-        if parts and parts[-1][-1].isdigit() and word[0].isdigit():
-            parts.append(" ")
-            end += 1
-        parts.append(word)
-        starts.append(end)
-        end += len(word)
-    return Spelled("".join(parts), tuple(starts), numbers_of(" ".join(words)))
+    starts = itertools.accumulate(map(len, words[:-1]), initial=0)
+    return Spelled("".join(words), tuple(starts), numbers_of(" ".join(words)))
 
 
 def numbers_of(text: str) -> tuple[str, ...]:
@@ -78,7 +75,7 @@ def jaccard(a: Spelled, b: Spelled) -> float:
 
 def signatures(questions: Sequence[Spelled]) -> np.ndarray:
     """Return the MinHash of each question's shingles, uint32[questions, 128]. It is the same on every machine."""
-    shingles = ([shingle.encode("utf-8", "surrogatepass") for shingle in q.shingles] for q in questions)
+    shingles = ([shingle.encode() for shingle in q.shingles] for q in questions)
     from datasketch import MinHash
 
     hashes = MinHash.generator(shingles, num_perm=_PERMUTATIONS, hashfunc=zlib.crc32)
