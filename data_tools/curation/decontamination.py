@@ -44,8 +44,8 @@ class DecontaminationConfig:
     between_sources: bool = False
     """Also check each source against the questions that earlier sources keep, in the order in which sources first occur in the pool."""
     boilerplate: tuple[str, ...] = ()
-    """Phrases that many questions share, such as "relatively prime positive integers. Find m+n". Shared words do not count if more than
-    half of them lie inside such phrases. Case and punctuation at the ends of words are ignored."""
+    """Phrases that many questions share, such as "where * and * are relatively prime positive integers. Find *". Shared words do not
+    count if more than half of them lie inside such phrases. `*` is any one word. Case and punctuation at the ends of words are ignored."""
     near_threshold: float = 0.8
     """Similarity from which a question is nearly a held-out one: the Jaccard index of their runs of five characters. 0: near equality
     does not count, not even where only one word differs."""

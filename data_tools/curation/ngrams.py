@@ -88,13 +88,13 @@ def _hashes(words: Sequence[str], n: int) -> np.ndarray:
 
 
 def _inside(words: Sequence[str], phrases: Sequence[str]) -> np.ndarray:
-    """Return for each word whether it lies inside one of the phrases. Punctuation at the ends of words is ignored."""
+    """Return for each word whether it lies inside one of the phrases. `*` is any word; punctuation at the ends of words is ignored."""
     inside = np.zeros(len(words), bool)
     bare = [_bare(word) for word in words] if phrases else []
     for phrase in phrases:
-        wanted = [_bare(word) for word in words_of(phrase)]
+        wanted = [None if word == "*" else _bare(word) for word in words_of(phrase)]
         for i in range(len(bare) - len(wanted) + 1):
-            if bare[i : i + len(wanted)] == wanted:
+            if all(word in (None, found) for word, found in zip(wanted, bare[i:], strict=False)):
                 inside[i : i + len(wanted)] = True
     return inside
 

@@ -141,7 +141,8 @@ def test_shared_words_inside_boilerplate_do_not_count_but_what_goes_beyond_does(
         return [v["reason"] for v in found]
 
     assert reasons() == [SHARES, SHARES]
-    assert reasons(phrase) == [None, SHARES]
+    assert reasons(phrase) == reasons("WHERE * and * are relatively prime positive integers! Find *") == [None, SHARES]
+    assert reasons("where * and * are relatively prime negative integers. Find *") == [SHARES, SHARES]
     assert reasons("where m and n are") == [SHARES, SHARES]
 
 
