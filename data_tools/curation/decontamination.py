@@ -23,7 +23,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from data_tools.curation.near_questions import NearQuestions
-from data_tools.curation.ngrams import NgramIndex
+from data_tools.curation.ngrams import NgramIndex, Ngrams
 from data_tools.curation.spelling import check_installed, check_threshold, spell
 from data_tools.curation.stage import Result, Rows, Stage, in_parts, verdicts
 from s1jax.evaluate.problems import Problem, read_problems
@@ -108,7 +108,7 @@ def _check(heldout: tuple[Problem, ...], rules: Rules, between_sources: bool, ro
 def _check_part(heldout: tuple[Problem, ...], rules: Rules, rows: pa.Table) -> pa.Table:
     questions = rows["question"].to_pylist()
     known, near = _indexes(heldout, rules)
-    matches = [known.match(question) for question in questions]
+    matches = [known.match(Question(question, rules.ngram)) for question in questions]
     reasons = [match and match.reason for match in matches]
     details = [match and match.detail for match in matches]
     if near is not None:
@@ -126,48 +126,63 @@ def _name(problem: Problem) -> str:
 @lru_cache(1)
 def _indexes(heldout: tuple[Problem, ...], rules: Rules) -> tuple[KnownQuestions, NearQuestions | None]:
     """Return the indexes of the held-out questions. They are made once per process."""
-    questions = [problem.question for problem in heldout]
-    known = KnownQuestions("a held-out question", [_name(problem) for problem in heldout], questions, rules)
+    texts = [problem.question for problem in heldout]
+    questions = [Question(text, rules.ngram) for text in texts]
+    known = KnownQuestions("a held-out question", list(map(_name, heldout)), questions, rules)
     threshold = rules.near_threshold
-    return known, NearQuestions(questions, 2 * rules.ngram, threshold) if threshold else None
+    return known, NearQuestions(texts, 2 * rules.ngram, threshold) if threshold else None
 
 
 def _check_between(found: pa.Table, rules: Rules, rows: Rows) -> pa.Table:
     """Return verdicts on all rows: those found so far, and those on rows that share words with a source before theirs."""
     table = rows.table("question", "source", "id")
-    questions, sources, ids = (table[name].to_pylist() for name in ("question", "source", "id"))
+    texts, sources, ids = (table[name].to_pylist() for name in ("question", "source", "id"))
     reasons, details = found["reason"].to_pylist(), found["detail"].to_pylist()
     of_source: dict[str, list[int]] = defaultdict(list)
     for i, source in enumerate(sources):
         of_source[source].append(i)
     earlier: list[KnownQuestions] = []
     for source, places in of_source.items():
+        kept: dict[int, Question] = {}
         for i in places:
-            if reasons[i] is None and (matches := [m for known in earlier if (m := known.match(questions[i]))]):
+            if reasons[i] is not None:
+                continue
+            question = Question(texts[i], rules.ngram)
+            matches = [match for known in earlier if (match := known.match(question))]
+            if matches:
                 best = min(matches, key=lambda match: match.rank)
                 reasons[i], details[i] = best.reason, best.detail
-        kept = [i for i in places if reasons[i] is None]
+            else:
+                kept[i] = question
         names = [f"{source} {ids[i]}" for i in kept]
-        earlier.append(KnownQuestions("a question of an earlier source", names, [questions[i] for i in kept], rules))
+        earlier.append(KnownQuestions("a question of an earlier source", names, list(kept.values()), rules))
     return verdicts(table, reasons, details)
+
+
+class Question:
+    """What the first two rules compare of a question."""
+
+    def __init__(self, text: str, ngram: int):
+        self.identity = spell(text).identity
+        self.ngrams = Ngrams(text, ngram)
 
 
 class KnownQuestions:
     """An index of questions that must not occur again."""
 
-    def __init__(self, noun: str, names: Sequence[str], questions: Sequence[str], rules: Rules):
+    def __init__(self, noun: str, names: Sequence[str], questions: Sequence[Question], rules: Rules):
         """`noun` says in reasons what the questions are; `names` say in details which one it is."""
         self._noun, self._names, self._rules = noun, names, rules
         self._by_spelling: dict[tuple[str, ...], int] = {}
         for i, question in enumerate(questions):
-            self._by_spelling.setdefault(spell(question).identity, i)
-        self._ngrams = NgramIndex(questions, rules.ngram)
+            self._by_spelling.setdefault(question.identity, i)
+        self._ngrams = NgramIndex([question.ngrams for question in questions])
 
-    def match(self, question: str) -> Match | None:
+    def match(self, question: Question) -> Match | None:
         """Return how a question equals a known one or shares words with one, or None."""
-        if (same := self._by_spelling.get(spell(question).identity)) is not None:
+        if (same := self._by_spelling.get(question.identity)) is not None:
             return Match((0, 0), f"equals {self._noun}", self._names[same])
-        run = self._ngrams.longest_run(question, self._rules.boilerplate)
+        run = self._ngrams.longest_run(question.ngrams, self._rules.boilerplate)
         if run is None:
             return None
         reason = f"shares {self._rules.ngram} words with {self._noun}"

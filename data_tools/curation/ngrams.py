@@ -21,41 +21,47 @@ class Run(NamedTuple):
     words: list[str]
 
 
+class Ngrams:
+    """The runs of `n` words of a text."""
+
+    def __init__(self, text: str, n: int):
+        self.n, self.words = n, words_of(text)
+        self.hashes = _hashes(self.words, n)
+
+
 class NgramIndex:
     """All runs of `n` words of known texts."""
 
-    def __init__(self, texts: Sequence[str], n: int):
-        self.n = n
-        self._texts = [words_of(text) for text in texts]
-        hashes = [_hashes(words, n) for words in self._texts]
+    def __init__(self, texts: Sequence[Ngrams]):
+        self._texts = [text.words for text in texts]
+        hashes = [text.hashes for text in texts]
         everything = np.concatenate([np.zeros(0, np.uint64), *hashes])
         order = np.argsort(everything, kind="stable")
         self._hashes = everything[order]
         self._known = np.repeat(np.arange(len(texts)), [len(part) for part in hashes])[order]
         self._position = np.concatenate([np.zeros(0, np.int64), *(np.arange(len(part)) for part in hashes)])[order]
 
-    def longest_run(self, text: str, boilerplate: Sequence[str] = ()) -> Run | None:
+    def longest_run(self, text: Ngrams, boilerplate: Sequence[str] = ()) -> Run | None:
         """Return the longest run of `n` or more words that a text shares with a known one, or None.
 
         A run of `n` words does not count if more than half of its words lie inside phrases of `boilerplate`. The longest run consists of
         runs that count. Of equally long ones it is that of the first known text, and there the first in `text`.
         """
-        words = words_of(text)
-        hashes = _hashes(words, self.n)
-        first = np.searchsorted(self._hashes, hashes, "left")
-        last = np.searchsorted(self._hashes, hashes, "right")
+        words, n = text.words, text.n
+        first = np.searchsorted(self._hashes, text.hashes, "left")
+        last = np.searchsorted(self._hashes, text.hashes, "right")
         if not len(places := np.flatnonzero(first < last)):
             return None
         inside = np.concatenate([[0], np.cumsum(_inside(words, boilerplate))])
         # For each known text and shift against it: the places in `text` where a shared run of n words begins.
         shared: dict[tuple[int, int], list[int]] = defaultdict(list)
         for place in places.tolist():
-            if 2 * (inside[place + self.n] - inside[place]) > self.n:
+            if 2 * (inside[place + n] - inside[place]) > n:
                 continue
             for i in range(first[place], last[place]):
                 known, position = int(self._known[i]), int(self._position[i])
                 # Hashes of different words may be equal.
-                if self._texts[known][position : position + self.n] == words[place : place + self.n]:
+                if self._texts[known][position : position + n] == words[place : place + n]:
                     shared[known, place - position].append(place)
         runs = [
             (-length, known, begin) for (known, _), begins in shared.items() for begin, length in _stretches(begins)
@@ -63,7 +69,7 @@ class NgramIndex:
         if not runs:
             return None
         length, known, begin = min(runs)
-        return Run(known, words[begin : begin - length + self.n - 1])
+        return Run(known, words[begin : begin - length + n - 1])
 
 
 def words_of(text: str) -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 
 from data_tools.curation.decontamination import DecontaminationConfig, overlap_counts, stage
 from data_tools.curation.near_questions import NearQuestions, differ_in_one_word
-from data_tools.curation.ngrams import NgramIndex
+from data_tools.curation.ngrams import NgramIndex, Ngrams
 from data_tools.curation.spelling import jaccard, spell
 from s1jax.evaluate.problems import read_problems
 from s1jax.runtime import jsonl
@@ -111,11 +111,11 @@ def test_shared_runs_equal_a_comparison_of_all_places(seed):
     known = [" ".join(rng.choices(vocabulary, k=rng.randint(0, 14))) for _ in range(6)]
     boilerplate = [" ".join(rng.choices("abcd", k=rng.randint(1, 5))) for _ in range(rng.choice([0, 1, 3]))]
     n = rng.choice([1, 2, 3, 5, 8])
-    index = NgramIndex(known, n)
+    index = NgramIndex([Ngrams(text, n) for text in known])
     num_found = 0
     for _ in range(40):
         text = " ".join(rng.choices([w.replace(".", "") for w in vocabulary] + ["e."], k=rng.randint(0, 20)))
-        found, wanted = index.longest_run(text, boilerplate), brute_force_run(text, known, n, boilerplate)
+        found, wanted = index.longest_run(Ngrams(text, n), boilerplate), brute_force_run(text, known, n, boilerplate)
         assert (len(found.words) if found else 0) == wanted, (seed, text)
         if found:
             num_found += 1
