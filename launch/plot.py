@@ -46,7 +46,8 @@ def main() -> None:
         raise UserError(f"escape_multiple is {config.escape_multiple}; it must be a number above 0")
     # A notebook's backend may stop the import of matplotlib, and a user's settings may ask for LaTeX.
     os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}
-    from s1jax.results.figures import holds_points, plot_thinking, plot_voting
+    from s1jax.results.figure_page import holds_points
+    from s1jax.results.figures import plot_thinking, plot_voting
 
     rows = read_samples(config.rows)
     if copies := len(rows) - len(distinct_samples(rows)):

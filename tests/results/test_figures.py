@@ -9,7 +9,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from s1jax.results.figures import _COLORS, _MARKERS, plot_thinking, plot_voting
+from s1jax.results.figure_page import COLORS, MARKERS
+from s1jax.results.figures import plot_thinking, plot_voting
 from s1jax.results.metrics import thinking_curve, voting_curve
 from s1jax.results.tables import format_thinking_table, format_voting_table, setting_text
 from tests.support.samples import sample, study_rows
@@ -247,9 +248,9 @@ def test_characters_that_the_font_lacks_are_no_warnings(tmp_path):
 
 
 def test_series_differ_in_luminance_or_blue_yellow_as_well_as_in_marker():
-    assert len(set(_MARKERS)) == 8 and len(set(_COLORS)) == 7  # coprime
+    assert len(set(MARKERS)) == 8 and len(set(COLORS)) == 7  # coprime
     # Without red-green vision, two colours differ if their luminance or their share of blue differs.
-    left = [(0.2126 * r + 0.7152 * g + 0.0722 * b, b - (r + g) / 2) for r, g, b in map(to_rgb, _COLORS)]
+    left = [(0.2126 * r + 0.7152 * g + 0.0722 * b, b - (r + g) / 2) for r, g, b in map(to_rgb, COLORS)]
     apart = [np.hypot(*np.subtract(a, b)) for i, a in enumerate(left) for b in left[:i]]
     assert min(apart) > 0.08
 
