@@ -54,7 +54,7 @@ def plot_thinking(rows: Sequence[SampleRow], path: str | Path, paper: Sequence[P
     page = Page(points, "Sequential scaling: accuracy against thinking time")
     for ax, panel in page.panels:
         theirs = [p for p in paper if p["benchmark"] == panel[0]["benchmark"]]
-        values = [p["mean_thinking_tokens"] for p in (*panel, *theirs)]
+        values = [p["mean_thinking_tokens"] or 0 for p in (*panel, *theirs)]
         log2_axis(ax, values, "thinking tokens, mean per problem (log scale)")
         lows, highs = ([p[f"accuracy_{side}"] for p in panel] for side in ("low", "high"))
         percent_axis(ax, [*lows, *(p["accuracy"] for p in theirs)], [*highs, *(p["accuracy"] for p in theirs)])
@@ -176,7 +176,7 @@ def _draw_votes(page: Page, ax: Axes, votes: Sequence[list[Point]]) -> None:
         if order(line) == max(map(order, votes)):
             page.draw(ax, x, line, "accuracy", style)
         else:
-            thin = {
+            thin: dict[str, Any] = {
                 "linewidth": 0.9,
                 "linestyle": "-",
                 "marker": ".",

@@ -23,8 +23,8 @@ def scaling_grid(rows: Sequence[SampleRow]) -> list[Point]:
 
     A point has `accuracy` (maj@k) with its interval, `num_problems` and `problem_set` (a hash of their ids), and two means over problems:
     `thinking_tokens`, the thinking tokens of k traces, and `tokens`, which adds their answers and the rejected tries of rejection sampling.
-    `is_on_front` says whether the point is on the Pareto front of its curve: no other point over the same problems is as accurate with fewer
-    tokens, or more accurate with as many.
+    `is_on_front` says whether the point is on the Pareto front of its curve: no other point over the same problems is as accurate with
+    fewer tokens, or more accurate with as many.
     """
     points: list[Point] = []
     for setting, problems in by_setting(rows):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
 
 from s1jax.results.metrics import Point
 from s1jax.runtime.errors import UserError
@@ -35,7 +34,7 @@ def paper_points(benchmarks: Collection[str]) -> list[Point]:
         )
     points: list[Point] = []
     for name in known:
-        about = {"benchmark": name, "model": NAME, "weights": None, "tokenizer": None}
+        about: Point = {"benchmark": name, "model": NAME, "weights": None, "tokenizer": None}
         about["num_problems"] = _NUM_PROBLEMS[name]
         for tokens, solved in _SCALING[name]:
             points.append(about | _point(solved, tokens, None))
@@ -44,5 +43,5 @@ def paper_points(benchmarks: Collection[str]) -> list[Point]:
     return points
 
 
-def _point(solved: float, tokens: int | None, num_ignore: int | None) -> dict[str, Any]:
+def _point(solved: float, tokens: int | None, num_ignore: int | None) -> Point:
     return {"num_ignore": num_ignore, "mean_thinking_tokens": tokens, "accuracy": round(solved / 100, 4)}

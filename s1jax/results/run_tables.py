@@ -9,6 +9,8 @@ from typing import Any
 
 from s1jax.results.control import summarise_curves
 from s1jax.results.escape import MULTIPLE, escapes
+from s1jax.results.grid import scaling_grid, to_compare
+from s1jax.results.grid_table import grid_tables
 from s1jax.results.metrics import Point, thinking_curve, voting_curve
 from s1jax.results.paired import explain_test
 from s1jax.results.samples import CURVE, SampleRow, pick
@@ -35,7 +37,8 @@ def format_tables(rows: Sequence[SampleRow], multiple: float = MULTIPLE) -> str:
 
 def write_tables(rows: Sequence[SampleRow], path: Path, multiple: float = MULTIPLE) -> None:
     """Write all tables to `path` as Markdown, and what they are made of beside it as JSON: lists of points by the name of the table."""
-    tables = [*sequential_tables(rows, multiple), *voting_tables(rows)]
+    compared = grid_tables(to_compare(scaling_grid(rows)))
+    tables = [*sequential_tables(rows, multiple), *voting_tables(rows), *compared]
     points = thinking_curve(rows)
     curves = groups(points, *CURVE)
     content: dict[str, list[dict[str, Any]]] = {

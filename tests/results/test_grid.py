@@ -6,8 +6,8 @@ import random
 import pytest
 
 from s1jax.results.grid import at_equal_tokens, scaling_grid
+from s1jax.results.grid_table import format_grid_table
 from s1jax.results.metrics import thinking_curve, voting_curve
-from s1jax.results.replay_table import format_grid_table
 from s1jax.results.samples import SETTING, pick
 from tests.support.samples import sample, study_rows
 
