@@ -114,8 +114,8 @@ class Page:
         benchmarks = groups(points, "benchmark")
         self._columns = min(len(benchmarks), 3)
         self._rows = math.ceil(len(benchmarks) / self._columns)
-        self._panel_width = (6.6, 4.6, 3.9)[self._columns - 1]
-        width = self._LEFT + self._columns * self._panel_width + (self._columns - 1) * self._GAP + self._RIGHT
+        self.panel_width = (6.6, 4.6, 3.9)[self._columns - 1]
+        width = self._LEFT + self._columns * self.panel_width + (self._columns - 1) * self._GAP + self._RIGHT
         self.figure = Figure(figsize=(width, 6))
         FigureCanvasAgg(self.figure)
         axes = list(self.figure.subplots(self._rows, self._columns, squeeze=False).flat)
@@ -217,7 +217,7 @@ class Page:
             right=1 - self._RIGHT / width,
             top=1 - head / height,
             bottom=foot_height / height,
-            wspace=self._GAP / self._panel_width,
+            wspace=self._GAP / self.panel_width,
             hspace=self._BETWEEN / self._PANEL_HEIGHT,
         )
         left = 0.22 / width

@@ -58,10 +58,10 @@ def plot_thinking(rows: Sequence[SampleRow], path: str | Path, paper: Sequence[P
         log2_axis(ax, values, "thinking tokens, mean per problem (log scale)")
         lows, highs = ([p[f"accuracy_{side}"] for p in panel] for side in ("low", "high"))
         percent_axis(ax, [*lows, *(p["accuracy"] for p in theirs)], [*highs, *(p["accuracy"] for p in theirs)])
-        if theirs:
-            _draw_paper(page, ax, theirs)
         for group in groups(panel, *_SERIES):
             _draw_sequential(page, ax, group, "mean_thinking_tokens")
+        if theirs:
+            _draw_paper(page, ax, theirs)
     page.write(path, paper)
     return [*points, *paper]
 
@@ -108,8 +108,9 @@ def plot_tokens(points: Sequence[Point], path: str | Path) -> list[Point]:
         percent_axis(ax, [p["accuracy_low"] for p in panel], [p["accuracy_high"] for p in panel])
         for group in groups(panel, *_SERIES):
             votes = [line for line in groups(group, *SETTING) if len(line) > 1]
-            _draw_sequential(page, ax, [p for p in group if p["k"] == 1], "tokens", [line[0] for line in votes])
-            _draw_votes(page, ax, votes)
+            single = [p for p in group if p["k"] == 1]
+            drawn = _draw_sequential(page, ax, single, "tokens", [line[0] for line in votes])
+            _draw_votes(page, ax, votes, drawn)
         for curve in groups(panel, *CURVE, "problem_set"):
             _draw_front(page, ax, curve)
     for label in (_OTHER_VOTES, _FRONT):  # last in the legend
@@ -125,18 +126,25 @@ def plot_tokens(points: Sequence[Point], path: str | Path) -> list[Point]:
 # ---- series ----
 
 
-def _draw_sequential(page: Page, ax: Axes, group: Sequence[Point], x: str, skipped: Sequence[Point] = ()) -> None:
-    """Draw the budgets and the ignored stops of a group, with the column `x` on the x-axis. A `skipped` budget is drawn only in a line."""
+def _draw_sequential(
+    page: Page, ax: Axes, group: Sequence[Point], x: str, skipped: Sequence[Point] = ()
+) -> list[Point]:
+    """Draw the budgets and ignored stops of a group, with the column `x` on the x-axis, and return the drawn points.
+
+    A `skipped` budget that would stand alone is not drawn.
+    """
     waits = [p for p in group if p["num_ignore"] and p[x] > 0]
-    budgets = [p for p in group if p not in waits]
+    budgets, drawn = [p for p in group if p not in waits], list(waits)
     for series in groups(budgets, "ignore_text"):
         if len(series) > 1 or series[0] not in skipped:
             _draw_budgets(page, ax, series, x)
+            drawn += series
     for series in groups(waits, "ignore_text", "max_thinking_tokens", "requested"):
         text = series[0]["ignore_text"] if series[0]["min_thinking_tokens"] else ""
         start = {**series[0], "ignore_text": text}
         begin = [p for p in budgets if pick(p, _START) == pick(start, _START)]
         _draw_waits(page, ax, begin, series, x)
+    return drawn
 
 
 def _draw_budgets(page: Page, ax: Axes, points: list[Point], x: str) -> None:
@@ -164,17 +172,19 @@ def _draw_waits(page: Page, ax: Axes, start: list[Point], points: list[Point], c
         page.notes.append((ax, (point[column], point["accuracy_high"]), f"×{point['num_ignore']}", style["color"]))
 
 
-def _draw_votes(page: Page, ax: Axes, votes: Sequence[list[Point]]) -> None:
-    """Draw the votes of several settings, of which one is drawn in full."""
+def _draw_votes(page: Page, ax: Axes, votes: Sequence[list[Point]], drawn: Sequence[Point]) -> None:
+    """Draw the votes of several settings, of which one is drawn in full. Lines begin at single samples, which may be `drawn` before."""
 
     def order(line: list[Point]) -> tuple[Any, ...]:
         return not line[0]["num_ignore"], line[0]["max_thinking_tokens"], line[0]["tokens"]
 
     for line in sorted(votes, key=order, reverse=True):
         style = page.style(f"{_prefix(page, line[0])}majority vote", (0, (1, 1.2)), 1.8)
-        x = [p["tokens"] for p in line]
+        x, y = [p["tokens"] for p in line], [p["accuracy"] for p in line]
         if order(line) == max(map(order, votes)):
-            page.draw(ax, x, line, "accuracy", style)
+            ax.plot(x, y, zorder=3, color=style["color"], linestyle=style["linestyle"], linewidth=style["linewidth"])
+            start = int(line[0] in drawn)
+            page.draw(ax, x[start:], line[start:], "accuracy", style, joined=False)
         else:
             thin: dict[str, Any] = {
                 "linewidth": 0.9,
@@ -184,7 +194,7 @@ def _draw_votes(page: Page, ax: Axes, votes: Sequence[list[Point]]) -> None:
                 "markeredgewidth": 0,
                 "zorder": 2,
             }
-            ax.plot(x, [p["accuracy"] for p in line], color=style["color"], alpha=0.6, **thin)
+            ax.plot(x, y, color=style["color"], alpha=0.6, **thin)
             page.handles[_OTHER_VOTES] = Line2D([], [], color=GREY, **thin)
 
 
@@ -193,7 +203,7 @@ def _draw_front(page: Page, ax: Axes, curve: Sequence[Point]) -> None:
         front = sorted((p for p in curve if p["is_on_front"]), key=lambda p: p["tokens"])
         band: dict[str, Any] = {"color": GREY, "alpha": 0.22, "linewidth": 9, "solid_capstyle": "round", "zorder": 1}
         ax.plot([p["tokens"] for p in front], [p["accuracy"] for p in front], **band)
-        page.handles[_FRONT] = Line2D([], [], **band)
+        page.handles[_FRONT] = Line2D([], [], **band | {"linewidth": 6})
 
 
 def _draw_paper(page: Page, ax: Axes, points: Sequence[Point]) -> None:
@@ -205,12 +215,13 @@ def _draw_paper(page: Page, ax: Axes, points: Sequence[Point]) -> None:
     waits = [p for p in points if not p["mean_thinking_tokens"]]
     if not waits:
         return
-    low, edge = ax.get_xlim()
-    ax.set_xlim(low, edge * (edge / low) ** 0.25)
-    ax.axvline(edge, color=GREY, linewidth=0.6)
+    low, high = ax.get_xlim()
+    inch = (high / low) ** (1 / (page.panel_width - 1))  # the strip takes an inch
+    ax.set_xlim(low, high * inch)
+    ax.axvline(high * inch**0.2, color=GREY, linewidth=0.6, alpha=0.5)
     hollow |= {"linestyle": "none", "marker": "D"}
     for level in groups(waits, "accuracy"):
-        at = (edge * (edge / low) ** 0.03, level[0]["accuracy"])
+        at = (high * inch**0.32, level[0]["accuracy"])
         ax.plot(*at, **hollow)
         counts = "×" + ",".join(str(p["num_ignore"]) for p in level)
         ax.annotate(counts, at, (6, 0), textcoords="offset points", fontsize=7.5, color=GREY, va="center")
