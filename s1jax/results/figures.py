@@ -10,7 +10,7 @@ front runs through several series of a curve.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from s1jax.results.figure_page import GREY, Page, drawing, log2_axis, percent_axis
+from s1jax.results.grid import scaling_grid, to_compare
 from s1jax.results.metrics import Point, thinking_curve, voting_curve
 from s1jax.results.paper import NAME
 from s1jax.results.samples import CURVE, SETTING, SampleRow, pick
@@ -31,6 +32,19 @@ _SERIES = (*(name for name in CURVE if name != "benchmark"), "min_thinking_token
 _OTHER_VOTES, _FRONT = "majority vote at other settings", "Pareto front"
 _START = ("max_thinking_tokens", "requested", "ignore_text")
 """Columns that ignored stops share with the point that they leave from."""
+
+
+def plots_of(rows: Sequence[SampleRow], paper: Sequence[Point] = ()) -> dict[str, Callable[[Path], object]]:
+    """Return the functions that draw the figures of some rows into a file, by the figures' names.
+
+    `thinking` is always there, `voting` if a setting has two samples of each problem, and `tokens` if `to_compare` finds something.
+    """
+    plots: dict[str, Callable[[Path], object]] = {"thinking": lambda path: plot_thinking(rows, path, paper)}
+    if voting_curve(rows):
+        plots["voting"] = lambda path: plot_voting(rows, path)
+    if compared := to_compare(scaling_grid(rows)):
+        plots["tokens"] = lambda path: plot_tokens(compared, path)
+    return plots
 
 
 @drawing()

@@ -1,4 +1,4 @@
-"""All tables of a file of sample rows, as text, Markdown and JSON: curves, votes, turns, forced answers, seeds."""
+"""All tables of a file of sample rows, as text, Markdown and JSON: curves, votes, turns, forced answers, seeds, the grid."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def format_tables(rows: Sequence[SampleRow], multiple: float = MULTIPLE) -> str:
 
 def write_tables(rows: Sequence[SampleRow], path: Path, multiple: float = MULTIPLE) -> None:
     """Write all tables to `path` as Markdown, and what they are made of beside it as JSON: lists of points by the name of the table."""
-    compared = grid_tables(to_compare(scaling_grid(rows)))
-    tables = [*sequential_tables(rows, multiple), *voting_tables(rows), *compared]
+    compared = to_compare(scaling_grid(rows))
+    tables = [*sequential_tables(rows, multiple), *voting_tables(rows), *grid_tables(compared)]
     points = thinking_curve(rows)
     curves = groups(points, *CURVE)
     content: dict[str, list[dict[str, Any]]] = {
@@ -51,6 +51,7 @@ def write_tables(rows: Sequence[SampleRow], path: Path, multiple: float = MULTIP
         "turns": turns(rows),
         "escapes": escapes(rows, multiple),
         "seeds": seed_spread(rows),
+        "grid": compared,
     }
     write_file(path, "\n\n".join(table.markdown() for table in tables) + "\n")
     write_file(path.with_suffix(".json"), json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")

@@ -290,10 +290,11 @@ def shown(figure):
     }
 
 
-def base_rows(samples=8, **columns):
+def base_rows(samples=8):
     """Samples of a model that does not think."""
     rows = study_rows(models=("base",), budgets=(0,), waits=(), samples=samples)
-    return [row | {"weights": "fedcba987654", **columns} for row in rows]
+    changes = {"weights": "fedcba987654", "num_answer_tokens": 7, "correct": True, "extracted": "1"}
+    return [row | changes for row in rows]
 
 
 def test_the_waits_of_one_model_and_the_votes_of_another_meet_on_one_axis(tmp_path, laid_out):
@@ -308,7 +309,7 @@ def test_the_waits_of_one_model_and_the_votes_of_another_meet_on_one_axis(tmp_pa
         'm, temperature 0: stopping replaced by "Wait"',
     ]
     x = [[round(x, 3) for x, _ in line] for line in lines(laid_out[0])]
-    assert [5, 10, 20, 40] in x, "an answer of 5 tokens and no thinking, voting over 1 to 8 samples"
+    assert [7, 14, 28, 56] in x, "an answer of 7 tokens and no thinking, voting over 1 to 8 samples"
     assert [5, 21, 37, 57] in x, "budgets of 0 to 64 thinking tokens and an answer; traces end at 52 tokens"
     assert [57, 63, 68.4] in x, "ignored stops leave from the largest budget, which ends some of the traces with two"
     texts_within(laid_out[0])
@@ -345,6 +346,7 @@ def test_no_text_of_a_figure_of_all_tokens_is_cut_off(tmp_path, laid_out, data):
 
 def test_the_papers_points_stand_beside_ours_in_the_panel_of_their_benchmark(tmp_path, laid_out):
     data = study_rows(benchmarks=("aime24", "toy"), waits=(1,), natural=3000, budgets=(512, 1024, 4096))
+    data = [row | {"correct": False} for row in data]
     paper = paper_points({"aime24", "toy"})
     points = plot_thinking(data, tmp_path / "a.png", paper)
     assert points == [*thinking_curve(data), *paper]
