@@ -70,8 +70,8 @@ printf '\n== drawing\n\n' >&2
 
 printf '\nDone in %d s. In %s:\n' $((SECONDS - started)) "$out" >&2
 cat >&2 <<END
-  thinking.png, thinking.json   accuracy against thinking tokens
-  voting.png, voting.json       accuracy against number of samples
+  thinking.png, voting.png      accuracy against thinking tokens, and against number of samples; points in .json files
+  tokens.png, tokens.json       accuracy against all tokens: budgets, Waits and votes on one axis
   report.html                   all of it, to look into: open this file in a browser, and choose "Answers"
   rows.jsonl                    every answer: the trace, its token counts and its grade
   data/                         the pool, the chosen training set, the rejected rows with reasons, the held-out problems
