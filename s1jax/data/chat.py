@@ -38,9 +38,9 @@ class Delimiters:
     """What separates thinking from answering under one tokenizer."""
 
     think: tuple[int, ...]
-    """Ends a prompt: empty if the chat template opened the thinking itself."""
+    """Ends a prompt: empty if the chat template opened the thinking itself, or if the model does not think."""
     answer: tuple[int, ...]
-    """Written when the model ends its thinking."""
+    """Written when the model ends its thinking; empty if it does not think."""
     newline: tuple[int, ...]
     """A line break: written before a forced delimiter unless the text already ends in one."""
     end_thinking: tuple[str, ...]
@@ -122,7 +122,7 @@ class ChatFormat:
         return self.encoder.encode_segments(self.template.segments(question))
 
     def encode_prompt(self, question: str) -> list[int]:
-        """Return the ids that a model continues with its thinking: those of `encode_chat`, then what opens the thinking."""
+        """Return the ids that a model continues: those of `encode_chat`, then what opens the thinking, if the model thinks."""
         return self.encode_chat(question) + list(self.delimiters.think)
 
     def encode_final(self, wrap_up: str) -> list[int]:
@@ -168,9 +168,11 @@ class ChatFormat:
         """Return the text of the thinking (the first `num_thinking` tokens) and the text of the answer.
 
         The answer begins behind its delimiter, so a forced "Final Answer:" is part of it. It lacks the token that ended it, and what the
-        format writes behind an answer. Special tokens within the thinking stay.
+        format writes behind an answer. Special tokens within the thinking stay. Without thinking, the answer is the whole reply.
         """
-        answer = self.decode(tokens[num_thinking:]).partition(self.thinking.answer)[2]
+        answer = self.decode(tokens[num_thinking:])
+        if self.thinking.thinks:
+            answer = answer.partition(self.thinking.answer)[2]
         for end in self.delimiters.end_answer:
             answer = answer.removesuffix(self.decode([end]))
         return self.decode(tokens[:num_thinking]), answer.removesuffix(self.thinking.around_answer[1])

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Int
 from s1jax.data.chat import ChatFormat, LossOn
 from s1jax.data.control_methods import METHOD_FORMATS
 from s1jax.data.rows import TrainingRow
-from s1jax.data.thinking_format import AUTO, find_format
+from s1jax.data.thinking_format import AUTO, NONE, find_format
 from s1jax.model.config import ModelConfig
 from s1jax.runtime.command import listed
 from s1jax.runtime.errors import UserError
@@ -75,6 +75,8 @@ class DataConfig:
         ):  # fmt: skip
             if (value := getattr(self, name)) is not None and value < smallest:
                 raise UserError(f"{name} is {value}: it must be at least {smallest}")
+        if self.thinking_format == NONE:
+            raise UserError(f"thinking_format {NONE} is for decoding only: training rows have traces")
         if self.thinking_format != AUTO and find_format(self.thinking_format).name in METHOD_FORMATS.values():
             raise UserError(
                 f"thinking_format {self.thinking_format} is for decoding only: training rows are not cut into steps"

@@ -21,7 +21,7 @@ from s1jax.results.figure_page import GREY, Page, drawing, log2_axis, percent_ax
 from s1jax.results.grid import scaling_grid, to_compare
 from s1jax.results.metrics import Point, thinking_curve, voting_curve
 from s1jax.results.paper import NAME
-from s1jax.results.samples import CURVE, SETTING, SampleRow, pick
+from s1jax.results.samples import CURVE, SETTING, SampleRow, answers_at_once, pick
 from s1jax.results.tables import CurveNames, groups, quoted
 from s1jax.runtime.errors import UserError
 
@@ -53,17 +53,18 @@ def plot_thinking(rows: Sequence[SampleRow], path: str | Path, paper: Sequence[P
 
     The budgets of a curve form a solid line per minimum. Points that ignore k attempts to stop ("Wait" x k) form a dashed line from the
     same setting without ignored stops. A point without thinking, which a log axis cannot show, becomes a dotted level. A curve of a single
-    point, such as samples drawn for voting, is left out, with a message, if another curve of its benchmark has more points. `paper` holds
-    points of `paper_points`, which are drawn in grey, with hollow markers.
+    point, such as samples drawn for voting, is left out, with a message, if another curve of its benchmark has more points. A model that is
+    not asked to think has a single point, and stays. `paper` holds points of `paper_points`, which are drawn in grey, with hollow markers.
     """
     every_point = thinking_curve(rows)
     points, names = [], CurveNames(every_point)
     for panel in groups(every_point, "benchmark"):
         curves = groups(panel, *CURVE)
         shortest = min(2, max(map(len, curves)))
-        points += [p for curve in curves if len(curve) >= shortest for p in curve]
         for curve in curves:
-            if len(curve) < shortest:
+            if len(curve) >= shortest or answers_at_once(curve[0]):
+                points += curve
+            else:
                 logger.info("not drawn beside curves of several points, but in the table: %s", names.title(curve[0]))
     page = Page(points, "Sequential scaling: accuracy against thinking time")
     for ax, panel in page.panels:

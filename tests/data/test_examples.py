@@ -71,6 +71,7 @@ def test_config_refuses_values_it_does_not_know():
         ({"row_length": 1}, "row_length is 1: it must be at least 2"),
         ({"num_row_lengths": 6}, "num_row_lengths is 6: it must be at most 5"),
         ({"thinking_format": "steps"}, "thinking_format steps is for decoding only"),
+        ({"thinking_format": "none"}, "thinking_format none is for decoding only: training rows have traces"),
         ({"thinking_format": "step"}, "thinking_format is 'step': it must be auto, s1, think"),
         ({"too_long": "cut"}, "too_long is 'cut': it must be one of error, truncate"),
         ({"loss_on": "trace"}, "loss_on is 'trace': it must be one of reasoning_and_answer, answer"),

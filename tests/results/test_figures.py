@@ -246,6 +246,13 @@ def test_a_figure_without_thinking_speaks_of_no_budget_and_no_bars(tmp_path, lai
     assert not any("bars" in text.get_text() for text in laid_out[0].texts)
 
 
+def test_a_model_that_does_not_think_is_a_level_beside_the_curve_of_one_that_does(tmp_path, laid_out):
+    at_once = dict(thinking_format="none", wrap_up="", max_thinking_tokens=0, num_thinking_tokens=0)
+    data = study_rows(budgets=(16, 32), waits=()) + [sample(problem_id=f"p{i}", **at_once) for i in range(5)]
+    plot_thinking(data, tmp_path / "a.png")
+    assert labels(laid_out[0]) == ["thinking-format none: no thinking", "thinking-format s1: thinking budget"]
+
+
 def test_characters_that_the_font_lacks_are_no_warnings(tmp_path):
     plot_thinking(study_rows(benchmarks=("数学🙂",), budgets=(16,), waits=()), tmp_path / "a.png")
 
