@@ -144,7 +144,7 @@ class Endpoint:
 
         self._places: dict[bytes, int] = {}
         """Where the row of each key begins. Replies may be too many for the memory."""
-        self._end = 0
+        self._end, self._is_known = 0, False
         self._index()
         timeout = openai.Timeout(self.limits.timeout_seconds, connect=min(10, self.limits.timeout_seconds))
         self._client = openai.OpenAI(api_key=self._secret or _NO_KEY, base_url=self.url, max_retries=0, timeout=timeout)
@@ -174,13 +174,13 @@ class Endpoint:
         """Yield the index of each prompt with its reply, as they come.
 
         Raises UserError if the endpoint refuses the key, the address or the model, or if it answers nobody any more: every call under way
-        fails, and no reply is known, or no server is there.
+        fails, and no reply of the model is known, or no server is there.
         """
         most = max(4, self.limits.max_concurrent)
         waiting: dict[Future[Reply | Failure], int] = {}
         numbered = enumerate(prompts)
-        failed: list[Failure] = []  # since the last reply
-
+        failed: list[Failure] = []  # since the server's last reply
+        num_answered = self._num_answered
         with ThreadPoolExecutor(self.limits.max_concurrent, thread_name_prefix="endpoint") as threads:
             try:
                 while True:
@@ -191,27 +191,31 @@ class Endpoint:
                         break
                     for future in wait(waiting, return_when=FIRST_COMPLETED).done:
                         index, result = waiting.pop(future), future.result()
-                        failed = [*failed, result] if isinstance(result, Failure) else []
+                        if self._num_answered > num_answered:
+                            num_answered, failed = self._num_answered, []
+                        if isinstance(result, Failure):
+                            failed.append(result)
                         are_away = all(failure.kind == "away" for failure in failed)
-                        if len(failed) >= most and (are_away or not self._places):
+                        if len(failed) >= most and (are_away or not self._is_known):
                             raise self.error(failed[-1].reason)
                         yield index, result
             except BaseException:
                 self.stop()
                 threads.shutdown(cancel_futures=True)
                 raise
-        if failed and not self._places:
+        if failed and not self._is_known:
             raise self.error(failed[-1].reason)
 
     def ask(self, prompt: Prompt) -> Reply | Failure:
         """Return the reply to one prompt, from the file if it is there. Raises UserError if the endpoint refuses the key or the address."""
-        row = dict(model=self.model, messages=_messages(prompt), sampling=self._sampling(prompt), sample=prompt.sample)
+        messages, sampling = _messages(prompt), self._sampling(prompt)
+        row = dict(model=self.model, messages=messages, sampling=sampling, sample=prompt.sample)
         key = hashlib.sha256(json.dumps(list(row.values()), sort_keys=True).encode()).hexdigest()[:32]
         with self._lock:
             place = self._places.get(bytes.fromhex(key))
         if place is not None:
             return Reply(**jsonl.row_at(self.cache, place)["reply"])
-        reply = self._ask(row["messages"], row["sampling"])
+        reply = self._ask(messages, sampling)
         if isinstance(reply, Reply):
             with self._lock:
                 self._num_answered += 1
@@ -227,6 +231,7 @@ class Endpoint:
             if not _is_row(row):
                 raise UserError(f"{self.cache} holds other rows than replies of a {self.role}: give another file")
             self._places[bytes.fromhex(row["key"])] = begin
+            self._is_known = self._is_known or row["model"] == self.model
             self._end = end
 
     def _sampling(self, prompt: Prompt) -> dict[str, Any]:

@@ -170,6 +170,9 @@ def test_a_server_that_goes_away_stops_the_run_and_keeps_its_replies(serve, tmp_
     with pytest.raises(UserError, match="HTTP 503"):
         ask_all(server.url, tmp_path / "c", map(str, range(40)))
     assert len(server.requests) < 10 + 3 * 12
+    # Replies from the file are no sign of life.
+    with pytest.raises(UserError, match="HTTP 503"):
+        ask_all(server.url, tmp_path / "c", [str(i // 2 if i % 2 else i // 2 + 10) for i in range(20)])
     mended = serve(lambda body: f"fine {question(body)}")
     replies = ask_all(mended.url, tmp_path / "c", map(str, range(40)))
     assert [replies[i].text for i in range(40)] == [f"fine {i}" for i in range(40)] and len(mended.requests) == 30
