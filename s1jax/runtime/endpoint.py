@@ -208,20 +208,29 @@ class Endpoint:
 
     def ask(self, prompt: Prompt) -> Reply | Failure:
         """Return the reply to one prompt, from the file if it is there. Raises UserError if the endpoint refuses the key or the address."""
-        messages, sampling = _messages(prompt), self._sampling(prompt)
-        row = dict(model=self.model, messages=messages, sampling=sampling, sample=prompt.sample)
-        key = hashlib.sha256(json.dumps(list(row.values()), sort_keys=True).encode()).hexdigest()[:32]
-        with self._lock:
-            place = self._places.get(bytes.fromhex(key))
-        if place is not None:
+        if (place := self.place_of(prompt)) is not None:
             return Reply(**jsonl.row_at(self.cache, place)["reply"])
-        reply = self._ask(messages, sampling)
+        key, row = self._row(prompt)
+        reply = self._ask(row["messages"], row["sampling"])
         if isinstance(reply, Reply):
             with self._lock:
                 self._num_answered += 1
-                self._file.append([{"key": key, **row, "reply": asdict(reply)}])
+                self._file.append([{"key": key.hex(), **row, "reply": asdict(reply)}])
                 self._index()
         return reply
+
+    def place_of(self, prompt: Prompt) -> int | None:
+        """Return the byte at which the row of a prompt begins in the file, for `jsonl.row_at`; None if there is no reply."""
+        key, _ = self._row(prompt)
+        with self._lock:
+            return self._places.get(key)
+
+    def _row(self, prompt: Prompt) -> tuple[bytes, dict[str, Any]]:
+        """Return what identifies a call: its key, and the columns that are known before the reply."""
+        seed = self.sampling.get("seed")
+        sampling = self.sampling if seed is None else self.sampling | {"seed": seed + prompt.sample}
+        row = dict(model=self.model, messages=_messages(prompt), sampling=sampling, sample=prompt.sample)
+        return hashlib.sha256(json.dumps(list(row.values()), sort_keys=True).encode()).digest()[:16], row
 
     def _index(self) -> None:
         """Add the rows that the file has behind those that are known."""
@@ -233,10 +242,6 @@ class Endpoint:
             self._places[bytes.fromhex(row["key"])] = begin
             self._is_known = self._is_known or row["model"] == self.model
             self._end = end
-
-    def _sampling(self, prompt: Prompt) -> dict[str, Any]:
-        seed = self.sampling.get("seed")
-        return self.sampling if seed is None else self.sampling | {"seed": seed + prompt.sample}
 
     def _ask(self, messages: list[dict[str, str]], sampling: Mapping[str, Any]) -> Reply | Failure:
         """Return the reply to a call, or why there is none after all tries."""
