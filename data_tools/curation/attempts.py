@@ -28,8 +28,9 @@ class Attempt(NamedTuple):
 
     thinking: str
     answer: str
+    """Empty if the model answered without thinking: then its answer is the trace."""
     is_whole: bool
-    """Whether the model thought, ended its thinking, and ended its answer."""
+    """Whether the model thought, answered, and ended both."""
 
 
 class PartOfPool(NamedTuple):
@@ -48,8 +49,8 @@ def attempt_of_sample(row: SampleRow) -> Attempt:
     ends = row["finish_reason"] == "stop"
     if row["thinking_format"] == "none":
         return _attempt("", row["answer_text"], ends)
-    thinking = row["thinking"].strip()
-    return Attempt(thinking, row["answer_text"].strip(), ends and bool(thinking) and not is_forced(row))
+    thinking, answer = row["thinking"].strip(), row["answer_text"].strip()
+    return Attempt(thinking, answer, ends and bool(thinking and answer) and not is_forced(row))
 
 
 def attempt_of_reply(row: Mapping[str, Any]) -> Attempt:
@@ -62,7 +63,7 @@ def _attempt(thinking: str, answer: str, ends: bool) -> Attempt:
     """Return the attempt of a model that may answer without thinking: then its answer is the trace."""
     thinking, answer = thinking.strip(), answer.strip()
     if thinking:
-        return Attempt(thinking, answer, ends)
+        return Attempt(thinking, answer, ends and bool(answer))
     return Attempt(answer, "", ends and bool(answer))
 
 
