@@ -80,7 +80,7 @@ def quality_reason(row: Mapping[str, str], config: QualityConfig, grader: Grader
     for rule in config.rules:
         if rule in ("answer", "trace") and is_correct is None and row["reference"].strip():
             stated = stated_answers(row["answer"])
-            answers = [answer for answer in stated if _is_reference(answer, row["reference"], grader)]
+            answers = [answer for answer in stated if is_reference(answer, row["reference"], grader)]
             is_correct = bool(answers)
         if reason := _reason_of_rule(rule, row, config, answers, is_correct):
             return reason, is_correct
@@ -144,7 +144,7 @@ def has_torn_bold(text: str) -> bool:
     return False not in inside
 
 
-def _is_reference(answer: str, reference: str, grader: Grader) -> bool:
+def is_reference(answer: str, reference: str, grader: Grader) -> bool:
     """Return whether an answer is the one that a reference states, or occurs in the last line of prose that states none."""
     if agrees(answer, reference, grader):
         return True
