@@ -22,12 +22,12 @@ from s1jax.runtime.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# Names of these columns in public data.
-_DETAILS = {
-    "reference": ("reference", "solution"),
+DETAIL_COLUMNS = {
+    "reference": layouts.REFERENCE_COLUMNS,
     "source": ("source", "source_type"),
     "domain": ("domain", "cot_type"),
 }
+"""Names of these columns in public data."""
 
 
 class TrainingRow(TypedDict):
@@ -68,7 +68,7 @@ def read_rows(source: str) -> tuple[list[TrainingRow], list[dict[str, Any]]]:
         reasons = Counter(reject["reason"] for reject in rejects).most_common(3)
         found = "; ".join(f"{reason} ({count} x)" for reason, count in reasons) or "it is empty"
         raise UserError(f"{source} holds no usable training row: {found}")
-    log_unread(source, names, {*layouts.COLUMNS, "id", *(name for names in _DETAILS.values() for name in names)})
+    log_unread(source, names, {*layouts.COLUMNS, "id", *(name for names in DETAIL_COLUMNS.values() for name in names)})
     if num_system_prompts:
         with_prompts = counted(num_system_prompts, "row")
         logger.warning("%s: %s with a system prompt: it is left out, the chat format has its own", source, with_prompts)
@@ -94,7 +94,7 @@ def _training_row(columns: dict[str, Any], parts: Parts) -> TrainingRow:
         question=parts.question,
         thinking=parts.thinking,
         answer=parts.answer,
-        reference=text(*_DETAILS["reference"], number=True),
-        source=text(*_DETAILS["source"]),
-        domain=text(*_DETAILS["domain"]),
+        reference=text(*DETAIL_COLUMNS["reference"], number=True),
+        source=text(*DETAIL_COLUMNS["source"]),
+        domain=text(*DETAIL_COLUMNS["domain"]),
     )
