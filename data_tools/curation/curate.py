@@ -107,7 +107,7 @@ def check_output(config: CurateConfig) -> None:
     """Raise UserError if the files cannot be written, or would replace a file that no curation wrote."""
     for path in (config.output, config.rejects):
         check_writable(path)
-    ours = {config.rejects: {"stage", "reason"}, config.output: set(TrainingRow.__annotations__)}
+    ours = {config.rejects: {"stage", "reason"}, config.output: set(TrainingRow.__required_keys__)}
     for path, columns in ours.items():
         if path.exists() and not _holds_only(path, columns):
             raise UserError(f"--output {config.output} would replace {path}, which no curation wrote: write elsewhere")

@@ -22,10 +22,8 @@ def request_of(chat: ChatFormat, question: str, condition: Condition, **fields: 
 
     What a control method asks for (`condition.prompt`) stands behind the question, after a blank line.
     """
-    if question.strip() and condition.prompt:
-        question = f"{question.rstrip()}\n\n{condition.prompt}"
     return Request(
-        prompt=tuple(chat.encode_prompt(question)),
+        prompt=tuple(chat.encode_prompt(question, condition.prompt)),
         condition=condition,
         ignore_ids=tuple(chat.encode_text(condition.ignore_text)),
         final_ids=tuple(chat.encode_final(condition.wrap_up)),
