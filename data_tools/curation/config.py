@@ -58,7 +58,5 @@ class CurationConfig:
             raise UserError("stages must begin with collect")
         if len(set(self.stages)) < len(self.stages):
             raise UserError(f"stages are {', '.join(self.stages)}: one is there twice")
-        if "lengths" not in self.stages[: (*self.stages, "selection").index("selection")]:
-            raise UserError("the stage lengths must come before selection, which draws by the length of the traces")
         if self.num_processes is not None and self.num_processes < 1:
             raise UserError(f"num_processes is {self.num_processes}: it must be at least 1")

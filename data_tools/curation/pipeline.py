@@ -7,8 +7,11 @@ see the same folders.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from data_tools.curation import (
@@ -23,7 +26,8 @@ from data_tools.curation import (
     traces,
 )
 from data_tools.curation.config import CurationConfig, StageName
-from data_tools.curation.publish import check_output, publish
+from data_tools.curation.decontamination import overlap_counts
+from data_tools.curation.publish import check_publish, publish
 from data_tools.curation.stage import Result, Rows, Stage, describe, find_result, write_result
 from data_tools.curation.workers import Workers
 from s1jax.runtime.errors import UserError
@@ -42,19 +46,26 @@ def curate(config: CurationConfig) -> Path:
     A signal ends the process at once: finished stages and the answers of models are on disk.
     """
     output, work = Path(config.output), _work(config)
-    from_first_process(lambda: check_output(output))
+    others = [work.name] if work.parent == output else []
+    from_first_process(lambda: check_publish(config.publish, output, others))
     with Preemption() as preemption, preemption.nothing_to_save("curating"), contextlib.ExitStack() as stack:
-        preemption.saved = f"finished stages and answered questions are in {work}"
+        preemption.saved = f"finished stages and the answers of models are in {work}"
         for folder in dict.fromkeys((output, work)):
             stack.enter_context(Lock(folder))
         workers = stack.enter_context(Workers(config.executor, config.num_processes))
-        rows = Rows((), workers)
+        before = rows = Rows((), workers)
+        contamination: Mapping[tuple[str, str], int] = {}
         for name, make_stage in _stages(config):
-            stage = everywhere(make_stage)
-            before = rows
-            result = _run(name, stage, before, work)
+            before, result = rows, _run(name, everywhere(make_stage), rows, work)
             rows = Rows((*rows.results, result), workers)
-        from_first_process(lambda: publish(config, rows, output))
+            if name == "decontamination":
+                contamination = from_first_process(partial(overlap_counts, before, result))
+        settings = {name: asdict(getattr(config, name)) for name in (*config.stages, "publish")}
+        from_first_process(
+            lambda: publish(
+                config.publish, rows, output, settings=settings, contamination=contamination, others=others
+            )
+        )
     return output
 
 
@@ -98,8 +109,9 @@ def _run(name: StageName, stage: Stage, rows: Rows, work: Path) -> Result:
     result = find_result(stage, key, work)
     is_new = not from_first_process(lambda: result.is_there)
     if is_new and name in _ASKS_A_MODEL:
-        parts = stage.run(rows)
-        from_first_process(lambda: write_result(stage, parts, key, work))
+        parts = iter(stage.run(rows))
+        first = next(parts)  # the models are asked before the first part comes out, by all processes together
+        from_first_process(lambda: write_result(stage, itertools.chain([first], parts), key, work))
     elif is_new:
         from_first_process(lambda: write_result(stage, stage.run(rows), key, work))
     logger.info("%s%s", describe(result.summary), "" if is_new else " (done before)")
