@@ -111,6 +111,8 @@ def test_a_hub_dataset_with_a_script_is_read_from_its_parquet_files(monkeypatch)
     rows = {"refs/convert/parquet": [{"a": 1}]}
 
     def load_dataset(name, subset, *, split, revision=None):
+        if split == "torn":
+            raise RuntimeError(f"cannot read {revision}")
         if revision not in rows:
             raise RuntimeError(f"Dataset scripts are no longer supported, but found {name}.py")
         return rows[revision]
@@ -118,6 +120,8 @@ def test_a_hub_dataset_with_a_script_is_read_from_its_parquet_files(monkeypatch)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     for revision in (None, "abc"):
         assert [row for _, _, row, _ in hub_rows("some/rows", "test", revision=revision)] == [{"a": 1}]
+    with pytest.raises(FileNotFoundError, match=r"RuntimeError: cannot read abc"):
+        list(hub_rows("some/rows", "torn", revision="abc"))
     rows.clear()
     with pytest.raises(FileNotFoundError, match=r"the hub does not give its test split .*scripts are no longer"):
         list(hub_rows("some/rows", "test"))

@@ -203,6 +203,13 @@ def test_columns_of_a_question_may_be_named_as_its_parts_only(tmp_path):
     assert found["reason"] == "column input would be left out"
 
 
+def test_what_a_mapping_replaces_is_not_read_where_the_mapped_column_is_empty(tmp_path):
+    turns = [{"role": "user", "content": "no"}, {"role": "assistant", "content": "no"}]
+    row = {"q": "q", "messages": turns, "gt": None, "solution": "no", "cot": "", "reasoning": "no", "answer": ""}
+    columns = ("question=q", "reference=gt", "thinking=cot")
+    assert texts(one_of(tmp_path / "a.jsonl", row, columns=columns)) == ("q", "", "", "")
+
+
 def test_source_domain_and_id_may_be_mapped(tmp_path):
     row = {"question": "q", "source": "no", "set": "s", "topic": "d", "domain": ["no"]}
     first = one_of(tmp_path / "a.jsonl", row, columns=("source=set", "domain=topic"))
