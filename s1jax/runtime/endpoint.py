@@ -281,7 +281,7 @@ class Endpoint:
             return self._read(response.http_response.content), 0
         except openai.APIStatusError as error:
             code = error.status_code
-            why = self._without_key(f"HTTP {code} {error.response.reason_phrase}{_message(error.body)}")
+            why = self._shown(f"HTTP {code} {error.response.reason_phrase}{_message(error.body)}")
             if code in _REFUSED:
                 return Failure(why, "refused"), 0
             if code in _AWAY or code >= 500:
@@ -291,7 +291,7 @@ class Endpoint:
             return Failure(f"no reply within {self.limits.timeout_seconds:g} seconds", "away"), 0
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
-            return Failure(self._without_key(shortened(str(cause) or type(cause).__name__, quotes=False)), "away"), 0
+            return Failure(self._shown(str(cause) or type(cause).__name__), "away"), 0
         # The same request would be refused again. The error does not carry the server's own, which may hold the key.
         raise self.error(why)
 
@@ -323,6 +323,10 @@ class Endpoint:
 
     def _without_key(self, text: str) -> str:
         return text.replace(self._secret, "[OPENAI_API_KEY]") if self._secret else text
+
+    def _shown(self, message: str) -> str:
+        """Return a server's message for a user. The key goes first, since a cut could leave a half of it."""
+        return shortened(self._without_key(message), 300, quotes=False)
 
     def _cost(self) -> str:
         prices = self.limits.dollars_per_million_input, self.limits.dollars_per_million_output

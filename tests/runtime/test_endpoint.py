@@ -230,7 +230,9 @@ def test_thinking_is_a_field_of_the_message_or_stands_in_tags(serve, tmp_path, m
 def test_the_key_is_sent_and_neither_written_nor_shown_if_the_server_repeats_it(serve, tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.DEBUG)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret/7\n")
-    error = json.dumps({"error": {"message": "the key sk-secret/7 is wrong"}}).encode()
+    error = json.dumps(
+        {"error": {"message": "the key sk-secret/7 is wrong" + 20 * " sk-secret/7" + "!" * 500}}
+    ).encode()
 
     def reply(body):
         states = {"400": 400, "401": 401, "500": 500}
