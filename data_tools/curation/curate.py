@@ -23,7 +23,6 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from pathlib import Path
 
 from data_tools.curation.quality import agrees, quality_reason
@@ -169,7 +168,8 @@ def normalise(question: str) -> str:
 def first_of_copies(rows: Sequence[TrainingRow]) -> list[TrainingRow]:
     """Return one row for each question: of its rows the one whose content sorts first, and of identical rows the first."""
     first: dict[str, TrainingRow] = {}
-    for row in sorted(rows, key=itemgetter("thinking", "answer", "reference", "id", "source", "domain")):
+    columns = ("thinking", "answer", "reference", "id", "source", "domain", "method", "requested")
+    for row in sorted(rows, key=lambda row: [str(row.get(name, "")) for name in columns]):
         first.setdefault(normalise(row["question"]), row)
     return list(first.values())
 

@@ -21,6 +21,7 @@ def test_of_copies_one_is_kept_whatever_their_order():
     rows = rows_of(20)
     copies = [*rows, *[row | {"thinking": row["thinking"] + " "} for row in rows[:5]], *rows[3:8]]
     copies += [row | {"question": row["question"].upper(), "thinking": "Z"} for row in rows[10:12]]
+    copies += [row | {"method": "token_conditional", "requested": label} for row in rows[15:17] for label in "48"]
     kept = []
     for order in (copies, copies[::-1]):
         kept.append(curate.first_of_copies(order))
