@@ -84,6 +84,7 @@ SWEEP = ["quickstart_budgets", "--model", "{model}", "--benchmark", "{tmp}/good.
 SWEEP += ["--output", "{tmp}/run/rows.jsonl"]
 CURATE = ["--pool", "{tmp}/fine.jsonl", "--heldout", "{tmp}/good.jsonl", "--model", "{model}"]
 CURATE += ["--output", "{tmp}/run/train.jsonl"]
+CONTROL = ["{tmp}/fine.jsonl", "--output", "{tmp}/run/mixture.jsonl", "--tokenizer", "{model}"]
 
 
 @pytest.mark.parametrize(
@@ -169,6 +170,11 @@ CURATE += ["--output", "{tmp}/run/train.jsonl"]
             [*CURATE, "--pool", "{tmp}", "--output", "{tmp}/new.jsonl"],
             "would change --pool",
         ),
+        ("data_tools/curation/control_data", CONTROL[1:], "TRAIN"),
+        ("data_tools/curation/control_data", [*CONTROL, "--methods", "class_conditional"], "class_conditional"),
+        ("data_tools/curation/control_data", [*CONTROL, "--tokenizer", "{tmp}/no_tokens"], "damaged"),
+        ("data_tools/curation/control_data", [*CONTROL, "--output", "{tmp}/fine.jsonl"], "would change"),
+        ("data_tools/curation/control_data", ["{tmp}/no_trace.jsonl", *CONTROL[1:]], "thinking"),
     ],
 )
 def test_bad_input_is_one_message_and_a_nonzero_exit_and_leaves_nothing(
