@@ -165,6 +165,8 @@ def _draw_sequential(
 def _draw_budgets(page: Page, ax: Axes, points: list[Point], x: str) -> None:
     prefix = _prefix(page, points[0])
     axis = "thinking asked for" if points[0]["requested"] else "thinking budget"
+    if not any(p["thinking_tokens" if x == "tokens" else x] for p in points):
+        axis = "no thinking"
     line = sorted((p for p in points if p[x] > 0), key=lambda p: p[x])
     page.draw(ax, [p[x] for p in line], line, "accuracy", page.style(f"{prefix}{axis}"))
     for point in points:

@@ -322,6 +322,12 @@ def test_the_waits_of_one_model_and_the_votes_of_another_meet_on_one_axis(tmp_pa
     texts_within(laid_out[0])
 
 
+def test_one_answer_of_a_model_that_does_not_think_is_a_point_at_its_answers_tokens(tmp_path, laid_out):
+    plot_tokens(to_compare(scaling_grid(study_rows(samples=2) + base_rows(samples=1))), tmp_path / "a.png")
+    assert labels(laid_out[0])[0] == "base, temperature 0: no thinking"
+    assert (7, 1) in shown(laid_out[0])
+
+
 def test_a_grid_of_budgets_and_votes_has_its_front_and_one_vote_in_full(tmp_path, laid_out):
     grid = to_compare(scaling_grid(study_rows(samples=4)))
     plot_tokens(grid, tmp_path / "a.png")
