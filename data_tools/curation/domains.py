@@ -10,15 +10,16 @@ Holtzman et al. 2021 (arXiv 2104.08315). Without the second term, names that are
 Each question is scored alone, with all labels side by side, so that no other question can change its scores, not even by rounding. Its
 scores are appended to `domains.jsonl` in the folder of calls as they come, and no question in that file is scored again.
 
-With an endpoint, the model reads all labels and replies with one. A row whose reply is none of them is rejected.
+With an endpoint, the model reads all labels and replies with one. Replies stay in `domains-replies.jsonl`. A row whose reply is no label is
+rejected.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from s1jax.data.chat import ChatFormat
 from s1jax.data.thinking_format import NONE
 from s1jax.decode.engine import Engine, load_engine
 from s1jax.runtime import jsonl
+from s1jax.runtime.endpoint import Endpoint, EndpointLimits, Prompt, Reply
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.fields import InputPath, check_types
 from s1jax.runtime.files import short_path
@@ -54,9 +56,6 @@ Question:
 _DIGITS = 4
 """Decimals of a score in the file. Scores that differ by less are equal."""
 
-Ask = Callable[[Sequence[str]], Iterable[tuple[int, str | None]]]
-"""Asks an endpoint: yields the index of each prompt and the reply, None if there is no reply."""
-
 
 @dataclass(frozen=True)
 class DomainsConfig:
@@ -68,6 +67,8 @@ class DomainsConfig:
     """In place of `model`: the address of a language model that names a domain, such as http://localhost:8000/v1."""
     endpoint_model: str = ""
     """Name of that model."""
+    limits: EndpointLimits = field(default_factory=EndpointLimits)
+    """How hard the endpoint is worked, and what it costs."""
     taxonomy: InputPath = MSC
     """The domains: msc, or a file of labels. A .json or .jsonl file has objects with a `name` and perhaps a `code` and `topics`. Any other
     text file has a name per line, perhaps with a code and a tab before it."""
@@ -84,17 +85,16 @@ class DomainsConfig:
             raise UserError("endpoint and endpoint_model belong together: give both or neither")
 
 
-def stage(config: DomainsConfig, calls: Path, ask: Ask | None = None) -> Stage:
+def stage(config: DomainsConfig, calls: Path) -> Stage:
     """Return the stage. It replaces `domain` by the name of a label.
 
-    `calls` is the folder for the scores, `ask` asks the endpoint. Raises UserError if there is neither model nor endpoint, if the model is
-    not found, and for a bad taxonomy.
+    `calls` is the folder for the scores and replies. Raises UserError if there is neither model nor endpoint, if the model is not found,
+    and for a bad taxonomy.
     """
     labels = read_taxonomy(config.taxonomy)
     if config.endpoint:
-        assert ask is not None
         asked = {"labels": [asdict(label) for label in labels], "endpoint_model": config.endpoint_model}
-        return Stage("domains", VERSION, asked, partial(_ask_endpoint, labels, ask))
+        return Stage("domains", VERSION, asked, partial(_ask_endpoint, config, labels, calls))
     if not config.model:
         raise UserError("the stage domains needs --domains.model or --domains.endpoint. Or leave the stage out")
     source = resolve_source(config.model, weights=False)
@@ -186,21 +186,36 @@ def read_domains(file: Path) -> dict[str, str]:
 # With an endpoint
 
 
-def _ask_endpoint(labels: Sequence[Label], ask: Ask, rows: Rows) -> Iterator[pa.Table]:
+def _ask_endpoint(config: DomainsConfig, labels: Sequence[Label], calls: Path, rows: Rows) -> Iterator[pa.Table]:
     table = rows.table("question")
     questions = table["question"].to_pylist()
-    distinct = list(dict.fromkeys(questions))
-    domains: dict[str, str] = {}
-    reasons: dict[str, str] = {}
-    for index, reply in ask([to_prompt(question, labels) for question in distinct]):
-        if reply is None:
-            reasons[distinct[index]] = "the endpoint did not answer"
-        elif (label := named_label(reply, labels)) is None:
-            reasons[distinct[index]] = "no domain"
-        else:
-            domains[distinct[index]] = label.name
-    column = pa.array([domains.get(question, "") for question in questions], pa.string())
-    yield from in_parts(verdicts(table, [reasons.get(question) for question in questions], domain=column), rows)
+    replies = from_first_process(partial(_replies, config, labels, calls, list(dict.fromkeys(questions))))
+    found = {question: named_label(reply, labels) for question, reply in replies.items()}
+    domains = [label.name if (label := found[question]) else "" for question in questions]
+    reasons = [None if found[question] else "no domain" for question in questions]
+    yield from in_parts(verdicts(table, reasons, domain=pa.array(domains, pa.string())), rows)
+
+
+def _replies(config: DomainsConfig, labels: Sequence[Label], calls: Path, questions: Sequence[str]) -> dict[str, str]:
+    """Return the reply about each question. Raises UserError if one is missing; a later run asks for that one alone."""
+    file, replies = calls / "domains-replies.jsonl", {}
+    prompts = (Prompt(to_prompt(question, labels)) for question in questions)
+    with (
+        Lock(file),
+        Endpoint(config.endpoint, config.endpoint_model, file, config.limits) as endpoint,
+        progress(len(questions), "domains", "call") as bar,
+    ):
+        for index, reply in endpoint.ask_all(prompts):
+            bar.update()
+            if isinstance(reply, Reply):
+                replies[questions[index]] = reply.text
+            elif reply.kind == "refused":  # for example because the question is too long
+                replies[questions[index]] = ""
+    if num_missing := len(questions) - len(replies):
+        raise UserError(
+            f"the endpoint did not answer {num_missing} of {len(questions)} questions: run the same command again to ask for these"
+        )
+    return replies
 
 
 def to_prompt(question: str, labels: Sequence[Label]) -> str:

@@ -62,9 +62,7 @@ def curate(config: CurationConfig) -> Path:
                 contamination = from_first_process(partial(overlap_counts, before, result))
         settings = {name: asdict(getattr(config, name)) for name in (*config.stages, "publish")}
         from_first_process(
-            lambda: publish(
-                config.publish, rows, output, settings=settings, contamination=contamination, others=others
-            )
+            lambda: publish(config.publish, rows, output, settings=settings, contamination=contamination, others=others)
         )
     return output
 

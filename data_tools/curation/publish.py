@@ -43,7 +43,7 @@ from s1jax.runtime.files import check_writable, write_file, writing
 
 logger = logging.getLogger("data_tools.curation")
 
-COLUMNS = tuple(TrainingRow.__annotations__)
+COLUMNS = tuple(name for name in TrainingRow.__annotations__ if name in TrainingRow.__required_keys__)
 _SCHEMA = pa.schema([(name, pa.string()) for name in COLUMNS])
 _BATCH, _SHARD = 1000, 20_000  # rows that are written together, and rows of a Parquet file
 _PARTIAL = ".publish.partial"

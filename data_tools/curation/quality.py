@@ -52,7 +52,7 @@ class QualityConfig:
 
 
 def stage(config: QualityConfig) -> Stage:
-    """Return the stage. It adds `correct`: whether the answer agrees with the reference; null if there is none, or if nobody asked."""
+    """Return the stage. It adds `correct`: whether the answer agrees with the reference; null if there is no reference."""
     judge = partial(_judge_part, config)
     columns = ("question", "thinking", "answer", "reference", "source")
     return Stage("quality", VERSION, asdict(config), lambda rows: rows.map(judge, *columns))
@@ -74,17 +74,14 @@ def _grader() -> Grader:
 
 
 def quality_reason(row: Mapping[str, str], config: QualityConfig, grader: Grader) -> tuple[str | None, bool | None]:
-    """Return the first fault of a row's texts, None if it has none; and whether its answer agrees with its reference, if that was asked."""
-    is_correct = None
+    """Return the first fault of a row's texts, None if it has none; and whether its answer agrees with its reference, if it has one."""
     answers: list[str] = []
-    for rule in config.rules:
-        if rule in ("answer", "trace") and is_correct is None and row["reference"].strip():
-            stated = stated_answers(row["answer"])
-            answers = [answer for answer in stated if is_reference(answer, row["reference"], grader)]
-            is_correct = bool(answers)
-        if reason := _reason_of_rule(rule, row, config, answers, is_correct):
-            return reason, is_correct
-    return None, is_correct
+    is_correct = None
+    if row["reference"].strip():
+        answers = [answer for answer in stated_answers(row["answer"]) if is_reference(answer, row["reference"], grader)]
+        is_correct = bool(answers)
+    faults = (_reason_of_rule(rule, row, config, answers, is_correct) for rule in config.rules)
+    return next(filter(None, faults), None), is_correct
 
 
 def _reason_of_rule(

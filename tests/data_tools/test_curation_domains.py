@@ -13,6 +13,7 @@ from data_tools.curation.taxonomy import Label, read_taxonomy
 from s1jax.decode.engine import Engine
 from s1jax.decode.score import Scores
 from s1jax.runtime import jsonl
+from s1jax.runtime.endpoint import EndpointLimits
 from tests.support.curation import pool_of, verdicts_of
 from tests.support.quickstart import BASE, rows_of
 
@@ -204,23 +205,28 @@ def test_a_reply_counts_only_if_its_last_line_is_a_label(reply, name):
     assert (label and label.name) == name
 
 
-def test_an_endpoint_is_asked_each_question_once_and_a_row_without_a_label_is_rejected(tmp_path):
-    asked = []
-
-    def ask(prompts):
-        asked.extend(prompts)
-        replies = {"primes?": "Yes.\n11", "sides?": "Shapes", "silence?": None, "{angles}?": "Geometry"}
-        for index in reversed(range(len(prompts))):
-            yield index, replies[prompts[index].rpartition("\n")[2]]
-
+def test_an_endpoint_is_asked_each_question_once_and_a_row_without_a_label_is_rejected(serve, tmp_path):
+    replies = {"primes?": "Yes.\n11", "sides?": "Shapes", "too long?": 400, "{angles}?": "Geometry", "silence?": 500}
+    server = serve(lambda body: replies[body["messages"][-1]["content"].rpartition("\n")[2]])
     (tmp_path / "fields.json").write_text(
         json.dumps([dict(code=label.code, name=label.name, topics=label.topics) for label in LABELS])
     )
-    config = DomainsConfig(endpoint="http://localhost:1/v1", endpoint_model="e", taxonomy=str(tmp_path / "fields.json"))
-    questions = ["primes?", "sides?", "silence?", "{angles}?", "primes?"]
+    config = DomainsConfig(
+        endpoint=server.url,
+        endpoint_model="e",
+        taxonomy=str(tmp_path / "fields.json"),
+        limits=EndpointLimits(max_tries=1),
+    )
+    questions = ["primes?", "sides?", "too long?", "{angles}?", "primes?", "silence?"]
     rows = pool_of(tmp_path, [{"question": question} for question in questions])
-    _, found = verdicts_of(stage(config, tmp_path, ask), rows, tmp_path)
-    assert [row["domain"] for row in found] == ["Number theory", "", "", "Geometry", "Number theory"]
-    assert [row["reason"] for row in found] == [None, "no domain", "the endpoint did not answer", None, None]
-    assert asked == [to_prompt(question, LABELS) for question in questions[:4]]
-    assert "- 11: Number theory (primes)\n- 51: Geometry\n- Convex and discrete geometry\n" in asked[0]
+    with pytest.raises(ValueError, match="did not answer 1 of 5 questions: run the same command again"):
+        verdicts_of(stage(config, tmp_path), rows, tmp_path)
+    replies["silence?"] = "Geometry"
+    asked = len(server.requests)
+    _, found = verdicts_of(stage(config, tmp_path), rows, tmp_path)
+    assert [row["domain"] for row in found] == ["Number theory", "", "", "Geometry", "Number theory", "Geometry"]
+    assert [row["reason"] for row in found] == [None, "no domain", "no domain", None, None, None]
+    # What was answered is not asked again. What the model does not take has no reply to keep.
+    again = {body["messages"][-1]["content"].rpartition("\n")[2] for *_, body in server.requests[asked:]}
+    assert again == {"silence?", "too long?"}
+    assert "- 11: Number theory (primes)\n- 51: Geometry\n- Convex and discrete geometry\n" in to_prompt("", LABELS)
