@@ -134,6 +134,12 @@ def test_the_next_run_asks_again_for_what_failed_and_for_nothing_else(serve, tmp
     assert third.folder == second.folder and len(server.requests) == 1
 
 
+def test_a_row_that_the_model_does_not_take_is_no_reason_to_run_again(serve, tmp_path):
+    server = serve(lambda body: 400 if body["messages"][-1]["content"] == "2 + 2?" else solve(body))
+    (first, _), (second, _) = (run(config_for(server, num_samples=1), sums(5), tmp_path) for _ in range(2))
+    assert first.folder == second.folder and len(server.requests) == 5
+
+
 def test_another_pool_of_the_same_questions_asks_nothing_again(serve, tmp_path):
     server, rows = serve(solve), sums(6)
     run(config_for(server), rows, tmp_path)
