@@ -15,8 +15,6 @@ from s1jax.runtime import jsonl
 from s1jax.runtime.errors import UserError
 from tests.support.curation import pool_of, verdicts_of
 
-pytest.importorskip("datasketch")
-
 EQUALS, SHARES, NEARLY = (
     "equals a held-out question",
     "shares 8 words with a held-out question",
