@@ -15,8 +15,6 @@ from s1jax.runtime import jsonl
 from s1jax.runtime.errors import UserError
 from tests.support.curation import pool_of, verdicts_of
 
-pytest.importorskip("datasketch")
-
 EQUALS, SHARES, NEARLY = (
     "equals a held-out question",
     "shares 8 words with a held-out question",
@@ -253,14 +251,18 @@ def test_each_source_is_checked_against_what_earlier_sources_keep(tmp_path, seed
         if reason and "earlier" in reason:
             source, name = verdict["detail"].split(":")[0].split()
             assert rows[int(name)]["source"] == source and found[int(name)]["reason"] is None
-            longest = max(brute_force_run(row["question"], part, 4) for part in known[1:])
+            longest = max(brute_force_run(row["question"], part, 4) for part in known[1 : 1 + len(earlier)])
             if "shares" in reason:
-                assert (
-                    len(verdict["detail"].split('"')[1].split())
-                    == brute_force_run(row["question"], [rows[int(name)]["question"]], 4)
-                    <= longest
-                )
+                run_length = len(verdict["detail"].split('"')[1].split())
+                assert run_length == brute_force_run(row["question"], [rows[int(name)]["question"]], 4) == longest, seed
     assert sum("earlier" in (v["reason"] or "") for v in found) > 2
+
+
+def test_of_several_earlier_sources_the_one_with_the_longest_run_is_named(tmp_path):
+    pool = [("a b c d x", "u"), ("s b c d e f", "v"), ("a b c d e f", "w")]
+    rows = [{"question": question, "source": source, "id": "p"} for question, source in pool]
+    found = run(tmp_path, rows, ngram=4, between_sources=True)[2]
+    assert [v["detail"] for v in found] == [None, None, 'v p: "b c d e f"']
 
 
 def test_counts_are_per_source_and_held_out_set(tmp_path):

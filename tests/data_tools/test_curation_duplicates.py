@@ -19,8 +19,6 @@ from s1jax.runtime import jsonl
 from s1jax.runtime.errors import UserError
 from tests.support.curation import pool_of, verdicts_of
 
-pytest.importorskip("datasketch")
-
 LONG = "A train leaves the station at noon and travels north at a constant speed of 60 miles per hour "
 LONG += "until it meets a second train, which left another station an hour before and travels south on the same track"
 
