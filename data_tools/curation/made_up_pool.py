@@ -1,8 +1,9 @@
 """A made-up pool of the size of s1's: 59,029 rows of sixteen sources, to measure curation with.
 
 The number of rows of each source is the paper's. Real questions may be given, and come first. The others are random sentences. The traces
-are random sentences, too: their lengths in characters follow a log-normal distribution whose mean is about that of s1K's traces.
-One row in fifty is a copy of an earlier one, and one in fifty has a fault. Everything is a function of the seed.
+are random sentences, too: their lengths in characters follow a log-normal distribution whose mean is about that of s1K's traces. One row
+in fifty is a copy of an earlier one, one in fifty has a fault, and two answers in five disagree with the reference. Everything is a
+function of the seed.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def make_rows(config: MadeUpPoolConfig, real: Sequence[dict[str, Any]]) -> Itera
                 "question": question,
                 "thinking": f"{trace}\nSo the answer is {answer}.",
                 "answer": f"The result is \\boxed{{{answer}}}.",
-                "reference": answer,
+                "reference": answer if rng.random() < 0.6 else f"{answer}1",
                 "source": source,
                 "domain": f"{rng.randint(0, 60):02d}",
             }
@@ -109,7 +110,7 @@ def _sentence(rng: random.Random) -> str:
             f"The {words[0]} {words[1]} {words[2]} the {words[3]} {words[4]} of $x_{{{a}}} = {b}$.\n",
             f"Since ${a} + {b} = {a + b}$, the {words[1]} {words[2]} {c} times.\n",
             f"Let $f(x) = x^{a % 9} - {b}x + {c}$; then its {words[3]} {words[4]} {words[2]} {a}. ",
-            f"We check: {a} * {c % 100} = {a * (c % 100)}, so no {words[1]} is {words[0]}. Wait, that needs the {words[4]}.\n",
+            f"We check: {a} * {c % 100} = {a * (c % 100)}, so no {words[1]} is {words[0]}. Wait, {b} needs the {words[4]}.\n",
         )
     )
 
