@@ -80,10 +80,12 @@ def test_the_domain_is_the_label_with_the_largest_pointwise_mutual_information(c
 
 
 @pytest.mark.slow
-def test_a_real_model_scores_the_msc_as_transformers_does(real_model, shared, tmp_path):
+def test_a_real_model_scores_fields_of_the_msc_as_transformers_does(real_model, shared, tmp_path):
     lines = (shared / "data" / "math500.jsonl").read_text().splitlines()
     questions = [json.loads(lines[i])["question"] for i in (0, 3, 24)]
-    config = DomainsConfig(model=str(real_model), dtype="float32")
+    names = [label.name for label in read_taxonomy("msc")][::5]
+    (tmp_path / "fields.txt").write_text("\n".join(names))
+    config = DomainsConfig(model=str(real_model), dtype="float32", taxonomy=str(tmp_path / "fields.txt"))
     check_against_transformers(config, questions, tmp_path, 2e-3)
 
 
