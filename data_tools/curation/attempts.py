@@ -68,9 +68,11 @@ def _attempt(thinking: str, answer: str, ends: bool) -> Attempt:
 
 
 def choose(
-    attempts: Iterable[Attempt], reference: str, grader: Grader
+    attempts: Iterable[Attempt], reference: str, grader: Grader, verify: bool = True
 ) -> tuple[Attempt | None, str | None, str | None]:
     """Return the first whole attempt that agrees with the reference. Without one return the reason and the counts for `detail`.
+
+    Without `verify`, return the first whole attempt.
 
     The answer of an attempt without thinking becomes the final answer alone.
     """
@@ -80,6 +82,8 @@ def choose(
         if not attempt.is_whole:
             continue
         num_whole += 1
+        if not verify:
+            return attempt._replace(answer=attempt.answer or _final_answer(attempt.thinking)), None, None
         for answer in stated_answers(attempt.answer or attempt.thinking):
             if is_reference(answer, reference, grader):
                 return attempt._replace(answer=attempt.answer or f"Final Answer: {answer}"), None, None
@@ -89,7 +93,12 @@ def choose(
     return None, "no sample agrees with the reference", f"0 of {num_whole}{cut}"
 
 
-def choose_part(file: Path, is_endpoint: bool, part: PartOfPool) -> pa.Table:
+def _final_answer(text: str) -> str:
+    """Return the answer of a model that did not think, alone."""
+    return f"Final Answer: {next(iter(stated_answers(text)), text)}"
+
+
+def choose_part(file: Path, is_endpoint: bool, verify: bool, part: PartOfPool) -> pa.Table:
     """Return the verdicts on one part, with `thinking`, `answer` and `correct`. Rows that were not asked about keep their texts."""
     rows = read_part(part.sources, ("reference", "thinking", "answer"))
     to_attempt = attempt_of_reply if is_endpoint else attempt_of_sample
@@ -103,7 +112,7 @@ def choose_part(file: Path, is_endpoint: bool, part: PartOfPool) -> pa.Table:
             "correct": None,
         }
         if row["row"] in part.places:
-            verdict |= _verdict(row, part, file, to_attempt)
+            verdict |= _verdict(row, part, file, to_attempt, verify)
         for name, values in columns.items():
             values.append(verdict[name])
     types = {"thinking": pa.string(), "answer": pa.string(), "correct": pa.bool_()}
@@ -111,12 +120,12 @@ def choose_part(file: Path, is_endpoint: bool, part: PartOfPool) -> pa.Table:
     return verdicts(rows, columns["reason"], columns["detail"], **added)
 
 
-def _verdict(row: Mapping[str, Any], part: PartOfPool, file: Path, to_attempt: Any) -> dict[str, Any]:
+def _verdict(row: Mapping[str, Any], part: PartOfPool, file: Path, to_attempt: Any, verify: bool) -> dict[str, Any]:
     """Return reason and detail, or texts, of a row that was asked about."""
     attempts = (to_attempt(jsonl.row_at(file, place)) for place in part.places[row["row"]])
-    chosen, reason, detail = choose(attempts, row["reference"], _grader())
+    chosen, reason, detail = choose(attempts, row["reference"], _grader(), verify)
     if chosen is not None:
-        return {"thinking": chosen.thinking, "answer": chosen.answer, "correct": True}
+        return {"thinking": chosen.thinking, "answer": chosen.answer, "correct": True if verify else None}
     reason, detail = part.faults.get(row["row"], (reason, detail))
     return {"reason": reason, "detail": detail, "thinking": "", "answer": ""}
 

@@ -55,8 +55,9 @@ def curate(config: CurationConfig) -> Path:
         workers = stack.enter_context(Workers(config.executor, config.num_processes))
         before = rows = Rows((), workers)
         contamination: Mapping[tuple[str, str], int] = {}
-        for name, make_stage in _stages(config):
-            before, result = rows, _run(name, everywhere(make_stage), rows, work)
+        stages = [(name, everywhere(make_stage)) for name, make_stage in _stages(config)]  # a bad setting ends it here
+        for name, stage in stages:
+            before, result = rows, _run(name, stage, rows, work)
             rows = Rows((*rows.results, result), workers)
             if name == "decontamination":
                 contamination = from_first_process(partial(overlap_counts, before, result))
@@ -84,7 +85,7 @@ def _work(config: CurationConfig) -> Path:
 
 
 def _stages(config: CurationConfig) -> Iterator[tuple[StageName, Callable[[], Stage]]]:
-    """Yield each stage of a config. It is made when it is its turn, since making it may read files."""
+    """Yield the name of each stage of a config, and a function that makes it. It may read files."""
     calls = _work(config) / "calls"
     make: dict[StageName, Callable[[], Stage]] = {
         "collect": lambda: collect.stage(config.collect),

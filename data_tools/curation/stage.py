@@ -16,6 +16,7 @@ Invariant: a stage reads nothing but its rows and its settings, so that its resu
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -141,12 +142,14 @@ def write_result(stage: Stage, parts: Iterable[pa.Table], before: str, folder: P
     num_rows = num_parts = 0
     columns: set[str] = set()
     reasons: Counter[str] = Counter()
-    with writing(result.folder):
-        shutil.rmtree(partial_folder, ignore_errors=True)
-        partial_folder.mkdir(parents=True)
+    try:
+        with writing(result.folder):
+            shutil.rmtree(partial_folder, ignore_errors=True)
+            partial_folder.mkdir(parents=True)
         for part in parts:
             part = part.select([*VERDICT, *(name for name in part.column_names if name not in VERDICT)])
-            pq.write_table(part, Result("", partial_folder).part(num_parts), compression="zstd")
+            with writing(result.folder):
+                pq.write_table(part, Result("", partial_folder).part(num_parts), compression="zstd")
             num_rows, num_parts = num_rows + len(part), num_parts + 1
             columns |= {*part.column_names} - {*VERDICT}
             reasons.update(part["reason"].drop_null().to_pylist())
@@ -161,9 +164,15 @@ def write_result(stage: Stage, parts: Iterable[pa.Table], before: str, folder: P
             num_kept=num_rows - reasons.total(),
             reasons=dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
         )
-        write_file(partial_folder / "stage.json", json.dumps(summary, indent=1) + "\n")
-        shutil.rmtree(result.folder, ignore_errors=True)
-        partial_folder.rename(result.folder)
+        with writing(result.folder):
+            write_file(partial_folder / "stage.json", json.dumps(summary, indent=1) + "\n")
+            shutil.rmtree(result.folder, ignore_errors=True)
+            partial_folder.rename(result.folder)
+    except BaseException:
+        shutil.rmtree(partial_folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # unless it holds other results
+        raise
     return result
 
 

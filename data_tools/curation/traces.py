@@ -45,13 +45,15 @@ from s1jax.runtime.sharding import DECODING_MESH, MeshConfig
 logger = logging.getLogger("data_tools.curation")
 
 VERSION = 1
+_UNKNOWN = "unknown"
+"""Stands for the answer of a question without one: an evaluation needs some."""
 _ROOM = 64
 """More tokens than delimiters and the wrap-up need beside question, thinking and answer."""
 
 
 @dataclass(frozen=True)
 class TracesConfig:
-    """Which model writes traces, and how. Without a model and an endpoint, rows stay as they are."""
+    """Which model writes traces, and how."""
 
     model: InputPath = ""
     """Model that answers the questions: a directory, a hub id, or one of our own checkpoints."""
@@ -64,6 +66,8 @@ class TracesConfig:
     """How hard the endpoint is worked, and what it costs."""
     replace: bool = False
     """Ask about all rows, also about those that have a trace."""
+    verify: bool = True
+    """Keep only an answer that agrees with the reference. Otherwise the first answer that ends is kept, right or wrong, as in the paper."""
     num_samples: int = 4
     """Answers per question. The first one that agrees with the reference is kept."""
     temperature: float = 0.7
@@ -98,8 +102,6 @@ class TracesConfig:
             raise UserError("traces has both a model and an endpoint: give one of them")
         if bool(self.endpoint) != bool(self.endpoint_model):
             raise UserError("traces: endpoint and endpoint_model belong together: give both or neither")
-        if self.replace and not (self.model or self.endpoint):
-            raise UserError("traces: replace needs a model or an endpoint that writes the new traces")
         if self.endpoint and (self.num_ignore or self.thinking_format != AUTO):
             raise UserError("traces: num_ignore and thinking_format have no effect with an endpoint: leave them out")
 
@@ -145,7 +147,9 @@ def stage(config: TracesConfig, calls: Path) -> Stage:
 
     Raises UserError if the model is not found, or if its context has no room for a question.
     """
-    settings: dict[str, Any] = {"replace": config.replace, "num_samples": config.num_samples}
+    settings: dict[str, Any] = {
+        "replace": config.replace, "verify": config.verify, "num_samples": config.num_samples,
+    }  # fmt: skip
     if config.model:
         source = resolve_source(config.model, weights=False)
         if _room(config, source) < 1:
@@ -160,6 +164,8 @@ def stage(config: TracesConfig, calls: Path) -> Stage:
         # A run with unanswered rows is not the last word: the next one has another key, and asks about them again.
         settings |= {"model": config.endpoint_model, "sampling": config.sampling} | texts
         settings |= {"runs_with_unanswered_rows": _num_runs(calls)}
+    else:
+        raise UserError("the stage traces needs --traces.model or --traces.endpoint. Or leave the stage out")
     return Stage("traces", VERSION, settings, partial(_run, config, calls))
 
 
@@ -201,7 +207,10 @@ def _questions(
             if row["row"] not in wanted:
                 continue
             # Several readings: the last one is the answer of the problem. The choice among attempts knows them all.
-            if not (stated := [answer for answer in stated_answers(row["reference"]) if answer.strip()]):
+            stated = [answer for answer in stated_answers(row["reference"]) if answer.strip()]
+            if not stated and not config.verify:
+                stated = [_UNKNOWN]
+            if not stated:
                 faults[row["row"]] = NO_REFERENCE, None
             elif (detail := misfit(row["question"])) is not None:
                 faults[row["row"]] = NO_ROOM, detail
@@ -316,4 +325,4 @@ def _verdicts(config: TracesConfig, rows: Rows, needy: list[list[int]], answers:
         )
         for index, numbers in enumerate(needy)
     ]
-    yield from rows.workers.map(partial(choose_part, answers.file, bool(config.endpoint)), parts)
+    yield from rows.workers.map(partial(choose_part, answers.file, bool(config.endpoint), config.verify), parts)

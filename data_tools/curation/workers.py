@@ -6,9 +6,11 @@ machines form a Ray cluster and share the folder of the results. No result depen
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import pickle
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, Literal, TypeVar
@@ -58,11 +60,16 @@ def _map_with_ray(function: Callable[[T], R], items: Sequence[T], num_processes:
     if not ray.is_initialized():
         # With RAY_ADDRESS, Ray joins that cluster, and otherwise starts one on this machine.
         here: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": num_processes}
-        ray.init(log_to_driver=False, **here)
-    numbered = [{"index": index, "item": item} for index, item in enumerate(items)]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)  # Ray starts programs, which JAX does not mind
+            ray.init(log_to_driver=False, logging_level=logging.WARNING, **here)
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    shared = ray.put(list(items))
 
     def call(task: dict[str, Any]) -> dict[str, Any]:
-        return {"index": task["index"], "result": pickle.dumps(function(task["item"]))}
+        return {"id": task["id"], "result": pickle.dumps(function(ray.get(shared)[task["id"]]))}
 
-    done = ray.data.from_items(numbered, override_num_blocks=max(1, len(items))).map(call).take_all()
-    yield from (pickle.loads(task["result"]) for task in sorted(done, key=lambda task: task["index"]))
+    done = ray.data.range(len(items), override_num_blocks=len(items)).map(call).take_all()
+    yield from (pickle.loads(task["result"]) for task in sorted(done, key=lambda task: task["id"]))

@@ -79,3 +79,11 @@ def test_a_reply_with_reasoning_has_trace_and_answer(grader):
     assert not attempt_of_reply(reply("", "", "length")).is_whole
     # An answer that is missing agrees with nothing, even if the reasoning names it.
     assert choose([attempt_of_reply(reply("", "2 + 2\nAnswer: 4"))], "4", grader)[0] is None
+
+
+def test_unless_answers_are_verified_the_first_that_ends_is_kept(grader):
+    cut, wrong, right = Attempt("a", "1", False), Attempt("b", "2", True), Attempt("c", "3", True)
+    assert choose([cut, wrong, right], "3", grader, verify=False) == (wrong, None, None)
+    assert choose([cut, wrong, right], "3", grader)[0] == right
+    assert choose([cut], "3", grader, verify=False)[1] == "no sample ends in time"
+    assert choose([Attempt("so 2.\nAnswer: 2", "", True)], "", grader, verify=False)[0].answer == "Final Answer: 2"

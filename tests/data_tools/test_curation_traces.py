@@ -57,8 +57,11 @@ def test_rows_with_a_trace_stay_as_they_are_and_the_others_get_one(serve, tmp_pa
     assert all(verdict["thinking"] == "I add." for verdict in replaced) and len(server.requests) == 28
 
 
-def test_without_a_model_rows_stay_as_they_are_and_no_text_is_copied(tmp_path):
-    result, verdicts = run(TracesConfig(), sums(4), tmp_path)
+def test_if_no_row_needs_a_trace_nobody_is_asked_and_no_text_is_copied(serve, tmp_path):
+    server = serve(solve)
+    rows = [row | {"thinking": "t", "answer": "a"} for row in sums(4)]
+    result, verdicts = run(config_for(server), rows, tmp_path)
+    assert not server.requests
     assert result.columns == {"correct"}
     assert verdicts == [{"row": i, "reason": None, "detail": None, "correct": None} for i in range(4)]
 
@@ -168,7 +171,7 @@ def test_the_key_of_a_result_depends_on_what_can_change_it_alone(tmp_path):
     changed = [
         dict(endpoint_model="n"), dict(replace=True), dict(num_samples=2), dict(temperature=0.1), dict(seed=1),
         dict(max_thinking_tokens=5), dict(prompt_suffix="x"), dict(system_prompt="x"),
-        dict(endpoint="", endpoint_model=""),
+        dict(verify=False),
         dict(endpoint="", endpoint_model="", model=str(BASE), max_thinking_tokens=8, max_answer_tokens=8),
     ]  # fmt: skip
     assert len({base, *(key(**changes) for changes in changed)}) == 1 + len(changed)
@@ -179,7 +182,6 @@ def test_the_key_of_a_result_depends_on_what_can_change_it_alone(tmp_path):
     [
         (dict(model="a", endpoint="http://b", endpoint_model="m"), "both a model and an endpoint"),
         (dict(endpoint="http://b"), "belong together"),
-        (dict(replace=True), "replace needs a model or an endpoint"),
         (dict(endpoint="http://b", endpoint_model="m", num_ignore=1), "have no effect with an endpoint"),
         (dict(temperature=0.0), "num_samples 4 at temperature 0"),
         (dict(max_answer_tokens=0), "max_answer_tokens is 0"),
@@ -189,6 +191,11 @@ def test_the_key_of_a_result_depends_on_what_can_change_it_alone(tmp_path):
 def test_settings_that_make_no_sense_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
         TracesConfig(**changes)
+
+
+def test_the_stage_needs_a_model_or_an_endpoint(tmp_path):
+    with pytest.raises(UserError, match=r"the stage traces needs --traces\.model or --traces\.endpoint"):
+        stage(TracesConfig(), tmp_path)
 
 
 def test_a_budget_that_leaves_no_room_for_a_question_is_refused(tmp_path):

@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from data_tools.curation.selection import SelectionConfig
 from data_tools.curation.selection import stage as selection
-from data_tools.curation.stage import Rows, Stage, in_parts, run_stage, verdicts
+from data_tools.curation.stage import Rows, Stage, in_parts, verdicts, write_result
 from data_tools.curation.workers import Workers
 
 TEXTS = ("id", "question", "reference", "source", "domain", "thinking", "answer", "file", "raw")
@@ -74,5 +74,6 @@ def curated(folder, rows, part_rows=16, select=None):
     stages = [("collect", collect), ("quality", quality), ("lengths", lengths), ("domains", domains)]
     for stage in [*(Stage(name, 1, {"rows": rows}, run) for name, run in stages), select]:
         stage = stage or selection(SelectionConfig("diverse", 10))
-        selected = Rows((*selected.results, run_stage(stage, selected, folder)), selected.workers)
+        before = selected.key if selected.results else ""
+        selected = Rows((*selected.results, write_result(stage, stage.run(selected), before, folder)), selected.workers)
     return selected
