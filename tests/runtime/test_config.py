@@ -10,6 +10,7 @@ from typing import Annotated
 import pytest
 import tyro
 
+from data_tools.curation.config import CurationConfig
 from s1jax.evaluate.conditions import EvaluateConfig
 from s1jax.evaluate.sweep import SweepConfig, grid
 from s1jax.runtime import config
