@@ -3,7 +3,7 @@
 Run by `launch/quickstart.sh` on two shared cores of an AMD CPU in 251 s. With the largest thinking budget the model then solved 96.7% of
 120 held-out problems (95% interval: 91.7% to 98.7%).
 
-    python launch/train.py quickstart --data.source out/data/train.jsonl --output out/model
+    python launch/train.py quickstart --data.source out/curated/train.jsonl --output out/model
 """
 
 from s1jax.data.examples import DataConfig
@@ -15,7 +15,7 @@ from s1jax.train.step import StepConfig
 CONFIG = TrainConfig(
     model="data_tools/quickstart/tiny_base",
     output="out/model",
-    data=DataConfig(source="out/data/train.jsonl", max_length=1024, batch_size=8, num_epochs=2, pad_multiple=32),
+    data=DataConfig(source="out/curated/train.jsonl", max_length=1024, batch_size=8, num_epochs=2, pad_multiple=32),
     optimizer=OptimizerConfig(learning_rate=1e-3),
     mesh=MeshConfig(data=-1, fsdp=1),
     dtype="float32",

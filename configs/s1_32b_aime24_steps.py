@@ -1,7 +1,7 @@
 """Step-conditional control on AIME24 without forcing (paper, table 3). `--method step_conditional_forced` runs the form with forcing.
 
-The model must have been trained on traces in numbered steps, and on questions that end in "Think for up to N steps.".
-No command of this project makes such rows yet.
+The model must have been trained on traces in numbered steps, and on questions that end in "Think for up to N steps.". `s1_32b_control` says
+how to make such rows and train on them. The model of that mixture serves, too: `--model runs/s1_32b_control/hf`.
 
 Expected (the paper's): Control 60 %, Scaling +3 points per doubling, Performance 36.7 %; with forcing 100 %, +6, 36.7 %.
 Hardware and hours: not yet run.

@@ -1,8 +1,8 @@
 """Token-conditional control on AIME24, without and with forcing (paper, table 3).
 
-The model must have been trained on rows whose questions end in "Think for up to N tokens.", with N the power of two above the length of the
-trace.
-No command of this project makes such rows yet.
+The model must have been trained on rows whose questions end in "Think for up to N tokens.", with N the length of the trace, rounded up to a
+power of two. `s1_32b_control` says how to make such rows and train on them. The model of that mixture serves, too: `--model
+runs/s1_32b_control/hf`.
 
 Expected (the paper's): Control 40 %, Scaling -24 points per doubling, Performance 40.0 %; with forcing 100 %, +13, 40.0 %.
 Hardware and hours: not yet run.

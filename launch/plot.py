@@ -1,8 +1,8 @@
 """Draw the scaling curves of a file of sample rows, and write its tables.
 
-Writes thinking.png (accuracy against thinking tokens) and, if each problem has several samples, voting.png (majority voting). The points of
-each figure are written beside it as JSON. Writes tables.md and tables.json: curves, Control, votes, and if the rows have them, answers that
-an ignored stop turned, forced answers, and seeds. Rows that differ in model, weights, benchmark or any setting are kept apart.
+Writes thinking.png (accuracy against thinking tokens), voting.png (majority voting) if each problem has several samples, tokens.png
+(accuracy against all tokens) if a benchmark has two lines, such as a curve's budgets and its votes, and tables.md; each with its points as
+JSON beside it. Rows that differ in model, weights, benchmark or any setting are kept apart.
 Standard output: one JSON line per figure, and one for the tables. Standard error: the tables.
 """
 
@@ -16,6 +16,7 @@ from typing import Annotated
 import tyro
 
 from s1jax.results.escape import MULTIPLE
+from s1jax.results.paper import paper_points
 from s1jax.results.run_tables import format_tables, holds_tables, write_tables
 from s1jax.results.samples import distinct_samples, read_samples
 from s1jax.results.tables import format_voting_table
@@ -35,6 +36,8 @@ class PlotConfig:
     """Sample rows (JSONL) that evaluate.py and sweep.py wrote."""
     out: Path | None = None
     """Directory for the figures and tables; default: the directory of the rows."""
+    paper: bool = False
+    """Draw the paper's points of s1-32B in thinking.png, in the panels of aime24, math500 and gpqa_diamond."""
     escape_multiple: float = MULTIPLE
     """A forced answer that is longer than this multiple of the median unforced answer counts as one that goes on thinking."""
 
@@ -46,34 +49,31 @@ def main() -> None:
         raise UserError(f"escape_multiple is {config.escape_multiple}; it must be a number above 0")
     # A notebook's backend may stop the import of matplotlib, and a user's settings may ask for LaTeX.
     os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}
-    from s1jax.results.figures import holds_points, plot_thinking, plot_voting
+    from s1jax.results.figure_page import holds_points
+    from s1jax.results.figures import plots_of
 
     rows = read_samples(config.rows)
+    paper = paper_points({row["benchmark"] for row in rows}) if config.paper else []
     if copies := len(rows) - len(distinct_samples(rows)):
-        why = "temperature 0, or an unused ignore text"
-        logger.info("%d of %d rows are copies of others (%s): left out\n", copies, len(rows), why)
+        logger.info("%d of %d rows are copies (temperature 0, or unused ignore text): left out\n", copies, len(rows))
     out = config.out or config.rows.parent
-    voting = format_voting_table(rows)
-    figures = [out / "thinking.png", *([out / "voting.png"] if voting else [])]
-    tables = out / "tables.md"
-    for path in (file for shown in (*figures, tables) for file in (shown, shown.with_suffix(".json"))):
-        check_writable(path)
-        if path.resolve() == config.rows.resolve():
-            raise UserError(f"{path} holds the rows, which would be replaced: give another --out, or rename it")
-    for shown in (*figures, tables):
-        data = shown.with_suffix(".json")
+    plots = {out / f"{name}.png": plot for name, plot in plots_of(rows, paper).items()}
+    plots[tables := out / "tables.md"] = lambda path: write_tables(rows, path, config.escape_multiple)
+    for shown in plots:
+        for path in (shown, data := shown.with_suffix(".json")):
+            check_writable(path)
+            if path.resolve() == config.rows.resolve():
+                raise UserError(f"{path} holds the rows, which would be replaced: give another --out, or rename it")
         is_ours = holds_tables if shown == tables else holds_points
         if (shown.exists() or data.exists()) and not is_ours(data):
             raise UserError(f"{shown} or {data.name} is of another program: give another --out, or rename it")
-    plot_thinking(rows, figures[0])
-    if voting:
-        plot_voting(rows, figures[1])
-    write_tables(rows, tables, config.escape_multiple)
+    for shown, plot in plots.items():
+        plot(shown)
+        kind = "tables" if shown == tables else "figure"
+        print(json.dumps({kind: str(shown), "points": str(shown.with_suffix(".json"))}))
     logger.info(format_tables(rows, config.escape_multiple))
-    logger.info("\n%s", voting or "no voting figure: no setting has two samples of each of its problems")
-    for figure in figures:
-        print(json.dumps({"figure": str(figure), "points": str(figure.with_suffix(".json"))}))
-    print(json.dumps({"tables": str(tables), "points": str(tables.with_suffix(".json"))}))
+    voting = format_voting_table(rows) or "no voting figure: no setting has two samples of each of its problems"
+    logger.info("\n%s", voting)
 
 
 if __name__ == "__main__":

@@ -49,13 +49,12 @@ run() {
     printf '   %d s\n' $((SECONDS - begun)) >&2
 }
 
-base=data_tools/quickstart/tiny_base
 run "$out/data/heldout.jsonl" "1/6 making a pool of word problems, good and bad, and problems to test on" \
     -m data_tools.quickstart.arithmetic "$out/data"
-run "$out/data/train.jsonl" "2/6 choosing the training set: quality, difficulty, diversity" \
-    -m data_tools.curation.curate --pool "$out/data/pool.jsonl" --heldout "$out/data/heldout.jsonl" --model $base --output "$out/data/train.jsonl"
+run "$out/curated/train.jsonl" "2/6 choosing the training set: quality, difficulty, diversity" \
+    -m data_tools.curation quickstart_data --collect.pool "$out/data/pool.jsonl" --decontamination.heldout "$out/data/heldout.jsonl" --output "$out/curated"
 run "$out/model/hf/config.json" "3/6 fine-tuning the tiny base model on reasoning traces" \
-    launch/train.py quickstart --data.source "$out/data/train.jsonl" --output "$out/model"
+    launch/train.py quickstart --data.source "$out/curated/train.jsonl" --output "$out/model"
 on_heldout=(--model "$out/model/hf" --benchmark "$out/data/heldout.jsonl" --output "$out/rows.jsonl")
 sweep() {
     run "$out/.$1" "$2" launch/sweep.py "$1" "${on_heldout[@]}"
@@ -70,11 +69,12 @@ printf '\n== drawing\n\n' >&2
 
 printf '\nDone in %d s. In %s:\n' $((SECONDS - started)) "$out" >&2
 cat >&2 <<END
-  thinking.png, thinking.json   accuracy against thinking tokens
-  voting.png, voting.json       accuracy against number of samples
+  thinking.png, voting.png      accuracy against thinking tokens, and against number of samples; points in .json files
+  tokens.png, tokens.json       accuracy against all tokens: budgets, Waits and votes on one axis
   report.html                   all of it, to look into: open this file in a browser, and choose "Answers"
   rows.jsonl                    every answer: the trace, its token counts and its grade
-  data/                         the pool, the chosen training set, the rejected rows with reasons, the held-out problems
+  data/                         the pool of problems, and those to test on
+  curated/                      the chosen training set, the rejected rows with reasons, report.json and funnel.png
   model/                        the fine-tuned model; model/hf is a Hugging Face checkpoint. Ask it with
     .venv/bin/python launch/generate.py --model "$out/model/hf" --prompt "A bus has 20 passengers. Stop A: 5 get on. How many are there after stop A?" --num-ignore 1 --max-thinking-tokens 192 --max-answer-tokens 16
 END

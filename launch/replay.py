@@ -11,9 +11,10 @@ import json
 import numpy as np
 
 from s1jax.results.grid import at_equal_tokens, scaling_grid
+from s1jax.results.grid_table import format_grid_table
 from s1jax.results.metrics import Point
 from s1jax.results.replay_rows import ReplayConfig, replay
-from s1jax.results.replay_table import format_grid_table, format_replay_table
+from s1jax.results.replay_table import format_replay_table
 from s1jax.results.samples import CURVE, SampleRow, read_samples
 from s1jax.results.tables import groups
 from s1jax.results.token_records import has_records, read_tokens

@@ -1,5 +1,8 @@
 """Write a report of a file of sample rows: one HTML file with figures, tables and all answers, to be searched and read in a browser.
 
+The figures are those of plot.py: accuracy against thinking tokens, against the number of samples, and against all tokens. The last two are
+shown if the rows have votes, and two lines to compare.
+
 The file opens from disk, without a network and without a model. Rows hold no questions: --benchmark gives the problems that they answer.
 Standard output: the file.
 """

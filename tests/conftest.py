@@ -33,6 +33,7 @@ CHECKED = [
 ]
 install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
+from tests.support.endpoint import serve  # noqa: E402, F401
 from tests.support.processes import processes  # noqa: E402, F401
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -62,6 +62,7 @@ def python(wheel, tmp_path_factory) -> Path:
 def test_the_wheel_holds_every_module_the_report_s_page_and_the_quickstart_s_model(wheel):
     files = {path for name in PACKAGES for path in (ROOT / name).rglob("*.py")}
     files |= set((ROOT / "data_tools" / "quickstart" / "tiny_base").iterdir())
+    files |= {ROOT / "data_tools" / "curation" / "msc.json"}
     files |= {
         path for suffix in ("html", "css", "js") for path in (ROOT / "s1jax" / "results").glob(f"report*.{suffix}")
     }

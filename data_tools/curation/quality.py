@@ -6,37 +6,106 @@ The grader decides whether two answers are equal, so that their spelling does no
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache, partial
+from typing import Literal
 
+import pyarrow as pa
+
+from data_tools.curation.stage import Stage, verdicts
 from s1jax.data.chat import with_label
-from s1jax.data.rows import TrainingRow
 from s1jax.grading.equivalence import compare
 from s1jax.grading.extract import extract_answer
 from s1jax.grading.pool import Grader
+from s1jax.runtime.errors import UserError
+from s1jax.runtime.fields import check_types
 
 # No pattern here takes more than linear time.
 _CODE_OR_MATHEMATICS = re.compile(
     r"```.*?(?:```|\Z)|`[^`\n]+`|\$\$[^$]+\$\$|\$(?!\s)[^$\n]+(?<!\s)\$(?!\d)|\\\((?:(?!\\\().)*?\\\)|\\\[(?:(?!\\\[).)*?\\\]",
     re.DOTALL,
 )
+_NUMBERED_PART = re.compile(r"\bp[1-9]\d{0,2}\.")  # as in "p1. Find x. p2. Find y."
 _PIECE = re.compile(r"\$([^$\n]{1,200})\$|(\([^()]{1,80}\)|\[[^][]{1,80}\])")
 
 
-def quality_reason(row: TrainingRow, grader: Grader) -> str | None:
-    """Return the fault of a row's text, None if it has none."""
-    text = f"{row['question']}\n{row['thinking']}\n{row['answer']}"
-    if "![Image]" in text or "[asy]" in text:
-        return "refers to an image"
-    if any(has_torn_bold(part) for part in (row["question"], row["thinking"], row["answer"])):
-        return "torn bold markup"
-    if not row["reference"].strip():
-        return "no reference to grade against"
-    answers = [answer for answer in stated_answers(row["answer"]) if _is_reference(answer, row["reference"], grader)]
-    if not answers:
-        return "the answer disagrees with the reference"
-    if not any(_occurs(answer, row["thinking"]) for answer in answers):
-        return "the trace does not reach the answer"
-    return None
+QualityRule = Literal["missing", "image", "numbered_parts", "bold", "reference", "answer", "trace"]
+"""What a row may be rejected for; `reason_of_rule` says how each of them is found."""
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class QualityConfig:
+    """Which rows have usable texts."""
+
+    rules: tuple[QualityRule, ...] = ("missing", "image", "numbered_parts", "bold", "reference", "answer", "trace")
+    """The first of these rules that a row breaks is its reason. The paper's are missing, image, numbered_parts and bold. The others are
+    `reference` (there is one), `answer` (it agrees with the reference) and `trace` (it reaches the answer)."""
+    drawn_sources: tuple[str, ...] = ("AIME",)
+    """Sources whose names begin so may have drawings in Asymptote, `[asy]`. The paper excepts those of AIME."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if len(set(self.rules)) < len(self.rules):
+            raise UserError(f"quality rules {', '.join(self.rules)}: one is there twice")
+
+
+def stage(config: QualityConfig) -> Stage:
+    """Return the stage. It adds `correct`: whether the answer agrees with the reference; null if there is no reference."""
+    judge = partial(_judge_part, config)
+    columns = ("question", "thinking", "answer", "reference", "source")
+    return Stage("quality", VERSION, asdict(config), lambda rows: rows.map(judge, *columns))
+
+
+def _judge_part(config: QualityConfig, rows: pa.Table) -> pa.Table:
+    reasons, correct = [], []
+    for row in rows.to_pylist():
+        reason, is_correct = quality_reason(row, config, _grader())
+        reasons.append(reason)
+        correct.append(is_correct)
+    return verdicts(rows, reasons, correct=pa.array(correct, pa.bool_()))
+
+
+@cache
+def _grader() -> Grader:
+    """Return the grader of this process. Its workers end with the process."""
+    return Grader(1)
+
+
+def quality_reason(row: Mapping[str, str], config: QualityConfig, grader: Grader) -> tuple[str | None, bool | None]:
+    """Return the first fault of a row's texts, None if it has none; and whether its answer agrees with its reference, if it has one."""
+    answers: list[str] = []
+    is_correct = None
+    if row["reference"].strip():
+        answers = [answer for answer in stated_answers(row["answer"]) if is_reference(answer, row["reference"], grader)]
+        is_correct = bool(answers)
+    faults = (_reason_of_rule(rule, row, config, answers, is_correct) for rule in config.rules)
+    return next(filter(None, faults), None), is_correct
+
+
+def _reason_of_rule(
+    rule: QualityRule, row: Mapping[str, str], config: QualityConfig, answers: Sequence[str], is_correct: bool | None
+) -> str | None:
+    """Return how a row breaks a rule, None if it does not. `answers` are those of the row that agree with its reference."""
+    texts = (row["question"], row["thinking"], row["answer"])
+    if rule == "missing":
+        return next((f"no {name}" for name in ("thinking", "answer") if not row[name].strip()), None)
+    if rule == "image":
+        is_drawn = any("[asy]" in text for text in texts) and not row["source"].startswith(config.drawn_sources)
+        return "refers to an image" if is_drawn or any("![Image]" in text for text in texts) else None
+    if rule == "numbered_parts":
+        return "a question of numbered parts" if _NUMBERED_PART.search(row["question"]) else None
+    if rule == "bold":
+        return "torn bold markup" if any(has_torn_bold(text) for text in texts) else None
+    if rule == "reference":
+        return None if row["reference"].strip() else "no reference to grade against"
+    if is_correct is None:
+        return None
+    if rule == "answer":
+        return None if is_correct else "the answer disagrees with the reference"
+    reaches = any(_occurs(answer, row["thinking"]) for answer in answers)
+    return None if reaches or not is_correct else "the trace does not reach the answer"
 
 
 def agrees(text: str, other: str, grader: Grader) -> bool:
@@ -72,7 +141,7 @@ def has_torn_bold(text: str) -> bool:
     return False not in inside
 
 
-def _is_reference(answer: str, reference: str, grader: Grader) -> bool:
+def is_reference(answer: str, reference: str, grader: Grader) -> bool:
     """Return whether an answer is the one that a reference states, or occurs in the last line of prose that states none."""
     if agrees(answer, reference, grader):
         return True

@@ -11,7 +11,7 @@ line each. Like the traces of s1K (arXiv 2501.19393, section 2), a trace sometim
     Wait, 48*2=96, yes
     Answer: 96
 
-The pool is as dirty as a scraped one: it has copies, defects, trivial and held-out problems. `data_tools.curation.curate` must find them.
+The pool is as dirty as a scraped one: it has copies, defects, trivial and held-out problems. `data_tools.curation` must find them.
 
 Invariants: everything is a function of the seed. The trace of a clean row ends in its answer.
 """

@@ -9,6 +9,10 @@ In the format of s1 (paper section 4.1) under Qwen2.5 the last line is
 
     <|im_start|>think\\n{trace}\\n<|im_start|>answer\\n{answer}<|im_end|>\\n
 
+In the format `steps` of step-conditional control, a trace of two steps with the label 2 gives
+
+    <|im_start|>2 steps left\\n{step}\\n<|im_start|>1 steps left\\n{step}\\n<|im_start|>answer\\n{answer}<|im_end|>\\n
+
 Invariants:
 - The prompt at inference is a prefix of the training example, id for id. So both are tokenised in the same pieces: the parts in braces
   above. Under Qwen2.5 the whole string has the same ids, since its tokenizer splits there, too.
@@ -23,6 +27,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from s1jax.data.chat_template import ChatTemplate
+from s1jax.data.control_methods import Method, control_prompt, numbered_steps
 from s1jax.data.encoder import Encoder
 from s1jax.data.thinking_format import AUTO, CHOICES, END, END_OF_TEXT, ThinkingFormat, find_format, misfit, recognise
 from s1jax.runtime.errors import UserError
@@ -38,9 +43,9 @@ class Delimiters:
     """What separates thinking from answering under one tokenizer."""
 
     think: tuple[int, ...]
-    """Ends a prompt: empty if the chat template opened the thinking itself."""
+    """Ends a prompt: empty if the chat template opened the thinking itself, or if the model does not think."""
     answer: tuple[int, ...]
-    """Written when the model ends its thinking."""
+    """Written when the model ends its thinking; empty if it does not think."""
     newline: tuple[int, ...]
     """A line break: written before a forced delimiter unless the text already ends in one."""
     end_thinking: tuple[str, ...]
@@ -79,7 +84,17 @@ class ChatFormat:
         template or does not give text back as it was.
         """
         encoder, template = Encoder.of(tokenizer), ChatTemplate.of(tokenizer, system_prompt)
-        thinking = _thinking_format(encoder, template, thinking_format)
+        return cls._of_parts(encoder, template, thinking_format, prompt_suffix)
+
+    def in_format(self, thinking_format: str) -> ChatFormat:
+        """Return this format with another thinking format. Raises UserError if that does not fit the tokenizer."""
+        return self._of_parts(self.encoder, self.template, thinking_format, self.prompt_suffix)
+
+    @classmethod
+    def _of_parts(
+        cls, encoder: Encoder, template: ChatTemplate, thinking_format: str, prompt_suffix: str
+    ) -> ChatFormat:
+        tokenizer, thinking = encoder.tokenizer, _thinking_format(encoder, template, thinking_format)
 
         def ids(text: str) -> tuple[int, ...]:
             return tuple(encoder.encode_segments([(text, True)]))
@@ -110,20 +125,28 @@ class ChatFormat:
         """Return the ids of `text` alone. Like every method that encodes text, this raises UserError if it is not valid Unicode."""
         return self.encoder.encode_text(text)
 
-    def encode_chat(self, question: str) -> list[int]:
-        """Return the ids of the chat template with `question`, and the prompt suffix, as the user's turn.
+    def encode_chat(self, question: str, amount: str = "") -> list[int]:
+        """Return the ids of the chat template with a user's turn: `question`, `amount` and the prompt suffix, with blank lines between.
 
-        They end where the model continues. Raises UserError if the question is empty, or if the template writes more in its place.
+        `amount` is what a control method asks for (`control_prompt`). The ids end where the model continues. Raises UserError if the
+        question is empty, or if the template writes more in its place.
         """
         if not question.strip():
             raise UserError(f"the question {question!r} is empty: give some text")
-        if self.prompt_suffix:
-            question = f"{question.rstrip()}\n\n{self.prompt_suffix}"
+        for text in filter(None, (amount, self.prompt_suffix)):
+            question = f"{question.rstrip()}\n\n{text}"
         return self.encoder.encode_segments(self.template.segments(question))
 
-    def encode_prompt(self, question: str) -> list[int]:
-        """Return the ids that a model continues with its thinking: those of `encode_chat`, then what opens the thinking."""
-        return self.encode_chat(question) + list(self.delimiters.think)
+    def encode_prompt(self, question: str, amount: str = "") -> list[int]:
+        """Return the ids that a model continues: those of `encode_chat`, then what opens the thinking, if the model thinks."""
+        return self.encode_chat(question, amount) + list(self.delimiters.think)
+
+    def encode_trace(self, thinking: str, method: Method = "budget_forcing", requested: str = "") -> list[int]:
+        """Return the ids between what opens the thinking and the answer delimiter of a training example."""
+        before, after = self.thinking.around_trace
+        in_steps = method == "step_conditional"
+        trace = numbered_steps(thinking, requested) if in_steps else [(thinking.strip(), False)]
+        return self.encoder.encode_segments([(before, True), *trace, (after, True)])
 
     def encode_final(self, wrap_up: str) -> list[int]:
         """Return the ids of the delimiter that is forced when the budget ends the thinking, without a line break before it.
@@ -136,20 +159,24 @@ class ChatFormat:
         return [*self.encode_text(before), *self.delimiters.answer, *self.encode_text(after)]
 
     def encode_example(
-        self, question: str, thinking: str, answer: str, loss_on: LossOn = "reasoning_and_answer"
+        self,
+        question: str,
+        thinking: str,
+        answer: str,
+        loss_on: LossOn = "reasoning_and_answer",
+        method: Method = "budget_forcing",
+        requested: str = "",
     ) -> tuple[list[int], list[bool]]:
         """Return the ids of one training example, and a mask of the same length: whether the loss is taken on each id.
 
         With `loss_on="reasoning_and_answer"` the mask begins behind the ids of `encode_chat`, with `"answer"` at the answer delimiter.
-        Trace and answer are stripped. The answer gets the prefix `Answer: ` unless it contains `Answer:`. Raises UserError if the question
-        is empty.
+        Trace and answer are stripped. The answer gets the prefix `Answer: ` unless it contains `Answer:`. `method` and `requested` are the
+        label of the row. Step-conditional control needs this chat format in the thinking format `steps`. Raises UserError if the question
+        is empty, or if the label is not valid.
         """
-        (before_trace, after_trace), (before_answer, after_answer) = (
-            self.thinking.around_trace,
-            self.thinking.around_answer,
-        )
-        prompt_ids = self.encode_chat(question)
-        thinking_ids = [*self.delimiters.think, *self.encode_text(f"{before_trace}{thinking.strip()}{after_trace}")]
+        before_answer, after_answer = self.thinking.around_answer
+        prompt_ids = self.encode_chat(question, control_prompt(method, requested))
+        thinking_ids = [*self.delimiters.think, *self.encode_trace(thinking, method, requested)]
         answer_text = f"{before_answer}{with_label(answer.strip())}"
         answer_ids = [
             *self.delimiters.answer,
@@ -168,9 +195,11 @@ class ChatFormat:
         """Return the text of the thinking (the first `num_thinking` tokens) and the text of the answer.
 
         The answer begins behind its delimiter, so a forced "Final Answer:" is part of it. It lacks the token that ended it, and what the
-        format writes behind an answer. Special tokens within the thinking stay.
+        format writes behind an answer. Special tokens within the thinking stay. Without thinking, the answer is the whole reply.
         """
-        answer = self.decode(tokens[num_thinking:]).partition(self.thinking.answer)[2]
+        answer = self.decode(tokens[num_thinking:])
+        if self.thinking.thinks:
+            answer = answer.partition(self.thinking.answer)[2]
         for end in self.delimiters.end_answer:
             answer = answer.removesuffix(self.decode([end]))
         return self.decode(tokens[:num_thinking]), answer.removesuffix(self.thinking.around_answer[1])

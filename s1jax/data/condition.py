@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 from s1jax.data.control_methods import FORCING, METHOD_FORMATS, Method, control_prompt
 from s1jax.data.encoder import check_text
-from s1jax.data.thinking_format import AUTO, END, find_format
+from s1jax.data.thinking_format import AUTO, END, NONE, find_format
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.fields import check_types
 from s1jax.runtime.precision import DType, Int8
@@ -54,7 +54,7 @@ class TraceSettings:
     """What is stored in 8 bits: `weights`, `cache` or both."""
     thinking_format: str = AUTO
     """What opens and ends thinking: s1, think (`<think>...</think>`), openthinker, or a pair of texts of your own, OPEN...END.
-    auto: the format that the tokenizer is made for. A row holds the format, never auto."""
+    none: the model answers at once. auto: the format that the tokenizer is made for. A row holds the format, never auto."""
     wrap_up: str = "Final Answer:"
     """Text that is written behind the end of thinking if the budget ended it. `{end}` in it stands for the end, so that text may also
     stand before it. If empty, the end stands alone."""
@@ -85,7 +85,11 @@ class TraceSettings:
                     raise UserError(
                         f"{name} {value} has no effect at temperature 0: leave it out, or give a temperature above 0"
                     )
+        if self.thinking_format == NONE and self.wrap_up not in ("", TraceSettings.wrap_up):
+            raise UserError(f"wrap_up has no effect under the thinking format {NONE}: there is no thinking to end")
         # One way to write each choice, since equal conditions must be equal columns of a row.
+        if self.thinking_format == NONE:
+            object.__setattr__(self, "wrap_up", "")
         object.__setattr__(self, "int8", tuple(sorted(set(self.int8))))
 
 
@@ -118,6 +122,8 @@ class Condition(TraceSettings):
         check_text("ignore_text", self.ignore_text)
         for name in Limits._fields:
             check_integer(name, getattr(self, name))
+        if self.thinking_format == NONE:
+            self._check_answers_at_once()
         if self.min_thinking_tokens > self.max_thinking_tokens:
             raise UserError(
                 f"min_thinking_tokens {self.min_thinking_tokens} is above max_thinking_tokens {self.max_thinking_tokens}"
@@ -125,6 +131,18 @@ class Condition(TraceSettings):
         if (self.min_thinking_tokens or self.num_ignore) and method not in FORCING:
             raise UserError(f"min_thinking_tokens and num_ignore have no effect under {method}: it forces nothing")
         self._check_method()
+
+    def _check_answers_at_once(self) -> None:
+        """Raise UserError if a setting controls the thinking of a model that does not think."""
+        if self.method != "budget_forcing":
+            raise UserError(
+                f"method is {self.method}: under the thinking format {NONE} there is no thinking to control"
+            )
+        for name, value in self.limits._asdict().items():
+            if value:
+                raise UserError(
+                    f"{name} is {value}; it must be 0 under the thinking format {NONE}: the model answers at once"
+                )
 
     def _check_method(self) -> None:
         """Raise UserError unless the request, the tries and the budget are those of the method."""

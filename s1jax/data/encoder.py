@@ -93,9 +93,12 @@ class Encoder:
 
 def check_text(name: str, text: str) -> None:
     """Raise UserError, with the name of the text, if `text` holds a lone surrogate, as bytes other than UTF-8 give."""
-    if found := re.search("[\ud800-\udfff]", text):
-        kind = "a byte that is not UTF-8" if "\udc80" <= found[0] <= "\udcff" else "a lone surrogate"
-        raise UserError(f"{name} is not valid Unicode: character {found.start() + 1} is {kind} ({found[0]!r})")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        found = text[error.start]
+        kind = "a byte that is not UTF-8" if "\udc80" <= found <= "\udcff" else "a lone surrogate"
+        raise UserError(f"{name} is not valid Unicode: character {error.start + 1} is {kind} ({found!r})") from None
 
 
 @contextlib.contextmanager

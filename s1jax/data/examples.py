@@ -8,7 +8,7 @@ Invariant: no row is dropped or cut silently. It is rejected with a reason, coun
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from jaxtyping import Bool, Int
 from s1jax.data.chat import ChatFormat, LossOn
 from s1jax.data.control_methods import METHOD_FORMATS
 from s1jax.data.rows import TrainingRow
-from s1jax.data.thinking_format import AUTO, find_format
+from s1jax.data.thinking_format import AUTO, NONE, find_format
 from s1jax.model.config import ModelConfig
 from s1jax.runtime.command import listed
 from s1jax.runtime.errors import UserError
@@ -44,7 +44,8 @@ class DataConfig:
     loss_on: LossOn = "reasoning_and_answer"
     """Which part of an example is trained on."""
     thinking_format: str = AUTO
-    """How thinking is written: s1, think, openthinker, a pair of texts OPEN...END, or auto (see `TraceSettings`)."""
+    """How thinking is written: s1, think, openthinker, a pair of texts OPEN...END, or auto (see `TraceSettings`). Rows with a label of
+    step-conditional control have the format steps, whatever is set here."""
     loss_average: LossAverage = "sequence"
     """How a batch is averaged: `sequence` gives every example the same weight, as the paper's trainer does; `token` every token."""
     batch_size: int = 16
@@ -75,9 +76,12 @@ class DataConfig:
         ):  # fmt: skip
             if (value := getattr(self, name)) is not None and value < smallest:
                 raise UserError(f"{name} is {value}: it must be at least {smallest}")
+        if self.thinking_format == NONE:
+            raise UserError(f"thinking_format {NONE} is for decoding only: training rows have traces")
         if self.thinking_format != AUTO and find_format(self.thinking_format).name in METHOD_FORMATS.values():
             raise UserError(
-                f"thinking_format {self.thinking_format} is for decoding only: training rows are not cut into steps"
+                f"thinking_format is {self.thinking_format}: only rows that are labelled step_conditional are written in steps, with any "
+                "setting; give the format of the other rows, or leave it out"
             )
         if self.num_row_lengths > MAX_ROW_LENGTHS:
             raise UserError(f"num_row_lengths is {self.num_row_lengths}: it must be at most {MAX_ROW_LENGTHS}")
@@ -135,14 +139,21 @@ def encode_rows(
 ) -> tuple[Examples, list[dict[str, Any]]]:
     """Tokenise rows. Return the examples, and the rejected rows as {row, reason, ...the row's columns}; `row` is the index in `rows`.
 
-    A row is rejected if truncation leaves nothing to train on. If there are several processes, each tokenises its share, and all get all
-    examples. Raises UserError if the processes have different rows, if an example is longer than `max_length` while `too_long` is "error",
+    The label of a row says what its question asks for, and whether its trace is written in steps. `chat` has the thinking format of all
+    other rows. A row is rejected if truncation leaves nothing to train on. If there are several processes, each tokenises its share, and
+    all get all examples.
+
+    Raises UserError if the processes have different rows, if an example is longer than `max_length` while `too_long` is "error",
     or if no example is left.
     """
     tokens, masks, row_ids, rejects = [], [], [], []
     too_long: dict[str, int] = {}
     check_same(rows, "rows")
-    encoded = map_over_processes(partial(_encode, chat, config.loss_on), rows)
+    methods = {row.get("method") for row in rows}
+    own_formats: dict[str, ChatFormat] = {
+        method: chat.in_format(name) for method, name in METHOD_FORMATS.items() if method in methods
+    }
+    encoded = map_over_processes(partial(_encode, chat, own_formats, config.loss_on), rows)
     for index, (row, (ids, mask)) in enumerate(zip(rows, encoded, strict=True)):
         if len(ids) > config.max_length:
             too_long[f"{row['id'][:80]} (row {index})"] = len(ids)
@@ -173,7 +184,11 @@ def encode_rows(
 
 
 def _encode(
-    chat: ChatFormat, loss_on: LossOn, row: TrainingRow
+    chat: ChatFormat, own_formats: Mapping[str, ChatFormat], loss_on: LossOn, row: TrainingRow
 ) -> tuple[Int[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-    ids, mask = chat.encode_example(row["question"], row["thinking"], row["answer"], loss_on)
+    texts = row["question"], row["thinking"], row["answer"], loss_on
+    if "method" in row:
+        ids, mask = own_formats.get(row["method"], chat).encode_example(*texts, row["method"], row["requested"])
+    else:
+        ids, mask = chat.encode_example(*texts)
     return np.array(ids, np.int32), np.array(mask, bool)

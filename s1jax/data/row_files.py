@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from s1jax.runtime.errors import UserError, reason_of
 logger = logging.getLogger(__name__)
 
 _SUFFIXES = (".jsonl", ".parquet")
+FILE_SUFFIXES = (*_SUFFIXES, ".json")
+"""What the name of a file of rows ends in; any other name may be that of a hub dataset."""
 # Words in the path of a file: those that the `datasets` library knows, and those of this project's own files.
 _TRAIN = {"train", "training"}
 _NOT_TRAIN = {
@@ -40,7 +42,7 @@ def raw_rows(source: str) -> Iterator[tuple[str, int, dict[str, Any] | UserError
         raise UserError("source is empty: give a .jsonl or .parquet file, a directory of them, or a hub id")
     if path.is_dir():
         files = training_files(path)
-    elif path.exists() or path.is_absolute() or path.suffix in (*_SUFFIXES, ".json"):
+    elif path.exists() or path.is_absolute() or path.suffix in FILE_SUFFIXES:
         files = [path]
     else:
         yield from hub_rows(source, "train")
@@ -125,17 +127,44 @@ def _parquet_rows(file: Path) -> Iterator[tuple[str, int, dict[str, Any], str]]:
         raise UserError(f"{file} cannot be read as Parquet ({reason_of(error)})") from error
 
 
-def hub_rows(name: str, split: str, subset: str | None = None) -> Iterator[tuple[str, int, dict[str, Any], str]]:
+def hub_rows(
+    name: str, split: str, subset: str | None = None, *, files: Sequence[str] = (), revision: str | None = None
+) -> Iterator[tuple[str, int, dict[str, Any], str]]:
     """Yield the rows of a split of a hub dataset, or of a subset (a configuration) of it, as `raw_rows` does.
 
+    With `files`, these JSON files of the dataset are read as its split. `revision` is a commit, branch or tag. A dataset with a script of
+    its own, which the library no longer runs, is read from the Parquet files that the hub made of it.
     Raises FileNotFoundError if the hub does not give them.
     """
-    from datasets import load_dataset
+    import datasets
 
+    options = {"revision": revision} if revision else {}
     try:
-        dataset = load_dataset(name, subset, split=split)
+        if files:
+            at = f"@{revision}" if revision else ""
+            paths = {split: [f"hf://datasets/{name}{at}/{file}" for file in files]}
+            dataset = datasets.load_dataset("json", None, split=split, data_files=paths)
+        else:
+            try:
+                dataset = datasets.load_dataset(name, subset, split=split, **options)
+            except RuntimeError as error:
+                if "scripts are no longer supported" not in str(error):
+                    raise
+                logger.info("%s has a script: its Parquet files are read instead", name)
+                dataset = datasets.load_dataset(name, subset, split=split, revision="refs/convert/parquet")
     except (OSError, ValueError, RuntimeError) as error:  # such as no such dataset, no connection, or no such split
         raise FileNotFoundError(
             f"no file or directory {name}, and the hub does not give its {split} split ({reason_of(error)})"
         ) from error
     yield from ((name, number, row, "") for number, row in enumerate(dataset, 1))
+
+
+def hub_revision(name: str) -> str | None:
+    """Return the commit of a hub dataset; None if the hub does not tell it, so that the rows can only come from the local cache."""
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi().dataset_info(name, timeout=20).sha
+    except Exception as error:  # the errors of the hub and of its HTTP library have no common base class
+        logger.warning("the hub does not tell the revision of %s (%s)", name, reason_of(error))
+        return None

@@ -7,6 +7,7 @@ No row is dropped silently: a rejected row comes out with its reason.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from typing import Any, TypedDict
 
 from s1jax.data import layouts
 from s1jax.data.columns import first_column, log_unread, text_of
+from s1jax.data.control_methods import TrainedMethod, check_label
 from s1jax.data.layouts import Parts, find_parts
 from s1jax.data.row_files import raw_rows
 from s1jax.runtime.command import counted
@@ -22,17 +24,18 @@ from s1jax.runtime.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# Names of these columns in public data.
-_DETAILS = {
-    "reference": ("reference", "solution"),
+DETAIL_COLUMNS = {
+    "reference": layouts.REFERENCE_COLUMNS,
     "source": ("source", "source_type"),
     "domain": ("domain", "cot_type"),
 }
+"""Names of these columns in public data."""
 
 
-class TrainingRow(TypedDict):
-    """One question with a reasoning trace and an answer; `reference` is the known solution."""
+_LABEL = ("method", "requested")
 
+
+class _Texts(TypedDict):
     id: str
     question: str
     thinking: str
@@ -40,6 +43,18 @@ class TrainingRow(TypedDict):
     reference: str
     source: str
     domain: str
+
+
+class TrainingRow(_Texts, total=False):
+    """One question with a reasoning trace and an answer; `reference` is the known solution.
+
+    A row whose question asks for an amount of thinking has two more columns, its label.
+    """
+
+    method: TrainedMethod
+    """How the amount of thinking is controlled."""
+    requested: str
+    """The amount: a number of tokens or steps."""
 
 
 def read_rows(source: str) -> tuple[list[TrainingRow], list[dict[str, Any]]]:
@@ -68,7 +83,8 @@ def read_rows(source: str) -> tuple[list[TrainingRow], list[dict[str, Any]]]:
         reasons = Counter(reject["reason"] for reject in rejects).most_common(3)
         found = "; ".join(f"{reason} ({count} x)" for reason, count in reasons) or "it is empty"
         raise UserError(f"{source} holds no usable training row: {found}")
-    log_unread(source, names, {*layouts.COLUMNS, "id", *(name for names in _DETAILS.values() for name in names)})
+    details = itertools.chain(*DETAIL_COLUMNS.values())
+    log_unread(source, names, {*layouts.COLUMNS, "id", *_LABEL, *details})
     if num_system_prompts:
         with_prompts = counted(num_system_prompts, "row")
         logger.warning("%s: %s with a system prompt: it is left out, the chat format has its own", source, with_prompts)
@@ -89,12 +105,16 @@ def _training_row(columns: dict[str, Any], parts: Parts) -> TrainingRow:
         name = first_column(columns, names)
         return "" if name is None else text_of(name, columns[name], number=number)
 
-    return TrainingRow(
+    row = TrainingRow(
         id=text("id", number=True) or hashlib.sha256(parts.question.encode()).hexdigest()[:16],
         question=parts.question,
         thinking=parts.thinking,
         answer=parts.answer,
-        reference=text(*_DETAILS["reference"], number=True),
-        source=text(*_DETAILS["source"]),
-        domain=text(*_DETAILS["domain"]),
+        reference=text(*DETAIL_COLUMNS["reference"], number=True),
+        source=text(*DETAIL_COLUMNS["source"]),
+        domain=text(*DETAIL_COLUMNS["domain"]),
     )
+    requested = text("requested", number=True)
+    if method := check_label(text("method"), requested, parts.thinking):
+        row |= {"method": method, "requested": requested}
+    return row

@@ -17,6 +17,8 @@ IM_END = "<|im_end|>"
 END_OF_TEXT = "<|endoftext|>"
 AUTO = "auto"
 """Stands for the format that `recognise` returns."""
+NONE = "none"
+"""Names the format of a model that answers at once."""
 
 END = "{end}"
 """Stands in a wrap-up for the answer delimiter."""
@@ -40,9 +42,14 @@ class ThinkingFormat:
     forced_ends: tuple[str, ...] = ()
     """Those of `ends` after which the wrap-up is written, too."""
 
+    @property
+    def thinks(self) -> bool:
+        """Whether the model is asked to think. If not, its whole reply to the chat prompt is the answer."""
+        return bool(self.ends)
+
     def opens(self, prompt: str) -> bool:
         """Return whether a chat template's prompt ends in this format's opening."""
-        return prompt.rstrip().endswith(self.opening.rstrip())
+        return self.thinks and prompt.rstrip().endswith(self.opening.rstrip())
 
     def rest_of_opening(self, prompt: str) -> str:
         """Return what of the opening a chat template's prompt lacks: all of it, its line breaks, or nothing."""
@@ -86,7 +93,8 @@ _STEPS = ThinkingFormat(
 )
 # With budget forcing the header of a step 0 ends the thinking, too.
 _STEPS_FORCED = replace(_STEPS, name="steps_forced", ends=(f"{IM_START}0", *_STEPS.ends), forced_ends=(f"{IM_START}0",))
-FORMATS = {format.name: format for format in (_S1, _THINK, _OPENTHINKER, _STEPS, _STEPS_FORCED)}
+_NONE = ThinkingFormat(NONE, opening="", around_trace=("", ""), ends=(), answer="", around_answer=("", ""))
+FORMATS = {format.name: format for format in (_S1, _THINK, _OPENTHINKER, _STEPS, _STEPS_FORCED, _NONE)}
 CHOICES = f"{', '.join(FORMATS)} or a pair of texts OPEN...END"
 
 

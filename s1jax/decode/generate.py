@@ -114,13 +114,15 @@ def _answer(engine: Engine, chat: ChatFormat, question: str, config: GenerateCon
         )  # fmt: skip
         out.write(json.dumps(row) + "\n")
         out.flush()
-    ended = "the budget" if completion.num_thinking == condition.max_thinking_tokens else "the model"
     cut = " (all that --max-answer-tokens allows)" if completion.finish_reason == "length" else ""
-    logger.info(
-        "%s (budget %d), ended by %s; %s ignored; %s%s; %.1f s, compilation included",
-        counted(completion.num_thinking, "thinking token"), condition.max_thinking_tokens, ended,
-        counted(completion.num_ignored, "stop"), counted(completion.num_answer, "answer token"), cut, seconds,
-    )  # fmt: skip
+    thought = ""
+    if chat.thinking.thinks:
+        tokens = counted(completion.num_thinking, "thinking token")
+        ended = "the budget" if completion.num_thinking == condition.max_thinking_tokens else "the model"
+        ignored = counted(completion.num_ignored, "stop")
+        thought = f"{tokens} (budget {condition.max_thinking_tokens}), ended by {ended}; {ignored} ignored; "
+    answered = counted(completion.num_answer, "answer token")
+    logger.info("%s%s%s; %.1f s, compilation included", thought, answered, cut, seconds)
     return completion
 
 

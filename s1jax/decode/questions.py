@@ -18,17 +18,16 @@ COLUMNS = ("question", "problem", "prompt")
 
 
 def request_of(chat: ChatFormat, question: str, condition: Condition, **fields: Any) -> Request:
-    """Return the request to think about a question and answer it. `fields` are further fields of a `Request`.
+    """Return the request to think about a question, if the format has thinking, and answer it. `fields` are those of a `Request`.
 
     What a control method asks for (`condition.prompt`) stands behind the question, after a blank line.
     """
-    if question.strip() and condition.prompt:
-        question = f"{question.rstrip()}\n\n{condition.prompt}"
     return Request(
-        prompt=tuple(chat.encode_prompt(question)),
+        prompt=tuple(chat.encode_prompt(question, condition.prompt)),
         condition=condition,
         ignore_ids=tuple(chat.encode_text(condition.ignore_text)),
         final_ids=tuple(chat.encode_final(condition.wrap_up)),
+        thinks=chat.thinking.thinks,
         **fields,
     )
 

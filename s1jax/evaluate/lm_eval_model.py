@@ -3,6 +3,7 @@
 - With `max_thinking_tokens` the model thinks before each answer, and lm-eval gets the answer alone. Thinking needs the chat prompt. So a
   text without it is asked as one user's turn, as `evaluate` asks a question; a text that lm-eval wrote with --apply_chat_template is used
   as it is.
+- With `max_thinking_tokens=0,thinking_format=none` the model answers the chat prompt at once.
 - Without `max_thinking_tokens` the model continues the text, as lm-eval's model type `hf` does.
 - Log-likelihoods are those of the text as it is, without thinking. They equal those of `hf`.
 - As in `hf`, text that spells a special token becomes one, except in a text that is asked as a user's turn.
@@ -94,8 +95,9 @@ class S1jaxLM(TemplateLM):
         if "model" not in own:
             raise UserError("the model argument model is missing: give --model_args model=DIR")
         self.arguments = with_paths(ModelArguments(**own))
-        self.thinks = "max_thinking_tokens" in arguments
-        if not self.thinks and (given := arguments.keys() & _ONLY_THINKING):
+        self.is_asked = "max_thinking_tokens" in arguments
+        """Whether the model is asked by the chat prompt. If not, it continues the text."""
+        if not self.is_asked and (given := arguments.keys() & _ONLY_THINKING):
             raise UserError(
                 f"{', '.join(sorted(given))} needs max_thinking_tokens: without it the model does not think"
             )
@@ -224,7 +226,7 @@ class S1jaxLM(TemplateLM):
                 thinking, answer = self._split(completion)
                 append(self._row(requests[index], jobs[index], until, completion, thinking, answer))
                 # The line break behind the delimiter belongs to neither.
-                answers[index] = answer.lstrip() if self.thinks else answer
+                answers[index] = answer.lstrip() if self.is_asked else answer
                 for text in until:
                     answers[index] = answers[index].partition(text)[0]
                 bar.update(1)
@@ -238,7 +240,7 @@ class S1jaxLM(TemplateLM):
                 self._condition(options),
                 tuple(self.chat.encode_text(self.condition.ignore_text)),
                 tuple(self.chat.encode_final(self.condition.wrap_up)),
-                thinks=self.thinks,
+                thinks=self.is_asked and self.chat.thinking.thinks,
                 seed=self.arguments.seed,
                 problem=zlib.crc32(context.encode()) & 0x7FFFFFFF,
                 sample=sample,
@@ -255,7 +257,7 @@ class S1jaxLM(TemplateLM):
 
     def _prompt(self, context: str) -> list[int]:
         """Return the ids of the text that the model continues."""
-        if not self.thinks:
+        if not self.is_asked:
             return self.tok_encode(context)
         if self.generation_prompt not in context:
             return self.chat.encode_prompt(context)
@@ -263,7 +265,7 @@ class S1jaxLM(TemplateLM):
             raise UserError(
                 "prompt_suffix and system_prompt have no effect with --apply_chat_template: lm-eval writes the prompt"
             )
-        if not context.endswith(self.generation_prompt):
+        if self.chat.thinking.thinks and not context.endswith(self.generation_prompt):
             raise UserError(
                 "the task begins the answer itself (gen_prefix), but the model must think before it answers"
             )
@@ -288,7 +290,7 @@ class S1jaxLM(TemplateLM):
 
     def _split(self, completion: Completion) -> tuple[str, str]:
         """Return the text of the thinking and of the answer."""
-        if self.thinks:
+        if self.is_asked:
             return self.chat.split_completion(completion.tokens, completion.num_thinking)
         return "", self.chat.decode(completion.tokens, skip_special_tokens=True)
 
@@ -309,7 +311,7 @@ class S1jaxLM(TemplateLM):
             "doc_id": instance.doc_id,
             "sample_index": request.sample,
             **vars(request.condition),
-            "thinks": self.thinks,
+            "thinks": request.thinks,
             "until": until,
             **self._columns,
             "num_thinking_tokens": completion.num_thinking,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -133,16 +133,14 @@ def _grade(rows: Sequence[SampleRow], golds: Sequence[str]) -> list[Grade]:
     return grades
 
 
-def _ask_judge(judge: Judge, problems: Sequence[Problem], grades: Sequence[Grade]) -> tuple[list[Grade], list[str]]:
-    """Ask the judge about answers that the rules do not find equal, except letters. Return the grades, and who decided each (`graded`)."""
-    pairs = [
-        None
-        if grade.extracted is None or grade.verdict == "equal" or choice_letter(problem.answer) is not None
-        else (problem.question, grade.extracted, problem.answer)
-        for problem, grade in zip(problems, grades, strict=True)
-    ]
-    asked = [pair for pair in dict.fromkeys(pairs) if pair is not None]
-    decisions: dict[Any, bool | None] = {}
+Pair = tuple[str, str, str]
+"""A question, an answer to it, and its gold answer."""
+
+
+def ask_judge(judge: Judge, pairs: Iterable[Pair]) -> dict[Pair, bool | None]:
+    """Return what the judge says about each pair, asked once: whether its answers are equal, None if it gave no Yes and no No."""
+    asked = list(dict.fromkeys(pairs))
+    decisions: dict[Pair, bool | None] = {}
     with ThreadPoolExecutor(_QUESTIONS_AT_ONCE) as threads, progress(len(asked), "judge", "answer") as bar:
         try:
             for pair, is_equal in zip(asked, threads.map(lambda pair: judge.are_equal(*pair), asked), strict=True):
@@ -154,7 +152,19 @@ def _ask_judge(judge: Judge, problems: Sequence[Problem], grades: Sequence[Grade
             raise
     if unsure := sum(is_equal is None for is_equal in decisions.values()):
         logger.warning("the judge gave no Yes and no No about %s: they keep their verdict", counted(unsure, "answer"))
-    decided = [bool(decisions.get(pair)) for pair in pairs]
+    return decisions
+
+
+def _ask_judge(judge: Judge, problems: Sequence[Problem], grades: Sequence[Grade]) -> tuple[list[Grade], list[str]]:
+    """Ask the judge about answers that the rules do not find equal, except letters. Return the grades, and who decided each (`graded`)."""
+    pairs = [
+        None
+        if grade.extracted is None or grade.verdict == "equal" or choice_letter(problem.answer) is not None
+        else (problem.question, grade.extracted, problem.answer)
+        for problem, grade in zip(problems, grades, strict=True)
+    ]
+    decisions = ask_judge(judge, (pair for pair in pairs if pair is not None))
+    decided = [pair is not None and bool(decisions[pair]) for pair in pairs]
     graded_again = [
         Grade(grade.extracted, "equal") if right else grade for grade, right in zip(grades, decided, strict=True)
     ]

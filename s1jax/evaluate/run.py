@@ -279,7 +279,7 @@ def _prepare(
         request = replace(
             ask(job.problem.question, job.trace.conditions[0]),
             condition=job.trace.condition,
-            points=tuple(point.limits for point in job.trace.conditions),
+            points=tuple(point.limits for point in job.trace.conditions) if chat.thinking.thinks else (),
             seed=config.seed,
             # A number of the problem itself, so that its place in the list changes nothing.
             problem=zlib.crc32(job.problem.problem_id.encode()) & 0x7FFFFFFF,

@@ -22,12 +22,12 @@ from s1jax.results.paired import DRAWS, compare_answers, explain_test
 from s1jax.results.run_tables import p_text
 from s1jax.results.samples import COLUMNS, SETTING, SampleRow, distinct_samples, pick, read_samples, row_key
 from s1jax.results.tables import CurveNames, percent, setting_text
-from s1jax.results.text_table import Table
 from s1jax.results.turns import trace_key
 from s1jax.runtime.command import counted
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.files import check_writable, write_file
 from s1jax.runtime.terminal import shortened
+from s1jax.runtime.text_table import Table
 
 logger = logging.getLogger(__name__)
 

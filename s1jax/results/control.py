@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from s1jax.results.metrics import Point, thinking_curve
-from s1jax.results.samples import CURVE, SampleRow, distinct_samples, pick
+from s1jax.results.samples import CURVE, SampleRow, answers_at_once, distinct_samples, pick
 
 TOKENS_PER_STEP = 100
 """Thinking tokens that a step may have. With this number the published points give the published Control."""
@@ -51,10 +51,12 @@ def scaling(
 
 
 def thinking_bounds(setting: Any, unprompted: float | None = None) -> Bounds | None:
-    """Return the bounds on the thinking of a row or point. None for class-conditional control if `unprompted` is None.
+    """Return the bounds on the thinking of a row or point. None without thinking, and for class-conditional control without `unprompted`.
 
     `unprompted` is the mean number of thinking tokens of the same model without a prompt.
     """
+    if answers_at_once(setting):
+        return None
     method, requested = setting["method"], setting["requested"]
     low, high = setting["min_thinking_tokens"], setting["max_thinking_tokens"]
     if method == "class_conditional":

@@ -1,113 +1,87 @@
 """Figures of test-time scaling: sample rows -> PNG or SVG files, each with its points as JSON beside it.
 
-*Sequential* scaling is accuracy against thinking tokens, on a log2 axis, since each doubling counts the same (paper, figures 1 and 4).
-*Parallel* scaling is majority voting over k samples. There is one panel per benchmark, and every point has its 95% interval over problems.
+*Sequential* scaling is accuracy against thinking tokens, on a log2 axis, since each doubling counts the same (paper, figure 1).
+*Parallel* scaling is majority voting over k samples. Both meet on one axis of all tokens (paper, figure 4). Each benchmark has a panel.
 
-Invariant: a figure shows exactly the points of its JSON, and a line joins only points of one series over the same problems.
+Invariant: a figure shows exactly the points of its JSON, and a line joins only points of one series over the same problems. Only a Pareto
+front runs through several series of a curve.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-import itertools
-import json
 import logging
-import math
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from s1jax.results.figure_page import GREY, Page, drawing, log2_axis, percent_axis
+from s1jax.results.grid import scaling_grid, to_compare
 from s1jax.results.metrics import Point, thinking_curve, voting_curve
-from s1jax.results.samples import CURVE, SETTING, SUBJECT, SampleRow, pick
-from s1jax.results.tables import CurveNames, groups, quoted, setting_text, stop_text
+from s1jax.results.paper import NAME
+from s1jax.results.samples import CURVE, SETTING, SampleRow, answers_at_once, pick
+from s1jax.results.tables import CurveNames, groups, quoted
 from s1jax.runtime.errors import UserError
-from s1jax.runtime.files import write_file
-from s1jax.runtime.terminal import visible
 
 logger = logging.getLogger(__name__)
 
-# The colours of Okabe and Ito, which readers with colour-blindness can tell apart.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<")  # one more than there are colours, so that all 56 pairs come up
 # Columns that the points of one line, or of a line and the ignored stops that leave from it, share. A panel has one benchmark.
 _SERIES = (*(name for name in CURVE if name != "benchmark"), "min_thinking_tokens", "problem_set")
+_OTHER_VOTES, _FRONT = "majority vote at other settings", "Pareto front"
 _START = ("max_thinking_tokens", "requested", "ignore_text")
 """Columns that ignored stops share with the point that they leave from."""
-_INK, _GREY = "#222222", "#6B6B6B"
-_STYLE: Any = {
-    "font.family": "DejaVu Sans",
-    "font.size": 10,
-    "text.parse_math": False,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": "#9A9A9A",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#E8E8E8",
-    **{f"{axis}tick.color": "#9A9A9A" for axis in "xy"},
-    **{f"{axis}tick.labelcolor": _INK for axis in "xy"},
-    "legend.frameon": False,
-    "legend.loc": "upper left",
-    "legend.handlelength": 2.8,
-    "legend.columnspacing": 1.6,
-    "legend.borderaxespad": 0,
-}
 
 
-@contextlib.contextmanager
-def _drawing() -> Iterator[None]:
-    with mpl.rc_context(_STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")  # a box is drawn instead
-        yield
+def plots_of(rows: Sequence[SampleRow], paper: Sequence[Point] = ()) -> dict[str, Callable[[Path], object]]:
+    """Return the functions that draw the figures of some rows into a file, by the figures' names.
+
+    `thinking` is always there, `voting` if a setting has two samples of each problem, and `tokens` if `to_compare` finds something.
+    """
+    plots: dict[str, Callable[[Path], object]] = {"thinking": lambda path: plot_thinking(rows, path, paper)}
+    if voting_curve(rows):
+        plots["voting"] = lambda path: plot_voting(rows, path)
+    if compared := to_compare(scaling_grid(rows)):
+        plots["tokens"] = lambda path: plot_tokens(compared, path)
+    return plots
 
 
-@_drawing()
-def plot_thinking(rows: Sequence[SampleRow], path: str | Path) -> list[Point]:
+@drawing()
+def plot_thinking(rows: Sequence[SampleRow], path: str | Path, paper: Sequence[Point] = ()) -> list[Point]:
     """Draw accuracy against mean thinking tokens, write the points beside it as JSON, and return the points.
 
     The budgets of a curve form a solid line per minimum. Points that ignore k attempts to stop ("Wait" x k) form a dashed line from the
     same setting without ignored stops. A point without thinking, which a log axis cannot show, becomes a dotted level. A curve of a single
-    point, such as samples drawn for voting, is left out, with a message, if another curve of its benchmark has more points.
+    point, such as samples drawn for voting, is left out, with a message, if another curve of its benchmark has more points. A model that is
+    not asked to think has a single point, and stays. `paper` holds points of `paper_points`, which are drawn in grey, with hollow markers.
     """
     every_point = thinking_curve(rows)
     points, names = [], CurveNames(every_point)
     for panel in groups(every_point, "benchmark"):
         curves = groups(panel, *CURVE)
         shortest = min(2, max(map(len, curves)))
-        points += [p for curve in curves if len(curve) >= shortest for p in curve]
         for curve in curves:
-            if len(curve) < shortest:
+            if len(curve) >= shortest or answers_at_once(curve[0]):
+                points += curve
+            else:
                 logger.info("not drawn beside curves of several points, but in the table: %s", names.title(curve[0]))
-    page = _Page(points, "Sequential scaling: accuracy against thinking time")
+    page = Page(points, "Sequential scaling: accuracy against thinking time")
     for ax, panel in page.panels:
-        _log2_axis(ax, [p["mean_thinking_tokens"] for p in panel], "thinking tokens, mean per problem (log scale)")
-        _percent_axis(ax, [p["accuracy_low"] for p in panel], [p["accuracy_high"] for p in panel])
+        theirs = [p for p in paper if p["benchmark"] == panel[0]["benchmark"]]
+        values = [p["mean_thinking_tokens"] or 0 for p in (*panel, *theirs)]
+        log2_axis(ax, values, "thinking tokens, mean per problem (log scale)")
+        lows, highs = ([p[f"accuracy_{side}"] for p in panel] for side in ("low", "high"))
+        percent_axis(ax, [*lows, *(p["accuracy"] for p in theirs)], [*highs, *(p["accuracy"] for p in theirs)])
         for group in groups(panel, *_SERIES):
-            waits = [p for p in group if p["num_ignore"] and p["mean_thinking_tokens"] > 0]
-            budgets = [p for p in group if p not in waits]
-            for series in groups(budgets, "ignore_text"):
-                _draw_budgets(page, ax, series)
-            for series in groups(waits, "ignore_text", "max_thinking_tokens", "requested"):
-                text = series[0]["ignore_text"] if series[0]["min_thinking_tokens"] else ""
-                start = {**series[0], "ignore_text": text}
-                begin = [p for p in budgets if pick(p, _START) == pick(start, _START)]
-                _draw_waits(page, ax, begin, series)
-    page.write(path)
-    return points
+            _draw_sequential(page, ax, group, "mean_thinking_tokens")
+        if theirs:
+            _draw_paper(page, ax, theirs)
+    page.write(path, paper)
+    return [*points, *paper]
 
 
-@_drawing()
+@drawing()
 def plot_voting(rows: Sequence[SampleRow], path: str | Path) -> list[Point]:
     """Draw maj@k (thick) and pass@k (thin) against the number of samples k, write the points as JSON, and return the points.
 
@@ -116,11 +90,11 @@ def plot_voting(rows: Sequence[SampleRow], path: str | Path) -> list[Point]:
     points = voting_curve(rows)
     if not points:
         raise UserError("voting needs at least two samples of each problem under one setting; these rows have none")
-    page = _Page(points, "Parallel scaling: majority voting over k samples")
+    page = Page(points, "Parallel scaling: majority voting over k samples")
     for ax, panel in page.panels:
         highs = [max(p["pass_at_k"], p["maj_at_k_high"]) for p in panel]
-        _log2_axis(ax, [p["k"] for p in panel], "samples per problem, k (log scale)")
-        _percent_axis(ax, [p["maj_at_k_low"] for p in panel], highs)
+        log2_axis(ax, [p["k"] for p in panel], "samples per problem, k (log scale)")
+        percent_axis(ax, [p["maj_at_k_low"] for p in panel], highs)
         settings = groups(panel, *SETTING)
         for i, group in enumerate(settings):
             # Series that share each k stand a little apart, and together stay within the axis.
@@ -130,267 +104,147 @@ def plot_voting(rows: Sequence[SampleRow], path: str | Path) -> list[Point]:
             label = f"{name}: majority vote" if name else "majority vote (maj@k)"
             page.draw(ax, x, group, "maj_at_k", page.style(label))
             ax.plot(x, [p["pass_at_k"] for p in group], zorder=2, **page.style(label, (0, (4, 3)), 1, marked=False))
-    page.handles["at least one of k is right (pass@k)"] = Line2D([], [], color=_GREY, linewidth=1, dashes=(4, 3))
+    page.handles["at least one of k is right (pass@k)"] = Line2D([], [], color=GREY, linewidth=1, dashes=(4, 3))
     page.write(path)
     return points
+
+
+@drawing()
+def plot_tokens(points: Sequence[Point], path: str | Path) -> list[Point]:
+    """Draw accuracy against all tokens for the points that `to_compare` returns, and write them beside it as JSON.
+
+    All ways to spend tokens share the axis: smaller budgets (solid), ignored stops (dashed) and majority votes over k samples (dotted). The
+    votes at the largest budget without ignored stops are drawn in full, those at a curve's other settings as thin lines without intervals.
+    A broad band is the Pareto front of a curve that has votes at several settings.
+    """
+    page = Page(points, "Cutting, extending and voting: accuracy against all tokens")
+    for ax, panel in page.panels:
+        log2_axis(ax, [p["tokens"] for p in panel], "all tokens, mean per problem (log scale)")
+        percent_axis(ax, [p["accuracy_low"] for p in panel], [p["accuracy_high"] for p in panel])
+        for group in groups(panel, *_SERIES):
+            votes = [line for line in groups(group, *SETTING) if len(line) > 1]
+            single = [p for p in group if p["k"] == 1]
+            drawn = _draw_sequential(page, ax, single, "tokens", [line[0] for line in votes])
+            _draw_votes(page, ax, votes, drawn)
+        for curve in groups(panel, *CURVE, "problem_set"):
+            _draw_front(page, ax, curve)
+    for label in (_OTHER_VOTES, _FRONT):  # last in the legend
+        if label in page.handles:
+            page.handles[label] = page.handles.pop(label)
+    page.remarks.append("Tokens: thinking, answers and rejected tries of all samples.")
+    if any(p["k"] > 1 for p in points):
+        page.remarks.append("Votes: each point has twice the samples of the one before.")
+    page.write(path)
+    return list(points)
 
 
 # ---- series ----
 
 
-def _draw_budgets(page: _Page, ax: Axes, points: list[Point]) -> None:
-    name = page.curve_name(points[0])
-    prefix = f"{name}: " if name else ""
+def _draw_sequential(
+    page: Page, ax: Axes, group: Sequence[Point], x: str, skipped: Sequence[Point] = ()
+) -> list[Point]:
+    """Draw the budgets and ignored stops of a group, with the column `x` on the x-axis, and return the drawn points.
+
+    A `skipped` budget that would stand alone is not drawn.
+    """
+    waits = [p for p in group if p["num_ignore"] and p[x] > 0]
+    budgets, drawn = [p for p in group if p not in waits], list(waits)
+    for series in groups(budgets, "ignore_text"):
+        if len(series) > 1 or series[0] not in skipped:
+            _draw_budgets(page, ax, series, x)
+            drawn += series
+    for series in groups(waits, "ignore_text", "max_thinking_tokens", "requested"):
+        text = series[0]["ignore_text"] if series[0]["min_thinking_tokens"] else ""
+        start = {**series[0], "ignore_text": text}
+        begin = [p for p in budgets if pick(p, _START) == pick(start, _START)]
+        _draw_waits(page, ax, begin, series, x)
+    return drawn
+
+
+def _draw_budgets(page: Page, ax: Axes, points: list[Point], x: str) -> None:
+    prefix = _prefix(page, points[0])
     axis = "thinking asked for" if points[0]["requested"] else "thinking budget"
-    line = sorted((p for p in points if p["mean_thinking_tokens"] > 0), key=lambda p: p["mean_thinking_tokens"])
-    page.draw(ax, [p["mean_thinking_tokens"] for p in line], line, "accuracy", page.style(f"{prefix}{axis}"))
+    if not any(p["thinking_tokens" if x == "tokens" else x] for p in points):
+        axis = "no thinking"
+    line = sorted((p for p in points if p[x] > 0), key=lambda p: p[x])
+    page.draw(ax, [p[x] for p in line], line, "accuracy", page.style(f"{prefix}{axis}"))
     for point in points:
-        if point["mean_thinking_tokens"] == 0:
+        if point[x] == 0:
             dotted = page.style(f"{prefix}{axis}", ":", 1.4, marked=False)
             ax.axhline(point["accuracy"], zorder=1, clip_on=False, **dotted)
             page.handles[f"{prefix}no thinking"] = Line2D([], [], **dotted)
 
 
-def _draw_waits(page: _Page, ax: Axes, start: list[Point], points: list[Point]) -> None:
-    name, text = page.curve_name(points[0]), points[0]["ignore_text"]
+def _draw_waits(page: Page, ax: Axes, start: list[Point], points: list[Point], column: str) -> None:
+    text = points[0]["ignore_text"]
     what = f"stopping replaced by {quoted(text)}" if text else "stopping forbidden"
-    style = page.style(f"{name}: {what}" if name else what, "--", 1.6)
+    style = page.style(f"{_prefix(page, points[0])}{what}", "--", 1.6)
     points = sorted(points, key=lambda p: p["num_ignore"])
-    path = [p for p in start if p["mean_thinking_tokens"] > 0] + points
-    x, y = [p["mean_thinking_tokens"] for p in path], [p["accuracy"] for p in path]
+    path = [p for p in start if p[column] > 0] + points
+    x, y = [p[column] for p in path], [p["accuracy"] for p in path]
     ax.plot(x, y, color=style["color"], linestyle="--", linewidth=1.6, zorder=3)
     page.draw(ax, x[-len(points) :], points, "accuracy", style, joined=False)
     for point in points:
-        at = (point["mean_thinking_tokens"], point["accuracy_high"])
-        page.notes.append((ax, at, f"×{point['num_ignore']}", style["color"]))
+        page.notes.append((ax, (point[column], point["accuracy_high"]), f"×{point['num_ignore']}", style["color"]))
 
 
-# ---- axes ----
+def _draw_votes(page: Page, ax: Axes, votes: Sequence[list[Point]], drawn: Sequence[Point]) -> None:
+    """Draw the votes of several settings, of which one is drawn in full. Lines begin at single samples, which may be `drawn` before."""
+
+    def order(line: list[Point]) -> tuple[Any, ...]:
+        return not line[0]["num_ignore"], line[0]["max_thinking_tokens"], line[0]["tokens"]
+
+    for line in sorted(votes, key=order, reverse=True):
+        style = page.style(f"{_prefix(page, line[0])}majority vote", (0, (1, 1.2)), 1.8)
+        x, y = [p["tokens"] for p in line], [p["accuracy"] for p in line]
+        if order(line) == max(map(order, votes)):
+            ax.plot(x, y, zorder=3, color=style["color"], linestyle=style["linestyle"], linewidth=style["linewidth"])
+            start = int(line[0] in drawn)
+            page.draw(ax, x[start:], line[start:], "accuracy", style, joined=False)
+        else:
+            thin: dict[str, Any] = {
+                "linewidth": 0.9,
+                "linestyle": "-",
+                "marker": ".",
+                "markersize": 4,
+                "markeredgewidth": 0,
+                "zorder": 2,
+            }
+            ax.plot(x, y, color=style["color"], alpha=0.6, **thin)
+            page.handles[_OTHER_VOTES] = Line2D([], [], color=GREY, **thin)
 
 
-def _log2_axis(ax: Axes, values: list[float], label: str) -> None:
-    """Set a log2 axis around the positive values, with at most eight ticks, at powers of two."""
-    logs = [math.log2(value) for value in values if value > 0] or [0.0]
-    low, high = min(logs), max(logs)
-    pad = 0.12 + 0.05 * (high - low)
-    low, high = low - pad, high + pad
-    if math.floor(high) - math.ceil(low) < 1:  # fewer than two powers of two in view
-        low, high = math.floor(low) - pad, math.ceil(high) + pad
-    powers = range(math.ceil(low), math.floor(high) + 1)
-    powers = powers[:: math.ceil(len(powers) / 8)]
-    ax.set_xscale("log", base=2)
-    ax.set_xlim(2**low, 2**high)
-    ax.xaxis.set_major_locator(FixedLocator([2.0**power for power in powers]))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}" if value < 1 else f"{value:,.0f}"))
-    ax.set_xlabel(label)
+def _draw_front(page: Page, ax: Axes, curve: Sequence[Point]) -> None:
+    if len({pick(p, SETTING) for p in curve if p["k"] > 1}) > 1:
+        front = sorted((p for p in curve if p["is_on_front"]), key=lambda p: p["tokens"])
+        band: dict[str, Any] = {"color": GREY, "alpha": 0.22, "linewidth": 9, "solid_capstyle": "round", "zorder": 1}
+        ax.plot([p["tokens"] for p in front], [p["accuracy"] for p in front], **band)
+        page.handles[_FRONT] = Line2D([], [], **band | {"linewidth": 6})
 
 
-def _percent_axis(ax: Axes, lows: list[float], highs: list[float]) -> None:
-    """Set the axis of solved problems, in percent, so that it holds all intervals, with at most eight ticks, at round numbers."""
-    span = max(highs) - min(lows)
-    step = next(step for step in (0.02, 0.05, 0.1, 0.2) if span / step <= 6 or step == 0.2)
-    low, high = math.floor(min(lows) / step + 1e-9), math.ceil(max(highs) / step - 1e-9)
-    ticks = [i * step for i in range(low, max(high, low + 1) + 1)]
-    margin = 0.025 * (ticks[-1] - ticks[0])
-    ax.set_ylim(ticks[0] - margin, ticks[-1] + margin)
-    ax.yaxis.set_major_locator(FixedLocator(ticks))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}%"))
-    ax.tick_params(length=0)
-    if (place := ax.get_subplotspec()) is not None and place.is_first_col():
-        ax.set_ylabel("problems solved")
+def _draw_paper(page: Page, ax: Axes, points: Sequence[Point]) -> None:
+    """Draw the paper's points. Those without a number of tokens stand in a strip at the right edge of the panel."""
+    hollow: dict[str, Any] = {"color": GREY, "markerfacecolor": "white", "markersize": 6, "linewidth": 1.2, "zorder": 2}
+    line = [p for p in points if p["mean_thinking_tokens"]]
+    ax.plot([p["mean_thinking_tokens"] for p in line], [p["accuracy"] for p in line], marker="o", **hollow)
+    page.handles[NAME] = Line2D([], [], marker="o", **hollow)
+    waits = [p for p in points if not p["mean_thinking_tokens"]]
+    if not waits:
+        return
+    low, high = ax.get_xlim()
+    inch = (high / low) ** (1 / (page.panel_width - 1))  # the strip takes an inch
+    ax.set_xlim(low, high * inch)
+    ax.axvline(high * inch**0.2, color=GREY, linewidth=0.6, alpha=0.5)
+    hollow |= {"linestyle": "none", "marker": "D"}
+    for level in groups(waits, "accuracy"):
+        at = (high * inch**0.32, level[0]["accuracy"])
+        ax.plot(*at, **hollow)
+        counts = "×" + ",".join(str(p["num_ignore"]) for p in level)
+        ax.annotate(counts, at, (6, 0), textcoords="offset points", fontsize=7.5, color=GREY, va="center")
+    page.handles[f'{NAME}: k times "Wait", at unknown tokens'] = Line2D([], [], **hollow)
 
 
-# ---- page ----
-
-
-class _Page:
-    """One figure: a title, a legend, and a panel per benchmark. Sizes are in inches, so that more panels make a larger figure."""
-
-    _TITLE, _FOOT, _LEFT, _RIGHT, _GAP, _BETWEEN = 0.78, 0.88, 0.86, 0.38, 0.62, 1.0
-    _PANEL_HEIGHT = 3.4
-
-    def __init__(self, points: Sequence[Point], title: str) -> None:
-        self._points: Sequence[Any] = points
-        benchmarks = groups(points, "benchmark")
-        self._columns = min(len(benchmarks), 3)
-        self._rows = math.ceil(len(benchmarks) / self._columns)
-        self._panel_width = (6.6, 4.6, 3.9)[self._columns - 1]
-        width = self._LEFT + self._columns * self._panel_width + (self._columns - 1) * self._GAP + self._RIGHT
-        self.figure = Figure(figsize=(width, 6))
-        FigureCanvasAgg(self.figure)
-        axes = list(self.figure.subplots(self._rows, self._columns, squeeze=False).flat)
-        for ax in axes[len(benchmarks) :]:
-            ax.remove()
-        self.panels: list[tuple[Axes, list[Any]]] = list(zip(axes, benchmarks, strict=False))
-        self.handles: dict[str, Any] = {}
-        self._has_bars = False
-        self._indices: dict[str, int] = {}
-        self._places: list[tuple[Axes, tuple[tuple[float, float], ...]]] = []
-        self.notes: list[tuple[Axes, tuple[float, float], str, str]] = []
-        """Axes, place in data coordinates, text and colour of small texts. One that would cover an earlier one stands beside it."""
-        self._title = title
-        if len(benchmarks) > 1:
-            names = _shortened((group[0]["benchmark"] for group in benchmarks), 18, 0.5)  # such a name fits its panel
-            for ax, group in self.panels:
-                ax.set_title(f"{names[group[0]['benchmark']]}  ({_problems(group)})", loc="left", fontsize=10.5)
-        self._models = _shortened(p["model"] for p in points)
-        self._names = CurveNames(points)
-        self._settings = {setting_text(p) for p in points}
-        self._names_minimum = len({p["min_thinking_tokens"] for p in points}) > 1
-        # Points with ignored stops have the ignore text in their label anyway.
-        texts = {p["ignore_text"] for p in points if p["min_thinking_tokens"] and not p["num_ignore"]}
-        self._names_ignore_text = len(texts) > 1
-
-    def curve_name(self, point: Point) -> str:
-        """Name a curve by what sets it apart from the other curves of the figure; "" if it is the only one."""
-        parts = self._names.parts(point)
-        parts.pop("benchmark", None)
-        if "model" in parts:
-            parts["model"] = self._models[point["model"]]
-        if (minimum := point["min_thinking_tokens"]) and self._names_minimum:
-            parts["minimum"] = f"at least {minimum:,}"
-        if minimum and self._names_ignore_text and not point["num_ignore"]:
-            parts["ignore_text"] = stop_text(point)
-        return ", ".join(parts.values())
-
-    def setting_name(self, point: Point) -> str:
-        """Name a setting by what sets it apart from the other settings of the figure; "" if it is the only one."""
-        curve = self.curve_name({**point, "min_thinking_tokens": 0})  # `setting_text` names the minimum
-        return ", ".join(filter(None, [curve, setting_text(point) if len(self._settings) > 1 else ""]))
-
-    def style(self, label: str, linestyle: Any = "-", linewidth: float = 2, marked: bool = True) -> dict[str, Any]:
-        """Return the keywords that draw a series; equal labels look alike. If not `marked`, a marker is drawn only once colours repeat."""
-        i = self._indices.setdefault(label, len(self._indices))
-        return {
-            "label": label,
-            "color": _COLORS[i % len(_COLORS)],
-            "marker": _MARKERS[i % len(_MARKERS)] if marked or i >= len(_COLORS) else "",
-            "linestyle": linestyle,
-            "linewidth": linewidth,
-            "markersize": 7 if marked else 5,
-            "markeredgecolor": "white",
-            "markeredgewidth": 0.8,
-        }
-
-    def draw(
-        self, ax: Axes, x: list[float], points: Sequence[Any], value: str, style: dict[str, Any], joined: bool = True
-    ) -> None:
-        """Draw points with their intervals, and put their series into the legend."""
-        if not points:
-            return
-        self.handles[style["label"]] = Line2D([], [], **style)
-        self._has_bars = True
-        y = [p[value] for p in points]
-        # Of equal series the later one is drawn smaller, within the earlier one.
-        place = (ax, tuple(zip(x, y, strict=True)))
-        self._places.append(place)
-        shrink = 0.6 ** (self._places.count(place) - 1)
-        style = style | {name: shrink * style[name] for name in ("linewidth", "markersize")}
-        low, high = ([abs(p[f"{value}_{side}"] - p[value]) for p in points] for side in ("low", "high"))
-        style = style if joined else style | {"linestyle": "none"}
-        drawn = ax.errorbar(x, y, yerr=[low, high], elinewidth=1.6, capsize=0, zorder=4, **style)
-        for bar in drawn.lines[2]:
-            bar.set_alpha(0.35)
-
-    def write(self, path: str | Path) -> None:
-        """Lay out the page, and write the picture and the points as JSON beside it, each whole or not at all."""
-        figure, width = self.figure, self.figure.get_figwidth()
-        longest = max(map(len, self.handles))
-        tries = [(longest, columns) for columns in range(min(len(self.handles), 8), 0, -1)]
-        tries += [(length, 1) for length in range(min(longest - 8, 112), 32, -8)]
-        for length, columns in tries:
-            legend = figure.legend(self.handles.values(), _shortened(self.handles, length, 0.5).values(), ncols=columns)
-            extent = legend.get_window_extent()
-            if extent.width / figure.dpi <= width - 0.3 or (length, columns) == tries[-1]:
-                break
-            legend.remove()
-        head = self._TITLE + extent.height / figure.dpi + (0.45 if len(self.panels) > 1 else 0.2)
-        height = head + self._rows * self._PANEL_HEIGHT + (self._rows - 1) * self._BETWEEN + self._FOOT
-        figure.set_figheight(height)
-        legend.set_bbox_to_anchor((0.16 / width, 1 - self._TITLE / height))
-        figure.subplots_adjust(
-            left=self._LEFT / width,
-            right=1 - self._RIGHT / width,
-            top=1 - head / height,
-            bottom=self._FOOT / height,
-            wspace=self._GAP / self._panel_width,
-            hspace=self._BETWEEN / self._PANEL_HEIGHT,
-        )
-        left = 0.22 / width
-        figure.text(left, 1 - 0.2 / height, self._title, fontsize=13.5, fontweight="bold", va="top")
-        figure.text(left, 1 - 0.5 / height, self._subject(), fontsize=10, color=_GREY, va="top")
-        foot = ["Vertical bars: 95% interval over problems."] if self._has_bars else []
-        foot += ["×k: the first k attempts to stop were prevented."] if self.notes else []
-        curves = groups(self._points, *CURVE) if "problem_set" in self._points[0] else []
-        if any(len(groups(curve, "problem_set")) > 1 for curve in curves):
-            foot += ["Points over different problems are not joined."]
-        figure.text(left, 0.16 / height, "   ".join(foot), fontsize=8.5, color=_GREY)
-        self._place_notes()
-        path = Path(path)
-        write_file(path.with_suffix(".json"), json.dumps(self._points, indent=2, ensure_ascii=False) + "\n")
-        picture = io.BytesIO()
-        figure.savefig(picture, format=path.suffix.removeprefix("."), dpi=200)
-        write_file(path, picture.getvalue())
-
-    def _subject(self) -> str:
-        """Return the line under the title: benchmark and model, or how many there are, and the number of problems."""
-        parts: list[str] = []
-        for column in ("benchmark", "model"):
-            names = {visible(str(p[column])) for p in self._points}
-            parts += _shortened(names).values() if len(names) == 1 else [f"{len(names)} {column}s"]
-        return "   ·   ".join([*parts, *([_problems(self._points)] if len(self.panels) == 1 else [])])
-
-    def _place_notes(self) -> None:
-        """Draw each note above its place, or beside it where it would cover another note or a marker. Equal notes are drawn once."""
-
-        def on_page(ax: Axes, at: tuple[float, float]) -> tuple[float, float]:
-            x, y = ax.transData.transform(at) / self.figure.dpi * 72
-            return x, y
-
-        taken = [on_page(ax, at) for ax, points in self._places for at in points]
-        unique = {note[:3]: note[3] for note in reversed(self.notes)}
-        for (ax, at, text), color in reversed(unique.items()):
-            x, y = on_page(ax, at)
-            beside = ((dx, dy) for dy in (10, 22, 34) for dx in (0, -18, 18))
-            free = (
-                (dx, dy) for dx, dy in beside if all(abs(x + dx - a) >= 15 or abs(y + dy - b) >= 10 for a, b in taken)
-            )
-            if (offset := next(free, None)) is not None:
-                taken.append((x + offset[0], y + offset[1]))
-                ax.annotate(
-                    text, at, offset, textcoords="offset points", fontsize=9, color=color, ha="center", va="center"
-                )
-
-
-def holds_points(path: Path) -> bool:
-    """Return whether a file holds the points of a figure, as `plot_thinking` and `plot_voting` write them."""
-    try:
-        points = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(points, list) and all(
-        isinstance(p, dict) and {*SUBJECT, "num_problems"} <= p.keys() for p in points
-    )
-
-
-def _shortened(names: Iterable[str], length: int = 32, start: float = 0) -> dict[str, str]:
-    """Return each name cut to `length` characters, or to as many more as keep the names distinct.
-
-    The middle is cut out. `start` is the share of the characters that is kept at the start, unless another share keeps names distinct.
-    """
-    shown = {name: visible(name).replace("\n", " ") for name in names}
-    cuts = ((n, head) for n in itertools.count(length) for head in (int(start * n), 0, n // 2, n - 1))
-    shortened = (
-        {
-            name: text if len(text) <= n else f"{text[:head]}…{text[len(text) - n + 1 + head :]}"
-            for name, text in shown.items()
-        }
-        for n, head in cuts
-    )
-    return next(short for short in shortened if len(set(short.values())) == len(short))
-
-
-def _problems(points: Sequence[Any]) -> str:
-    counts = sorted({p["num_problems"] for p in points})
-    return " to ".join(map(str, counts[:: max(len(counts) - 1, 1)])) + (" problem" if counts == [1] else " problems")
+def _prefix(page: Page, point: Point) -> str:
+    name = page.curve_name(point)
+    return f"{name}: " if name else ""

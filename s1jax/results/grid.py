@@ -9,20 +9,22 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from s1jax.results.metrics import Point, by_setting, with_interval
-from s1jax.results.samples import CURVE, SampleRow, pick
+from s1jax.results.metrics import Point, by_setting, count_problems, with_interval
+from s1jax.results.samples import CURVE, SETTING, SampleRow, pick
+from s1jax.results.tables import groups
 from s1jax.results.votes import count_votes, maj_at_k
 
 
 def scaling_grid(rows: Sequence[SampleRow]) -> list[Point]:
     """Return a point per setting and number of votes k = 1, 2, 4, ... up to the samples that each problem has, sorted by setting and k.
 
-    A point has `accuracy` (maj@k) with its interval, `num_problems`, and two means over problems: `thinking_tokens`, the thinking tokens of
-    k traces, and `tokens`, which adds their answers and the rejected tries of rejection sampling. `is_on_front` says whether the point is
-    on the Pareto front of its curve: no other point over as many problems is as accurate with fewer tokens, or more accurate with as many.
+    A point has `accuracy` (maj@k) with its interval, `num_problems` and `problem_set` (a hash of their ids), and two means over problems:
+    `thinking_tokens`, the thinking tokens of k traces, and `tokens`, which adds their answers and the rejected tries of rejection sampling.
+    `is_on_front` says whether the point is on the Pareto front of its curve: no other point over the same problems is as accurate with
+    fewer tokens, or more accurate with as many.
     """
     points: list[Point] = []
     for setting, problems in by_setting(rows):
@@ -30,14 +32,34 @@ def scaling_grid(rows: Sequence[SampleRow]) -> list[Point]:
         thinking = statistics.fmean(statistics.fmean(row["num_thinking_tokens"] for row in g) for g in problems)
         tokens = statistics.fmean(statistics.fmean(map(num_tokens, g)) for g in problems)
         for k in doublings(min(map(len, problems))):
-            point = setting | {"k": k, "num_problems": len(problems)}
+            point = setting | {"k": k, **count_problems(problems)}
             num_draws = sum(len(group) // k for group in problems)
             point |= with_interval("accuracy", [maj_at_k(v, k) for v in votes], num_draws)
             points.append(point | {"thinking_tokens": k * thinking, "tokens": k * tokens})
     for point in points:
-        rivals = [p for p in points if pick(p, (*CURVE, "num_problems")) == pick(point, (*CURVE, "num_problems"))]
+        rivals = (p for p in points if pick(p, (*CURVE, "problem_set")) == pick(point, (*CURVE, "problem_set")))
         point["is_on_front"] = not any(_dominates(p, point) for p in rivals)
     return points
+
+
+def to_compare(grid: Sequence[Point]) -> list[Point]:
+    """Return the points that a figure of accuracy against all tokens shows; empty if it would show nothing new.
+
+    These are the points of each benchmark with at least two lines: a curve has one line of its budgets and ignored stops, and one of its
+    votes. A point without a token, which has no place on a log axis, is left out.
+    """
+    shown: list[Point] = []
+    for benchmark in groups([p for p in grid if p["tokens"]], "benchmark"):
+        lines = [line for curve in groups(benchmark, *CURVE, "problem_set") for line in _lines(curve)]
+        if sum(len({p["tokens"] for p in line}) > 1 for line in lines) > 1:
+            shown += benchmark
+    return shown
+
+
+def _lines(curve: Sequence[Point]) -> Iterator[list[Point]]:
+    yield [p for p in curve if p["k"] == 1]
+    voting = {pick(p, SETTING) for p in curve if p["k"] > 1}
+    yield [p for p in curve if pick(p, SETTING) in voting]
 
 
 def num_tokens(row: SampleRow) -> int:
@@ -69,7 +91,7 @@ def at_equal_tokens(curve: Sequence[Point]) -> list[dict[str, Any]]:
         return []
     largest = max(p["max_thinking_tokens"] for p in plain)
     (whole,) = (p for p in plain if p["max_thinking_tokens"] == largest and p["k"] == 1)
-    single = [p for p in curve if p["k"] == 1 and p["num_problems"] == whole["num_problems"]]
+    single = [p for p in curve if p["k"] == 1 and p["problem_set"] == whole["problem_set"]]
     ways = {"cutting": [p for p in single if p in plain]}
     extended = [p for p in single if p["num_ignore"] and not p["min_thinking_tokens"]]
     extended = [p for p in extended if p["max_thinking_tokens"] == largest]

@@ -59,6 +59,12 @@ def _order(value: Any) -> Any:
     return (len(value) if value.isdecimal() else 0, value) if isinstance(value, str) else value
 
 
+def count_problems(problems: Sequence[list[SampleRow]]) -> dict[str, Any]:
+    """Return `num_problems`, and `problem_set`, a hash of the problems' ids, for the rows of each problem."""
+    ids = json.dumps(sorted(group[0]["problem_id"] for group in problems))
+    return {"num_problems": len(problems), "problem_set": hashlib.sha256(ids.encode()).hexdigest()[:12]}
+
+
 def with_interval(name: str, values: Sequence[float], max_draws: float) -> dict[str, float]:
     """Return the mean of a statistic as `name`, and its 95% interval as `name`_low and `name`_high (`mean_interval`)."""
     return dict(zip((name, f"{name}_low", f"{name}_high"), mean_interval(values, max_draws), strict=True))
@@ -81,9 +87,7 @@ def thinking_curve(rows: Sequence[SampleRow]) -> list[Point]:
         budget = setting["max_thinking_tokens"]
         solved = [statistics.fmean(row["correct"] for row in group) for group in problems]
         tokens = [statistics.fmean(row["num_thinking_tokens"] for row in group) for group in problems]
-        ids = json.dumps(sorted(group[0]["problem_id"] for group in problems))
-        point = setting | {"n": len(samples), "num_problems": len(problems)}
-        point["problem_set"] = hashlib.sha256(ids.encode()).hexdigest()[:12]
+        point = setting | {"n": len(samples), **count_problems(problems)}
         point |= with_interval("accuracy", solved, len(samples))
         point["mean_thinking_tokens"] = statistics.fmean(tokens)
         point["num_budget_ended"] = sum(map(is_forced, samples))

@@ -1,17 +1,13 @@
-"""Replayed rules and the grid of budgets and votes -> aligned plain text for terminals."""
+"""Replayed rules -> aligned plain text for terminals."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-from s1jax.results.grid import at_equal_tokens
 from s1jax.results.metrics import Point
 from s1jax.results.replay_rows import Replayed
-from s1jax.results.samples import CURVE, SETTING, pick
-from s1jax.results.tables import CurveNames, groups, percent, quoted, setting_text
-from s1jax.results.text_table import Table
+from s1jax.results.samples import SETTING, pick
+from s1jax.results.tables import CurveNames, groups, percent, setting_text
 from s1jax.runtime.command import counted
+from s1jax.runtime.text_table import Table
 
 _NAMES = {
     "votes": "majority voting",
@@ -72,35 +68,3 @@ def _setting(point: Point) -> str:
         kept = "all vote" if given["keep"] is None else f"top {100 * given['keep']:g}% vote"
         return f"{_MEASURES[given['measure']]}, {kept}"
     return f"keeps top {100 * given['keep']:g}% of {given['warm_up']}" if rule == "online" else "-"
-
-
-def format_grid_table(grid: Sequence[Point]) -> str:
-    """Return the points of `scaling_grid` as aligned plain text, a block per curve, and below it the three ways at equal tokens.
-
-    A point on the Pareto front has a star. "tokens" are thinking and answers of all votes.
-    """
-    names, blocks = CurveNames(grid), []
-    for curve in groups(grid, *CURVE):
-        header = ("setting", "votes", "accuracy %", "95% interval", "thinking tokens", "tokens", "front")
-        cells = []
-        for p in curve:
-            sizes = (f"{p['thinking_tokens']:,.1f}", f"{p['tokens']:,.1f}", "*" if p["is_on_front"] else "")
-            cells.append((setting_text(p), str(p["k"]), *percent(p, "accuracy"), *sizes))
-        blocks.append(Table(names.title(curve[0]), header, cells).text())
-        if levels := at_equal_tokens(curve):
-            blocks.append(_equal_tokens(levels).text())
-    return "\n\n".join(blocks)
-
-
-def _equal_tokens(levels: Sequence[dict[str, Any]]) -> Table:
-    ways = [name for name in levels[0] if name not in ("share", "tokens")]
-    header = [f"extending {quoted(w[10:])}" if w.startswith("extending ") else w for w in ways]
-    rows = [
-        (
-            f"{level['share']:g}",
-            f"{level['tokens']:,.1f}",
-            *("-" if level[way] is None else f"{100 * level[way]:.1f}" for way in ways),
-        )
-        for level in levels
-    ]
-    return Table("accuracy % at equal tokens", ("of a whole trace", "tokens", *header), rows)

@@ -21,11 +21,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from s1jax.results.figures import plot_thinking, plot_voting
+from s1jax.results.figures import plots_of
+from s1jax.results.grid import scaling_grid, to_compare
+from s1jax.results.grid_table import grid_tables
 from s1jax.results.run_tables import sequential_tables
 from s1jax.results.samples import CONDITION, SETTING, SampleRow, pick
 from s1jax.results.tables import CurveNames, setting_text, voting_tables
-from s1jax.results.text_table import Table
 from s1jax.results.traces import (
     Span,
     answer_spans,
@@ -37,6 +38,7 @@ from s1jax.results.traces import (
 from s1jax.results.turns import turn_of, wait_pairs
 from s1jax.runtime.files import write_file
 from s1jax.runtime.terminal import visible
+from s1jax.runtime.text_table import Table
 
 Questions = Mapping[tuple[str, str], tuple[str, str]]
 """The question and the gold answer of problems, by benchmark and id."""
@@ -47,6 +49,11 @@ _BLOCK = 2**19
 """Characters of texts per block: what is decoded to show one answer."""
 _LIST_LENGTH = 48
 """Characters of an extracted answer that the index holds for the list."""
+_CAPTIONS = {
+    "thinking": "Accuracy against thinking tokens",
+    "voting": "Majority voting over samples",
+    "tokens": "Accuracy against all tokens",
+}
 _VERDICTS = ("equal", "different", "no_answer", "timed_out")
 _TURNS = ("", "to right", "to wrong")
 # Columns of a row that the page shows in addition to its texts, its condition and its grade.
@@ -64,12 +71,12 @@ def is_report(path: Path) -> bool:
 
 def write_report(rows: Sequence[SampleRow], path: Path, title: str, questions: Questions | None = None) -> None:
     """Write the report of some rows. `title` names them. A row whose problem is not in `questions` is shown without its question."""
-    voting = voting_tables(rows)
+    tables = [*sequential_tables(rows), *voting_tables(rows), *grid_tables(to_compare(scaling_grid(rows)))]
     parts = {
         "title": _escaped(title),
         "summary": _escaped(f"{len(rows):,} answers of {len({_problem(row) for row in rows}):,} problems"),
-        "figures": "".join(_figures(rows, bool(voting))),
-        "tables": "".join(map(_table, [*sequential_tables(rows), *voting])),
+        "figures": "".join(_figures(rows)),
+        "tables": "".join(map(_table, tables)),
         "blocks": "".join(_blocks(rows, questions or {})),
         "style": _resource("report.css"),
         "script": "".join(map(_resource, _SCRIPTS)),
@@ -108,16 +115,14 @@ def _problem(row: SampleRow) -> tuple[str, str]:
 # ---- figures and tables ----
 
 
-def _figures(rows: Sequence[SampleRow], votes: bool) -> Iterator[str]:
+def _figures(rows: Sequence[SampleRow]) -> Iterator[str]:
     """Yield the figures as images. An SVG in an image runs no scripts and loads nothing."""
-    figures = [("Accuracy against thinking tokens", plot_thinking)]
-    if votes:
-        figures.append(("Majority voting over samples", plot_voting))
     with tempfile.TemporaryDirectory() as folder:
-        for caption, plot in figures:
+        for name, plot in plots_of(rows).items():
             picture = Path(folder, "figure.svg")
-            plot(rows, picture)
+            plot(picture)
             data = base64.b64encode(picture.read_bytes()).decode()
+            caption = _CAPTIONS[name]
             yield f'<figure><img alt="{caption}; the tables below hold the numbers" src="data:image/svg+xml;base64,{data}"></figure>\n'
 
 

@@ -4,6 +4,7 @@ const ENDS = {
   model: "The model ended its thinking here",
   budget: "The budget ended the thinking here",
   rejected: "Every trace was too long: there is no answer",
+  none: "The model was not asked to think",
 };
 
 class Answer {
@@ -106,7 +107,7 @@ class Answer {
 
   end() {
     const { self, settings } = this, tokens = inTokens(self.facts.num_thinking_tokens);
-    if (self.ended === "rejected") return make("p", { className: "end" }, ENDS.rejected);
+    if (["rejected", "none"].includes(self.ended)) return make("p", { className: "end" }, ENDS[self.ended]);
     const wrapUp = settings.wrap_up && !self.answer_spans.some((span) => span[2] === "forced") ? ` and ${visible(settings.wrap_up)}` : "";
     const written = self.delimiter ? visible(self.delimiter) : "the end of thinking";
     const forced = self.ended === "budget" ? [". Forced: ", make("span", { className: "forced" }, written + wrapUp)] : [`. Then: ${written}`];
@@ -139,7 +140,8 @@ class Answer {
       { type: "button", onclick: () => this.page.go(fork.row), data: fork.row === this.row ? { "aria-current": "true" } : {} },
       make("span", {}, visible(this.report.condition(fork.row))),
       this.label(fork.row),
-      make("small", {}, `${inTokens(fork.facts.num_thinking_tokens)}, ended by the ${fork.ended} · ${relation(fork)}`
+      make("small", {}, (fork.ended === "none" ? "no thinking" : `${inTokens(fork.facts.num_thinking_tokens)}, ended by the ${fork.ended}`)
+        + ` · ${relation(fork)}`
         + `${fork.extracted === null ? "" : ` · answer ${shortened(visible(fork.extracted), 80)}`}`),
     ))));
   }

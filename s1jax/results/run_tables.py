@@ -1,4 +1,4 @@
-"""All tables of a file of sample rows, as text, Markdown and JSON: curves, votes, turns, forced answers, seeds."""
+"""All tables of a file of sample rows, as text, Markdown and JSON: curves, votes, turns, forced answers, seeds, the grid."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from typing import Any
 
 from s1jax.results.control import summarise_curves
 from s1jax.results.escape import MULTIPLE, escapes
+from s1jax.results.grid import scaling_grid, to_compare
+from s1jax.results.grid_table import grid_tables
 from s1jax.results.metrics import Point, thinking_curve, voting_curve
 from s1jax.results.paired import explain_test
 from s1jax.results.samples import CURVE, SampleRow, pick
 from s1jax.results.seeds import seed_spread
 from s1jax.results.tables import CurveNames, groups, percent, setting_text, stop_text, thinking_tables, voting_tables
-from s1jax.results.text_table import Table
 from s1jax.results.turns import turns
 from s1jax.runtime.command import counted
 from s1jax.runtime.files import write_file
+from s1jax.runtime.text_table import Table
 
 _MAX_SEEDS = 10
 """A table has a column per seed up to this number of seeds."""
@@ -35,7 +37,8 @@ def format_tables(rows: Sequence[SampleRow], multiple: float = MULTIPLE) -> str:
 
 def write_tables(rows: Sequence[SampleRow], path: Path, multiple: float = MULTIPLE) -> None:
     """Write all tables to `path` as Markdown, and what they are made of beside it as JSON: lists of points by the name of the table."""
-    tables = [*sequential_tables(rows, multiple), *voting_tables(rows)]
+    compared = to_compare(scaling_grid(rows))
+    tables = [*sequential_tables(rows, multiple), *voting_tables(rows), *grid_tables(compared)]
     points = thinking_curve(rows)
     curves = groups(points, *CURVE)
     content: dict[str, list[dict[str, Any]]] = {
@@ -48,6 +51,7 @@ def write_tables(rows: Sequence[SampleRow], path: Path, multiple: float = MULTIP
         "turns": turns(rows),
         "escapes": escapes(rows, multiple),
         "seeds": seed_spread(rows),
+        "grid": compared,
     }
     write_file(path, "\n\n".join(table.markdown() for table in tables) + "\n")
     write_file(path.with_suffix(".json"), json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from s1jax.data.condition import LARGEST, AnswerEnd, Condition, Limits
+from s1jax.data.thinking_format import NONE
 from s1jax.grading.pool import Grade, Verdict
 from s1jax.runtime import jsonl
 from s1jax.runtime.command import counted
@@ -104,9 +105,16 @@ def graded(row: Mapping[str, Any], grade: Grade, judge: str = "") -> SampleRow:
     return {name: row[name] for name in (*COLUMNS, *row) if name in row}
 
 
+def answers_at_once(row: Mapping[str, Any]) -> bool:
+    """Return whether the model was not asked to think, in a row or a point."""
+    return row["thinking_format"] == NONE
+
+
 def is_forced(row: SampleRow) -> bool:
     """Return whether the budget ended the thinking: then the thinking reaches it. Rejection sampling forces nothing."""
-    return row["method"] != "rejection_sampling" and row["num_thinking_tokens"] >= row["max_thinking_tokens"]
+    if row["method"] == "rejection_sampling" or answers_at_once(row):
+        return False
+    return row["num_thinking_tokens"] >= row["max_thinking_tokens"]
 
 
 def is_whole(row: SampleRow) -> bool:

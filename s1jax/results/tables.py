@@ -8,10 +8,10 @@ from typing import Any
 from s1jax.data.control_methods import METHOD_FORMATS
 from s1jax.results.control import summarise_curves
 from s1jax.results.metrics import Point, thinking_curve, voting_curve
-from s1jax.results.samples import CURVE, SETTING, SampleRow, pick
-from s1jax.results.text_table import Table
+from s1jax.results.samples import CURVE, SETTING, SampleRow, answers_at_once, pick
 from s1jax.runtime.command import counted
 from s1jax.runtime.terminal import shortened, visible
+from s1jax.runtime.text_table import Table
 
 WARN_ABOVE = 0.1
 """A table warns of a fault if more than this share of a point's samples have it."""
@@ -71,6 +71,8 @@ def _is_implied(point: Point, name: str) -> bool:
     """Return whether a point's method leaves no choice in a column."""
     if name == "max_tries":
         return point["method"] != "rejection_sampling"
+    if name == "wrap_up":
+        return answers_at_once(point)
     return name == "thinking_format" and point[name] == METHOD_FORMATS.get(point["method"])
 
 
@@ -94,6 +96,8 @@ def column_text(name: str, value: Any) -> str:
 
 def setting_text(point: Point) -> str:
     """Name the limits of a point in a few words, such as `budget 4,096, "Wait" x2`."""
+    if answers_at_once(point):
+        return "no thinking"
     minimum, num_ignore = point["min_thinking_tokens"], point["num_ignore"]
     parts = [requested_text(point)] if point["requested"] else []
     parts.append(f"budget {point['max_thinking_tokens']:,}")
@@ -166,6 +170,8 @@ def thinking_tables(rows: Sequence[SampleRow]) -> list[Table]:
 
 def _method_columns(point: Point) -> dict[str, str]:
     """Return the columns that belong to a point's method, by their headers."""
+    if answers_at_once(point):
+        return {}
     if point["method"] == "rejection_sampling":
         return {
             "tries": f"{point['mean_tries']:.1f}",

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from s1jax.data.condition import Limits
 from s1jax.data.thinking_format import END, find_format
-from s1jax.results.samples import CONDITION, SUBJECT, SampleRow, is_forced, pick
+from s1jax.results.samples import CONDITION, SUBJECT, SampleRow, answers_at_once, is_forced, pick
 from s1jax.runtime.errors import UserError
 
 # Columns in which forks of one trace may differ: what ends thinking, and all that comes after it.
@@ -24,8 +24,8 @@ _OF_A_TRACE = (
     *(name for name in CONDITION if name not in _OF_A_FORK),
 )
 
-Ended = Literal["model", "budget", "rejected"]
-"""What ended a row's thinking. `rejected`: every trace was too long, so that there is none."""
+Ended = Literal["model", "budget", "rejected", "none"]
+"""What ended a row's thinking. `rejected`: every trace was too long, so that there is none. `none`: the model was not asked to think."""
 
 
 class Span(NamedTuple):
@@ -52,6 +52,8 @@ def what_ended(row: SampleRow) -> Ended:
     """Return what ended the thinking of a row."""
     if row["finish_reason"] == "rejected":
         return "rejected"
+    if answers_at_once(row):
+        return "none"
     return "budget" if is_forced(row) else "model"
 
 

@@ -85,8 +85,10 @@ def with_paths(config: Config, folders: Sequence[Path] = ()) -> Config:
             changes[name] = with_paths(value, folders)
         elif isinstance(value, Path):
             changes[name] = Path(os.path.expanduser(value))
-        elif isinstance(value, str) and (role := _role(hint)):
-            changes[name] = _settled(os.path.expanduser(value), role, folders)
+        elif isinstance(value, str | tuple) and (role := _role(hint)):
+            paths = [value] if isinstance(value, str) else value
+            settled = tuple(_settled(os.path.expanduser(path), role, folders) for path in paths)
+            changes[name] = settled[0] if isinstance(value, str) else settled
     changes = {name: value for name, value in changes.items() if value != getattr(config, name)}
     return dataclasses.replace(config, **changes) if changes else config  # type: ignore[type-var]
 
@@ -102,8 +104,8 @@ def _settled(value: str, role: str, folders: Sequence[Path]) -> str:
         return value
     folder = folders[0]
     if role == _INPUT:
-        # Otherwise it may be the id of a model, a data set or a benchmark.
-        is_path = not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@.*)?", value) or value.endswith(
+        # Otherwise it may be the id of a model, a data set (ORG/NAME:SUBSET:SPLIT), a benchmark or a source of s1 (s1:NAME).
+        is_path = not re.fullmatch(r"[\w.-]+(/[\w.-]+)?([@:].*)?", value) or value.endswith(
             (".jsonl", ".json", ".parquet")
         )
         found = next((folder for folder in folders if (folder / value).exists()), folder if is_path else None)

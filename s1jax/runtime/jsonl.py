@@ -63,6 +63,31 @@ def parse(path: str | Path) -> Iterator[tuple[int, bytes, Any]]:
         raise type(error)(f"{path} cannot be read: {error.strerror}") from None
 
 
+def places(path: str | Path, begin: int = 0) -> Iterator[tuple[int, int, Any]]:
+    """Yield where each row from byte `begin` on begins and ends, and its value: an index of a file that does not fit into memory.
+
+    A torn line is left out. Raises UserError for any other line that is not JSON.
+    """
+    with Path(path).open("rb") as file:
+        file.seek(begin)
+        for line in file:
+            end = begin + len(line)
+            if line.strip():
+                value = value_of(line)
+                if not isinstance(value, UserError):
+                    yield begin, end, value
+                elif not is_torn(line):
+                    raise UserError(f"{path}: the line at byte {begin} is {value}")
+            begin = end
+
+
+def row_at(path: str | Path, begin: int) -> Any:
+    """Return the value of the row that begins at a byte, as `places` says."""
+    with Path(path).open("rb") as file:
+        file.seek(begin)
+        return value_of(file.readline())
+
+
 # How files begin that are often given in the place of text, and texts that are often given in the place of JSON lines.
 _NO_TEXT = {
     b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"PAR1": "Parquet", b"ARROW1": "Arrow", b"\x28\xb5\x2f\xfd": "zstd",

@@ -142,7 +142,7 @@ def test_own_end_and_pad_tokens_count():
     assert delimiters.end_answer == (257, 258) and delimiters.pad == 259
 
 
-CHOICES = "give --thinking-format .* s1, think, openthinker, steps, steps_forced or a pair of texts OPEN...END"
+CHOICES = "give --thinking-format .* s1, think, openthinker, steps, steps_forced, none or a pair of texts OPEN...END"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,10 @@ def test_conditions_are_equal_however_their_int8_is_written():
     assert Condition(5, int8=("weights", "cache", "weights")) == Condition(5, int8=("cache", "weights"))
 
 
+def test_a_model_that_does_not_think_has_no_wrap_up_so_that_equal_conditions_are_equal_columns():
+    assert Condition(0, thinking_format="none") == Condition(0, thinking_format="none", wrap_up="")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -26,7 +30,18 @@ def test_conditions_are_equal_however_their_int8_is_written():
         (dict(method="none"), "method is 'none'"),
         (
             dict(thinking_format="thinking"),
-            "thinking_format is 'thinking': it must be auto, s1, think, openthinker, steps, steps_forced or",
+            "thinking_format is 'thinking': it must be auto, s1, think, openthinker, steps, steps_forced, none or",
+        ),
+        (dict(thinking_format="none"), "max_thinking_tokens is 8; it must be 0 under the thinking format none"),
+        (dict(thinking_format="none", min_thinking_tokens=4), "max_thinking_tokens is 8; it must be 0"),
+        (dict(thinking_format="none", max_thinking_tokens=0, num_ignore=2), "num_ignore is 2; it must be 0 under"),
+        (
+            dict(thinking_format="none", max_thinking_tokens=0, method="token_conditional", requested="9"),
+            "method is token_conditional: under the thinking format none there is no thinking to control",
+        ),
+        (
+            dict(thinking_format="none", max_thinking_tokens=0, wrap_up="So:"),
+            "wrap_up has no effect under the thinking",
         ),
         (dict(wrap_up="{end}{end}"), "wrap_up is '{end}{end}'; it may hold {end} once"),
         (dict(wrap_up="\ud800"), "wrap_up is not valid Unicode"),

@@ -1,10 +1,10 @@
-"""`control_methods.py`: what each control method asks for in the prompt, and which settings it accepts."""
+"""`control_methods.py`: what each control method asks for in the prompt, which settings it accepts, and the labels of training rows."""
 
 import pytest
 
 from s1jax.data.chat import ChatFormat
 from s1jax.data.condition import Condition
-from s1jax.data.control_methods import METHODS, control_prompt, count_steps
+from s1jax.data.control_methods import METHODS, control_prompt, count_steps, label_of, split_steps
 from s1jax.decode.questions import request_of
 from tests.support.tokenizers import byte_tokenizer
 
@@ -79,3 +79,18 @@ def test_steps_are_counted_by_their_headers():
     assert count_steps("") == count_steps("I think there are 3 steps left") == 0
     assert count_steps("16 steps left\nAdd.\n<|im_start|>15 steps left\nDone: 2 steps left of me.") == 2
     assert count_steps("2 steps left\na<|im_start|>1 step left\nb") == 2
+
+
+def test_a_label_is_the_smallest_power_of_two_that_is_not_below():
+    powers = [2**k for k in range(24)]
+    for amount in range(1, 5000):
+        assert int(label_of(amount)) == min(power for power in powers if power >= amount)
+    assert [label_of(2**20 + change) for change in (-1, 0, 1)] == ["1048576", "1048576", "2097152"]
+
+
+def test_steps_lie_between_blank_lines():
+    assert split_steps("one") == ["one"]
+    assert split_steps("\n\none\nstill one\n\n  two\n\n\n\nthree \n \t\nfour\n\n") == [
+        "one\nstill one", "  two", "three ", "four"
+    ]  # fmt: skip
+    assert split_steps("one\r\n\r\ntwo") == ["one\r", "two"]

@@ -8,7 +8,7 @@ import pytest
 from s1jax.data.chat import ChatFormat
 from s1jax.data.examples import DataConfig, encode_rows
 from s1jax.model.config import ModelConfig
-from tests.support.tokenizers import byte_tokenizer
+from tests.support.tokenizers import byte_tokenizer, qwq_tokenizer
 from tests.support.training import ROW, make_examples
 
 # Reading
@@ -70,7 +70,8 @@ def test_config_refuses_values_it_does_not_know():
         ({"rows_per_micro_batch": 0}, "rows_per_micro_batch is 0: it must be at least 1"),
         ({"row_length": 1}, "row_length is 1: it must be at least 2"),
         ({"num_row_lengths": 6}, "num_row_lengths is 6: it must be at most 5"),
-        ({"thinking_format": "steps"}, "thinking_format steps is for decoding only"),
+        ({"thinking_format": "none"}, "thinking_format none is for decoding only: training rows have traces"),
+        ({"thinking_format": "steps"}, "thinking_format is steps: only rows that are labelled step_conditional"),
         ({"thinking_format": "step"}, "thinking_format is 'step': it must be auto, s1, think"),
         ({"too_long": "cut"}, "too_long is 'cut': it must be one of error, truncate"),
         ({"loss_on": "trace"}, "loss_on is 'trace': it must be one of reasoning_and_answer, answer"),
@@ -78,6 +79,37 @@ def test_config_refuses_values_it_does_not_know():
     ):
         with pytest.raises(ValueError, match=message):
             DataConfig("rows", **change)
+
+
+def test_rows_with_labels_are_written_as_their_methods_ask_and_change_the_fingerprint():
+    chat = ChatFormat.of(byte_tokenizer())
+    row = {**ROW, "thinking": "Add.\n\nCheck.\n\nDone."}
+    labels = [("token_conditional", "32"), ("step_conditional", "4")]
+    rows = [row, *({**row, "method": method, "requested": requested} for method, requested in labels)]
+    examples, rejects = encode_rows(rows, chat, DataConfig("rows"))
+    assert not rejects
+    asked = (
+        "user\nq<|im_end|>",
+        "user\nq\n\nThink for up to 32 tokens.<|im_end|>",
+        "user\nq\n\nThink for up to 4 steps.<|im_end|>",
+    )
+    plain = "<|im_start|>think\nAdd.\n\nCheck.\n\nDone.\n<|im_start|>answer\nAnswer: a<|im_end|>\n"
+    steps = "<|im_start|>4 steps left\nAdd.\n<|im_start|>3 steps left\nCheck.\n<|im_start|>2 steps left\nDone.\n"
+    replies = plain, plain, steps + "<|im_start|>answer\nAnswer: a<|im_end|>\n"
+    for i in range(3):
+        ids, mask = examples[i]
+        assert chat.decode(ids[mask]) == replies[i] and chat.decode(ids[~mask]).count(asked[i]) == 1
+    relabelled = [*rows[:2], {**rows[2], "requested": "8"}]
+    assert encode_rows(relabelled, chat, DataConfig("rows"))[0].fingerprint != examples.fingerprint
+
+
+def test_steps_that_do_not_fit_the_tokenizer_are_an_error_only_if_a_row_has_them():
+    chat = ChatFormat.of(qwq_tokenizer())
+    labelled = {**ROW, "method": "token_conditional", "requested": "8"}
+    assert len(encode_rows([ROW, labelled], chat, DataConfig("rows"))[0]) == 2
+    in_steps = {**ROW, "method": "step_conditional", "requested": "1"}
+    with pytest.raises(ValueError, match="the thinking format steps does not fit the tokenizer"):
+        encode_rows([ROW, in_steps], chat, DataConfig("rows"))
 
 
 # Fit

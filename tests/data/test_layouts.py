@@ -2,7 +2,7 @@
 
 import pytest
 
-from s1jax.data.layouts import find_parts
+from s1jax.data.layouts import find_parts, find_pool_parts
 
 R1 = "<think>\nt\n</think>\n\na"
 SKY = "<|begin_of_thought|>\n\nt\n\n<|end_of_thought|>\n\n<|begin_of_solution|>\n\na\n\n<|end_of_solution|>"
@@ -89,3 +89,85 @@ def test_system_prompts_are_noticed_and_an_input_belongs_to_its_instruction():
 def test_a_row_whose_parts_are_not_certain_has_a_reason(row, reason):
     with pytest.raises(ValueError, match=reason):
         find_parts(row)
+
+
+POOL = {
+    "question alone": ({"question": "q"}, ("", "", "")),
+    "turns, question alone": ({"messages": turns("q")}, ("", "", "")),
+    "turns, no trace": ({"messages": turns("q", "r")}, ("", "", "r")),
+    "sharegpt, no trace": ({"conversations": turns("q", "r", **SHAREGPT)}, ("", "", "r")),
+    "turns beside columns": ({"problem": "q", "solution": "r", "messages": turns("no", "no")}, ("", "", "r")),
+    "turns beside a reference": ({"messages": turns("q", "no"), "answer": 5}, ("", "", "5")),
+    "prompt of turns": ({"prompt": turns("q"), "answer": "r"}, ("", "", "r")),
+    "prompt and completion of turns": (
+        {"prompt": turns("q"), "completion": [{"role": "assistant", "content": "r"}]},
+        ("", "", "r"),
+    ),
+    "prompt": ({"prompt": "q", "completion": "r"}, ("", "", "r")),
+    "alpaca": ({"instruction": "q", "input": "", "output": "r"}, ("", "", "r")),
+    "gsm8k": ({"question": "q", "answer": "1 + 1\n#### 2"}, ("", "", "1 + 1\n#### 2")),
+    "aime": ({"Problem": "q", "Answer": 7}, ("", "", "7")),
+    "solution before answer": ({"problem": "q", "answer": "4", "solution": "r"}, ("", "", "r")),
+    "reference before solution": ({"question": "q", "solution": "s", "reference": "r"}, ("", "", "r")),
+    "missing trace": ({"question": "q", "thinking": None, "answer": "r"}, ("", "", "r")),
+    "empty trace": ({"question": "q", "thinking": " ", "answer": "a", "solution": "r"}, ("", "", "r")),
+    "empty trace, tags": ({"question": "q", "thinking": "", "answer": R1, "reference": "r"}, ("t", "a", "r")),
+    "missing answer": (
+        {"question": "q", "thinking": "<think>t</think>", "answer": None, "solution": "r"},
+        ("t", "", "r"),
+    ),
+    "whole": ({"question": "q", "thinking": "t", "answer": "a", "solution": 4}, ("t", "a", "4")),
+    "turns with a trace": ({"messages": turns("q", R1), "solution": "r"}, ("t", "a", "r")),
+    "turns with a field": (
+        {"messages": [*turns("q"), {"role": "assistant", "content": "a", "reasoning_content": "t"}]},
+        ("t", "a", ""),
+    ),
+    "solution with a trace": ({"question": "q", "solution": R1}, ("t", "a", "")),
+}
+
+
+@pytest.mark.parametrize("name", POOL)
+def test_a_row_of_a_pool_may_lack_trace_and_answer_and_then_the_answer_is_the_reference(name):
+    row, (thinking, answer, reference) = POOL[name]
+    assert find_pool_parts(row) == ("q", thinking, answer, reference, False)
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_a_training_row_is_a_row_of_a_pool(name):
+    reference = FITS[name].get("solution", "")
+    assert find_pool_parts(FITS[name]) == ("q", "t", "a", reference, False)
+
+
+def test_system_prompts_of_a_pool_are_noticed_and_an_input_belongs_to_its_instruction():
+    for row in (
+        {"messages": [SYSTEM, *turns("q")]},
+        {"system": "s", "question": "q"},
+        {"system": "s", "messages": turns("q", R1)},
+    ):
+        assert find_pool_parts(row).has_system_prompt
+    assert not find_pool_parts({"messages": [SYSTEM | {"content": ""}, *turns("q", "r")]}).has_system_prompt
+    assert find_pool_parts({"instruction": "q", "input": "i", "output": "r"}).question == "q\n\ni"
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"answer": "a"}, "no question is found: the columns are answer"),
+        ({"prompt": None}, "prompt is empty"),
+        ({"question": "", "messages": turns("q", "r", "q")}, "messages is not one question and its answer: it has 2 x user"),
+        ({"messages": "q"}, "messages is not a list of turns"),
+        ({"messages": turns("", "r")}, "the question in messages is empty"),
+        ({"messages": turns("q", "<think>t")}, "messages has a trace that is not closed"),
+        ({"messages": [{"role": "assistant", "content": "r"}]}, "messages is not one question and its answer: it has 1 x assistant"),
+        ({"question": "q", "thinking": 5}, "thinking is not text but a number"),
+        ({"question": "q", "thinking": 5, "answer": "a"}, "thinking is not text but a number"),
+        ({"question": "q", "answer": ["a"]}, "answer is not text but a list"),
+        ({"question": "q", "thinking": "t", "answer": "a", "solution": True}, "solution is not text but a boolean"),
+        ({"question": "q", "answer": "B", "options": ["x", "y"]}, "column options would be left out"),
+        ({"messages": turns("q", "r"), "context": "c"}, "column context would be left out"),
+        ({"question": "q", "input": "i"}, "column input would be left out"),
+    ],
+)  # fmt: skip
+def test_a_row_of_a_pool_whose_parts_are_not_certain_has_a_reason(row, reason):
+    with pytest.raises(ValueError, match=f"^{reason}"):
+        find_pool_parts(row)

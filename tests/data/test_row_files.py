@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from s1jax.data.row_files import raw_rows, training_files
+from s1jax.data.row_files import hub_rows, raw_rows, training_files
 from s1jax.runtime.errors import UserError
 
 FOLDERS = {
@@ -80,3 +80,48 @@ def test_a_json_file_is_read_as_json_lines(tmp_path):
     (tmp_path / "rows.json").write_text('[\n{"a": 1}\n]\n')
     with pytest.raises(ValueError, match=r"rows\.json is a JSON array, not JSON lines"):
         list(raw_rows(str(tmp_path / "rows.json")))
+
+
+def test_a_hub_dataset_is_read_at_a_revision_and_from_files_that_are_named(monkeypatch):
+    import datasets
+
+    calls = []
+
+    def load_dataset(*arguments, **options):
+        calls.append((*arguments, options))
+        return [{"a": 1}]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert list(hub_rows("some/rows", "test", "easy", revision="abc")) == [("some/rows", 1, {"a": 1}, "")]
+    list(hub_rows("some/rows", "test", files=("a.jsonl", "b/c.json"), revision="abc"))
+    list(hub_rows("some/rows", "test", files=("a.jsonl",)))
+    files = (["some/rows@abc/a.jsonl", "some/rows@abc/b/c.json"], ["some/rows/a.jsonl"])
+    assert calls == [
+        ("some/rows", "easy", {"split": "test", "revision": "abc"}),
+        *(
+            ("json", None, {"split": "test", "data_files": {"test": [f"hf://datasets/{file}" for file in some]}})
+            for some in files
+        ),
+    ]
+
+
+def test_a_hub_dataset_with_a_script_is_read_from_its_parquet_files(monkeypatch):
+    import datasets
+
+    rows = {"refs/convert/parquet": [{"a": 1}]}
+
+    def load_dataset(name, subset, *, split, revision=None):
+        if split == "torn":
+            raise RuntimeError(f"cannot read {revision}")
+        if revision not in rows:
+            raise RuntimeError(f"Dataset scripts are no longer supported, but found {name}.py")
+        return rows[revision]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    for revision in (None, "abc"):
+        assert [row for _, _, row, _ in hub_rows("some/rows", "test", revision=revision)] == [{"a": 1}]
+    with pytest.raises(FileNotFoundError, match=r"RuntimeError: cannot read abc"):
+        list(hub_rows("some/rows", "torn", revision="abc"))
+    rows.clear()
+    with pytest.raises(FileNotFoundError, match=r"the hub does not give its test split .*scripts are no longer"):
+        list(hub_rows("some/rows", "test"))

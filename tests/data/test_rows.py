@@ -101,6 +101,40 @@ def test_bad_rows_are_rejected_with_reason_and_place(tmp_path):
     assert all(reject["file"] == str(path) for reject in rejects)
 
 
+def test_a_label_is_read_and_a_row_without_one_has_no_columns_for_it(tmp_path):
+    label = {"method": "token_conditional", "requested": 64}
+    steps = {**ROW, "thinking": "a\n\nb", "method": "step_conditional", "requested": "2"}
+    plain = [{**ROW, "method": method, "requested": None} for method in ("", None, "budget_forcing")]
+    rows, rejects = read_rows(write_jsonl(tmp_path / "rows.jsonl", [ROW | label, steps, *plain]))
+    assert rows == [{**ROW, "method": "token_conditional", "requested": "64"}, steps, ROW, ROW, ROW] and not rejects
+
+
+def test_a_label_that_a_row_cannot_have_rejects_the_row(tmp_path):
+    bad = [
+        {"method": "chain of thought"},
+        {"method": "token_conditional_forced", "requested": "8"},
+        {"method": "class_conditional", "requested": "long"},
+        {"method": "token_conditional"},
+        {"method": "step_conditional", "requested": "many"},
+        {"requested": "8"},
+        {"method": 3},
+        {"method": "step_conditional", "requested": "2", "thinking": "a\n\nb\n\nc"},
+    ]
+    rows, rejects = read_rows(write_jsonl(tmp_path / "rows.jsonl", [ROW, *(ROW | label for label in bad)]))
+    assert rows == [ROW]
+    known = "a training row has budget_forcing or token_conditional or step_conditional"
+    assert [reject["reason"] for reject in rejects] == [
+        f"method is 'chain of thought': {known}",
+        f"method is 'token_conditional_forced': {known}",
+        f"method is 'class_conditional': {known}",
+        "requested is '': token_conditional needs a number of tokens, such as 64",
+        "requested is 'many': step_conditional needs a number of steps, such as 64",
+        "requested is '8': budget_forcing asks the model for nothing, so leave it out",
+        "method is not text but a number",
+        "requested is 2, but the trace has 3 steps",
+    ]
+
+
 def test_source_without_rows_is_one_error(tmp_path):
     empty = write_jsonl(tmp_path / "empty.jsonl", [])
     with pytest.raises(ValueError, match=r"empty\.jsonl holds no usable training row: it is empty"):

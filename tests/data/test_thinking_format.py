@@ -22,7 +22,7 @@ def test_a_format_has_one_name():
 def test_a_name_that_is_no_format_is_refused(name):
     with pytest.raises(
         ValueError,
-        match=r"thinking_format is .*: it must be auto, s1, think, openthinker, steps, steps_forced or a pair",
+        match=r"thinking_format is .*: it must be auto, s1, think, openthinker, steps, steps_forced, none or a pair",
     ):
         find_format(name)
 
@@ -69,6 +69,9 @@ def test_what_a_template_has_opened_is_not_opened_again(prompt, rest):
         ("s1", CHATML_PROMPT + "<think>\n", CHATML_TOKENS, "opens the thinking in the format think"),
         ("<a>...</a>", "<think>\n", (), "opens the thinking in the format think"),
         ("<think>...</done>", "<think>\n", (), None),
+        ("none", CHATML_PROMPT, CHATML_TOKENS, None),
+        ("none", " [/INST]", (), None),
+        ("none", "<think>\n", (), "opens the thinking in the format think"),
     ],
 )
 def test_a_format_fits_where_its_tokens_are_and_nothing_else_is_open(name, prompt, tokens, why):

@@ -106,6 +106,19 @@ def test_without_a_budget_answers_equal_those_of_hf(plain, hf):
         assert ask(plain, contexts, **options) == ask(hf, contexts, suppress_tokens=without_text, **options)
 
 
+def test_a_model_that_does_not_think_answers_as_it_continues_its_chat_prompt(plain, tiny_model):
+    at_once = S1jaxLM(model=tiny_model, max_thinking_tokens=0, thinking_format="none", dtype="float32")
+    questions = ["1 + 1?", "Two and two?"]
+    prompts = [plain.apply_chat_template([{"role": "user", "content": question}]) for question in questions]
+    options = dict(until=["zz"], max_gen_toks=12)
+    answers = ask(at_once, questions, **options)
+    assert answers == ask(at_once, prompts, **options)
+    continued = plain.engine.decode(
+        [plain._request(r, 0) for r in requests_of("generate_until", [(p, options) for p in prompts])]
+    )
+    assert answers == [at_once.chat.split_completion(c.tokens, 0)[1].lstrip() for c in continued]
+
+
 def is_right(text, gold):
     with Grader() as grader:
         return grader.grade(text, gold).verdict == "equal"

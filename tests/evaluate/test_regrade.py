@@ -8,6 +8,7 @@ import pytest
 from s1jax.evaluate.problems import read_problems
 from s1jax.evaluate.regrade import RegradeConfig, regrade
 from s1jax.results.samples import read_samples
+from s1jax.runtime.endpoint import Reply
 from tests.support.samples import sample
 
 
@@ -102,11 +103,11 @@ def test_a_judge_decides_only_about_answers_that_were_found_and_are_not_equal(tm
     rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
     asked = []
 
-    def ask(judge, prompt):
-        asked.append(prompt)
-        return "Yes" if "house that is red" in prompt else "No"
+    def ask(endpoint, messages, sampling):
+        asked.append(messages)
+        return Reply("Yes" if "house that is red" in messages[0]["content"] else "No", "", "stop", 0, 0)
 
-    monkeypatch.setattr("s1jax.grading.judge.Judge._ask", ask)
+    monkeypatch.setattr("s1jax.runtime.endpoint.Endpoint._ask", ask)
     config = RegradeConfig(rows, (str(benchmark),), judge="http://localhost:1/v1", judge_model="j")
     regrade(config)
     after = read_samples(rows)

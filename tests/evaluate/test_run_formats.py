@@ -14,13 +14,13 @@ from s1jax.data.examples import DataConfig
 from s1jax.decode.generate import GenerateConfig, generate
 from s1jax.evaluate.conditions import DecodingConfig, EvaluateConfig
 from s1jax.evaluate.sweep import SweepConfig
-from s1jax.results.samples import read_samples
+from s1jax.results.samples import is_forced, read_samples
 from s1jax.train.config import TrainConfig
 from s1jax.train.optimizer import OptimizerConfig
 from s1jax.train.run import train
 from tests.support.models import one_device, random_params
 from tests.support.runs import evaluate, sweep
-from tests.support.tokenizers import qwen3_tokenizer, qwq_tokenizer, r1_tokenizer
+from tests.support.tokenizers import llama2_tokenizer, qwen3_tokenizer, qwq_tokenizer, r1_tokenizer
 from tests.support.training import CONFIG
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("quick_compilation")]
@@ -97,3 +97,43 @@ def test_a_format_that_does_not_fit_is_refused_before_the_weights_are_loaded(tin
     with pytest.raises(ValueError, match=r"the thinking format s1 does not fit the tokenizer .*: it lacks the token"):
         evaluate(EvaluateConfig(decoding, Condition(3, thinking_format="s1")))
     assert not output.exists()
+
+
+def test_a_model_that_does_not_think_answers_its_chat_prompt_as_transformers_does(tiny_model, tmp_path, capsys, caplog):
+    """The tokenizer shows no thinking format."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    tokenizer = llama2_tokenizer()
+    tokenizer.save_pretrained(model)
+    questions = [f"{i} + 1?" for i in range(3)]
+    (tmp_path / "sums.jsonl").write_text(
+        "".join(json.dumps(dict(question=question, answer="4")) + "\n" for question in questions)
+    )
+    decoding = DecodingConfig(str(model), str(tmp_path / "sums.jsonl"), str(tmp_path / "rows.jsonl"), num_rows=2)
+    condition = Condition(0, thinking_format="none", max_answer_tokens=9, dtype="float32")
+    rows = read_samples(evaluate(EvaluateConfig(decoding, condition)))
+    theirs = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    chat = [[{"role": "user", "content": question}] for question in questions]
+    without_text = list(range(len(tokenizer), theirs.config.vocab_size))
+    for turn, row in zip(chat, sorted(rows, key=lambda row: row["problem_id"]), strict=True):
+        prompt = tokenizer.apply_chat_template(turn, return_tensors="pt", add_generation_prompt=True, return_dict=True)
+        written = theirs.generate(**prompt, max_new_tokens=9, do_sample=False, suppress_tokens=without_text)
+        reply = tokenizer.decode(written[0, prompt["input_ids"].shape[1] :])
+        assert row["answer_text"] == reply.removesuffix("</s>")
+        assert (row["thinking"], row["num_thinking_tokens"], row["num_forced_tokens"]) == ("", 0, 0)
+        assert (row["thinking_format"], row["wrap_up"], row["max_thinking_tokens"]) == ("none", "", 0)
+        assert not is_forced(row) and row["num_answer_tokens"] > 0
+    before = Path(decoding.output).read_text()
+    settings = TraceSettings(thinking_format="none", max_answer_tokens=9, dtype="float32", temperature=1.0)
+    drawn = read_samples(sweep(SweepConfig(decoding, (0,), condition=settings, num_samples=3)))
+    assert Path(decoding.output).read_text().startswith(before) and len(drawn) == 3 + 9
+    with pytest.raises(ValueError, match="max_thinking_tokens is 5; it must be 0 under the thinking format none"):
+        sweep(SweepConfig(decoding, (0, 5), condition=settings))
+    caplog.set_level("INFO", "s1jax")
+    out = io.StringIO()
+    generate(GenerateConfig(str(model), questions[0], condition), out)
+    assert out.getvalue().strip() == f"--- answer ---\n{rows[0]['answer_text']}".strip()
+    assert "budget" not in caplog.text.splitlines()[-1] and "thinking" not in caplog.text.splitlines()[-1]

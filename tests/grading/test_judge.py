@@ -1,55 +1,10 @@
 """`judge.py`: a language model behind the OpenAI protocol, here a small local server."""
 
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
 import pytest
 
-from s1jax.grading import judge as judge_module
 from s1jax.grading.judge import Judge
 
 QUESTION = "Where does the train stop?"
-
-
-class Server(ThreadingHTTPServer):
-    """Answers `reply(prompt)`. A number is an HTTP state, bytes are a raw body."""
-
-    def __init__(self, reply):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.reply, self.requests = reply, []
-        self.url = f"http://127.0.0.1:{self.server_port}/v1"
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.requests.append((self.path, self.headers.get("Authorization"), body))
-        reply = self.server.reply(body["messages"][0]["content"])
-        state = reply if isinstance(reply, int) else 200
-        content = {"choices": [{"message": {"role": "assistant", "content": reply}}]}
-        self.send_response(state)
-        self.end_headers()
-        self.wfile.write(reply if isinstance(reply, bytes) else json.dumps(content).encode())
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def serve():
-    servers = []
-
-    def start(reply):
-        server = Server(reply)
-        servers.append(server)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        return server
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
 
 
 @pytest.mark.parametrize(
@@ -62,13 +17,13 @@ def serve():
     ],
 )
 def test_the_last_line_of_the_reply_decides(serve, tmp_path, reply, expected):
-    with Judge(serve(lambda prompt: reply).url, "m", tmp_path / "replies.jsonl") as judge:
+    with Judge(serve(lambda body: reply).url, "m", tmp_path / "replies.jsonl") as judge:
         assert judge.are_equal(QUESTION, "the town of Ulm", "Ulm") is expected
 
 
 def test_the_judge_sees_the_question_and_both_answers_and_not_which_is_gold(serve, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
-    server = serve(lambda prompt: "Yes")
+    server = serve(lambda body: "Yes")
     for name, pair in (("a", ("the town of Ulm", "Ulm")), ("b", ("Ulm", "the town of Ulm"))):
         with Judge(server.url + "/", "m", tmp_path / name) as judge:
             judge.are_equal(QUESTION, *pair)
@@ -80,7 +35,7 @@ def test_the_judge_sees_the_question_and_both_answers_and_not_which_is_gold(serv
 
 
 def test_a_pair_is_asked_about_once_even_by_another_run(serve, tmp_path):
-    server, cache = serve(lambda prompt: "Yes"), tmp_path / "replies.jsonl"
+    server, cache = serve(lambda body: "Yes"), tmp_path / "replies.jsonl"
     for _ in range(2):
         with Judge(server.url, "m", cache) as judge:
             assert judge.are_equal(QUESTION, "a", "b") and judge.are_equal(QUESTION, "a", "b")
@@ -90,20 +45,18 @@ def test_a_pair_is_asked_about_once_even_by_another_run(serve, tmp_path):
     assert len(server.requests) == 2
 
 
-def test_a_busy_judge_is_asked_again_and_a_refusal_is_one_error(serve, tmp_path, monkeypatch):
-    monkeypatch.setattr(judge_module, "_PAUSES", (0, 0, 0, None))
+def test_a_busy_judge_is_asked_again_and_a_refusal_is_one_error(serve, tmp_path):
     states = [503, 429, "Yes"]
-    with Judge(serve(lambda prompt: states.pop(0)).url, "m", tmp_path / "a") as judge:
+    with Judge(serve(lambda body: states.pop(0)).url, "m", tmp_path / "a") as judge:
         assert judge.are_equal(QUESTION, "a", "b")
     for reply, message in ((401, "HTTP 401"), (500, "HTTP 500"), (b"<html>", "not one of the OpenAI protocol")):
-        server = serve(lambda prompt, reply=reply: reply)
+        server = serve(lambda body, reply=reply: reply)
         with Judge(server.url, "m", tmp_path / "b") as judge, pytest.raises(ValueError, match=message):
             judge.are_equal(QUESTION, "a", "b")
-        assert len(server.requests) == (4 if reply == 500 else 1)
+        assert len(server.requests) == (1 if reply == 401 else 4)
 
 
-def test_no_judge_no_address_and_a_file_of_other_rows_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(judge_module, "_PAUSES", (0, 0, 0, None))
+def test_no_judge_no_address_and_a_file_of_other_rows_are_refused(serve, tmp_path):
     with (
         Judge("http://127.0.0.1:1/v1", "m", tmp_path / "a") as judge,
         pytest.raises(ValueError, match="did not answer"),
@@ -122,7 +75,7 @@ def test_no_judge_no_address_and_a_file_of_other_rows_are_refused(tmp_path, monk
 
 
 def test_a_question_that_the_judge_does_not_take_is_undecided(serve, tmp_path):
-    server = serve(lambda prompt: 400)
+    server = serve(lambda body: 400)
     with Judge(server.url, "m", tmp_path / "a") as judge:
         assert judge.are_equal(QUESTION, "a", "b") is None
         assert judge.are_equal(QUESTION, "a" * 1001, "b") is None
@@ -130,5 +83,5 @@ def test_a_question_that_the_judge_does_not_take_is_undecided(serve, tmp_path):
 
 
 def test_any_text_can_be_asked_about(serve, tmp_path):
-    with Judge(serve(lambda prompt: "No").url, "m", tmp_path / "a") as judge:
+    with Judge(serve(lambda body: "No").url, "m", tmp_path / "a") as judge:
         assert judge.are_equal(QUESTION, "\ud800\0{x}", "b") is False

@@ -82,8 +82,9 @@ GENERATE = ["--prompt", "1 + 1?", "--max-thinking-tokens", "8", "--max-answer-to
 TRAIN = ["quickstart", "--output", "{tmp}/run", "--model", "{model}", "--data.source", "{tmp}/good.jsonl"]
 SWEEP = ["quickstart_budgets", "--model", "{model}", "--benchmark", "{tmp}/good.jsonl"]
 SWEEP += ["--output", "{tmp}/run/rows.jsonl"]
-CURATE = ["--pool", "{tmp}/fine.jsonl", "--heldout", "{tmp}/good.jsonl", "--model", "{model}"]
-CURATE += ["--output", "{tmp}/run/train.jsonl"]
+CURATE = ["quickstart_data", "--output", "{tmp}/run", "--collect.pool", "{tmp}/fine.jsonl"]
+CURATE += ["--decontamination.heldout", "{tmp}/good.jsonl"]
+CONTROL = ["{tmp}/fine.jsonl", "--output", "{tmp}/run/mixture.jsonl", "--tokenizer", "{model}"]
 
 
 @pytest.mark.parametrize(
@@ -150,25 +151,27 @@ CURATE += ["--output", "{tmp}/run/train.jsonl"]
         ("data_tools/quickstart/arithmetic", ["{tmp}/run", "--num-heldout", "-1"], "--num-heldout -1"),
         ("data_tools/quickstart/arithmetic", ["{tmp}/run", "--num", "many"], "many"),
         ("data_tools/quickstart/arithmetic", ["{tmp}/good.jsonl"], "good.jsonl"),
-        ("data_tools/curation/curate", CURATE[:-2], "--output"),
-        ("data_tools/curation/curate", [*CURATE, "--pool", "{tmp}/nonesuch.jsonl"], "nonesuch.jsonl"),
-        ("data_tools/curation/curate", [*CURATE, "--pool", "{tmp}/no_json.jsonl"], "no_json.jsonl"),
-        ("data_tools/curation/curate", [*CURATE, "--heldout", "{tmp}/nonesuch.jsonl"], "nonesuch.jsonl"),
-        ("data_tools/curation/curate", [*CURATE, "--model", "{tmp}/nonesuch"], "nonesuch"),
-        ("data_tools/curation/curate", [*CURATE, "--num", "2"], "only 1 rows are left to draw 2 from"),
-        ("data_tools/curation/curate", [*CURATE, "--num", "0"], "--num 0"),
-        ("data_tools/curation/curate", [*CURATE, "--output", ""], "is a directory"),
-        ("data_tools/curation/curate", [*CURATE, "--output", "{tmp}/fine.jsonl"], "would change --pool"),
+        ("data_tools/curation/__main__", [], "which config?"),
+        ("data_tools/curation/__main__", ["nonesuch"], "no config 'nonesuch'"),
+        ("data_tools/curation/__main__", ["quickstart"], "no CONFIG of type CurationConfig; it holds TrainConfig"),
+        ("data_tools/curation/__main__", [*CURATE, "--collect.pool", "{tmp}/nonesuch.jsonl"], "nonesuch.jsonl"),
+        ("data_tools/curation/__main__", [*CURATE, "--collect.pool", "{tmp}/no_json.jsonl"], "no_json.jsonl"),
+        ("data_tools/curation/__main__", [*CURATE, "--stages", "quality"], "stages must begin with collect"),
+        ("data_tools/curation/__main__", [*CURATE, "--stages", "collect", "luck"], "--stages is 'collect luck'"),
+        ("data_tools/curation/__main__", [*CURATE, "--num-processes", "0"], "num_processes is 0"),
+        ("data_tools/curation/__main__", [*CURATE, "--selection.num", "0"], "num is 0"),
+        ("data_tools/curation/__main__", [*CURATE, "--output", "{tmp}/directory/.."], "which no curation wrote"),
+        ("data_tools/curation/__main__", [*CURATE, "--output", "{tmp}/good.jsonl"], "good.jsonl"),
         (
-            "data_tools/curation/curate",
-            [*CURATE, "--output", "{tmp}/directory/../good.jsonl"],
-            "would change --heldout",
+            "data_tools/curation/__main__",
+            [*CURATE, "--explain", "0123456789abcdef"],
+            "the stage collect has not been run",
         ),
-        (
-            "data_tools/curation/curate",
-            [*CURATE, "--pool", "{tmp}", "--output", "{tmp}/new.jsonl"],
-            "would change --pool",
-        ),
+        ("data_tools/curation/control_data", CONTROL[1:], "TRAIN"),
+        ("data_tools/curation/control_data", [*CONTROL, "--methods", "class_conditional"], "class_conditional"),
+        ("data_tools/curation/control_data", [*CONTROL, "--tokenizer", "{tmp}/no_tokens"], "damaged"),
+        ("data_tools/curation/control_data", [*CONTROL, "--output", "{tmp}/fine.jsonl"], "would change"),
+        ("data_tools/curation/control_data", ["{tmp}/no_trace.jsonl", *CONTROL[1:]], "thinking"),
     ],
 )
 def test_bad_input_is_one_message_and_a_nonzero_exit_and_leaves_nothing(

@@ -29,7 +29,12 @@ def test_the_command_writes_figures_beside_the_rows_and_names_them(tmp_path):
     result = run(path)
     assert result.returncode == 0, result.stderr
     figures = [json.loads(line) for line in result.stdout.splitlines()]
-    assert [Path(next(iter(f.values()))).name for f in figures] == ["thinking.png", "voting.png", "tables.md"]
+    assert [Path(next(iter(f.values()))).name for f in figures] == [
+        "thinking.png",
+        "voting.png",
+        "tokens.png",
+        "tables.md",
+    ]
     assert all(Path(f[key]).is_file() and Path(f[key]).parent == tmp_path for f in figures for key in f)
     assert "Performance" in result.stderr and "maj@k" in result.stderr
 
@@ -60,6 +65,21 @@ def test_figures_replace_figures_and_no_file_of_another_program(tmp_path):
         assert (tmp_path / name).read_text() == content
         (tmp_path / name).unlink()
     assert [run(path).returncode for _ in range(2)] == [0, 0]
+
+
+@pytest.mark.integration
+def test_the_papers_points_are_drawn_on_request_and_are_an_error_without_their_benchmark(tmp_path):
+    for name in ("aime24", "toy"):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in study_rows(benchmarks=(name,))))
+    result = run(tmp_path / "aime24.jsonl", "--paper")
+    assert result.returncode == 0, result.stderr
+    points = json.loads((tmp_path / "thinking.json").read_text())
+    assert sum(point["model"] == "s1-32B (paper)" for point in points) == 7 + 9
+    assert run(tmp_path / "aime24.jsonl").returncode == 0, "figures with the paper's points are replaced"
+    result = run(tmp_path / "toy.jsonl", "--paper", "--out", tmp_path / "out")
+    assert result.returncode == 1 and result.stderr.startswith("error: the paper has points of aime24, ")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.integration

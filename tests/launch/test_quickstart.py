@@ -24,7 +24,7 @@ def test_the_quickstart_ends_with_a_command_that_fits_its_model():
 # What makes each step of the quickstart small; a step that is not here runs as it stands.
 SMALLER = {
     "-m data_tools.quickstart.arithmetic": "--num 120 --num-heldout 8",
-    "-m data_tools.curation.curate": "--num 16 --num-rows 64",
+    "-m data_tools.curation quickstart_data": "--selection.num 16 --difficulty.num-rows 64",
     "launch/train.py quickstart": "--data.num-epochs 1",
     "launch/sweep.py quickstart_budgets": "--max-thinking-tokens 8 16 --num-rows 16",
     "launch/sweep.py quickstart_waits": "--max-thinking-tokens 16 --num-ignore 1 --num-rows 16",
@@ -71,8 +71,8 @@ def test_the_quickstart_runs_from_the_pool_to_the_figures(quickstart, tmp_path):
     assert all(any(command.startswith(f"{start} ") for command in ran) for start in SMALLER), "SMALLER names every step"
     for name in re.findall(r"^  (\S+?),? (?:(\S+) )? {2,}", done.stderr, re.MULTILINE):
         assert all((out / part).exists() for part in name if part), name
-    rejects = (out / "data" / "train.rejects.jsonl").read_text().splitlines()
-    chosen = (out / "data" / "train.jsonl").read_text().splitlines()
+    rejects = (out / "curated" / "rejects.jsonl").read_text().splitlines()
+    chosen = (out / "curated" / "train.jsonl").read_text().splitlines()
     assert len(chosen) == 16 and len(chosen) + len(rejects) == 120
     rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
     assert len(rows) == 8 * 2 + 8 + 4 * 2

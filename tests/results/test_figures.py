@@ -9,9 +9,13 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from s1jax.results.figures import _COLORS, _MARKERS, plot_thinking, plot_voting
+from s1jax.results.figure_page import COLORS, MARKERS
+from s1jax.results.figures import plot_thinking, plot_tokens, plot_voting
+from s1jax.results.grid import scaling_grid, to_compare
 from s1jax.results.metrics import thinking_curve, voting_curve
+from s1jax.results.paper import paper_points
 from s1jax.results.tables import format_thinking_table, format_voting_table, setting_text
+from s1jax.runtime.errors import UserError
 from tests.support.samples import sample, study_rows
 
 
@@ -242,14 +246,21 @@ def test_a_figure_without_thinking_speaks_of_no_budget_and_no_bars(tmp_path, lai
     assert not any("bars" in text.get_text() for text in laid_out[0].texts)
 
 
+def test_a_model_that_does_not_think_is_a_level_beside_the_curve_of_one_that_does(tmp_path, laid_out):
+    at_once = dict(thinking_format="none", wrap_up="", max_thinking_tokens=0, num_thinking_tokens=0)
+    data = study_rows(budgets=(16, 32), waits=()) + [sample(problem_id=f"p{i}", **at_once) for i in range(5)]
+    plot_thinking(data, tmp_path / "a.png")
+    assert labels(laid_out[0]) == ["thinking-format none: no thinking", "thinking-format s1: thinking budget"]
+
+
 def test_characters_that_the_font_lacks_are_no_warnings(tmp_path):
     plot_thinking(study_rows(benchmarks=("数学🙂",), budgets=(16,), waits=()), tmp_path / "a.png")
 
 
 def test_series_differ_in_luminance_or_blue_yellow_as_well_as_in_marker():
-    assert len(set(_MARKERS)) == 8 and len(set(_COLORS)) == 7  # coprime
+    assert len(set(MARKERS)) == 8 and len(set(COLORS)) == 7  # coprime
     # Without red-green vision, two colours differ if their luminance or their share of blue differs.
-    left = [(0.2126 * r + 0.7152 * g + 0.0722 * b, b - (r + g) / 2) for r, g, b in map(to_rgb, _COLORS)]
+    left = [(0.2126 * r + 0.7152 * g + 0.0722 * b, b - (r + g) / 2) for r, g, b in map(to_rgb, COLORS)]
     apart = [np.hypot(*np.subtract(a, b)) for i, a in enumerate(left) for b in left[:i]]
     assert min(apart) > 0.08
 
@@ -270,3 +281,113 @@ def test_a_single_point_is_left_out_where_others_form_a_curve_of_its_benchmark(t
     elsewhere = [row | {"benchmark": "other"} for row in single]
     assert {point["benchmark"] for point in plot_thinking(curve + elsewhere, tmp_path / "a.png")} == {"toy", "other"}
     assert len(plot_thinking(single, tmp_path / "single.png")) == 1
+
+
+# ---- all tokens ----
+
+
+def shown(figure):
+    """The points that have a marker, over all panels."""
+    return {
+        (round(x, 6), round(y, 6))
+        for ax in figure.axes
+        for line in ax.lines
+        if line.get_marker() not in ("None", None, "")
+        for x, y in zip(*line.get_data(), strict=True)
+    }
+
+
+def base_rows(samples=8):
+    """Samples of a model that does not think."""
+    rows = study_rows(models=("base",), budgets=(0,), waits=(), samples=samples)
+    changes = {"weights": "fedcba987654", "num_answer_tokens": 7, "correct": True, "extracted": "1"}
+    return [row | changes for row in rows]
+
+
+def test_the_waits_of_one_model_and_the_votes_of_another_meet_on_one_axis(tmp_path, laid_out):
+    grid = to_compare(scaling_grid(study_rows() + base_rows()))
+    points = plot_tokens(grid, tmp_path / "a.png")
+    assert points == grid == scaling_grid(study_rows() + base_rows())
+    assert json.loads(json.dumps(points)) == json.loads((tmp_path / "a.json").read_text())
+    assert shown(laid_out[0]) == {(round(p["tokens"], 6), round(p["accuracy"], 6)) for p in points}
+    assert labels(laid_out[0]) == [
+        "base, temperature 1: majority vote",
+        "m, temperature 0: thinking budget",
+        'm, temperature 0: stopping replaced by "Wait"',
+    ]
+    x = [[round(x, 3) for x, _ in line] for line in lines(laid_out[0])]
+    assert [7, 14, 28, 56] in x, "an answer of 7 tokens and no thinking, voting over 1 to 8 samples"
+    assert [5, 21, 37, 57] in x, "budgets of 0 to 64 thinking tokens and an answer; traces end at 52 tokens"
+    assert [57, 63, 68.4] in x, "ignored stops leave from the largest budget, which ends some of the traces with two"
+    texts_within(laid_out[0])
+
+
+def test_one_answer_of_a_model_that_does_not_think_is_a_point_at_its_answers_tokens(tmp_path, laid_out):
+    plot_tokens(to_compare(scaling_grid(study_rows(samples=2) + base_rows(samples=1))), tmp_path / "a.png")
+    assert labels(laid_out[0])[0] == "base, temperature 0: no thinking"
+    assert (7, 1) in shown(laid_out[0])
+
+
+def test_a_grid_of_budgets_and_votes_has_its_front_and_one_vote_in_full(tmp_path, laid_out):
+    grid = to_compare(scaling_grid(study_rows(samples=4)))
+    plot_tokens(grid, tmp_path / "a.png")
+    assert shown(laid_out[0]) == {(round(p["tokens"], 6), round(p["accuracy"], 6)) for p in grid}
+    assert labels(laid_out[0])[2:] == ["majority vote", "majority vote at other settings", "Pareto front"]
+    front = sorted((p["tokens"], p["accuracy"]) for p in grid if p["is_on_front"])
+    assert front in lines(laid_out[0]) and len(front) > 2
+    votes = [line for line in lines(laid_out[0]) if line[0][0] * 4 == pytest.approx(line[-1][0]) and len(line) == 3]
+    assert len(votes) == 6, "four budgets and two counts of ignored stops"
+    texts_within(laid_out[0])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        study_rows(benchmarks=("aime24", "gpqa_diamond", "math500", "gsm8k"), samples=2, waits=(1, 2, 3)),
+        study_rows(models=("/a/very/long/path" * 9 + "/of_odd_name", "other"), samples=2) + base_rows(),
+        study_rows(benchmarks=("W" * 40, 9 * "a long name "), samples=4, waits=(1,)),
+    ],
+    ids=["four benchmarks", "three models", "long names"],
+)
+def test_no_text_of_a_figure_of_all_tokens_is_cut_off(tmp_path, laid_out, data):
+    plot_tokens(to_compare(scaling_grid(data)), tmp_path / "a.png")
+    texts_within(laid_out[0])
+
+
+# ---- the paper's points ----
+
+
+def test_the_papers_points_stand_beside_ours_in_the_panel_of_their_benchmark(tmp_path, laid_out):
+    data = study_rows(benchmarks=("aime24", "toy"), waits=(1,), natural=3000, budgets=(512, 1024, 4096))
+    data = [row | {"correct": False} for row in data]
+    paper = paper_points({"aime24", "toy"})
+    points = plot_thinking(data, tmp_path / "a.png", paper)
+    assert points == [*thinking_curve(data), *paper]
+    assert json.loads(json.dumps(points)) == json.loads((tmp_path / "a.json").read_text())
+    hollow = [[line for line in ax.lines if line.get_markerfacecolor() == "white"] for ax in laid_out[0].axes]
+    assert [len(lines) for lines in hollow] == [1 + 3, 0], "figure 1, and the three levels of figure 4"
+    assert list(zip(*hollow[0][0].get_data(), strict=True))[-1] == (7320, 0.567)
+    counts = [text.get_text() for text in laid_out[0].axes[0].texts if text.get_text().count(",")]
+    assert counts == ["×0,8", "×1,2,3,5,7", "×4,6"]
+    low, high = laid_out[0].axes[0].get_ylim()
+    assert low <= 0 and high >= 0.567
+    assert labels(laid_out[0])[-2].endswith("s1-32B (paper)") and not any(
+        "paper" in m for m in {r["model"] for r in data}
+    )
+    texts_within(laid_out[0])
+
+
+def test_the_paper_without_one_of_its_benchmarks_is_an_error():
+    with pytest.raises(
+        UserError, match="points of aime24, math500, gpqa_diamond, but the rows are of 'toy': leave out --paper"
+    ):
+        paper_points({"toy"})
+
+
+def test_the_papers_curves_have_the_figures_of_merit_of_its_table_3():
+    """Table 3 for budget forcing on AIME24: Scaling 15, Performance 56.7. The mean slope is over all pairs of points."""
+    points = [p for p in paper_points({"aime24"}) if p["mean_thinking_tokens"]]
+    curve = [(np.log2(p["mean_thinking_tokens"]), 100 * p["accuracy"]) for p in points]
+    slopes = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in itertools.combinations(curve, 2)]
+    assert max(solved for _, solved in curve) == pytest.approx(56.7)
+    assert round(np.mean(slopes)) == 15

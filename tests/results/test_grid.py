@@ -5,9 +5,9 @@ import random
 
 import pytest
 
-from s1jax.results.grid import at_equal_tokens, scaling_grid
+from s1jax.results.grid import at_equal_tokens, scaling_grid, to_compare
+from s1jax.results.grid_table import format_grid_table
 from s1jax.results.metrics import thinking_curve, voting_curve
-from s1jax.results.replay_table import format_grid_table
 from s1jax.results.samples import SETTING, pick
 from tests.support.samples import sample, study_rows
 
@@ -56,6 +56,35 @@ def test_points_over_other_problems_have_fronts_of_their_own():
     rows = [sample(max_thinking_tokens=8, num_thinking_tokens=8, correct=False)]
     rows += [sample(max_thinking_tokens=64, problem_id=f"p{i}", num_thinking_tokens=1) for i in range(2)]
     assert [p["is_on_front"] for p in scaling_grid(rows)] == [True, True]
+
+
+def test_points_over_as_many_but_other_problems_have_fronts_of_their_own():
+    rows = [sample(max_thinking_tokens=8, num_thinking_tokens=8, problem_id="other", correct=False)]
+    rows += [sample(max_thinking_tokens=64, num_thinking_tokens=1)]
+    assert [p["is_on_front"] for p in scaling_grid(rows)] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("rows", "num_benchmarks"),
+    [
+        (study_rows(), 0),  # budgets and ignored stops alone: one line
+        (study_rows(samples=4, budgets=(64,), waits=()), 0),  # votes alone
+        (study_rows(samples=2), 1),  # both
+        (study_rows(models=("m", "n")), 1),  # two models
+        (study_rows(samples=2) + study_rows(benchmarks=("other",)), 1),  # the other benchmark has one line
+        ([row | {"num_answer_tokens": 0} for row in study_rows(samples=2, budgets=(0,), waits=())], 0),
+    ],
+)
+def test_benchmarks_with_two_lines_are_compared(rows, num_benchmarks):
+    grid = scaling_grid(rows)
+    points = to_compare(grid)
+    assert points == [p for p in grid if num_benchmarks and p["benchmark"] == "toy"]
+
+
+def test_a_point_without_tokens_has_no_place_among_all_tokens():
+    rows = [row | {"num_answer_tokens": 0} for row in study_rows(samples=2)]
+    points = to_compare(scaling_grid(rows))
+    assert points == [p for p in scaling_grid(rows) if p["max_thinking_tokens"]] != []
 
 
 def line(tokens, right, **setting):

@@ -138,6 +138,18 @@ def test_the_policy_of_the_page_allows_its_own_script_and_style_and_nothing_else
     )
 
 
+def test_the_figures_and_tables_of_all_tokens_are_shown_where_there_is_something_to_compare(tmp_path):
+    for rows, num_figures in ((study_rows(), 1), (study_rows(samples=2), 3)):
+        write_report(rows, tmp_path / "r.html", "rows")
+        text = text_of(tmp_path / "r.html")
+        assert text.count("<figure>") == num_figures
+        assert (
+            ("accuracy % at equal tokens: toy, m" in text)
+            == ("Budgets and votes: toy, m" in text)
+            == (num_figures == 3)
+        )
+
+
 def test_equal_rows_make_equal_data(tmp_path):
     for name in "ab":
         write_report(study_rows(samples=2), tmp_path / name, "rows")

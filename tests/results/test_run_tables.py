@@ -42,14 +42,16 @@ def test_json_holds_the_points_of_every_table_and_markdown_shows_them(tmp_path):
     rows, path = two_seeds(), tmp_path / "new" / "tables.md"
     write_tables(rows, path)
     content = json.loads(path.with_suffix(".json").read_text())
-    assert list(content) == ["curves", "control", "votes", "turns", "escapes", "seeds"] and all(content.values())
+    assert list(content) == ["curves", "control", "votes", "turns", "escapes", "seeds", "grid"] and all(
+        content.values()
+    )
     assert content["curves"] == json.loads(json.dumps(thinking_curve(rows)))
     assert content["votes"] == json.loads(json.dumps(voting_curve(rows)))
     (control,), (summary,) = content["control"], summarise_curves(rows)
     assert control["method"] == "budget_forcing" and control.items() >= summary.items()
     assert holds_tables(path.with_suffix(".json")) and not holds_tables(path)
     lines = path.read_text().splitlines()
-    assert sum(line.startswith("## ") for line in lines) == 4 + 6
+    assert sum(line.startswith("## ") for line in lines) == 4 + 6 + 2
     for i, line in enumerate(lines):
         if line.startswith("|:--"):
             assert lines[i - 1].count("|") == line.count("|") == lines[i + 1].count("|")

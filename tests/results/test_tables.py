@@ -64,3 +64,14 @@ def test_the_voting_table_has_a_block_per_setting():
     block = table.split("\n\n")[0].splitlines()
     assert [line.split()[0] for line in block[3:]] == ["1", "2", "4"]
     assert len({len(line) for line in block[1:]}) == 1
+
+
+def test_a_model_that_does_not_think_has_no_budget_and_no_control_and_is_told_by_its_format_alone():
+    at_once = dict(model="m", thinking_format="none", wrap_up="", max_thinking_tokens=0, num_thinking_tokens=0)
+    lines = format_thinking_table(
+        [*study_rows(), *(sample(problem_id=f"p{i}", **at_once) for i in range(5))]
+    ).splitlines()
+    start = lines.index("toy, m, budget_forcing, temperature 0, thinking-format none")
+    assert "ended by budget" not in lines[start + 1]
+    assert lines[start + 3].split()[:4] == ["no", "thinking", "5", "0.0"]
+    assert lines[start + 4].startswith("Control - (- of samples)   Scaling -   Performance 100.0%")

@@ -25,6 +25,8 @@ def test_a_budget_ended_the_thinking_exactly_if_it_is_used_up():
     assert what_ended(fork("abc", max_thinking_tokens=4)) == "model"
     assert what_ended(fork("abcd", max_thinking_tokens=4, method="rejection_sampling")) == "model"
     assert what_ended(fork("", finish_reason="rejected")) == "rejected"
+    assert what_ended(fork("", max_thinking_tokens=0)) == "budget"
+    assert what_ended(fork("", max_thinking_tokens=0, thinking_format="none", wrap_up="")) == "none"
 
 
 def test_forks_tell_a_forced_wait_from_one_that_the_model_wrote(rng):

@@ -10,6 +10,7 @@ from typing import Annotated
 import pytest
 import tyro
 
+from data_tools.curation.config import CurationConfig
 from s1jax.evaluate.conditions import EvaluateConfig
 from s1jax.evaluate.sweep import SweepConfig, grid
 from s1jax.runtime import config
@@ -28,8 +29,13 @@ def record(name):
 @pytest.mark.parametrize("name", config.config_names())
 def test_every_config_gives_the_command_that_runs_it(name):
     assert isinstance(json.loads(json.dumps(dataclasses.asdict(config.load_config(name, object)), default=str)), dict)
-    (line,) = [line for line in record(name).splitlines() if line.strip().startswith("python ")]
+    text = record(name).replace("\\\n", " ")
+    (line,) = [line for line in text.splitlines() if line.strip().startswith("python ")]
     _, script, *argv = line.split()
+    if script == "-m" and argv[0] == "data_tools.curation":
+        assert argv[1] == name
+        config.parse_command("", CurationConfig, argv[1:])
+        return
     if script == "-m":
         assert argv[-1] == name
         return
@@ -213,14 +219,17 @@ def test_the_project_s_configs_name_the_same_files_from_every_folder(tmp_path, m
     quickstart = config.parse_command("", TrainConfig, ["quickstart", "--eval-source", "rows.jsonl"])
     root = config.ROOT
     assert quickstart.model == str(root / "data_tools/quickstart/tiny_base")
-    assert (quickstart.output, quickstart.data.source) == (str(root / "out/model"), str(root / "out/data/train.jsonl"))
+    assert (quickstart.output, quickstart.data.source) == (
+        str(root / "out/model"),
+        str(root / "out/curated/train.jsonl"),
+    )
     assert quickstart.eval_source == "rows.jsonl", "a path on the command line starts where the command does"
     assert config.load_config("s1_32b_aime24_budgets", SweepConfig).decoding.benchmark == "aime24"
 
 
 def test_only_the_configs_of_a_command_are_listed():
     assert "quickstart" in config.config_names(TrainConfig) and "s1_32b_gpqa" in config.config_names(EvaluateConfig)
-    by_type = [config.config_names(config_type) for config_type in COMMANDS.values()]
+    by_type = [config.config_names(config_type) for config_type in (*COMMANDS.values(), CurationConfig)]
     assert sorted(name for names in by_type for name in names) == config.config_names()
 
 

@@ -29,11 +29,11 @@ class Table:
     def markdown(self) -> str:
         """Return the table as Markdown: a heading, the table, and each note as a paragraph."""
         rule = ":--" + "|--:" * (len(self.header) - 1)
-        rows = ["|".join(map(_escaped, row)) for row in (self.header, *self.cells)]
-        lines = [f"## {_escaped(self.title)}", "", *(f"|{row}|" for row in (rows[0], rule, *rows[1:]))]
-        return "\n".join([*lines, *(line for note in self.notes for line in ("", _escaped(note)))])
+        rows = ["|".join(map(escaped, row)) for row in (self.header, *self.cells)]
+        lines = [f"## {escaped(self.title)}", "", *(f"|{row}|" for row in (rows[0], rule, *rows[1:]))]
+        return "\n".join([*lines, *(line for note in self.notes for line in ("", escaped(note)))])
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Return a text on one line that Markdown shows as it is: no markup, no HTML, no break of a cell."""
     return re.sub(r"([\\`*<>&|~$\[\]])", r"\\\1", " ".join(visible(text).split()))

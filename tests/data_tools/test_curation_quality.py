@@ -4,10 +4,11 @@ import random
 
 import pytest
 
-from data_tools.curation.quality import has_torn_bold, quality_reason
+from data_tools.curation.quality import QualityConfig, has_torn_bold, quality_reason, stage
 from data_tools.quickstart.arithmetic import DEFECTS
 from s1jax.data.rows import read_rows
 from s1jax.runtime import jsonl
+from tests.support.curation import pool_of, verdicts_of
 from tests.support.quickstart import rows_of
 from tests.support.training import ROW
 
@@ -22,6 +23,10 @@ REASONS = dict(
 )
 
 
+def fault_of(row, grader):
+    return quality_reason(row, QualityConfig(), grader)[0]
+
+
 @pytest.mark.parametrize("name", DEFECTS)
 def test_every_kind_of_defect_is_found_and_named(name, tmp_path, grader):
     rng = random.Random(7)
@@ -29,19 +34,19 @@ def test_every_kind_of_defect_is_found_and_named(name, tmp_path, grader):
     spoilt = [DEFECTS[name](row, rng) for row in rows_of(30, seed=8, num_steps=5)]
     jsonl.write(tmp_path / "pool.jsonl", good + spoilt)
     rows, rejects = read_rows(str(tmp_path / "pool.jsonl"))
-    kept = [row for row in rows if quality_reason(row, grader) is None]
+    kept = [row for row in rows if fault_of(row, grader) is None]
     assert [row["id"] for row in kept[:2]] == [row["id"] for row in good]
     # A cut trace that by chance still names the answer is not found out.
     assert len(kept) <= (5 if name == "cut_trace" else 2)
     assert len(rows) + len(rejects) == 32
-    assert {reject["reason"] for reject in rejects} | {quality_reason(row, grader) for row in rows} == {
+    assert {reject["reason"] for reject in rejects} | {fault_of(row, grader) for row in rows} == {
         None,
         REASONS[name],
     }
 
 
 def test_no_clean_row_is_turned_away_for_its_quality(grader):
-    assert not any(quality_reason(row, grader) for row in rows_of(400, seed=9))
+    assert not any(fault_of(row, grader) for row in rows_of(400, seed=9))
 
 
 @pytest.mark.parametrize(
@@ -86,7 +91,7 @@ def test_no_clean_row_is_turned_away_for_its_quality(grader):
 )
 def test_the_grader_decides_whether_answer_reference_and_trace_agree(thinking, answer, reference, fault, grader):
     row = {**ROW, "thinking": thinking, "answer": answer, "reference": reference}
-    assert quality_reason(row, grader) == fault
+    assert fault_of(row, grader) == fault
 
 
 @pytest.mark.parametrize(
@@ -100,3 +105,40 @@ def test_the_grader_decides_whether_answer_reference_and_trace_agree(thinking, a
 )  # fmt: skip
 def test_bold_markers_count_outside_code_and_mathematics_only(text, is_torn):
     assert has_torn_bold(text) == is_torn
+
+
+@pytest.mark.parametrize(
+    ("changes", "rules", "reason"),
+    [
+        ({"thinking": " "}, None, "no thinking"),
+        ({"answer": ""}, None, "no answer"),
+        ({"answer": ""}, ("bold",), None),
+        ({"question": "[asy] draw(A--B); [/asy] How long is AB?"}, None, "refers to an image"),
+        ({"question": "[asy] draw(A--B); [/asy] How long is AB?", "source": "AIME 1995"}, ("image",), None),
+        ({"thinking": "see ![Image](x.png)", "source": "AIME 1995"}, None, "refers to an image"),
+        ({"question": "p1. What is x? p2. What is y?"}, None, "a question of numbered parts"),
+        ({"question": "Let p12.5 and q1. be given."}, ("numbered_parts",), "a question of numbered parts"),
+        ({"question": "Let sup1. and p0. and p1000. be given."}, ("numbered_parts",), None),
+        ({"reference": ""}, ("missing", "bold"), None),
+        ({"reference": "7"}, ("missing", "bold"), None),
+    ],
+)
+def test_a_row_is_rejected_by_the_rules_of_the_config(changes, rules, reason, grader):
+    row = ROW | {"source": "MATH", "reference": ROW["answer"]} | changes
+    config = QualityConfig() if rules is None else QualityConfig(rules)
+    assert quality_reason(row, config, grader)[0] == reason
+
+
+@pytest.mark.integration
+def test_the_stage_says_which_answers_are_right_whatever_its_rules(tmp_path):
+    rows = [
+        {"question": "q", "thinking": "so 7", "answer": answer, "reference": reference}
+        for answer, reference in (("7", "7"), ("7", "8"), ("7", ""), ("**7", "7"))
+    ]
+    rows = pool_of(tmp_path, rows)
+    _, found = verdicts_of(stage(QualityConfig(rules=("bold",))), rows, tmp_path)
+    assert [row["correct"] for row in found] == [True, False, None, True]
+    assert [row["reason"] for row in found] == [None, None, None, "torn bold markup"]
+    _, found = verdicts_of(stage(QualityConfig(rules=("reference", "answer"))), rows, tmp_path)
+    reasons = [None, "the answer disagrees with the reference", "no reference to grade against", None]
+    assert [row["reason"] for row in found] == reasons

@@ -1,0 +1,17 @@
+"""1K-random: 1,000 rows of s1's pool, each equally likely (paper section 5.1).
+
+It shares the stages before the selection with `s1k`: give it the same flags.
+
+    python -m data_tools.curation s1k_random
+"""
+
+import dataclasses
+
+from configs.s1k import CONFIG as S1K
+
+CONFIG = dataclasses.replace(
+    S1K,
+    output="out/s1k_random",
+    stages=tuple(stage for stage in S1K.stages if stage not in ("difficulty", "domains")),
+    selection=dataclasses.replace(S1K.selection, method="random"),
+)
