@@ -59,6 +59,7 @@ def test_a_real_models_curve_equals_its_points_one_at_a_time(real_model, tempera
         assert [forked[i][grid.index(point)] for i in range(len(sweeps))] == single
 
 
+@pytest.mark.slow
 def test_the_kernel_over_caches_computes_prompts_rows_and_forks(engine, monkeypatch):
     traced = set()
     kernel = attention.cached_attention

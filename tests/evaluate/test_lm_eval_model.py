@@ -142,7 +142,7 @@ def gsm8k(tmp_path, problems, **changes):
     } | changes
 
 
-@pytest.mark.parametrize("chat_template", [False, True])
+@pytest.mark.parametrize("chat_template", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_task_of_the_harness_has_the_accuracy_of_evaluate(tiny_model, thinker, tmp_path, chat_template):
     def by_evaluate(problems, name):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(problem) + "\n" for problem in problems))
@@ -184,6 +184,7 @@ def test_a_text_with_and_without_its_chat_template_is_one_prompt(thinker):
         ask(thinker, [begun])
 
 
+@pytest.mark.slow
 def test_repeats_differ_at_a_temperature_are_equal_at_0_and_do_not_depend_on_other_requests(thinker, tmp_path):
     greedy = ask(thinker, ["1 + 1?"], repeats=3, do_sample=False)
     assert len(set(greedy)) == 1

@@ -80,6 +80,7 @@ def test_methods_that_need_two_formats_are_refused_in_one_run(config, tmp_path):
     assert not (tmp_path / "rows.jsonl").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_all_methods_write_one_file_and_are_compared_in_one_table(config, tmp_path, monkeypatch):
     prompts, chat = Counter(), ChatFormat.of(load_tokenizer(resolve_source(config.decoding.model)))

@@ -295,8 +295,9 @@ def test_held_out_loss_is_measured_and_the_best_checkpoint_kept(run_config, tmp_
     assert {best, 12} == set(finished_steps(Path(config.output) / "checkpoints"))
 
 
+@pytest.mark.slow
 @pytest.mark.integration
-@pytest.mark.parametrize("frozen", [pytest.param("float", marks=pytest.mark.slow), "nf4"])
+@pytest.mark.parametrize("frozen", ["float", "nf4"])
 def test_a_lora_run_learns_resumes_and_exports_a_merged_model(frozen, run_config, monkeypatch):
     config = replace(
         run_config, lora_rank=8, frozen=frozen, optimizer=replace(OPTIMIZER, learning_rate=3e-2),
