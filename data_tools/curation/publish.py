@@ -150,7 +150,7 @@ def publish(
 ) -> dict[str, Any]:
     """Write the folder and return the report, which `settings` (the config of the run) and `contamination` become part of.
 
-    Raises UserError if no row is left, if a row lacks a text that training needs, or if the folder holds foreign files.
+    Raises UserError if no row is left, or if the folder holds foreign files. A warning counts rows that training would reject.
     """
     check_publish(config, output, others)
     splits = _split(config, rows)
@@ -216,14 +216,14 @@ def _split(config: PublishConfig, rows: Rows) -> dict[str, np.ndarray]:
 
 def _write_split(rows: Rows, split: str, numbers: np.ndarray, folder: Path) -> dict[str, int]:
     """Write the rows of a split as JSON lines and as Parquet. Return the number of rows of each file."""
-    num_shards = math.ceil(len(numbers) / _SHARD)
+    num_shards, num_bare = math.ceil(len(numbers) / _SHARD), 0
     files = {f"{split}.jsonl": len(numbers)}
     writer: pq.ParquetWriter | None = None
     (folder / "hub/data").mkdir(parents=True, exist_ok=True)
     with jsonl.Appender(folder / f"{split}.jsonl") as appender:
         for index, batch in enumerate(_batches(_parts(rows, numbers))):
             lines = batch.to_pylist()
-            _check_texts(lines)
+            num_bare += sum(map(_is_bare, lines))
             appender.append(lines)
             begin = index * _BATCH
             if begin % _SHARD == 0:
@@ -236,6 +236,11 @@ def _write_split(rows: Rows, split: str, numbers: np.ndarray, folder: Path) -> d
             writer.write_table(batch)
     if writer is not None:
         writer.close()
+    if num_bare:
+        logger.warning(
+            "%s.jsonl: %s no trace or no answer, so training would reject them. The stage traces writes traces, and the rule "
+            "missing of the stage quality rejects such rows", split, counted(num_bare, "row") + (" has" if num_bare == 1 else " have"),
+        )  # fmt: skip
     return files
 
 
@@ -259,14 +264,9 @@ def _batches(parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
         yield waiting.combine_chunks()
 
 
-def _check_texts(rows: list[dict[str, Any]]) -> None:
-    for row in rows:
-        for name in ("question", "thinking", "answer"):
-            if not (row[name] or "").strip():
-                raise UserError(
-                    f"the chosen row with the id {row['id']} has no {name}, so it cannot be trained on: add the stage traces, or the"
-                    " rule missing to the stage quality"
-                )
+def _is_bare(row: dict[str, Any]) -> bool:
+    """Return whether a row lacks a text that training needs."""
+    return not all(row[name].strip() for name in ("question", "thinking", "answer"))
 
 
 def _write_rejects(rows: Rows, path: Path) -> int:

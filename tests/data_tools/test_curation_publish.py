@@ -153,14 +153,13 @@ def test_validation_rows_that_cannot_be_drawn_are_refused(validation, message, t
     assert not (tmp_path / "out").exists() or contents(tmp_path / "out") == {}
 
 
-@pytest.mark.parametrize("name", ["thinking", "answer"])
-def test_a_chosen_row_that_cannot_be_trained_on_stops_the_publication_and_leaves_the_old_one(name, rows, tmp_path):
-    publish(PublishConfig(), rows, tmp_path / "out")
-    before = contents(tmp_path / "out")
-    bare = [pool_row(i, **{name: " "} if i == 9 else {}) for i in range(1, 14)]
-    with pytest.raises(UserError, match=f"the chosen row with the id {pool_row(9)['id']} has no {name}"):
-        publish(PublishConfig(), curated(tmp_path, bare, select=selection(SelectionConfig("full"))), tmp_path / "out")
-    assert contents(tmp_path / "out") == before
+def test_bare_questions_are_published_with_a_warning(tmp_path, caplog):
+    bare = [pool_row(i, **{"thinking": " "} if i == 9 else {"answer": ""} if i == 10 else {}) for i in range(1, 14)]
+    publish(PublishConfig(), curated(tmp_path, bare, select=selection(SelectionConfig("full"))), tmp_path / "out")
+    assert "train.jsonl: 2 rows have no trace or no answer, so training would reject them" in caplog.text
+    rows, rejects = read_rows(str(tmp_path / "out" / "train.jsonl"))
+    assert [reject["reason"] for reject in rejects] == ["thinking is empty", "answer is empty"]
+    assert len(rows) == 10  # quality rejects one of the 13
 
 
 def test_a_pool_of_which_no_row_is_left_is_refused(tmp_path):
