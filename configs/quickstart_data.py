@@ -4,6 +4,8 @@ The stories come from templates. Nearly every question shares 8 words with anoth
 question is recognised by 16 shared words, and near duplicates are kept. The tiny base model answers directly: what it gets right is too
 easy.
 
+It needs the pool and the held-out problems that `python -m data_tools.quickstart.arithmetic out/data` makes.
+
     python -m data_tools.curation quickstart_data
 """
 

@@ -9,8 +9,7 @@ Rows after each stage, from the paper:
     selection                                        1,000
 
 This config has not been run yet: it needs the hub, an endpoint and GPUs. The paper's traces came from Gemini, and a language model graded
-them and chose the domains. Give the address and the name of such a model. Without `--difficulty.judge`, rules compare the answers. The
-paper's difficulty stage decoded at temperature 0.05; this one is greedy.
+them and chose the domains. Give the address and the name of such a model. Without `--difficulty.judge`, rules compare the answers.
 
     python -m data_tools.curation s1k --traces.endpoint URL --traces.endpoint-model NAME --domains.endpoint URL \
         --domains.endpoint-model NAME
@@ -47,7 +46,7 @@ CONFIG = CurationConfig(
     ),
     traces=TracesConfig(num_samples=1, verify=False),
     quality=QualityConfig(rules=("missing", "image", "numbered_parts", "bold")),
-    difficulty=DifficultyConfig(models=("Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen2.5-32B-Instruct")),
+    difficulty=DifficultyConfig(models=("Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen2.5-32B-Instruct"), temperature=0.05),
     lengths=LengthsConfig(tokenizer="Qwen/Qwen2.5-32B-Instruct"),
     selection=SelectionConfig(method="s1k", num=1000),
 )

@@ -13,5 +13,6 @@ CONFIG = dataclasses.replace(
     S1K,
     output="out/s1k_full",
     stages=tuple(stage for stage in S1K.stages if stage not in ("difficulty", "domains")),
+    quality=dataclasses.replace(S1K.quality, rules=("missing",)),
     selection=dataclasses.replace(S1K.selection, method="full"),
 )

@@ -6,13 +6,12 @@ Attempts are sample rows of our engine, or replies of an endpoint. They stay in 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from data_tools.curation.quality import is_reference, stated_answers
+from data_tools.curation.quality import grader_of_process, is_reference, stated_answers
 from data_tools.curation.stage import read_part, verdicts
 from s1jax.grading.pool import Grader
 from s1jax.results.samples import SampleRow, is_forced
@@ -123,14 +122,8 @@ def choose_part(file: Path, is_endpoint: bool, verify: bool, part: PartOfPool) -
 def _verdict(row: Mapping[str, Any], part: PartOfPool, file: Path, to_attempt: Any, verify: bool) -> dict[str, Any]:
     """Return reason and detail, or texts, of a row that was asked about."""
     attempts = (to_attempt(jsonl.row_at(file, place)) for place in part.places[row["row"]])
-    chosen, reason, detail = choose(attempts, row["reference"], _grader(), verify)
+    chosen, reason, detail = choose(attempts, row["reference"], grader_of_process(), verify)
     if chosen is not None:
         return {"thinking": chosen.thinking, "answer": chosen.answer, "correct": True if verify else None}
     reason, detail = part.faults.get(row["row"], (reason, detail))
     return {"reason": reason, "detail": detail, "thinking": "", "answer": ""}
-
-
-@cache
-def _grader() -> Grader:
-    """Return the grader of this process. Its workers end with the process."""
-    return Grader(1)

@@ -13,7 +13,7 @@ from data_tools.curation.duplicates import DuplicatesConfig
 from data_tools.curation.lengths import LengthsConfig
 from data_tools.curation.publish import PublishConfig
 from data_tools.curation.quality import QualityConfig
-from data_tools.curation.selection import SelectionConfig
+from data_tools.curation.selection import SelectionConfig, check_stages
 from data_tools.curation.traces import TracesConfig
 from data_tools.curation.workers import Executor
 from s1jax.runtime.errors import UserError
@@ -31,8 +31,8 @@ class CurationConfig:
     output: OutputPath
     """Folder for the training set, the report and the rejected rows."""
     stages: tuple[StageName, ...]
-    """The stages that run, in this order: collect, duplicates, decontamination, traces, quality, difficulty, lengths, domains, selection.
-    Any but collect may be left out."""
+    """The stages that run, in the order in which they are given: collect first, and any of duplicates, decontamination, traces, quality,
+    difficulty, lengths, domains and selection."""
     work: OutputPath = ""
     """Folder for the results of the stages, by which a stage is not run again. Several configs may share it. Default: OUTPUT/work."""
     executor: Executor = "processes"
@@ -58,5 +58,7 @@ class CurationConfig:
             raise UserError("stages must begin with collect")
         if len(set(self.stages)) < len(self.stages):
             raise UserError(f"stages are {', '.join(self.stages)}: one is there twice")
+        if "selection" in self.stages:
+            check_stages(self.selection, self.stages[: self.stages.index("selection")])
         if self.num_processes is not None and self.num_processes < 1:
             raise UserError(f"num_processes is {self.num_processes}: it must be at least 1")

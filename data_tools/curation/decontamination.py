@@ -89,7 +89,7 @@ def stage(config: DecontaminationConfig) -> Stage:
     names = [problems[0].benchmark for problems in sets]
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise UserError(f"heldout has two sets that are called {twice[0]}: rename one of the files")
-    settings = asdict(config) | {"heldout": dict(zip(names, map(_digest, sets), strict=True))}
+    settings = asdict(config) | {"heldout": [*zip(names, map(_digest, sets), strict=True)]}
     rules = Rules(config.ngram, config.boilerplate, config.near_threshold)
     known = tuple(problem for problems in sets for problem in problems)
     return Stage("decontamination", VERSION, settings, partial(_check, known, rules, config.between_sources))
@@ -196,7 +196,7 @@ def overlap_counts(rows: Rows, result: Result) -> Counter[tuple[str, str]]:
     """
     table = rows.table("source")
     sources = table["source"].to_pylist()
-    sets = sorted({*result.summary["settings"]["heldout"], *sources}, key=len, reverse=True)
+    sets = sorted({*(name for name, _ in result.summary["settings"]["heldout"]), *sources}, key=len, reverse=True)
     counts: Counter[tuple[str, str]] = Counter()
     for source, detail in zip(sources, result.verdicts()["detail"].to_pylist(), strict=True):
         if detail is not None:

@@ -207,17 +207,19 @@ def _solved(config: DifficultyConfig, calls: Path, model: str, questions: Mappin
         mesh=config.mesh,
     )
     output, asked = write_samples(decoding, [config.condition])
+    replies = calls / "difficulty.judge.jsonl"
 
     def grade() -> list[str]:
         samples = [row for row in read_samples(output) if row_key(row) in asked]
         solved = _agreeing(samples, questions)
         if config.judge:
             solved |= _judged_equal(
-                config, calls, [row for row in samples if row["problem_id"] not in solved], questions
+                config, replies, [row for row in samples if row["problem_id"] not in solved], questions
             )
         return [problem_id for problem_id in questions if problem_id in solved]
 
-    return from_first_process(grade)
+    with Lock(replies):
+        return from_first_process(grade)
 
 
 def _agreeing(samples: Sequence[SampleRow], questions: Mapping[str, _Question]) -> set[str]:
@@ -234,7 +236,7 @@ def _agreeing(samples: Sequence[SampleRow], questions: Mapping[str, _Question]) 
 
 
 def _judged_equal(
-    config: DifficultyConfig, calls: Path, samples: Sequence[SampleRow], questions: Mapping[str, _Question]
+    config: DifficultyConfig, replies: Path, samples: Sequence[SampleRow], questions: Mapping[str, _Question]
 ) -> set[str]:
     """Return the ids of the problems whose answers the judge finds equal to what their references state."""
     pairs = {}
@@ -243,7 +245,6 @@ def _judged_equal(
         # The rules decide about letters.
         if stated and choice_letter(question.gold) is None:
             pairs[row["problem_id"]] = (question.question, stated[-1], question.gold)
-    cache = calls / "difficulty.judge.jsonl"
-    with Lock(cache), Judge(config.judge, config.judge_model, cache) as judge:
+    with Judge(config.judge, config.judge_model, replies) as judge:
         decisions = ask_judge(judge, pairs.values())
     return {problem_id for problem_id, pair in pairs.items() if decisions[pair]}

@@ -189,19 +189,20 @@ def read_domains(file: Path) -> dict[str, str]:
 def _ask_endpoint(config: DomainsConfig, labels: Sequence[Label], calls: Path, rows: Rows) -> Iterator[pa.Table]:
     table = rows.table("question")
     questions = table["question"].to_pylist()
-    replies = from_first_process(partial(_replies, config, labels, calls, list(dict.fromkeys(questions))))
+    file = calls / "domains-replies.jsonl"
+    with Lock(file):
+        replies = from_first_process(partial(_replies, config, labels, file, list(dict.fromkeys(questions))))
     found = {question: named_label(reply, labels) for question, reply in replies.items()}
     domains = [label.name if (label := found[question]) else "" for question in questions]
     reasons = [None if found[question] else "no domain" for question in questions]
     yield from in_parts(verdicts(table, reasons, domain=pa.array(domains, pa.string())), rows)
 
 
-def _replies(config: DomainsConfig, labels: Sequence[Label], calls: Path, questions: Sequence[str]) -> dict[str, str]:
+def _replies(config: DomainsConfig, labels: Sequence[Label], file: Path, questions: Sequence[str]) -> dict[str, str]:
     """Return the reply about each question. Raises UserError if one is missing; a later run asks for that one alone."""
-    file, replies = calls / "domains-replies.jsonl", {}
+    replies = {}
     prompts = (Prompt(to_prompt(question, labels)) for question in questions)
     with (
-        Lock(file),
         Endpoint(config.endpoint, config.endpoint_model, file, config.limits) as endpoint,
         progress(len(questions), "domains", "call") as bar,
     ):
@@ -209,7 +210,7 @@ def _replies(config: DomainsConfig, labels: Sequence[Label], calls: Path, questi
             bar.update()
             if isinstance(reply, Reply):
                 replies[questions[index]] = reply.text
-            elif reply.kind == "refused":  # for example because the question is too long
+            elif reply.is_final:  # for example because the question is too long
                 replies[questions[index]] = ""
     if num_missing := len(questions) - len(replies):
         raise UserError(

@@ -69,14 +69,16 @@ def curate(config: CurationConfig) -> Path:
 
 
 def find_results(config: CurationConfig) -> list[Result]:
-    """Return the results of all stages. Raises UserError if one has not been run with these settings."""
+    """Return the results of the stages up to the first that has not been run. Raises UserError if there is none."""
     work, key, results = _work(config), "", []
-    for name, make_stage in _stages(config):
+    for _, make_stage in _stages(config):
         result = find_result(make_stage(), key, work)
         if not result.is_there:
-            raise UserError(f"the stage {name} has not been run with these settings: run the command without --explain")
+            break
         key = result.summary["key"]
         results.append(result)
+    if not results:
+        raise UserError("no stage has been run with these settings: run the command without --explain")
     return results
 
 

@@ -167,7 +167,9 @@ def publish(
         figure = funnel_figure(report["funnel"])
         for name in ("funnel.png", "hub/funnel.png"):
             write_file(partial / name, figure)
-        write_file(partial / "hub/README.md", card_of(report, config.title, config.license))
+        data = sorted(partial.glob("hub/data/*"))
+        hashes = {f"data/{file.name}": _sha256(file) for file in data}
+        write_file(partial / "hub/README.md", card_of(report, config.title, config.license, hashes))
         report["outputs"] = {
             name: {"sha256": _sha256(partial / name)} | ({"num_rows": num_rows[name]} if name in num_rows else {})
             for name in sorted(file.relative_to(partial).as_posix() for file in partial.rglob("*") if file.is_file())

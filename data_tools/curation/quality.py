@@ -61,14 +61,14 @@ def stage(config: QualityConfig) -> Stage:
 def _judge_part(config: QualityConfig, rows: pa.Table) -> pa.Table:
     reasons, correct = [], []
     for row in rows.to_pylist():
-        reason, is_correct = quality_reason(row, config, _grader())
+        reason, is_correct = quality_reason(row, config, grader_of_process())
         reasons.append(reason)
         correct.append(is_correct)
     return verdicts(rows, reasons, correct=pa.array(correct, pa.bool_()))
 
 
 @cache
-def _grader() -> Grader:
+def grader_of_process() -> Grader:
     """Return the grader of this process. Its workers end with the process."""
     return Grader(1)
 

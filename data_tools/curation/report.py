@@ -137,8 +137,11 @@ def _cut(title: str, header: tuple[str, ...], cells: Sequence[tuple[str, ...]]) 
     return Table(title, header, cells[:_NUM_NAMED], [f"{more:,} more are in report.json."] if more > 0 else [])
 
 
-def card_of(report: Mapping[str, Any], title: str, license: str) -> str:
-    """Return the dataset card: a YAML header that the hub and `datasets` read, then the tables of the report as Markdown."""
+def card_of(report: Mapping[str, Any], title: str, license: str, hashes: Mapping[str, str]) -> str:
+    """Return the dataset card: a YAML header that the hub and `datasets` read, the tables of the report, its settings and its hashes.
+
+    `hashes` are the sha256 of the data files, by their paths in the dataset.
+    """
     num_rows = report["num_rows"]
     header = [f"pretty_name: {json.dumps(title)}"]
     if license:
@@ -158,10 +161,13 @@ def card_of(report: Mapping[str, Any], title: str, license: str) -> str:
     text = [
         f"# {escaped(title)}",
         f"Questions with a reasoning trace and an answer, chosen from a pool of {report['funnel'][0]['num_rows']:,} rows: {counts}.",
-        "Columns: `id` (the first 16 hex digits of sha256 of the question, unless the pool has ids), `question`, `thinking` (the trace),"
+        "Columns: `id` (the first 16 hex digits of sha256 of the question), `question`, `thinking` (the trace),"
         " `answer`, `reference` (the known solution or answer, or empty), `source` and `domain`.",
         "![Rows after each stage](funnel.png)",
         *(table.markdown() for table in report_tables(report)),
+        Table("Data files", ("file", "sha256"), list(hashes.items()), []).markdown(),
+        "## Settings",
+        "```json\n" + json.dumps(report["config"], indent=1, ensure_ascii=True).replace("`", "\\u0060") + "\n```",
     ]
     return "\n".join(["---", *header, "---", "", "\n\n".join(text), ""])
 

@@ -74,8 +74,17 @@ class Candidate(NamedTuple):
     correct: bool | None = None
 
 
+def check_stages(config: SelectionConfig, before: Sequence[str]) -> None:
+    """Raise UserError if a stage that the method needs is not among those before the selection."""
+    needs: list[tuple[str, ...]] = [] if config.method in ("random", "full") else [("lengths",)]
+    needs += [("quality", "traces")] if config.method in _PRESELECTING else []
+    for stages in needs:
+        if not any(name in before for name in stages):
+            raise UserError(f"the selection {config.method} needs the stage {' or '.join(stages)} before it")
+
+
 def stage(config: SelectionConfig) -> Stage:
-    """Return the stage. Its run raises UserError if there are too few rows, or if a stage that the method needs was left out."""
+    """Return the stage. Its run raises UserError if there are too few rows. The stages before it must be those of `check_stages`."""
     return Stage("selection", VERSION, asdict(config), partial(_run, config))
 
 
@@ -85,10 +94,6 @@ def _run(config: SelectionConfig, rows: Rows) -> Iterator[pa.Table]:
         columns.append("num_thinking_tokens")
     if config.method in _PRESELECTING:
         columns.append("correct")
-    available = {name for result in rows.results for name in result.columns}
-    for name, stages in (("num_thinking_tokens", "lengths"), ("correct", "quality or traces")):
-        if name in columns and name not in available:
-            raise UserError(f"the selection {config.method} needs the column {name}: add the stage {stages} before it")
     table = rows.table(*columns)
     candidates = [Candidate(**row) for row in table.drop_columns("row").to_pylist()]
     chosen = select(candidates, config)
@@ -111,7 +116,7 @@ def select(rows: Sequence[Candidate], config: SelectionConfig) -> dict[int, str]
     if config.method == "full":
         return dict.fromkeys(range(len(rows)), "full")
     check_enough(rows, config.num)
-    # An id does not identify a row: two sources may number their rows alike. Questions are unique after the stage duplicates.
+    # Questions are unique only after the stage duplicates.
     order = sorted(range(len(rows)), key=lambda i: (rows[i].id, rows[i].question, rows[i].source))
     if config.method == "random":
         return dict.fromkeys(random.Random(f"random {config.seed}").sample(order, config.num), "random")

@@ -35,7 +35,6 @@ from s1jax.runtime import jsonl
 from s1jax.runtime.endpoint import Endpoint, EndpointLimits, Failure, Prompt
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.fields import InputPath, check_types
-from s1jax.runtime.files import write_file
 from s1jax.runtime.lock import Lock
 from s1jax.runtime.precision import DType
 from s1jax.runtime.processes import from_first_process
@@ -158,12 +157,10 @@ def stage(config: TracesConfig, calls: Path) -> Stage:
                 f"for a question in the model's context of {source.model_config().context_length} tokens: lower one of them"
             )
         models = {"model": source.fingerprint, "tokenizer": source.tokenizer_fingerprint}
-        settings |= models | {"condition": asdict(config.condition), "seed": config.seed}
+        settings |= models | {"condition": asdict(config.condition), "seed": config.seed if config.temperature else 0}
     elif config.endpoint:
         texts = {"prompt_suffix": config.prompt_suffix, "system_prompt": config.system_prompt}
-        # A run with unanswered rows is not the last word: the next one has another key, and asks about them again.
         settings |= {"model": config.endpoint_model, "sampling": config.sampling} | texts
-        settings |= {"runs_with_unanswered_rows": _num_runs(calls)}
     else:
         raise UserError("the stage traces needs --traces.model or --traces.endpoint. Or leave the stage out")
     return Stage("traces", VERSION, settings, partial(_run, config, calls))
@@ -267,20 +264,20 @@ def _ask_engine(config: TracesConfig, calls: Path, asked: _Asked) -> _Answers:
 
 def _ask_endpoint(config: TracesConfig, calls: Path, asked: _Asked) -> _Answers:
     """Let the endpoint answer what its file of replies lacks. In a run of several processes the first one asks."""
-    return from_first_process(partial(_ask_all, config, calls, asked))
+    file = calls / "traces-replies.jsonl"
+    with Lock(file):
+        return from_first_process(partial(_ask_all, config, file, asked))
 
 
-def _ask_all(config: TracesConfig, calls: Path, asked: _Asked) -> _Answers:
+def _ask_all(config: TracesConfig, file: Path, asked: _Asked) -> _Answers:
     def prompt(question: str, sample: int) -> Prompt:
         text = f"{question.rstrip()}\n\n{config.prompt_suffix}" if config.prompt_suffix else question
         return Prompt(text, config.system_prompt, sample)
 
-    file = calls / "traces-replies.jsonl"
     questions = list(dict.fromkeys(question.question for question in asked.values()))
     prompts: Iterator[Prompt] = (prompt(question, i) for question in questions for i in range(config.num_samples))
     failed: dict[str, Failure] = {}
     with (
-        Lock(file),
         Endpoint(config.endpoint, config.endpoint_model, file, config.limits, config.sampling) as endpoint,
         progress(len(questions) * config.num_samples, "traces", "call") as bar,
     ):
@@ -292,27 +289,16 @@ def _ask_all(config: TracesConfig, calls: Path, asked: _Asked) -> _Answers:
         for number, question in asked.items():
             found = (endpoint.place_of(prompt(question.question, i)) for i in range(config.num_samples))
             places[number] = [place for place in found if place is not None]
-    if num_to_repeat := sum(failure.kind != "refused" for failure in failed.values()):
-        logger.warning(
-            "the endpoint did not answer %d questions: run the same command again to ask again", num_to_repeat
+    if waiting := [failure for failure in failed.values() if not failure.is_final]:
+        raise endpoint.error(
+            f"{waiting[0].reason} ({len(waiting)} of {len(questions)} questions wait; run the same command again to ask for these)"
         )
-        write_file(_unanswered(calls), json.dumps({"num_runs": _num_runs(calls) + 1}) + "\n")
     faults: dict[int, tuple[str, str | None]] = {
         number: (NO_REPLY, failed[question.question].reason)
         for number, question in asked.items()
         if question.question in failed
     }
     return _Answers(file, places, faults)
-
-
-def _unanswered(calls: Path) -> Path:
-    return calls / "traces-unanswered.json"
-
-
-def _num_runs(calls: Path) -> int:
-    """Return how many runs left questions unanswered."""
-    path = _unanswered(calls)
-    return json.loads(path.read_text())["num_runs"] if path.exists() else 0
 
 
 def _verdicts(config: TracesConfig, rows: Rows, needy: list[list[int]], answers: _Answers) -> Iterator[pa.Table]:

@@ -61,7 +61,7 @@ class Judge:
         first, second = sorted((answer, gold), key=_digest)
         reply = self._endpoint.ask(Prompt(_PROMPT.format(question=question, first=first, second=second)))
         if isinstance(reply, Failure):
-            if reply.kind in ("refused", "empty"):
+            if reply.is_final:
                 return None
             raise self._endpoint.error(reply.reason)
         last = reply.text.strip().rpartition("\n")[2].strip(" *.").casefold()

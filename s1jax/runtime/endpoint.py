@@ -45,6 +45,7 @@ _AWAY = (408, 429, 502, 503, 504)
 """HTTP states of a server that is busy or gone: it is worth trying again."""
 _REFUSED = (400, 413, 422)
 """HTTP states of a prompt that the model does not take, for example because it is too long."""
+_SHORTEST_KEY = 12
 _NO_KEY = "EMPTY"  # the package insists on a key; servers that need none ignore it
 _COLUMNS = {"key": str, "model": str, "messages": list, "sampling": dict, "sample": int}
 
@@ -108,6 +109,11 @@ class Failure:
     reason: str
     kind: Literal["refused", "empty", "unusable", "away"]
     """The model does not take the prompt; its reply was empty; the reply could not be read; or nobody answered."""
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the model answered, and asking again later would help nobody."""
+        return self.kind in ("refused", "empty")
 
 
 class Endpoint:
@@ -322,7 +328,8 @@ class Endpoint:
         return Reply(text, reasoning, finish_reason, *tokens)
 
     def _without_key(self, text: str) -> str:
-        return text.replace(self._secret, "[OPENAI_API_KEY]") if self._secret else text
+        # A short key is no secret but a placeholder, such as EMPTY, and may be a word of the text.
+        return text.replace(self._secret, "[OPENAI_API_KEY]") if len(self._secret) >= _SHORTEST_KEY else text
 
     def _shown(self, message: str) -> str:
         """Return a server's message for a user. The key goes first, since a cut could leave a half of it."""

@@ -78,8 +78,11 @@ def test_the_fate_of_each_row_is_told(config):
     for _, row in jsonl.read(out / "rejects.jsonl"):
         told = explain(results, f"{row['file']}:{row['line']}")
         assert row["stage"] in told and row["reason"] in told
-    with pytest.raises(ValueError, match="the stage selection has not been run with these settings"):
-        find_results(replace(config, selection=replace(config.selection, seed=1)))
+    results = find_results(replace(config, selection=replace(config.selection, seed=1)))
+    assert explain(results, chosen["id"]).endswith("kept by every stage so far")
+    rows = replace(config.collect, max_characters=5)
+    with pytest.raises(ValueError, match="no stage has been run with these settings"):
+        find_results(replace(config, collect=rows))
 
 
 def test_only_stages_whose_rows_or_settings_changed_run_again(config, caplog):
@@ -167,4 +170,32 @@ def test_a_curation_killed_anywhere_repeats_no_answer_and_ends_with_the_same_out
     for files in (found, wanted):
         for name in [name for name in files if name.startswith("work/calls/")]:
             files[name] = b"\n".join(sorted(files[name].splitlines()))
+    assert found == wanted
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+def test_two_processes_choose_what_one_does(config, serve, processes, tmp_path):
+    server = serve(lambda body: "I cannot say." if "bus" in body["messages"][-1]["content"] else "So it is \\boxed{1}.")
+    stages = ("collect", "duplicates", "decontamination", "difficulty", "traces", "quality", "lengths", "selection")
+    more = [
+        "--stages",
+        *stages,
+        "--quality.rules",
+        "missing",
+        "--traces.endpoint",
+        server.url,
+        "--traces.endpoint-model",
+        "m",
+    ]
+    more += ["--traces.num-samples", "1", "--traces.temperature", "0", "--traces.no-verify", "--traces.replace"]
+    _, *one = [*command_of(config), *more]
+    _, *two = [*command_of(replace(config, output=str(tmp_path / "two"))), *more]
+    (done,) = processes.finish(processes.start(*one))
+    assert done.code == 0, done.err
+    processes.run_two(*two)
+    found, wanted = (
+        {name: text for name, text in files_of(tmp_path / folder).items() if not name.startswith("work/calls")}
+        for folder in ("two", "out")
+    )
     assert found == wanted

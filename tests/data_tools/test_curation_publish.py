@@ -265,6 +265,8 @@ def test_the_card_has_a_header_that_the_hub_reads_and_the_tables_of_the_report(r
     ]
     body = text.split("\n---\n")[1]
     assert '# Two: "sums" \\& \\<b\\>\n' in body and "7 for train and 3 for validation" in body
+    (file,) = (tmp_path / "hub/data").glob("train-*")
+    assert f"|data/{file.name}|{hashlib.sha256(file.read_bytes()).hexdigest()}|" in body.replace("\\", "")
     for row in ("|collect|40|38|2|", "|- the answer is wrong|||6|", "|GSM8K|20|20|17|", "|source AIME|"):
         assert row in body
 
@@ -285,7 +287,7 @@ def test_texts_of_the_pool_cannot_break_the_card(tmp_path):
 def test_the_size_in_the_card_is_the_hub_s(num, size):
     stage = dict(name="collect", num_rows=num, num_kept=num, reasons={})
     report = dict(num_rows={"train": num}, funnel=[stage], sources={}, contamination=[], thinking_tokens=None)
-    assert f"\nsize_categories:\n- {size}\n" in card_of(report, "t", "")
+    assert f"\nsize_categories:\n- {size}\n" in card_of(report | {"config": {}}, "t", "", {})
 
 
 @pytest.mark.integration

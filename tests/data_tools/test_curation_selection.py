@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from data_tools.curation.selection import Candidate, SelectionConfig, select, stage
+from data_tools.curation.selection import Candidate, SelectionConfig, check_stages, select, stage
 from s1jax.runtime.errors import UserError
 from tests.support.curation import pool_of, verdicts_of
 
@@ -293,20 +293,28 @@ def test_the_stage_keeps_the_selected_rows_and_counts_those_of_the_domain_for_th
 
 
 @pytest.mark.parametrize(
-    ("method", "column", "wanted"),
+    ("method", "column"), [("random", "correct"), ("random", "num_thinking_tokens"), ("diverse", "correct")]
+)
+def test_a_method_needs_only_the_columns_that_it_reads(method, column, tmp_path):
+    rows = [{name: value for name, value in row.items() if name != column} for row in dicts(pool(num=20))]
+    result, _ = verdicts_of(stage(SelectionConfig(method, 5)), pool_of(tmp_path, rows), tmp_path)
+    assert result.summary["num_kept"] == 5
+
+
+@pytest.mark.parametrize(
+    ("method", "before", "wanted"),
     [
-        ("s1k", "correct", "add the stage quality or traces"),
-        ("longest", "num_thinking_tokens", "add the stage lengths"),
-        ("random", "correct", None),
-        ("random", "num_thinking_tokens", None),
-        ("diverse", "correct", None),
+        ("s1k", ["lengths"], "quality or traces"),
+        ("s1k", ["quality"], "lengths"),
+        ("longest", ["quality"], "lengths"),
+        ("s1k", ["lengths", "traces"], None),
+        ("diverse", ["lengths"], None),
+        ("full", [], None),
     ],
 )
-def test_a_method_needs_only_the_columns_that_it_reads(method, column, wanted, tmp_path):
-    rows = [{name: value for name, value in row.items() if name != column} for row in dicts(pool(num=20))]
-    selection = stage(SelectionConfig(method, 5))
+def test_a_stage_that_a_method_needs_may_not_be_left_out(method, before, wanted):
     if wanted is None:
-        assert verdicts_of(selection, pool_of(tmp_path, rows), tmp_path)[0].summary["num_kept"] == 5
+        check_stages(SelectionConfig(method), before)
     else:
-        with pytest.raises(UserError, match=f"the selection {method} needs the column {column}: {wanted}"):
-            verdicts_of(selection, pool_of(tmp_path, rows), tmp_path)
+        with pytest.raises(UserError, match=f"the selection {method} needs the stage {wanted} before it"):
+            check_stages(SelectionConfig(method), before)

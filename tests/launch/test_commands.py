@@ -165,7 +165,7 @@ CONTROL = ["{tmp}/fine.jsonl", "--output", "{tmp}/run/mixture.jsonl", "--tokeniz
         (
             "data_tools/curation/__main__",
             [*CURATE, "--explain", "0123456789abcdef"],
-            "the stage collect has not been run",
+            "no stage has been run with these settings",
         ),
         ("data_tools/curation/control_data", CONTROL[1:], "TRAIN"),
         ("data_tools/curation/control_data", [*CONTROL, "--methods", "class_conditional"], "class_conditional"),

@@ -229,16 +229,16 @@ def test_thinking_is_a_field_of_the_message_or_stands_in_tags(serve, tmp_path, m
 
 def test_the_key_is_sent_and_neither_written_nor_shown_if_the_server_repeats_it(serve, tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.DEBUG)
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret/7\n")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret/key7\n")
     error = json.dumps(
-        {"error": {"message": "the key sk-secret/7 is wrong" + 20 * " sk-secret/7" + "!" * 500}}
+        {"error": {"message": "the key sk-secret/key7 is wrong" + 20 * " sk-secret/key7" + "!" * 500}}
     ).encode()
 
     def reply(body):
         states = {"400": 400, "401": 401, "500": 500}
         if state := states.get(question(body)):
             return lambda handler: handler.send(error, state)
-        return {"content": "you sent sk-secret/7", "reasoning": "sk-secret/7?"}
+        return {"content": "you sent sk-secret/key7", "reasoning": "sk-secret/key7?"}
 
     server = serve(reply)
     replies = ask_all(server.url, tmp_path / "c", ["a", "400", "500"])
@@ -247,7 +247,7 @@ def test_the_key_is_sent_and_neither_written_nor_shown_if_the_server_repeats_it(
     with pytest.raises(UserError) as raised:
         ask_all(server.url, tmp_path / "c", ["401"])
     assert "[OPENAI_API_KEY] is wrong" in str(raised.value) and raised.value.__cause__ is None
-    assert all(authorization == "Bearer sk-secret/7" for _, authorization, _ in server.requests)
+    assert all(authorization == "Bearer sk-secret/key7" for _, authorization, _ in server.requests)
     for text in ((tmp_path / "c").read_text(), caplog.text, repr(replies), str(raised.value)):
         assert "secret" not in text
 
