@@ -42,7 +42,7 @@ class QualityConfig:
     rules: tuple[QualityRule, ...] = ("missing", "image", "numbered_parts", "bold", "reference", "answer", "trace")
     """The first of these rules that a row breaks is its reason. The paper's are missing, image, numbered_parts and bold. The others are
     `reference` (there is one), `answer` (it agrees with the reference) and `trace` (it reaches the answer)."""
-    drawn_sources: tuple[str, ...] = ("AIME",)
+    diagram_sources: tuple[str, ...] = ("AIME",)
     """Sources whose names begin so may have drawings in Asymptote, `[asy]`. The paper excepts those of AIME."""
 
     def __post_init__(self) -> None:
@@ -92,7 +92,7 @@ def _reason_of_rule(
     if rule == "missing":
         return next((f"no {name}" for name in ("thinking", "answer") if not row[name].strip()), None)
     if rule == "image":
-        is_drawn = any("[asy]" in text for text in texts) and not row["source"].startswith(config.drawn_sources)
+        is_drawn = any("[asy]" in text for text in texts) and not row["source"].startswith(config.diagram_sources)
         return "refers to an image" if is_drawn or any("![Image]" in text for text in texts) else None
     if rule == "numbered_parts":
         return "a question of numbered parts" if _NUMBERED_PART.search(row["question"]) else None

@@ -127,8 +127,10 @@ def test_a_second_curation_of_one_folder_is_refused(config, tmp_path):
 )
 def test_the_output_is_the_same_whatever_the_executor_and_the_number_of_processes(config, more, tmp_path):
     jsonl.write(config.collect.pool[0], make_pool(2500, 0, make_heldout(40, 0)))
+    config = replace(config, duplicates=replace(config.duplicates, near_threshold=0.9))
     wanted = files_of(curate(config))
     command = [*command_of(replace(config, output=str(tmp_path / "other"))), "--stages", *WITHOUT_MODEL, *more]
+    command += ["--duplicates.near-threshold", "0.9"]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     assert files_of(tmp_path / "other") == wanted
 

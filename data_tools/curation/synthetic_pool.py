@@ -1,4 +1,4 @@
-"""A made-up pool of the size of s1's: 59,029 rows of sixteen sources, to measure curation with.
+"""A synthetic pool of the size of s1's: 59,029 rows of sixteen sources, to measure curation with.
 
 The number of rows of each source is the paper's. Real questions may be given, and come first. The others are random sentences. The traces
 are random sentences, too: their lengths in characters follow a log-normal distribution whose mean is about that of s1K's traces. One row
@@ -45,7 +45,7 @@ _ADJECTIVES = [
 
 
 @dataclass(frozen=True)
-class MadeUpPoolConfig:
+class SyntheticPoolConfig:
     """Size and place of the pool."""
 
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT.jsonl")]
@@ -64,9 +64,9 @@ class MadeUpPoolConfig:
             raise UserError("--divide must be at least 1, and --mean-characters at least 100")
 
 
-def make_rows(config: MadeUpPoolConfig, real: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def make_rows(config: SyntheticPoolConfig, real: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Yield the rows; `real` are rows with a question and perhaps an answer."""
-    rng = random.Random(f"made-up pool {config.seed}")
+    rng = random.Random(f"synthetic pool {config.seed}")
     sentences = [_sentence(rng) for _ in range(4000)]
     numpy_rng = np.random.default_rng(config.seed)
     earlier: list[str] = []
@@ -129,7 +129,7 @@ def _spoilt(row: dict[str, Any], rng: random.Random) -> dict[str, Any]:
 
 def main() -> None:
     """Write the pool."""
-    config = parse_arguments(__doc__ or "", MadeUpPoolConfig)
+    config = parse_arguments(__doc__ or "", SyntheticPoolConfig)
     check_writable(config.out)
     if config.out.exists():
         raise UserError(f"{config.out} exists: remove it, or give another file")
