@@ -14,12 +14,11 @@ from typing import Annotated
 
 import tyro
 
-from s1jax.results.samples import SampleRow, read_samples
+from s1jax.results.samples import read_samples
 from s1jax.runtime.command import run_command
 from s1jax.runtime.config import parse_arguments
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.files import check_writable
-from s1jax.runtime.terminal import shortened
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,13 @@ class ReportConfig:
     out: Path | None = None
     """File for the report; default: report.html in the directory of the rows."""
     benchmark: tuple[str, ...] = ()
-    """Problem files (JSONL or Parquet) of the benchmarks in the rows. Their questions and gold answers are shown."""
+    """The benchmarks in the rows: JSONL or Parquet files, or hub datasets. Their questions and gold answers are shown."""
+    columns: tuple[str, ...] = ()
+    """Which columns of the given benchmarks are what, as in `evaluate.py`."""
+    subset: str | None = None
+    """Subset of a hub dataset that is given as a benchmark."""
+    split: str | None = None
+    """Split of a hub dataset that is given as a benchmark."""
 
 
 def main() -> None:
@@ -39,6 +44,7 @@ def main() -> None:
     config = parse_arguments(__doc__, ReportConfig)
     # A notebook's backend may stop the import of matplotlib, and a user's settings may ask for LaTeX.
     os.environ |= {"JAX_PLATFORMS": "cpu", "MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}
+    from s1jax.evaluate.questions import find_questions
     from s1jax.results.report import is_report, write_report
 
     rows = read_samples(config.rows)
@@ -46,32 +52,9 @@ def main() -> None:
     check_writable(out)
     if out.exists() and not is_report(out):
         raise UserError(f"{out} is no report: give another --out, or rename it")
-    write_report(rows, out, config.rows.name, find_questions(rows, config.benchmark))
+    questions = find_questions(rows, config.benchmark, config.columns, config.subset, config.split)
+    write_report(rows, out, config.rows.name, questions)
     print(out)
-
-
-def find_questions(rows: list[SampleRow], sources: tuple[str, ...]) -> dict[tuple[str, str], tuple[str, str]]:
-    """Return question and gold answer of the rows' problems that `sources` hold, by benchmark and id.
-
-    Raises UserError for a problem that had another question or answer when its row was written, and for a source of none of the rows.
-    """
-    from s1jax.evaluate.problems import read_problems
-
-    digests = {(row["benchmark"], row["problem_id"]): row["problem"] for row in rows}
-    found = {}
-    for source in sources:
-        problems = {(problem.benchmark, problem.problem_id): problem for problem in read_problems(source)}
-        if not (known := digests.keys() & problems.keys()):
-            raise UserError(
-                f"--benchmark {source} holds no problem of the rows: its name and ids must be those in the rows"
-            )
-        for key in known:
-            if digests[key] not in (None, problems[key].digest):  # rows of the first format have no digest
-                raise UserError(
-                    f"problem {shortened(key[1])} of {source} had another question or answer when its rows were written"
-                )
-            found[key] = (problems[key].question, problems[key].answer)
-    return found
 
 
 if __name__ == "__main__":

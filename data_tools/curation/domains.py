@@ -233,7 +233,11 @@ def named_label(reply: str, labels: Sequence[Label]) -> Label | None:
     """Return the label whose name or code, or both, are the last line of a reply; None if it is no label."""
     last = _bare(reply.strip().rpartition("\n")[2])
     for label in labels:
-        if last in {_bare(text) for text in (label.name, label.code, f"{label.code}: {label.name}") if text}:
+        if last in {
+            _bare(text)
+            for text in (label.name, label.code, f"{label.code}: {label.name}", f"{label.code} {label.name}")
+            if text
+        }:
             return label
     return None
 

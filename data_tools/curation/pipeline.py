@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
@@ -46,7 +47,7 @@ def curate(config: CurationConfig) -> Path:
     A signal ends the process at once: finished stages and the answers of models are on disk.
     """
     output, work = Path(config.output), _work(config)
-    others = [work.name] if work.parent == output else []
+    others = _check_folders(output, work)
     from_first_process(lambda: check_publish(config.publish, output, others))
     with Preemption() as preemption, preemption.nothing_to_save("curating"), contextlib.ExitStack() as stack:
         preemption.saved = f"finished stages and the answers of models are in {work}"
@@ -58,6 +59,7 @@ def curate(config: CurationConfig) -> Path:
         stages = [(name, everywhere(make_stage)) for name, make_stage in _stages(config)]  # a bad setting ends it here
         for name, stage in stages:
             before, result = rows, _run(name, stage, rows, work)
+            _check_enough(config, name, result)
             rows = Rows((*rows.results, result), workers)
             if name == "decontamination":
                 contamination = from_first_process(partial(overlap_counts, before, result))
@@ -80,6 +82,25 @@ def find_results(config: CurationConfig) -> list[Result]:
     if not results:
         raise UserError("no stage has been run with these settings: run the command without --explain")
     return results
+
+
+def _check_folders(output: Path, work: Path) -> list[str]:
+    """Return the name in the output folder that belongs to `work`, if any. Raises UserError if `work` stands where the output will."""
+    inside = Path(os.path.relpath(work.resolve(), output.resolve())).parts
+    if not inside or inside[0] == "hub" or (len(inside) == 1 and "." in inside[0] and inside[0] != ".."):
+        raise UserError(f"--work {work} is in the way of the output: give {output / 'work'} or another folder")
+    return [] if inside[0] == ".." else [inside[0]]
+
+
+def _check_enough(config: CurationConfig, name: StageName, result: Result) -> None:
+    """Raise UserError once a stage leaves fewer rows than the selection must choose, before later stages ask a model."""
+    left, wanted = result.summary["num_kept"], config.selection.num
+    chooses = "selection" in config.stages[config.stages.index(name) + 1 :] and config.selection.method != "full"
+    if chooses and left < wanted:
+        raise UserError(
+            f"the stage {name} leaves {left:,} rows, and the selection must choose {wanted:,}: give a larger pool or a smaller "
+            "--selection.num. --explain FILE:LINE tells why a row is gone"
+        )
 
 
 def _work(config: CurationConfig) -> Path:

@@ -6,10 +6,13 @@ machines form a Ray cluster and share the folder of the results. No result depen
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import multiprocessing
 import os
 import pickle
+import signal
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -48,8 +51,16 @@ class Workers:
             if self._pool is None:
                 # JAX runs threads, so a forked process could hang.
                 context = multiprocessing.get_context("spawn")
-                self._pool = ProcessPoolExecutor(self.num_processes, context)
+                self._pool = ProcessPoolExecutor(self.num_processes, context, _end_with_parent, (os.getpid(),))
             yield from self._pool.map(function, items)
+
+
+def _end_with_parent(parent: int) -> None:
+    """Let this process end when its parent is killed. Otherwise it would wait for work for ever."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:  # it was killed before
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _map_with_ray(function: Callable[[T], R], items: Sequence[T], num_processes: int) -> Iterator[R]:

@@ -98,7 +98,7 @@ class Condition(TraceSettings):
     """One decoding condition. Counts are in tokens."""
 
     max_thinking_tokens: int
-    """Thinking budget. At the limit the answer is forced. 0: no thinking."""
+    """Thinking budget. At the limit the answer is forced. 0: at once."""
     min_thinking_tokens: int = 0
     """Thinking may not end before this many tokens."""
     num_ignore: int = 0

@@ -287,5 +287,7 @@ def _texts(comparisons: Sequence[Comparison]) -> list[str]:
 
 def _side_text(found: dict[str, Any], side: str) -> str:
     token = found.get(f"token_{side}")
-    figures = "" if token is None else f"  (token {token}, log-probability {found[f'logprob_{side}']:.3f})"
+    logprob = found.get(f"logprob_{side}")
+    drawn = "forced" if logprob is None else f"log-probability {logprob:.3f}"
+    figures = "" if token is None else f"  (token id {token}, {drawn})"
     return f'"{found[f"text_{side}"]}"{figures}'

@@ -79,5 +79,6 @@ def _token_columns(a: Any, b: Any) -> dict[str, Any]:
     for side, records in (("a", a), ("b", b)):
         is_there = at is not None and at < len(records)
         columns[f"token_{side}"] = int(records["token"][at]) if is_there else None
-        columns[f"logprob_{side}"] = float(records["logprob"][at]) if is_there else None
+        is_drawn = is_there and not records["forced"][at]  # a forced token has no log-probability
+        columns[f"logprob_{side}"] = float(records["logprob"][at]) if is_drawn else None
     return columns

@@ -39,7 +39,7 @@ OUT_OF_MEMORY_ADVICE = (
 def program() -> str:
     """Return how the running command was called: `python launch/NAME.py` or `python -m data_tools.NAME`."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return f"python {sys.argv[0]}" if spec is None else f"python -m {spec.name}"
+    return f"python {sys.argv[0]}" if spec is None else f"python -m {spec.name.removesuffix('.__main__')}"
 
 
 def listed(problems: Sequence[str], shown: int = 8) -> str:

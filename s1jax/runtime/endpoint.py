@@ -140,6 +140,10 @@ class Endpoint:
         self._secret = os.environ.get("OPENAI_API_KEY", "").strip()
         if not re.fullmatch("[!-~]*", self._secret):
             raise UserError("OPENAI_API_KEY holds characters that no key has: set it again")
+        if len(self._secret) >= _SHORTEST_KEY and self._secret in url:
+            raise UserError(
+                f"the address of the {role} holds the key: give the address alone, and the key as OPENAI_API_KEY"
+            )
         self._lock, self._stopped = threading.Lock(), threading.Event()
         self._next_request = 0.0
         self._num_answered = self._input_tokens = self._output_tokens = 0
@@ -344,8 +348,8 @@ class Endpoint:
 def _is_address(url: str) -> bool:
     try:
         parts = urlsplit(url)
-        # A password in an address would be written with it.
-        has_host = bool(parts.hostname) and parts.password is None
+        # A name or a password in an address would be written with it.
+        has_host = bool(parts.hostname) and parts.username is None
     except ValueError:
         return False
     return parts.scheme in ("http", "https") and has_host and url.isprintable() and " " not in url

@@ -19,6 +19,7 @@ from s1jax.data.rows import read_rows
 from s1jax.runtime import jsonl
 from s1jax.runtime.files import ROOT
 from s1jax.runtime.lock import Lock
+from tests.support.quickstart import BASE
 
 WITHOUT_MODEL = tuple(stage for stage in CONFIG.stages if stage != "difficulty")
 
@@ -201,3 +202,24 @@ def test_two_processes_choose_what_one_does(config, serve, processes, tmp_path):
         for folder in ("two", "out")
     )
     assert found == wanted
+
+
+@pytest.mark.parametrize("work", ["out", "out/hub", "out/hub/work", "out/train.jsonl"])
+def test_a_work_folder_in_the_place_of_the_output_is_refused_before_any_stage(config, work, tmp_path):
+    with pytest.raises(ValueError, match="is in the way of the output"):
+        curate(replace(config, work=str(tmp_path / work)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_work_folder_may_lie_deep_in_the_output_however_it_is_spelt(config, tmp_path, monkeypatch):
+    config = replace(config, lengths=replace(config.lengths, tokenizer=str(BASE)))
+    monkeypatch.chdir(tmp_path)
+    for output, work in (("one", str(tmp_path / "one" / "work")), ("two", "two/a/work")):
+        out = curate(replace(config, output=output, work=work))
+        assert curate(replace(config, output=output, work=work)) == out
+
+
+def test_too_few_rows_are_noticed_before_later_stages_run(config):
+    with pytest.raises(ValueError, match="the stage collect leaves 394 rows, and the selection must choose 1,000"):
+        curate(replace(config, selection=replace(config.selection, num=1000)))
+    assert [result.name for result in find_results(config)] == ["collect"]

@@ -125,7 +125,7 @@ def test_a_reader_of_tokens_is_asked_for_rows_that_have_them(files):
 
     def read_tokens(path, row):
         asked.append(path.name)
-        return {"token": [1, 2 + len(asked)], "logprob": [0.0, -1.5]}
+        return {"token": [1, 2 + len(asked)], "logprob": [0.0, -1.5], "forced": [1, 0]}
 
     others = [row | {"dtype": "float32", "thinking": "x"} for row in rows]
     (c,) = compare_sides(rows, others, files, read_tokens=read_tokens)

@@ -46,8 +46,11 @@ def test_texts_are_compared_by_character_and_shown_escaped():
     ("tokens_b", "expected"), [([5, 6, 8], (2, 7, 8)), ([5, 6], (2, 7, None)), ([5, 6, 7], (None,) * 3)]
 )
 def test_recorded_tokens_tell_the_token_and_its_log_probability(tokens_b, expected):
-    kind = np.dtype([("token", "<i4"), ("logprob", "<f2")])
-    records = {"a": np.array([(t, -0.5) for t in (5, 6, 7)], kind), "b": np.array([(t, -0.25) for t in tokens_b], kind)}
+    kind = np.dtype([("token", "<i4"), ("logprob", "<f2"), ("forced", "u1")])
+    records = {
+        "a": np.array([(t, 0.0, 1) for t in (5, 6, 7)], kind),
+        "b": np.array([(t, -0.25, 0) for t in tokens_b], kind),
+    }
     row = sample() | {"tokens_at": 0}
     pairs = [(row, row | {"thinking": "other"}), (row, sample(thinking="other"))]
     result = compare_texts(pairs, FILES, lambda path, row: records[path.name])
@@ -55,3 +58,4 @@ def test_recorded_tokens_tell_the_token_and_its_log_probability(tokens_b, expect
     assert result["num_with_tokens"] == 1 and "token" not in unrecorded
     assert (recorded["token"], recorded["token_a"], recorded["token_b"]) == expected
     assert recorded["logprob_b"] == (-0.25 if expected[2] else None)
+    assert recorded["logprob_a"] is None  # a forced token has none
