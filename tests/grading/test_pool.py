@@ -7,7 +7,6 @@ import threading
 import pytest
 
 from s1jax.grading import pool
-from s1jax.grading.equivalence import compare
 from s1jax.grading.pool import Grade, Grader
 from s1jax.runtime.errors import UserError
 
@@ -144,7 +143,7 @@ def test_every_boxed_answer_of_a_reference_solution_equals_its_gold(shared, grad
 def test_the_gold_answer_of_another_problem_is_never_equal(shared, grader, name):
     golds = [str(row["answer"]) for row in read(shared / "data" / f"{name}.jsonl")]
     rng = random.Random(0)
-    pairs = [pair for pair in (rng.sample(golds, 2) for _ in range(300)) if not compare(*pair)][:200]
+    pairs = [(a, b) for a, b in (rng.sample(golds, 2) for _ in range(300)) if a != b][:200]
     futures = [grader.submit(rf"\boxed{{{answer}}}", gold) for answer, gold in pairs]
     wrong = [pair for pair, future in zip(pairs, futures, strict=True) if future.result().verdict == "equal"]
     assert len(pairs) == 200 and wrong == []
