@@ -16,6 +16,7 @@ from data_tools.curation.difficulty import DifficultyConfig
 from data_tools.curation.duplicates import DuplicatesConfig
 from data_tools.curation.lengths import LengthsConfig
 from data_tools.curation.selection import SelectionConfig
+from s1jax.data.condition import Condition
 
 _BASE = "data_tools/quickstart/tiny_base"
 
@@ -25,7 +26,11 @@ CONFIG = CurationConfig(
     collect=CollectConfig(pool=("out/data/pool.jsonl",)),
     duplicates=DuplicatesConfig(near_threshold=0),
     decontamination=DecontaminationConfig(heldout=("out/data/heldout.jsonl",), ngram=16, near_threshold=0),
-    difficulty=DifficultyConfig(models=(_BASE,), max_answer_tokens=12, dtype="float32", num_rows=256),
+    difficulty=DifficultyConfig(
+        models=(_BASE,),
+        condition=Condition(0, max_answer_tokens=12, dtype="float32", thinking_format="none"),
+        num_rows=256,
+    ),
     lengths=LengthsConfig(tokenizer=_BASE),
     selection=SelectionConfig(method="diverse", num=2000),
 )

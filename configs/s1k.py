@@ -24,6 +24,7 @@ from data_tools.curation.lengths import LengthsConfig
 from data_tools.curation.quality import QualityConfig
 from data_tools.curation.selection import SelectionConfig
 from data_tools.curation.traces import TracesConfig
+from s1jax.data.condition import Condition
 
 CONFIG = CurationConfig(
     output="out/s1k",
@@ -46,7 +47,10 @@ CONFIG = CurationConfig(
     ),
     traces=TracesConfig(num_samples=1, verify=False),
     quality=QualityConfig(rules=("missing", "image", "numbered_parts", "bold")),
-    difficulty=DifficultyConfig(models=("Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen2.5-32B-Instruct"), temperature=0.05),
+    difficulty=DifficultyConfig(
+        models=("Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen2.5-32B-Instruct"),
+        condition=Condition(0, max_answer_tokens=4096, temperature=0.05, thinking_format="none"),
+    ),
     lengths=LengthsConfig(tokenizer="Qwen/Qwen2.5-32B-Instruct"),
     selection=SelectionConfig(method="s1k", num=1000),
 )

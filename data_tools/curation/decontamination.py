@@ -2,7 +2,7 @@
 
 A question is rejected by the first of these rules that holds:
 
-1. It equals a held-out question but for spelling (`spelling.py`), however short it is.
+1. It equals a held-out question, apart from spelling (`spelling.py`). The length of the question does not matter.
 2. It shares `ngram` words in a row with a held-out question: the paper's rule (arXiv 2501.19393, section 2.1), lowercase, white space
    collapsed, punctuation kept. A question of fewer words never matches (`ngrams.py`).
 3. It is nearly a held-out question: one word differs, or the two are similar (`near_questions.py`).

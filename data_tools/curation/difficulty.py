@@ -10,46 +10,44 @@ The rule `reference` of the stage quality rejects such rows.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import pyarrow as pa
+import tyro
 
+from data_tools.curation.problems import AskedQuestion, prompt_room, write_problems
 from data_tools.curation.quality import agrees, stated_answers
 from data_tools.curation.stage import Rows, Stage, in_parts, verdicts
-from s1jax.checkpoint.source import load_tokenizer, resolve_source
-from s1jax.data.chat import ChatFormat
+from s1jax.checkpoint.source import resolve_source
 from s1jax.data.condition import Condition
 from s1jax.data.thinking_format import NONE
 from s1jax.evaluate.conditions import DecodingConfig
 from s1jax.evaluate.regrade import ask_judge
 from s1jax.evaluate.run import write_samples
-from s1jax.grading.judge import Judge
+from s1jax.grading.judge import JUDGE_LIMITS, Judge
 from s1jax.grading.letters import choice_letter
 from s1jax.grading.pool import Grader
 from s1jax.results.samples import SampleRow, read_samples, row_key
-from s1jax.runtime import jsonl
 from s1jax.runtime.command import counted
+from s1jax.runtime.endpoint import EndpointLimits
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.fields import InputPath, check_types
 from s1jax.runtime.files import short_path
 from s1jax.runtime.lock import Lock
-from s1jax.runtime.precision import DType
 from s1jax.runtime.processes import everywhere, from_first_process
 from s1jax.runtime.sharding import DECODING_MESH, MeshConfig
 
 logger = logging.getLogger("data_tools.curation")
 
 VERSION = 1
-_MOST_DELIMITER_TOKENS = 64
-"""Room for the delimiters of any thinking format, in tokens."""
 
 
 @dataclass(frozen=True)
@@ -58,25 +56,17 @@ class DifficultyConfig:
 
     models: tuple[InputPath, ...] = ()
     """Directories, hub ids (ID@REVISION) or our own checkpoints. A row that any of them solves is rejected."""
-    max_answer_tokens: int = 4096
-    """Longest answer."""
-    temperature: float = 0.0
-    """0 is greedy. The paper has 0.05."""
-    thinking_format: str = NONE
-    """none: the models answer at once. Any other format: they think first."""
-    max_thinking_tokens: int = 0
-    """Thinking budget, for models that think."""
-    prompt_suffix: str = ""
-    """Text behind each question, after a blank line."""
-    system_prompt: str = ""
-    """System prompt. If empty, the chat template writes its own, or none."""
+    condition: Annotated[Condition, tyro.conf.arg(name="")] = field(
+        default_factory=lambda: Condition(0, max_answer_tokens=4096, thinking_format=NONE)
+    )
+    """How they answer. By default they do so at once, without thinking, and greedily. The paper's temperature is 0.05."""
     judge: str = ""
     """Address of a language model that compares the answers that the rules do not find equal, such as http://localhost:8000/v1. It speaks
     the OpenAI protocol; OPENAI_API_KEY is sent along. Default: the rules alone."""
     judge_model: str = ""
     """Name of that model."""
-    dtype: DType = "bfloat16"
-    """Dtype of weights, cache and compute."""
+    limits: EndpointLimits = JUDGE_LIMITS
+    """How hard the judge is worked, and what it costs."""
     seed: int = 0
     """Seed of the random draws at a temperature above 0."""
     num_rows: int = 64
@@ -91,35 +81,6 @@ class DifficultyConfig:
         if bool(self.judge) != bool(self.judge_model):
             raise UserError("judge and judge_model belong together: give both or neither")
         DecodingConfig("model", "benchmark", "output", seed=self.seed, num_rows=self.num_rows)
-        _ = self.condition
-
-    @property
-    def condition(self) -> Condition:
-        """How the models answer. Raises UserError if it makes no sense."""
-        return Condition(
-            self.max_thinking_tokens,
-            max_answer_tokens=self.max_answer_tokens,
-            temperature=self.temperature,
-            dtype=self.dtype,
-            thinking_format=self.thinking_format,
-            prompt_suffix=self.prompt_suffix,
-            system_prompt=self.system_prompt,
-        )
-
-
-@dataclass(frozen=True)
-class _Question:
-    """A question that the models are asked."""
-
-    question: str
-    reference: str
-    gold: str
-    """What the reference states, by its last reading."""
-
-    @property
-    def problem_id(self) -> str:
-        """Tells questions with references apart, so that an edited one is asked anew."""
-        return hashlib.sha256(f"{len(self.question)} {self.question}{self.reference}".encode()).hexdigest()[:16]
 
 
 def stage(config: DifficultyConfig, calls: Path) -> Stage:
@@ -138,7 +99,7 @@ def stage(config: DifficultyConfig, calls: Path) -> Stage:
             for model, source in zip(config.models, sources, strict=True)
         ],
         "condition": asdict(config.condition),
-        "seed": config.seed if config.temperature else 0,
+        "seed": config.seed if config.condition.temperature else 0,
         "judge_model": config.judge_model,
     }
     return Stage("difficulty", VERSION, settings, partial(_run, config, calls))
@@ -146,13 +107,10 @@ def stage(config: DifficultyConfig, calls: Path) -> Stage:
 
 def _run(config: DifficultyConfig, calls: Path, rows: Rows) -> Iterator[pa.Table]:
     table = rows.table("question", "reference")
-    asked = [
-        _to_question(*texts)
-        for texts in zip(*(table[name].to_pylist() for name in ("question", "reference")), strict=True)
-    ]
-    if num_unknown := asked.count(None):
-        logger.info("difficulty: %s kept unasked, for they have no reference", counted(num_unknown, "row"))
-    questions = {question.problem_id: question for question in asked if question}
+    asked = [AskedQuestion.of(row["question"], row["reference"]) for row in table.to_pylist()]
+    if num_unknown := sum(not question.has_gold for question in asked):
+        logger.info("difficulty: the model is not asked about %s without a reference", counted(num_unknown, "row"))
+    questions = {question.problem_id: question for question in asked if question.has_gold}
     reasons: dict[str, str] = {}
     for model in config.models:
         for problem_id in everywhere(partial(_too_long, config, model, questions)):
@@ -160,42 +118,24 @@ def _run(config: DifficultyConfig, calls: Path, rows: Rows) -> Iterator[pa.Table
     fitting = {problem_id: question for problem_id, question in questions.items() if problem_id not in reasons}
     solvers: dict[str, list[str]] = {problem_id: [] for problem_id in questions}
     if fitting:
-        from_first_process(lambda: _write_problems(calls, fitting))
+        from_first_process(lambda: write_problems(calls / "difficulty.jsonl", fitting.values()))
         for model in config.models:
             for problem_id in _solved(config, calls, model, fitting):
                 solvers[problem_id].append(short_path(model))
     reasons |= {problem_id: f"solved by {', '.join(names)}" for problem_id, names in solvers.items() if names}
-    ids = [question and question.problem_id for question in asked]
-    solved_by = [", ".join(solvers.get(problem_id or "", ())) for problem_id in ids]
-    result = verdicts(table, [reasons.get(i or "") for i in ids], solved_by=pa.array(solved_by, pa.string()))
+    ids = [question.problem_id for question in asked]
+    solved_by = pa.array([", ".join(solvers.get(problem_id, ())) for problem_id in ids], pa.string())
+    result = verdicts(table, [reasons.get(problem_id) for problem_id in ids], solved_by=solved_by)
     yield from in_parts(result, rows)
 
 
-def _to_question(question: str, reference: str) -> _Question | None:
-    """Return what the models are asked, None if the reference states no answer."""
-    # A problem file has the answer behind the last "####".
-    readings = [answer.rpartition("####")[2].strip() for answer in stated_answers(reference)]
-    gold = next(filter(None, reversed(readings)), None)
-    return None if gold is None else _Question(question, reference, gold)
-
-
-def _too_long(config: DifficultyConfig, model: str, questions: Mapping[str, _Question]) -> list[str]:
+def _too_long(config: DifficultyConfig, model: str, questions: Mapping[str, AskedQuestion]) -> list[str]:
     """Return the ids of the questions that do not fit the context of a model, with thinking and answer."""
-    source, condition = resolve_source(model, weights=False), config.condition
-    chat = ChatFormat.of(
-        load_tokenizer(source), condition.thinking_format, condition.system_prompt, condition.prompt_suffix
-    )
-    room = source.model_config(condition.dtype).context_length - condition.max_thinking_tokens
-    room -= condition.max_answer_tokens + len(chat.encode_final(condition.wrap_up)) + _MOST_DELIMITER_TOKENS
-    return [i for i, question in questions.items() if len(chat.encode_prompt(question.question)) > room]
+    room, length = prompt_room(resolve_source(model, weights=False), config.condition)
+    return [i for i, question in questions.items() if length(question.question) > room]
 
 
-def _write_problems(calls: Path, questions: Mapping[str, _Question]) -> None:
-    rows = ({"id": i, "question": question.question, "answer": question.gold} for i, question in questions.items())
-    jsonl.write(calls / "difficulty.jsonl", rows)
-
-
-def _solved(config: DifficultyConfig, calls: Path, model: str, questions: Mapping[str, _Question]) -> list[str]:
+def _solved(config: DifficultyConfig, calls: Path, model: str, questions: Mapping[str, AskedQuestion]) -> list[str]:
     """Return the ids of the questions that a model solves. It is asked what it has not answered yet."""
     name = re.sub(r"[^\w.-]+", "-", short_path(model)).strip("-")
     decoding = DecodingConfig(
@@ -222,7 +162,7 @@ def _solved(config: DifficultyConfig, calls: Path, model: str, questions: Mappin
         return from_first_process(grade)
 
 
-def _agreeing(samples: Sequence[SampleRow], questions: Mapping[str, _Question]) -> set[str]:
+def _agreeing(samples: Sequence[SampleRow], questions: Mapping[str, AskedQuestion]) -> set[str]:
     """Return the ids of the problems whose answers state what their references state."""
     num_threads = os.cpu_count() or 1
     with Grader(num_threads) as grader, ThreadPoolExecutor(num_threads) as threads:
@@ -236,7 +176,7 @@ def _agreeing(samples: Sequence[SampleRow], questions: Mapping[str, _Question]) 
 
 
 def _judged_equal(
-    config: DifficultyConfig, replies: Path, samples: Sequence[SampleRow], questions: Mapping[str, _Question]
+    config: DifficultyConfig, replies: Path, samples: Sequence[SampleRow], questions: Mapping[str, AskedQuestion]
 ) -> set[str]:
     """Return the ids of the problems whose answers the judge finds equal to what their references state."""
     pairs = {}
@@ -245,6 +185,6 @@ def _judged_equal(
         # The rules decide about letters.
         if stated and choice_letter(question.gold) is None:
             pairs[row["problem_id"]] = (question.question, stated[-1], question.gold)
-    with Judge(config.judge, config.judge_model, replies) as judge:
+    with Judge(config.judge, config.judge_model, replies, config.limits) as judge:
         decisions = ask_judge(judge, pairs.values())
     return {problem_id for problem_id, pair in pairs.items() if decisions[pair]}

@@ -32,7 +32,8 @@ from s1jax.data.chat import ChatFormat
 from s1jax.data.thinking_format import NONE
 from s1jax.decode.engine import Engine, load_engine
 from s1jax.runtime import jsonl
-from s1jax.runtime.endpoint import Endpoint, EndpointLimits, Prompt, Reply
+from s1jax.runtime.chat_protocol import Prompt, Reply
+from s1jax.runtime.endpoint import Endpoint, EndpointLimits
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.fields import InputPath, check_types
 from s1jax.runtime.files import short_path

@@ -1,10 +1,10 @@
 """The stage duplicates of curation: of rows that ask the same question, one is kept.
 
-A question is the same as another if the texts are equal, if they are equal but for spelling, or if they are nearly equal and have the same
-numbers (`spelling.py`). Two questions with different numbers are different problems, however similar their texts are.
+Two questions are the same if their texts are equal, if they differ only in spelling, or if they are nearly equal and have the same numbers
+(`spelling.py`). Two questions with different numbers are different problems.
 
-The kept row has a trace if one of the copies has, and a reference before it has none. Beyond that it is the row whose hash of all texts is
-smallest. So which row is kept depends on the order of the pool only where all texts are equal; then it is the first.
+A row with a trace is kept before one without, then a row with a reference before one without, then the row whose hash of all texts is
+smaller. So the choice depends on the order of the pool only where all texts are equal. Then the first row is kept.
 
 Near equality is not transitive. Rows are taken in that order, and a row goes if it is nearly equal to a row that is *kept*. So each
 rejected row names a kept row that is really near to it, and no chain of small changes removes a question that differs much from all others.

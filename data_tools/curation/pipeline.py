@@ -28,7 +28,7 @@ from data_tools.curation import (
 )
 from data_tools.curation.config import CurationConfig, StageName
 from data_tools.curation.decontamination import overlap_counts
-from data_tools.curation.publish import check_publish, publish
+from data_tools.curation.publish import OUTPUTS, check_publish, publish
 from data_tools.curation.stage import Result, Rows, Stage, describe, find_result, write_result
 from data_tools.curation.workers import Workers
 from s1jax.runtime.errors import UserError
@@ -87,7 +87,7 @@ def find_results(config: CurationConfig) -> list[Result]:
 def _check_folders(output: Path, work: Path) -> list[str]:
     """Return the name in the output folder that belongs to `work`, if any. Raises UserError if `work` stands where the output will."""
     inside = Path(os.path.relpath(work.resolve(), output.resolve())).parts
-    if not inside or inside[0] == "hub" or (len(inside) == 1 and "." in inside[0] and inside[0] != ".."):
+    if not inside or inside[0] in OUTPUTS:
         raise UserError(f"--work {work} is in the way of the output: give {output / 'work'} or another folder")
     return [] if inside[0] == ".." else [inside[0]]
 

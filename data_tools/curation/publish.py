@@ -47,6 +47,8 @@ COLUMNS = tuple(name for name in TrainingRow.__annotations__ if name in Training
 _SCHEMA = pa.schema([(name, pa.string()) for name in COLUMNS])
 _BATCH, _SHARD = 1000, 20_000  # rows that are written together, and rows of a Parquet file
 _PARTIAL = ".publish.partial"
+OUTPUTS = ("train.jsonl", "validation.jsonl", "rejects.jsonl", "report.json", "funnel.png", "hub")
+"""Names in the output folder."""
 _OURS = re.compile(
     r"(train|validation|rejects)\.jsonl|funnel\.png|hub/(README\.md|funnel\.png|data/(train|validation)-\d+-of-\d+\.parquet)"
 )

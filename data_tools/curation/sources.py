@@ -1,7 +1,7 @@
 """The sixteen sources of s1's pool (arXiv 2501.19393, table 7): datasets on the hub -> rows of a pool.
 
 An entry of the table says where the rows of a source are, which columns are question, reference and domain, and which rows its rule takes.
-Layouts and rules are those of the released code (simplescaling/s1, data/collect_data.py), except:
+Layouts and rules are those of the released code (simplescaling/s1, data/collect_data.py). Three things differ:
 
 - AIME ends in 2021, as in the paper. The released code ends in 2022.
 - A question of OlympiadBench has its context before it, and one of AQuA-RAT its options below it. The released code leaves these out.

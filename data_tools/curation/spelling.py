@@ -1,6 +1,6 @@
 """Questions in a form that ignores how they are spelled, and how similar two of them are.
 
-The form of a question: Unicode NFKC, case folded, all spacing removed, also LaTeX's (`\\,` `\\quad` `~`). Two questions are equal but for
+The form of a question: Unicode NFKC, case folded, all spacing removed, also LaTeX's (`\\,` `\\quad` `~`). Two questions differ only in
 spelling if their forms and their numbers are equal: "1 2" is not "12".
 
 Similarity is the Jaccard index of the sets of runs of five characters (shingles) of two forms. Pairs worth comparing come from MinHash and
@@ -46,7 +46,7 @@ class Spelled:
 
     @property
     def identity(self) -> tuple[str, ...]:
-        """What two questions share if they are equal but for spelling."""
+        """The form and the numbers. Two questions that differ only in spelling share it."""
         return (self.text, *self.numbers)
 
     @cached_property

@@ -4,50 +4,42 @@ The model is one of ours: then its answers are sample rows, as evaluation writes
 rows of `runtime/endpoint.py`. Both files are in the folder `calls` and outlive the stage. So no answered question is asked again if an
 earlier stage changes, or if a run is killed.
 
-The endpoint may fail to answer some rows. They are rejected, and the next run of the same config asks about them again.
+If the endpoint does not answer some questions, the stage ends with an error, and the next run asks about these alone.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import tyro
 
 from data_tools.curation.attempts import NO_REFERENCE, NO_REPLY, NO_ROOM, PartOfPool, choose_part
-from data_tools.curation.quality import stated_answers
+from data_tools.curation.problems import AskedQuestion, prompt_room, write_problems
 from data_tools.curation.stage import Rows, Stage, verdicts
-from s1jax.checkpoint.source import Source, load_tokenizer, resolve_source
-from s1jax.data.chat import ChatFormat
+from s1jax.checkpoint.source import resolve_source
 from s1jax.data.condition import Condition
-from s1jax.data.thinking_format import AUTO
 from s1jax.evaluate.conditions import DecodingConfig, check_num_samples
 from s1jax.evaluate.run import write_samples
 from s1jax.results.samples import row_key
 from s1jax.runtime import jsonl
-from s1jax.runtime.endpoint import Endpoint, EndpointLimits, Failure, Prompt
+from s1jax.runtime.chat_protocol import Prompt
+from s1jax.runtime.endpoint import Endpoint, EndpointLimits, Failure
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.fields import InputPath, check_types
 from s1jax.runtime.lock import Lock
-from s1jax.runtime.precision import DType
 from s1jax.runtime.processes import from_first_process
 from s1jax.runtime.progress import progress
 from s1jax.runtime.sharding import DECODING_MESH, MeshConfig
 
-logger = logging.getLogger("data_tools.curation")
-
 VERSION = 1
-_UNKNOWN = "unknown"
-"""Stands for the answer of a question without one: an evaluation needs some."""
-_ROOM = 64
-"""More tokens than delimiters and the wrap-up need beside question, thinking and answer."""
+_SENT = ("max_thinking_tokens", "max_answer_tokens", "temperature", "top_p", "prompt_suffix", "system_prompt")
+"""Fields of the condition that an endpoint is told. Its limit is both limits together."""
 
 
 @dataclass(frozen=True)
@@ -69,24 +61,11 @@ class TracesConfig:
     """Keep only an answer that agrees with the reference. Otherwise the first answer that ends is kept, right or wrong, as in the paper."""
     num_samples: int = 4
     """Answers per question. The first one that agrees with the reference is kept."""
-    temperature: float = 0.7
-    """Temperature of the answers; 0 is greedy, and needs `num_samples` 1."""
-    max_thinking_tokens: int = 16384
-    """Thinking budget. A trace that reaches it is not kept. The endpoint's limit is this and `max_answer_tokens` together."""
-    max_answer_tokens: int = 2048
-    """Longest answer. One that reaches it is not kept."""
-    num_ignore: int = 0
-    """How many attempts to end thinking are replaced by `ignore_text`. Not with an endpoint."""
-    ignore_text: str = "Wait"
-    """Text that replaces an attempt to end thinking."""
-    thinking_format: str = AUTO
-    """What opens and ends thinking, as in `evaluate.py`. none: the model answers without thinking, and its answer is the trace."""
-    prompt_suffix: str = ""
-    """Text behind each question, after a blank line."""
-    system_prompt: str = ""
-    """System prompt. If empty, the chat template writes its own, or none."""
-    dtype: DType = "bfloat16"
-    """Dtype of weights, cache and compute."""
+    condition: Annotated[Condition, tyro.conf.arg(name="")] = field(
+        default_factory=lambda: Condition(16384, max_answer_tokens=2048, temperature=0.7)
+    )
+    """How the model answers. A trace or an answer that reaches its limit is not kept. Under the thinking format none, the answer is the
+    trace."""
     num_rows: int = 64
     """Largest number of answers that are decoded together."""
     seed: int = 0
@@ -101,34 +80,25 @@ class TracesConfig:
             raise UserError("traces has both a model and an endpoint: give one of them")
         if bool(self.endpoint) != bool(self.endpoint_model):
             raise UserError("traces: endpoint and endpoint_model belong together: give both or neither")
-        if self.endpoint and (self.num_ignore or self.thinking_format != AUTO):
-            raise UserError("traces: num_ignore and thinking_format have no effect with an endpoint: leave them out")
-
-    @property
-    def condition(self) -> Condition:
-        """The condition under which our engine answers."""
-        names = ("max_thinking_tokens", "max_answer_tokens", "num_ignore", "ignore_text", "temperature", "dtype",
-                 "thinking_format", "prompt_suffix", "system_prompt")  # fmt: skip
-        return Condition(**{name: getattr(self, name) for name in names})
+        untold = [
+            f.name for f in fields(Condition) if f.name not in _SENT and f.default != getattr(self.condition, f.name)
+        ]
+        if self.endpoint and untold:
+            raise UserError(f"traces: {untold[0]} has no effect with an endpoint: leave it out")
 
     @property
     def sampling(self) -> dict[str, Any]:
         """The fields of a request to an endpoint."""
-        seed = {"seed": self.seed} if self.temperature else {}
-        return {"temperature": self.temperature, "max_tokens": self.max_thinking_tokens + self.max_answer_tokens} | seed
+        condition = self.condition
+        told: dict[str, Any] = {"temperature": condition.temperature}
+        if condition.top_p < 1:
+            told["top_p"] = condition.top_p
+        told["max_tokens"] = condition.max_thinking_tokens + condition.max_answer_tokens
+        return told | ({"seed": self.seed} if condition.temperature else {})
 
 
-class _Question(NamedTuple):
-    """What a model is asked about a row."""
-
-    problem_id: str
-    """A hash of the question and of the answer that its reference states: an edited reference makes another problem."""
-    question: str
-    answer: str
-
-
-_Asked = dict[int, _Question]
-"""The question of each row that needs a trace and has a reference, by the number of the row."""
+_Asked = dict[int, AskedQuestion]
+"""The question of each row that needs a trace, by the number of the row."""
 
 
 class _Answers(NamedTuple):
@@ -151,15 +121,19 @@ def stage(config: TracesConfig, calls: Path) -> Stage:
     }  # fmt: skip
     if config.model:
         source = resolve_source(config.model, weights=False)
-        if _room(config, source) < 1:
+        if prompt_room(source, config.condition)[0] < 1:
             raise UserError(
-                f"traces: max_thinking_tokens {config.max_thinking_tokens} and max_answer_tokens {config.max_answer_tokens} leave no room "
-                f"for a question in the model's context of {source.model_config().context_length} tokens: lower one of them"
+                f"traces: max_thinking_tokens {config.condition.max_thinking_tokens} and max_answer_tokens "
+                f"{config.condition.max_answer_tokens} leave no room for a question in the model's context of "
+                f"{source.model_config().context_length} tokens: lower one of them"
             )
         models = {"model": source.fingerprint, "tokenizer": source.tokenizer_fingerprint}
-        settings |= models | {"condition": asdict(config.condition), "seed": config.seed if config.temperature else 0}
+        settings |= models | {
+            "condition": asdict(config.condition),
+            "seed": config.seed if config.condition.temperature else 0,
+        }
     elif config.endpoint:
-        texts = {"prompt_suffix": config.prompt_suffix, "system_prompt": config.system_prompt}
+        texts = {name: getattr(config.condition, name) for name in ("prompt_suffix", "system_prompt")}
         settings |= {"model": config.endpoint_model, "sampling": config.sampling} | texts
     else:
         raise UserError("the stage traces needs --traces.model or --traces.endpoint. Or leave the stage out")
@@ -167,24 +141,22 @@ def stage(config: TracesConfig, calls: Path) -> Stage:
 
 
 def _run(config: TracesConfig, calls: Path, rows: Rows) -> Iterable[pa.Table]:
-    needy = _needy(config, rows)
-    if not any(needy):
+    to_ask = _rows_to_ask(config, rows)
+    if not any(to_ask):
         # Without `thinking` and `answer`, those of the stages before count.
         return (_untouched(rows.part(i, ())) for i in range(rows.num_parts))
-    asked, faults = _questions(config, rows, needy)
+    asked, faults = _questions(config, rows, to_ask)
     ask = _ask_endpoint if config.endpoint else _ask_engine
     answers = ask(config, calls, asked) if asked else _Answers(calls, {}, {})
-    return _verdicts(config, rows, needy, answers._replace(faults=answers.faults | faults))
+    return _verdicts(config, rows, to_ask, answers._replace(faults=answers.faults | faults))
 
 
 def _untouched(rows: pa.Table) -> pa.Table:
     return verdicts(rows, [None] * len(rows), correct=pa.nulls(len(rows), pa.bool_()))
 
 
-def _needy(config: TracesConfig, rows: Rows) -> list[list[int]]:
+def _rows_to_ask(config: TracesConfig, rows: Rows) -> list[list[int]]:
     """Return the numbers of the rows that need a trace, for each part."""
-    if not (config.model or config.endpoint):
-        return [[] for _ in range(rows.num_parts)]
     parts = (rows.part(i, ("thinking",)) for i in range(rows.num_parts))
     if config.replace:
         return [part["row"].to_pylist() for part in parts]
@@ -192,58 +164,34 @@ def _needy(config: TracesConfig, rows: Rows) -> list[list[int]]:
 
 
 def _questions(
-    config: TracesConfig, rows: Rows, needy: list[list[int]]
+    config: TracesConfig, rows: Rows, to_ask: list[list[int]]
 ) -> tuple[_Asked, dict[int, tuple[str, str | None]]]:
     """Return the questions to ask, and reason and detail of the rows that cannot be asked about."""
-    misfit = _misfit(config)
+    room, length = (
+        prompt_room(resolve_source(config.model, weights=False), config.condition) if config.model else (0, None)
+    )
     asked: _Asked = {}
     faults: dict[int, tuple[str, str | None]] = {}
-    for index, numbers in enumerate(needy):
+    for index, numbers in enumerate(to_ask):
         wanted = set(numbers)
-        for row in rows.part(index, ("id", "question", "reference")).to_pylist() if wanted else ():
+        for row in rows.part(index, ("question", "reference")).to_pylist() if wanted else ():
             if row["row"] not in wanted:
                 continue
-            # Several readings: the last one is the answer of the problem. The choice among attempts knows them all.
-            stated = [answer for answer in stated_answers(row["reference"]) if answer.strip()]
-            if not stated and not config.verify:
-                stated = [_UNKNOWN]
-            if not stated:
+            question = AskedQuestion.of(row["question"], row["reference"])
+            if config.verify and not question.has_gold:
                 faults[row["row"]] = NO_REFERENCE, None
-            elif (detail := misfit(row["question"])) is not None:
-                faults[row["row"]] = NO_ROOM, detail
+            elif length is not None and (num_tokens := length(question.question)) > room:
+                faults[row["row"]] = NO_ROOM, f"{num_tokens} tokens, and there is room for {room}"
             else:
-                content = json.dumps([row["id"], stated[-1]])
-                problem_id = hashlib.sha256(content.encode()).hexdigest()[:16]
-                asked[row["row"]] = _Question(problem_id, row["question"], stated[-1])
+                asked[row["row"]] = question
     return asked, faults
-
-
-def _misfit(config: TracesConfig) -> Callable[[str], str | None]:
-    """Return a function that says why our model has no room for a question; it returns None for others, and for all with an endpoint."""
-    if not config.model:
-        return lambda question: None
-    source = resolve_source(config.model, weights=False)
-    chat = ChatFormat.of(load_tokenizer(source), config.thinking_format, config.system_prompt, config.prompt_suffix)
-    room = _room(config, source)
-
-    def misfit(question: str) -> str | None:
-        length = len(chat.encode_chat(question))
-        return f"{length} tokens, and there is room for {room}" if length > room else None
-
-    return misfit
-
-
-def _room(config: TracesConfig, source: Source) -> int:
-    """Return the longest prompt, in tokens, for which our model has room."""
-    return source.model_config().context_length - config.max_thinking_tokens - config.max_answer_tokens - _ROOM
 
 
 def _ask_engine(config: TracesConfig, calls: Path, asked: _Asked) -> _Answers:
     """Let our engine answer what its file of sample rows lacks."""
     problems = {question.problem_id: question for question in asked.values()}
     benchmark = calls / "traces-problems.jsonl"
-    lines = [dict(id=q.problem_id, question=q.question, answer=q.answer) for q in problems.values()]
-    from_first_process(lambda: jsonl.write(benchmark, lines))
+    from_first_process(lambda: write_problems(benchmark, problems.values()))
     decoding = DecodingConfig(
         model=config.model,
         benchmark=str(benchmark),
@@ -271,8 +219,9 @@ def _ask_endpoint(config: TracesConfig, calls: Path, asked: _Asked) -> _Answers:
 
 def _ask_all(config: TracesConfig, file: Path, asked: _Asked) -> _Answers:
     def prompt(question: str, sample: int) -> Prompt:
-        text = f"{question.rstrip()}\n\n{config.prompt_suffix}" if config.prompt_suffix else question
-        return Prompt(text, config.system_prompt, sample)
+        suffix = config.condition.prompt_suffix
+        text = f"{question.rstrip()}\n\n{suffix}" if suffix else question
+        return Prompt(text, config.condition.system_prompt, sample)
 
     questions = list(dict.fromkeys(question.question for question in asked.values()))
     prompts: Iterator[Prompt] = (prompt(question, i) for question in questions for i in range(config.num_samples))
@@ -301,7 +250,7 @@ def _ask_all(config: TracesConfig, file: Path, asked: _Asked) -> _Answers:
     return _Answers(file, places, faults)
 
 
-def _verdicts(config: TracesConfig, rows: Rows, needy: list[list[int]], answers: _Answers) -> Iterator[pa.Table]:
+def _verdicts(config: TracesConfig, rows: Rows, to_ask: list[list[int]], answers: _Answers) -> Iterator[pa.Table]:
     """Yield the verdicts on each part. Worker processes read the attempts and grade them."""
     parts = [
         PartOfPool(
@@ -309,6 +258,6 @@ def _verdicts(config: TracesConfig, rows: Rows, needy: list[list[int]], answers:
             places={number: answers.places.get(number, []) for number in numbers},
             faults={number: answers.faults[number] for number in numbers if number in answers.faults},
         )
-        for index, numbers in enumerate(needy)
+        for index, numbers in enumerate(to_ask)
     ]
     yield from rows.workers.map(partial(choose_part, answers.file, bool(config.endpoint), config.verify), parts)

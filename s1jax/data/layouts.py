@@ -228,7 +228,7 @@ def _from_turns(name: str, turns: Any) -> Parts:
 def _read_turns(name: str, turns: Any, *others: tuple[str, ...]) -> tuple[str, dict[str, Any], bool]:
     """Return the question of a list of turns, the turn that answers it, and whether there is a system prompt.
 
-    `others` are orders of speakers that are allowed besides a question and its answer. Without an answer its turn is empty.
+    `others` are further orders of speakers that are allowed. If no turn answers the question, the returned turn is empty.
     """
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise UserError(f"{name} is not a list of turns")

@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from s1jax.runtime.endpoint import Endpoint, EndpointLimits, Failure, Prompt
+from s1jax.runtime.chat_protocol import Prompt
+from s1jax.runtime.endpoint import Endpoint, EndpointLimits, Failure
 
 _PROMPT = """Two students answered the same question. Decide whether their final answers are the same.
 
@@ -28,16 +29,16 @@ Answers are the same if they have the same value or the same meaning, however th
 short reason. Then write a last line that is Yes if the answers are the same, and No if they are not."""
 MAX_LENGTH = 1000
 """Characters of an answer above which the judge is not asked: such a text is no final answer."""
-_LIMITS = EndpointLimits(timeout_seconds=120, max_tries=4)
+JUDGE_LIMITS = EndpointLimits(timeout_seconds=120, max_tries=4)
 
 
 class Judge:
     """Context manager that asks a judge. May be used from several threads. The caller holds the lock of its file."""
 
-    def __init__(self, url: str, model: str, cache: Path):
+    def __init__(self, url: str, model: str, cache: Path, limits: EndpointLimits = JUDGE_LIMITS):
         """`url` is the address before `/chat/completions`. A key in `OPENAI_API_KEY` is sent along. Raises UserError for no address."""
         self.model = model
-        self._endpoint = Endpoint(url, model, cache, _LIMITS, {"temperature": 0}, role="judge")
+        self._endpoint = Endpoint(url, model, cache, limits, {"temperature": 0}, role="judge")
 
     def __enter__(self) -> Judge:
         """Raise UserError if the file holds anything but replies."""

@@ -24,13 +24,14 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from s1jax.runtime import jsonl
+from s1jax.runtime.chat_protocol import Prompt, Reply, error_message, messages_of, read_reply
 from s1jax.runtime.errors import UserError
 from s1jax.runtime.fields import check_types
 from s1jax.runtime.terminal import shortened
@@ -75,31 +76,6 @@ class EndpointLimits:
                 raise UserError(f"{name} is {value}; it must be {least} or more")
         if not 0 < self.timeout_seconds < math.inf:
             raise UserError(f"timeout_seconds is {self.timeout_seconds}; it must be above 0")
-
-
-class Prompt(NamedTuple):
-    """One call."""
-
-    text: str
-    system: str = ""
-    """System prompt; "" for none."""
-    sample: int = 0
-    """Index of the sample. Calls that differ only in it have replies of their own."""
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What a model answered."""
-
-    text: str
-    reasoning: str
-    """Its thinking: a part of the message of its own, or what stands in `<think>` tags; "" if there is none."""
-    finish_reason: str
-    """What ended the reply: "stop", "length" or another word of the server; "" if it does not say."""
-    prompt_tokens: int
-    """Tokens of the prompt; 0 if the server does not say."""
-    completion_tokens: int
-    """Tokens of thinking and text; 0 if the server does not say."""
 
 
 @dataclass(frozen=True)
@@ -239,7 +215,7 @@ class Endpoint:
         """Return what identifies a call: its key, and the columns that are known before the reply."""
         seed = self.sampling.get("seed")
         sampling = self.sampling if seed is None else self.sampling | {"seed": seed + prompt.sample}
-        row = dict(model=self.model, messages=_messages(prompt), sampling=sampling, sample=prompt.sample)
+        row = dict(model=self.model, messages=messages_of(prompt), sampling=sampling, sample=prompt.sample)
         return hashlib.sha256(json.dumps(list(row.values()), sort_keys=True).encode()).digest()[:16], row
 
     def _index(self) -> None:
@@ -291,7 +267,7 @@ class Endpoint:
             return self._read(response.http_response.content), 0
         except openai.APIStatusError as error:
             code = error.status_code
-            why = self._shown(f"HTTP {code} {error.response.reason_phrase}{_message(error.body)}")
+            why = self._shown(f"HTTP {code} {error.response.reason_phrase}{error_message(error.body)}")
             if code in _REFUSED:
                 return Failure(why, "refused"), 0
             if code in _AWAY or code >= 500:
@@ -306,30 +282,23 @@ class Endpoint:
         raise self.error(why)
 
     def _read(self, body: bytes) -> Reply | Failure:
-        """Return the reply in a body of the protocol."""
-        value = jsonl.value_of(body)
-        try:
-            choice, usage = value["choices"][0], value.get("usage") or {}
-            message, finish_reason = choice["message"], choice.get("finish_reason") or ""
-            text = message.get("content") or ""
-            reasoning = message.get("reasoning_content") or message.get("reasoning") or ""
-            tokens = [usage.get(name) or 0 for name in ("prompt_tokens", "completion_tokens")]
-            is_reply = all(isinstance(part, str) for part in (text, reasoning, finish_reason))
-            is_reply = is_reply and all(isinstance(count, int) for count in tokens)
-        except (KeyError, IndexError, TypeError, AttributeError):
-            is_reply = False
-        if not is_reply:
+        """Return the reply in a body, or what is wrong with it."""
+        reply = read_reply(body)
+        if reply is None:
             return Failure("its reply is not one of the OpenAI protocol for chats", "unusable")
         with self._lock:
-            self._input_tokens += tokens[0]
-            self._output_tokens += tokens[1]
-        if not reasoning:
-            text, reasoning = _split_thinking(text)
+            self._input_tokens += reply.prompt_tokens
+            self._output_tokens += reply.completion_tokens
         # A reply that the limit cut before its first visible word would be cut again.
-        if not (text.strip() or reasoning.strip() or finish_reason == "length"):
+        if not (reply.text.strip() or reply.reasoning.strip() or reply.finish_reason == "length"):
             return Failure("its reply is empty", "empty")
-        text, reasoning, finish_reason = map(self._without_key, (text, reasoning, finish_reason))
-        return Reply(text, reasoning, finish_reason, *tokens)
+        clean = self._without_key
+        return replace(
+            reply,
+            text=clean(reply.text),
+            reasoning=clean(reply.reasoning),
+            finish_reason=clean(reply.finish_reason),
+        )
 
     def _without_key(self, text: str) -> str:
         # A short key is no secret but a placeholder, such as EMPTY, and may be a word of the text.
@@ -355,13 +324,6 @@ def _is_address(url: str) -> bool:
     return parts.scheme in ("http", "https") and has_host and url.isprintable() and " " not in url
 
 
-def _messages(prompt: Prompt) -> list[dict[str, str]]:
-    parts = [("system", prompt.system)] if prompt.system else []
-    parts.append(("user", prompt.text))
-    # Half a character (a lone surrogate) cannot be sent: a question mark takes its place.
-    return [{"role": role, "content": text.encode(errors="replace").decode()} for role, text in parts]
-
-
 def _is_row(row: Any) -> bool:
     fields = {name: str for name in ("text", "reasoning", "finish_reason")} | dict(
         prompt_tokens=int, completion_tokens=int
@@ -380,12 +342,6 @@ def _has(row: Any, fields: Mapping[str, type]) -> bool:
     return all(isinstance(row[name], kind) for name, kind in fields.items())
 
 
-def _message(body: object) -> str:
-    """Return what a server says about an error, with a colon before it; "" if it says nothing."""
-    message = body.get("message") if isinstance(body, dict) else None
-    return f": {' '.join(message.split())}" if isinstance(message, str) and message.strip() else ""
-
-
 def _retry_after(header: str | None) -> float:
     """Return the seconds of a header `Retry-After`, which holds a number or a date; 0 without one."""
     seconds = 0.0
@@ -396,11 +352,3 @@ def _retry_after(header: str | None) -> float:
             with contextlib.suppress(ValueError):
                 seconds = parsedate_to_datetime(header).timestamp() - time.time()
     return min(seconds, _LONGEST_PAUSE) if seconds > 0 else 0
-
-
-def _split_thinking(text: str) -> tuple[str, str]:
-    """Return answer and thinking of a text with `<think>` tags. The chat template may have written the first tag already."""
-    if not (text.lstrip().startswith("<think>") or "</think>" in text):
-        return text, ""
-    thinking, _, answer = text.partition("</think>")
-    return answer.strip(), thinking.lstrip().removeprefix("<think>").strip()

@@ -153,7 +153,7 @@ def test_the_kept_rows_do_not_depend_on_the_order_of_the_pool(tmp_path, seed):
     def kept(rows):
         return {row["id"] for row, v in zip(rows, verdicts(tmp_path, rows), strict=True) if v["reason"] is None}
 
-    # Rows that are equal but for their ids may stand for each other.
+    # Rows that differ only in their ids may stand for each other.
     content = {row["id"]: tuple(row.get(k, "") for k in ("question", "thinking", "source")) for row in rows}
     assert {content[i] for i in kept(rows)} == {content[i] for i in kept(shuffled)}
 

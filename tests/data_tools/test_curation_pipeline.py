@@ -77,8 +77,8 @@ def test_the_fate_of_each_row_is_told(config):
     (chosen, *_), _ = read_rows(str(out / "train.jsonl"))
     assert "chosen" in explain(results, chosen["id"]).splitlines()[-1]
     for _, row in jsonl.read(out / "rejects.jsonl"):
-        told = explain(results, f"{row['file']}:{row['line']}")
-        assert row["stage"] in told and row["reason"] in told
+        text = explain(results, f"{row['file']}:{row['line']}")
+        assert row["stage"] in text and row["reason"] in text
     results = find_results(replace(config, selection=replace(config.selection, seed=1)))
     assert explain(results, chosen["id"]).endswith("kept by every stage so far")
     rows = replace(config.collect, max_characters=5)
@@ -214,7 +214,7 @@ def test_a_work_folder_in_the_place_of_the_output_is_refused_before_any_stage(co
 def test_a_work_folder_may_lie_deep_in_the_output_however_it_is_spelt(config, tmp_path, monkeypatch):
     config = replace(config, lengths=replace(config.lengths, tokenizer=str(BASE)))
     monkeypatch.chdir(tmp_path)
-    for output, work in (("one", str(tmp_path / "one" / "work")), ("two", "two/a/work")):
+    for output, work in (("one", str(tmp_path / "one" / "work")), ("two", "two/a/work"), ("three", "three/v1.2")):
         out = curate(replace(config, output=output, work=work))
         assert curate(replace(config, output=output, work=work)) == out
 

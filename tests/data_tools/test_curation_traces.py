@@ -10,6 +10,7 @@ import pytest
 from data_tools.curation.attempts import attempt_of_sample, choose
 from data_tools.curation.traces import TracesConfig, stage
 from data_tools.curation.workers import Workers
+from s1jax.data.condition import Condition
 from s1jax.results.samples import read_samples
 from s1jax.runtime.endpoint import EndpointLimits
 from s1jax.runtime.errors import UserError
@@ -29,8 +30,13 @@ def solve(body):
     return str(2 * int(body["messages"][-1]["content"].split()[0]))
 
 
-def config_for(server, **changes):
-    return TracesConfig(endpoint=server.url, endpoint_model="m", limits=QUICK, temperature=1.0, **changes)
+def condition_of(**changes):
+    return Condition(**dict(max_thinking_tokens=16384, max_answer_tokens=2048, temperature=1.0) | changes)
+
+
+def config_for(server, condition=None, **changes):
+    condition = condition or condition_of()
+    return TracesConfig(endpoint=server.url, endpoint_model="m", limits=QUICK, condition=condition, **changes)
 
 
 def calls_of(server):
@@ -90,7 +96,9 @@ def test_the_first_sample_that_agrees_is_kept(serve, tmp_path):
 
 def test_a_request_holds_prompts_limits_and_the_seed_of_its_sample(serve, tmp_path):
     server = serve(solve)
-    config = config_for(server, num_samples=2, seed=5, prompt_suffix="Box it.", system_prompt="Be brief.")
+    config = config_for(
+        server, condition_of(prompt_suffix="Box it.", system_prompt="Be brief.", top_p=0.9), num_samples=2, seed=5
+    )
     _, (verdict,) = run(config, sums(2)[1:], tmp_path)
     assert (verdict["thinking"], verdict["answer"]) == ("2", "Final Answer: 2")
     bodies = sorted((body for *_, body in server.requests), key=lambda body: body["seed"])
@@ -99,7 +107,8 @@ def test_a_request_holds_prompts_limits_and_the_seed_of_its_sample(serve, tmp_pa
         {"role": "user", "content": "1 + 1?\n\nBox it."},
     ]
     assert bodies == [
-        dict(model="m", messages=messages, temperature=1.0, max_tokens=16384 + 2048, seed=seed) for seed in (5, 6)
+        dict(model="m", messages=messages, temperature=1.0, top_p=0.9, max_tokens=16384 + 2048, seed=seed)
+        for seed in (5, 6)
     ]
 
 
@@ -163,17 +172,23 @@ def test_a_wrong_address_stops_with_one_error_and_leaves_no_result(tmp_path):
 
 def test_the_key_of_a_result_depends_on_what_can_change_it_alone(tmp_path):
     def key(**changes):
-        defaults = dict(endpoint="http://a", endpoint_model="m")
+        defaults = dict(endpoint="http://a", endpoint_model="m", condition=condition_of())
         return stage(TracesConfig(**defaults | changes), tmp_path).key("")
 
     base = key()
     mesh = MeshConfig(data=1)
     assert {key(endpoint="http://b"), key(limits=QUICK), key(num_rows=1), key(mesh=mesh)} == {base}
     changed = [
-        dict(endpoint_model="n"), dict(replace=True), dict(num_samples=2), dict(temperature=0.1), dict(seed=1),
-        dict(max_thinking_tokens=5), dict(prompt_suffix="x"), dict(system_prompt="x"),
+        dict(endpoint_model="n"), dict(replace=True), dict(num_samples=2), dict(seed=1),
+        *(
+            dict(condition=condition_of(**{name: value}))
+            for name, value in dict(
+                temperature=0.1, max_thinking_tokens=5, top_p=0.5, prompt_suffix="x", system_prompt="x"
+            ).items()
+        ),
         dict(verify=False),
-        dict(endpoint="", endpoint_model="", model=str(BASE), max_thinking_tokens=8, max_answer_tokens=8),
+        dict(endpoint="", endpoint_model="", model=str(BASE),
+             condition=condition_of(max_thinking_tokens=8, max_answer_tokens=8)),
     ]  # fmt: skip
     assert len({base, *(key(**changes) for changes in changed)}) == 1 + len(changed)
 
@@ -183,9 +198,11 @@ def test_the_key_of_a_result_depends_on_what_can_change_it_alone(tmp_path):
     [
         (dict(model="a", endpoint="http://b", endpoint_model="m"), "both a model and an endpoint"),
         (dict(endpoint="http://b"), "belong together"),
-        (dict(endpoint="http://b", endpoint_model="m", num_ignore=1), "have no effect with an endpoint"),
-        (dict(temperature=0.0), "num_samples 4 at temperature 0"),
-        (dict(max_answer_tokens=0), "max_answer_tokens is 0"),
+        (
+            dict(endpoint="http://b", endpoint_model="m", condition=condition_of(num_ignore=1)),
+            "num_ignore has no effect with an endpoint",
+        ),
+        (dict(condition=condition_of(temperature=0.0)), "num_samples 4 at temperature 0"),
         (dict(num_samples=0), "num_samples is 0"),
     ],
 )
@@ -201,23 +218,34 @@ def test_the_stage_needs_a_model_or_an_endpoint(tmp_path):
 
 def test_a_budget_that_leaves_no_room_for_a_question_is_refused(tmp_path):
     with pytest.raises(UserError, match="leave no room for a question in the model's context of 1024 tokens"):
-        stage(TracesConfig(model=str(BASE), max_thinking_tokens=1000, max_answer_tokens=16), tmp_path)
+        stage(
+            TracesConfig(model=str(BASE), condition=condition_of(max_thinking_tokens=1000, max_answer_tokens=16)),
+            tmp_path,
+        )
 
 
 ENGINE = TracesConfig(
-    model=str(BASE), temperature=0.7, max_thinking_tokens=48, max_answer_tokens=16, dtype="float32", num_rows=8
+    model=str(BASE),
+    condition=Condition(48, max_answer_tokens=16, temperature=1e-4, dtype="float32"),  # nearly greedy
+    num_rows=8,
 )
 
 
 def story_rows():
-    """Rows without a trace. The base model, which has not learned to think, solves two of them by chance: the last and the third."""
-    rows = rows_of(64, num_steps=1)
-    return [row | {"thinking": "", "answer": ""} for row in (*rows[19:25], rows[45])]
+    """Seven rows without a trace."""
+    return [row | {"thinking": "", "answer": ""} for row in rows_of(7, num_steps=1)]
 
 
 @pytest.mark.integration
 def test_our_engine_s_first_sample_that_agrees_is_kept(tmp_path, grader):
     rows = story_rows()
+    _, written = run(replace(ENGINE, num_samples=1, verify=False), rows, tmp_path / "before")
+    assert sum(verdict["reason"] is None for verdict in written) > 3, "most answers end in time"
+    # The model has not learned to think. The references of the first rows become what it answers, right or wrong.
+    rows[:4] = [
+        row | {"reference": verdict["answer"] or row["reference"]}
+        for row, verdict in zip(rows[:4], written, strict=False)
+    ]
     rows += [
         rows[0] | {"question": "How much? " * 500},
         rows[0] | {"question": "How much?", "reference": ""},
@@ -233,9 +261,10 @@ def test_our_engine_s_first_sample_that_agrees_is_kept(tmp_path, grader):
         chosen, reason, detail = choose(map(attempt_of_sample, mine), row["reference"], grader)
         assert (verdict["reason"], verdict["detail"]) == (reason, detail)
         assert chosen is None or (verdict["thinking"], verdict["answer"]) == chosen[:2]
-    assert 0 < Counter(verdict["reason"] for verdict in verdicts[:7])[None] < 7
+    solved = [verdict["correct"] for verdict in verdicts[:4] if verdict["reason"] is None]
+    assert solved == [True] * sum(verdict["reason"] is None for verdict in written[:4]) and solved
     long, unknown, kept = verdicts[7:]
-    assert long["reason"] == "the question is too long for the model" and "room for 896" in long["detail"]
+    assert long["reason"] == "the question is too long for the model" and "there is room for 8" in long["detail"]
     assert unknown["reason"] == "no reference to verify traces against"
     assert (kept["reason"], kept["thinking"], kept["correct"]) == (None, "Mine.", None)
 

@@ -8,7 +8,7 @@ import pytest
 from s1jax.evaluate.problems import read_problems
 from s1jax.evaluate.regrade import RegradeConfig, regrade
 from s1jax.results.samples import read_samples
-from s1jax.runtime.endpoint import Reply
+from s1jax.runtime.chat_protocol import Reply
 from tests.support.samples import sample
 
 

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from s1jax.runtime.endpoint import Endpoint, EndpointLimits, Failure, Prompt, Reply
+from s1jax.runtime.chat_protocol import Prompt, Reply
+from s1jax.runtime.endpoint import Endpoint, EndpointLimits, Failure
 from s1jax.runtime.errors import UserError
 
 QUICK = EndpointLimits(max_concurrent=4, timeout_seconds=5, max_tries=3)
