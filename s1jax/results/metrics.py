@@ -75,8 +75,8 @@ def thinking_curve(rows: Sequence[SampleRow]) -> list[Point]:
 
     A point has `n` samples of `num_problems` problems (`problem_set` is a hash of their ids), `accuracy` with its interval
     (`accuracy_low`, `accuracy_high`), `mean_thinking_tokens`, and numbers of samples: those whose thinking reached the budget
-    (`num_budget_ended`) or went past it (`num_over_budget`), whose answer was cut by its limit (`num_cut`), in which no answer was found
-    (`num_not_found`), and whose comparison with the gold answer took too long (`num_timed_out`).
+    (`num_budget_ended`) or went past it (`num_over_budget`), whose answer was cut by its limit (`num_cut`), whose
+    answer could not be found in its text (`num_not_found`), and whose comparison with the gold answer took too long (`num_timed_out`).
 
     Rejection sampling adds `mean_tries`, `mean_rejected_tokens` and `num_rejected`, the samples of which every trace was too long.
     Step-conditional control adds `mean_steps`, `num_steps_over` (samples with more steps than were asked for) and `num_without_steps`.
@@ -93,7 +93,8 @@ def thinking_curve(rows: Sequence[SampleRow]) -> list[Point]:
         point["num_budget_ended"] = sum(map(is_forced, samples))
         point["num_over_budget"] = sum(is_forced(row) and row["num_thinking_tokens"] > budget for row in samples)
         point["num_cut"] = sum(row["finish_reason"] == "length" for row in samples)
-        point["num_not_found"] = sum(row["extracted"] is None for row in samples)
+        answered = [row for row in samples if row["finish_reason"] != "rejected"]
+        point["num_not_found"] = sum(row["extracted"] is None for row in answered)
         point["num_timed_out"] = sum(row["verdict"] == "timed_out" for row in samples)
         if setting["method"] == "rejection_sampling":
             point["mean_tries"] = statistics.fmean(row["num_tries"] for row in samples)

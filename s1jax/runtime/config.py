@@ -194,5 +194,5 @@ def _as_one_line(text: str, argv: Sequence[str], options: Mapping[str, Any]) -> 
     unknown = [name for argument in argv if argument.startswith("--") and (name := _name(argument)) not in options]
     now = [short for name in unknown if "." in name and (short := f"--{name.rpartition('.')[2]}") in options]
     parts[1:1] = [f"use {', '.join(now)}"] if now else []
-    parts[0] = re.sub(r"^Error parsing \w+: ", "", parts[0])  # the class of a config
+    parts[0] = re.sub(r"^Error parsing [\w.]+: ", "", parts[0])  # the class of a config
     return "; ".join(parts)

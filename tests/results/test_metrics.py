@@ -184,3 +184,10 @@ def test_a_point_without_thinking_has_no_doubling():
     rows = [sample(max_thinking_tokens=n, num_thinking_tokens=n, correct=n > 4, extracted="1") for n in (0, 4, 8)]
     (summary,) = summarise_curves(rows)
     assert summary["scaling_per_doubling"] == 1
+
+
+def test_a_rejected_sample_is_no_answer_that_was_not_found():
+    rows = [sample(problem_id=f"p{i}", extracted=None, correct=False, method="rejection_sampling") for i in range(3)]
+    rows = [row | {"finish_reason": "rejected" if i else "stop", "num_tries": 2} for i, row in enumerate(rows)]
+    (point,) = thinking_curve(rows)
+    assert (point["num_not_found"], point["num_rejected"]) == (1, 2)
