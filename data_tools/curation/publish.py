@@ -7,8 +7,9 @@ The folder OUT holds
 - report.json and funnel.png: counts, token lengths, settings, and the sha256 of each other file
 - hub/: the same rows as Parquet, with a dataset card
 
-Invariants: the files are a function of the rows and the config, byte for byte. Only files that a curation wrote, and nobody changed since,
-are replaced. If a run is killed while it replaces them, report.json says so, and the next run finishes the work.
+Invariants: the files are a function of the rows, the config and the versions that report.json names, byte for byte. A file is replaced only
+if a curation wrote it and nobody changed it since. If a run is killed while it replaces files, report.json says so, and the next run
+finishes the work.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ A result is a folder `NAME-KEY`: one Parquet file per part, and `stage.json` wit
 and settings, and of the key of the stage before. So a stage that would give the same result again is not run, and configs that begin with
 the same stages share their results.
 
-Invariant: a stage reads nothing but its rows and its settings, so that its result is a function of these.
+Invariant: the result of a stage is a function of its rows and its settings. A stage that asks a model also keeps a file of answers, so that
+no question is asked twice.
 """
 
 from __future__ import annotations
