@@ -1,6 +1,7 @@
 """The report of a curation: results of its stages -> counts, token lengths and settings as one JSON object, and the dataset's card.
 
-Invariant: the report is a function of the results, the config and the versions of packages. It holds no date, no duration and no name of a machine.
+Invariant: the report is a function of the results, the config and the versions of packages. It holds no date, no duration and
+no name of a machine.
 """
 
 from __future__ import annotations
@@ -116,7 +117,13 @@ def report_tables(report: Mapping[str, Any]) -> list[Table]:
     tables.append(_cut("Rows of each source after each stage", ("source", *stages), cells))
     if report["contamination"]:
         found = [(row["source"], row["heldout"], f"{row['num_rows']:,}") for row in report["contamination"]]
-        tables.append(_cut("Rows that share text with a held-out set, each counted for one set", ("source", "held-out set", "rows"), found))
+        tables.append(
+            _cut(
+                "Rows that share text with a held-out set, each counted for one set",
+                ("source", "held-out set", "rows"),
+                found,
+            )
+        )
     if lengths := report["thinking_tokens"]:
         header = ("tokens per trace", "rows", "total", "mean", *(f"p{name}" for name in _PERCENTILES))
         cells = [_length_cells("all", lengths["all"])]
