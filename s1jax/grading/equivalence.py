@@ -204,7 +204,10 @@ def _compare_values(ours: str, theirs: str, algebra: Algebra) -> bool | None:
     if first and second:
         is_alike = first[0] == second[0] and len(first[1]) == len(second[1])
         return is_alike and _all(_compare_values(a, b, algebra) for a, b in zip(first[1], second[1], strict=True))
-    if is_set[0] != is_set[1] or _is_equation(ours) != _is_equation(theirs):
+    chain, value = (ours, theirs) if _is_equation(ours) else (theirs, ours)
+    if _is_equation(chain) and not _is_equation(value):  # 12+3=15 equals 15, since each of its sides does
+        return _all(_compare_values(side, value, algebra) for side in split_outside(chain, "=") or ())
+    if is_set[0] != is_set[1]:
         return False
     if any(_LITERAL.search(text) or (is_prose(text) and len(text) > 3) for text in (ours, theirs)):
         return False

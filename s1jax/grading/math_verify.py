@@ -40,7 +40,9 @@ def equal_expressions(ours: str, theirs: str) -> bool:
 
 def _parse(text: str, is_real: bool | None) -> sympy.Basic:
     text = normalize_latex(text, _NORMALISATION)
-    return latex2sympy(text, is_real=is_real, normalization_config=None, conversion_config=_CONVERSION)
+    value = latex2sympy(text, is_real=is_real, normalization_config=None, conversion_config=_CONVERSION)
+    # The parser takes the imaginary unit for a variable.
+    return value.subs({symbol: sympy.I for symbol in value.free_symbols if symbol.name == "i"})
 
 
 def _depth(text: str) -> int:

@@ -72,6 +72,13 @@ _UNITS = {
     for spelling in line.split()
 }
 _FACTORS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
+# "18 eggs": any other words in lowercase behind a number name what it counts, except those that may change its value.
+_COUNTED = re.compile(r"(\\?\$?[0-9][0-9.,]*) ([a-z]{3,}(?: [a-z]{3,}){0,2})")
+_CHANGES_VALUE = re.compile(
+    r"\b(?:and|or|not|plus|minus|times|over|divided|more|less|fewer|than|squared|cubed|factorial|degrees?|base|mod|modulo|remainder|"
+    r"root|sqrt|infinity|negative|hundreds?|thousands?|dozens?|scores?|pairs?|halves|half|thirds?|quarters?|doubles?|triples?|"
+    r"[a-z]+illions?|[a-z]+ths?|[a-z]+(?:teen|ty)|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve)\b"
+)
 
 Units = frozenset[tuple[str, int]]
 """Units, each with its power: metres per second squared are (m, 1) and (s, -2)."""
@@ -144,6 +151,7 @@ _AND = re.compile(
 )
 _WORDS = re.compile(r"[A-Za-z][A-Za-z'-]+(?: +[A-Za-z'-]+)*")
 _SPACED_THOUSANDS = re.compile(r"([+-]?[0-9]{1,3}(?: [0-9]{3})+)(\.[0-9]+| [0-9]{1,2} */ *[0-9]+)?")
+_ORDINAL = re.compile(r"(?<=[0-9])\^?\{?(?:st|nd|rd|th)\}?$")
 _TIME = re.compile(r"([0-9]{1,2}:[0-9]{2}) ?([ap])\.?m\.?", re.IGNORECASE)
 # Not a space that ends a command (`\pi r`), nor one between two digits, nor one that tells the list "32, 349" from the number 32,349.
 _IDLE_SPACE = re.compile(r"(\\[A-Za-z]+ (?=[A-Za-z]))| (?![0-9])|(?<![0-9,]) |(?<=,) (?![0-9]{3}(?![0-9]))")
@@ -179,6 +187,9 @@ def normalise(answer: str, one_letter: bool = False) -> tuple[str, Units]:
         text, units = _split_units(text, _BARE_UNITS, one_letter=False)
     if not units and one_letter:
         text, units = _split_units(text, _SPACED_UNITS, one_letter=True)
+    if not units and (counted := _COUNTED.fullmatch(text)) and not _CHANGES_VALUE.search(counted[2]):
+        text, units = counted[1], frozenset({(counted[2].removesuffix("s"), 1)})
+    text = _ORDINAL.sub("", text)
     units |= marks
     text = _BARE_COMMANDS.sub(_command, text)
     if is_prose(text):  # case means nothing in prose (a single letter is a variable or a choice)
@@ -255,6 +266,7 @@ _WHOLE = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)"
 _NUMBER = re.compile(
     rf"(?P<sign>[+-]?)(?:(?P<whole>{_WHOLE})?\\frac\{{(?P<top>[+-]?{_DECIMAL})\}}\{{(?P<bottom>[+-]?{_DECIMAL})\}}"
     rf"|(?P<over>{_DECIMAL})/(?P<under>{_DECIMAL})"
+    r"|(?P<start>[0-9]*\.[0-9]*)\\(?:overline|bar|dot)\{?(?P<repeated>[0-9]+)\}?"
     rf"|(?P<plain>{_DECIMAL})(?:(?:(?:\\times|\\cdot|\*)10\^\{{?|[eE])(?P<power>[+-]?[0-9]{{1,3}})\}}?)?)"
 )
 _DECIMALS = re.compile(r"[+-]?[0-9]*\.0*([0-9]*)")
@@ -268,6 +280,9 @@ def value_of(text: str) -> Fraction | None:
     if match is None:
         return None
     groups = {name: value.replace(",", "") for name, value in match.groupdict().items() if value and name != "sign"}
+    if "repeated" in groups:
+        value = _repeating(groups["start"], groups["repeated"])
+        return -value if match["sign"] == "-" else value
     part = {name: Fraction(value) for name, value in groups.items()}
     if "plain" in part:
         value = part["plain"] * Fraction(Fraction(10) ** int(part.get("power", 0)))
@@ -277,6 +292,14 @@ def value_of(text: str) -> Fraction | None:
             return None
         value = part.get("whole", Fraction(0)) + top / bottom
     return -value if match["sign"] == "-" else value
+
+
+def _repeating(start: str, repeated: str) -> Fraction:
+    r"""Return 0.1\overline{6}, given as "0.1" and "6", as a fraction."""
+    whole, _, decimals = start.partition(".")
+    before = int((whole + decimals) or "0")
+    after = int(whole + decimals + repeated)
+    return Fraction(after - before, 10 ** len(decimals) * (10 ** len(repeated) - 1))
 
 
 def equal_numbers(ours: str, theirs: str) -> bool | None:

@@ -31,7 +31,9 @@ EQUAL = [
     ("7 m", "7"), ("8m³", r"8\text{ m}^3"), ("7 m/s", r"7\text{ m/s}"), ("6km/h", "6"), ("7 m", "7m"), ("7 m^2", "7m^2"),
     (r"\[\frac{2}{5}.\]", "0.4"), (r"\(7,\)", "7"), ("0.777777...", "7/9"), ("a=4, b=-7", "(4,-7)"),
     ("a=4,b=1; a=5,b=2", "(5,2),(4,1)"), ("b=3, m=2", "(m,b)=(2,3)"), ("g(n)=3n-1", "g(t)=3t-1"),
-    (r"u=4\text{or}u=5", "4,5"),
+    (r"u=4\text{or}u=5", "4,5"), (r"0.\overline{3}", "1/3"), (r"-0.1\bar{6}", r"-\frac{1}{6}"), (r"3.\dot{9}", "4"),
+    (r"12.3\overline{45}", "679/55"), ("18 eggs", "18"), ("18 ducks left", "18"), (r"18\text{ eggs}", "18"), ("1 egg", "1 eggs"),
+    ("5th", "5"), (r"21^{\text{st}}", "21"), (r"\frac{1}{2}=0.5", "1/2"), ("7 = 7.0 = 14/2", "7"),
 ]  # fmt: skip
 
 # Equal by algebra.
@@ -45,7 +47,8 @@ EQUAL_BY_ALGEBRA = [
     (r"\frac{1}{3}x+2", r"\frac{x}{3}+2"), ("x^{1/2}", r"\sqrt{x}"), ("3+4i", "4i+3"), ("|x-1|", "|1-x|"),
     (r"\sqrt[3]{8}", "2"), (r"\lfloor 3.7\rfloor", "3"), ("10^{-3}", "0.001"), (r"\frac{7}{3}\pi", r"\frac{7\pi}{3}"),
     (r"2\sqrt{3}+1", r"1+\sqrt{12}"), ("-x+1", "1-x"), (r"\dfrac{3\sqrt{3}}{4}", r"\frac{3}{4}\sqrt{3}"),
-    ("1/2+1/3", "5/6"),
+    ("1/2+1/3", "5/6"), ("12+3=15", "15"), ("x^2-1=(x-1)(x+1)", "(x+1)(x-1)"), ("i^2", "-1"), (r"e^{i\pi}", "-1"),
+    ("(1+i)^2", "2i"), ("|3+4i|", "5"), (r"\sqrt{-4}", "2i"), (r"\frac{1}{i}", "-i"),
 ]  # fmt: skip
 
 UNEQUAL = [
@@ -75,6 +78,9 @@ UNEQUAL = [
     (r"1\frac12", r"\frac{11}{2}"), ("1 1/2", "11/2"), ("1,234", "1.234"), ("1,234", "1234.5"), ("12", "1 2"),
     (r"\{1,2\}", "12"), (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1&2\end{pmatrix}"),
     (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}2\\1\end{pmatrix}"), (r"(0,1)\cup(1,2)", "(0,2)"),
+    (r"0.\overline{3}", "0.3"), (r"0.\overline{3}", r"0.\overline{4}"), ("18 eggs", "18 ducks"), ("18 eggs", "18 cm"),
+    ("18 tenths", "18"), ("18 more than twelve", "18"), ("18 million eggs", "18"), ("2 root three", "2"), ("101 base two", "101"),
+    ("12+4=15", "15"), ("12+4=15", "16"), ("7=8=7", "7"), ("2i", "-2i"), ("i", "1"), ("i^2", "1"), ("|3+4i|", "7"),
     ("3+4i", "3-4i"), ("3i", "3"), (r"6+9\mathrm{i}", "6+9"), ("7:32", "7:31"),
     (r"\text{increasing}", r"\text{decreasing}"), (r"\text{yes}", r"\text{no}"),
     (r"\text{Tuesday}", r"\text{Thursday}"), (r"\text{Bob}", r"\text{Alice}"), ("B", "C"), ("B and C", "B"),
