@@ -4,7 +4,8 @@ With one answer per problem and condition, the test is McNemar's, exact and two-
 Medicine 17, 1998), which is not empty if all answers agree.
 
 With several answers, the value of a problem is its share of right answers. The test exchanges the two conditions within random problems;
-with one answer per problem it would be McNemar's. The interval is that of a bootstrap over problems. Both are seeded.
+with one answer per problem it would be McNemar's. The interval is that of a bootstrap over problems. Both are seeded. If all problems
+have one difference, the bootstrap sees no spread: the interval then has the width of Tango's for as many problems that agree.
 """
 
 from __future__ import annotations
@@ -113,6 +114,9 @@ def compare_answers(
     else:
         test, p_value = "exchange", exchange_test(differences, draws, seed)
         low, high = bootstrap_interval(differences, draws, seed)
+        if len(set(differences)) == 1:
+            width = difference_interval(0, 0, len(differences))[1]
+            low, high = max(low - width, -1.0), min(high + width, 1.0)
     return result | {
         "difference": statistics.fmean(differences), "difference_low": low, "difference_high": high,
         "num_a_better": num_a, "num_b_better": num_b, "p_value": p_value, "test": test,

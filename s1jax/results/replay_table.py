@@ -51,7 +51,7 @@ def format_replay_table(replayed: Replayed) -> str:
         blocks.append(Table(title, header, cells, notes).text() if points else "\n".join([title, *notes]))
     if num_empty:
         which = counted(num_empty, "other setting" if blocks else "setting")
-        blocks.append(f"nothing to replay under {which}: they have one sample per problem and one budget")
+        blocks.append(f"nothing to replay under {which}: one sample per problem and one budget")
     return "\n\n".join(blocks)
 
 

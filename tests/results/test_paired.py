@@ -95,3 +95,13 @@ def test_a_comparison_counts_by_problem_and_draws_by_its_seed():
     flipped = compare_answers(b, a, 2000, seed=1)
     assert flipped["difference"] == pytest.approx(-several["difference"])
     assert (flipped["num_a_better"], flipped["p_value"]) == (several["num_b_better"], several["p_value"])
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "difference"), [((True, False), (False, True), 0.0), ((False, False), (True, True), 1.0)]
+)
+def test_the_interval_is_not_empty_if_all_problems_have_one_difference(a, b, difference):
+    result = compare_answers([a] * 30, [b] * 30, draws=200)
+    width = difference_interval(0, 0, 30)[1]
+    assert result["difference"] == difference and 0.05 < width < 0.2
+    assert (result["difference_low"], result["difference_high"]) == (difference - width, min(difference + width, 1.0))

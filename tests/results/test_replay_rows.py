@@ -203,4 +203,4 @@ def test_settings_without_anything_to_replay_are_counted():
     rows = [sample(max_thinking_tokens=16), sample(benchmark="b"), *family()]
     table = format_replay_table(replay(rows, config(), recorded))
     assert table.splitlines()[0].startswith("toy, m, budget_forcing, temperature 1")
-    assert table.endswith("nothing to replay under 2 other settings: they have one sample per problem and one budget")
+    assert table.endswith("nothing to replay under 2 other settings: one sample per problem and one budget")
