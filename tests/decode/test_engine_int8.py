@@ -32,7 +32,8 @@ def int8_engine(*int8, mesh_config=None):
     [("weights",), ("cache",), ("weights", "cache")],
     ids="+".join,
 )
-def test_forks_rows_and_devices_change_no_token_in_eight_bits_but_where_the_cache_tips_one(int8):
+def test_forks_rows_and_devices_change_nothing_in_eight_bits_but_what_the_cache_rounds_the_other_way(int8):
+    """A value of the cache near a half rounds up in one order of sums and down in another, and a later draw may then differ."""
     engine = int8_engine(*int8)
     points = (Limits(40, 0, 2), Limits(9), Limits(40), Limits(30, 20))
     requests = [
@@ -42,20 +43,27 @@ def test_forks_rows_and_devices_change_no_token_in_eight_bits_but_where_the_cach
         )
         for i in range(5)
     ]  # fmt: skip
-    forked = dict(engine.stream(requests, num_rows=3))
+    forked = dict(engine.stream(requests, num_rows=3, scores=True))
     single = {
-        i: tuple(engine.decode([at_point(request, point)])[0] for point in points) for i, request in enumerate(requests)
+        i: tuple(engine.decode([at_point(request, point)], scores=True)[0] for point in points)
+        for i, request in enumerate(requests)
     }
-    sharded = dict(int8_engine(*int8, mesh_config=MeshConfig(data=4, fsdp=1, tensor=2)).stream(requests))
-    # There are 5 traces. One that the cache tips may change all of its points.
-    max_changed = 1 if "cache" in int8 else 0
+    sharded_engine = int8_engine(*int8, mesh_config=MeshConfig(data=4, fsdp=1, tensor=2))
+    sharded = dict(sharded_engine.stream(requests, scores=True))
     for others in (single, sharded):
-        assert sum(forked[i] != others[i] for i in forked) <= max_changed
-        differing = [(a, b) for i in forked for a, b in zip(forked[i], others[i], strict=True) if a != b]
-        # They differ from a token on that was drawn (in one of them perhaps an end of thinking, for which a forced one stands).
-        for a, b in differing:
-            at = next((at for at, (x, y) in enumerate(zip(a.tokens, b.tokens, strict=False)) if x != y), None)
-            assert at is not None and not (a.forced[at] and b.forced[at])
+        for a, b in ((a, b) for i in forked for a, b in zip(forked[i], others[i], strict=True)):
+            places = zip(a.tokens, b.tokens, strict=False)
+            at = next((at for at, (x, y) in enumerate(places) if x != y), len(a.tokens))
+            if "cache" not in int8:
+                assert a.tokens == b.tokens
+            if (
+                a.tokens != b.tokens
+            ):  # from a token on that was drawn; in one of them perhaps an end, for which a forced one stands
+                assert at < len(a.tokens) and not (a.forced[at] and b.forced[at])
+            # Before each token, the first that differs included, both saw nearly the same probabilities.
+            for name in ("confidences", "end_logprobs"):
+                ours, theirs = (getattr(completion, name)[: at + 1] for completion in (a, b))
+                assert ours == pytest.approx(theirs, abs=0.1 if "cache" in int8 else 1e-4)
 
 
 @pytest.mark.slow
