@@ -14,11 +14,10 @@ from typing import Annotated
 
 import tyro
 
+from s1jax.results.output import write_report_file
 from s1jax.results.samples import read_samples
 from s1jax.runtime.command import run_command
 from s1jax.runtime.config import parse_arguments
-from s1jax.runtime.errors import UserError
-from s1jax.runtime.files import check_writable
 
 
 @dataclass(frozen=True)
@@ -42,18 +41,13 @@ class ReportConfig:
 def main() -> None:
     """Read the rows and problems, and write the report."""
     config = parse_arguments(__doc__, ReportConfig)
-    # A notebook's backend may stop the import of matplotlib, and a user's settings may ask for LaTeX.
-    os.environ |= {"JAX_PLATFORMS": "cpu", "MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}
+    os.environ["JAX_PLATFORMS"] = "cpu"
     from s1jax.evaluate.questions import find_questions
-    from s1jax.results.report import is_report, write_report
 
     rows = read_samples(config.rows)
-    out = config.out or config.rows.with_name("report.html")
-    check_writable(out)
-    if out.exists() and not is_report(out):
-        raise UserError(f"{out} is no report: give another --out, or rename it")
     questions = find_questions(rows, config.benchmark, config.columns, config.subset, config.split)
-    write_report(rows, out, config.rows.name, questions)
+    out = config.out or config.rows.with_name("report.html")
+    write_report_file(rows, out, config.rows.name, questions)
     print(out)
 
 

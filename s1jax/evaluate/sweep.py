@@ -48,6 +48,8 @@ class SweepConfig:
     """What all points of the grid share."""
     num_samples: int = 1
     """Samples per problem and point, for majority voting. More than one needs a temperature above 0."""
+    report: bool = False
+    """Write figures, tables and report.html beside the rows at the end, as plot.py and report.py do."""
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -141,12 +141,14 @@ def test_two_processes_write_what_one_does_once(config, tmp_path, command_of, pr
     # Long enough for the cache to grow.
     config = replace(config, max_thinking_tokens=(0, 5, 150), num_ignore=(0, 20))
     decoding = replace(config.decoding, mesh=MeshConfig(data=4, fsdp=1, tensor=2), output=str(tmp_path / "two.jsonl"))
-    two = replace(config, decoding=decoding)
+    two = replace(config, decoding=decoding, report=True)
     # Some rows are there already.
     one = sweep(config)
     Path(decoding.output).write_text("".join(one.read_text().splitlines(keepends=True)[:5]))
     printed = processes.run_two(*command_of(two))
     assert ["ended by budget" in text for text in printed] == [True, False]
+    shown = [tmp_path / name for name in ("thinking.png", "tables.md", "report.html")]
+    assert printed[0].splitlines()[-3:] == list(map(str, shown)) and all(path.is_file() for path in shown)
     assert comparable(decoding.output) == comparable(one)
     assert max(row["num_thinking_tokens"] for row in read_samples(one)) > 2 * batch.SMALLEST_CAPACITY
 

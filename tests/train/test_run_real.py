@@ -92,7 +92,7 @@ def test_a_run_on_real_rows_lowers_held_out_loss_and_its_export_thinks_under_tra
     assert opening[: len(think)] == think and tokenizer.decode(opening[len(think) :]) == "\n"
     engine, _ = load_engine(resolve_source(hf), "float32", MeshConfig(fsdp=-1))
     prompt = tuple(chat.encode_prompt(question))
-    (ours,) = engine.decode([make_request(prompt, NUM_TOKENS, max_answer_tokens=1)])
+    (ours,) = engine.decode([make_request(prompt, max_thinking_tokens=NUM_TOKENS, max_answer_tokens=1)])
     theirs = under_transformers(list(prompt), NUM_TOKENS)
     print(tokenizer.decode(theirs))
     assert list(ours.tokens[:NUM_TOKENS]) == theirs
